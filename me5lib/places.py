@@ -1,0 +1,56 @@
+"""Where things lie: the cache, the folder of a run, the files that ship with the library; and the one-line error.
+
+Every path of the project is resolved here, so that it does not matter from which folder a notebook is started.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+class Me5Error(Exception):
+    """Something that the user can mend. Printed as one line that says what to do; exit code 2."""
+
+
+def checkout() -> Path | None:
+    """The root of the source checkout that this library is imported from, or None when it is installed as a wheel."""
+    root = PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
+
+
+def asset(name: str) -> Path:
+    """A folder that ships with the library: `notebooks` or `data_cards`, from the checkout or from the wheel."""
+    for base in (checkout(), PACKAGE / "_assets"):
+        if base is not None and (base / name).exists():
+            return base / name
+    raise Me5Error(f"the folder {name} of me5lib is missing: install me5 again")
+
+
+def cache() -> Path:
+    """The cache folder: `ME5_CACHE`, else the user's cache folder (no admin rights needed)."""
+    import platformdirs
+
+    given = os.environ.get("ME5_CACHE")
+    return Path(given).expanduser().resolve() if given else Path(platformdirs.user_cache_path("me5"))
+
+
+def out(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
+    """The folder of one run, made if absent: `given`, else `<ME5_OUT or runs>/<scale>/seed-<seed>`.
+
+    `runs` lies in the checkout, or in the user's data folder when me5 is installed as a wheel.
+    """
+    import platformdirs
+
+    if str(given):
+        folder = Path(given).expanduser().resolve()
+    else:
+        base = os.environ.get("ME5_OUT") or (checkout() or Path(platformdirs.user_data_path("me5"))) / "runs"
+        folder = Path(base).expanduser().resolve() / scale / f"seed-{seed}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Me5Error(f"cannot write to {folder} ({error.strerror}): choose another folder with --out or ME5_OUT") from None
+    return folder

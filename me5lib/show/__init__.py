@@ -1,0 +1,1 @@
+"""Figures and maps of what the other rooms return."""

@@ -1,0 +1,53 @@
+"""The dial: every value has a provenance, the paper's values are the paper's, overrides are checked."""
+
+import dataclasses
+
+import pytest
+
+from me5lib import scale
+from me5lib.places import Me5Error
+
+
+@pytest.mark.parametrize("name", scale.PRESETS)
+def test_every_dial_that_is_set_says_where_its_value_comes_from(name):
+    dial = scale.load(name)
+    for key, (source, why) in dial.provenance.items():
+        assert source in {"paper", "model card", "E5", "ours"}, key
+        assert source != "ours" or len(why) > 5, f"{key} is ours without a reason"
+
+
+@pytest.mark.parametrize(("name", "lr"), [("small", 3e-4), ("base", 2e-4), ("large", 1e-4)])
+def test_the_published_hyperparameters(name, lr):
+    # arXiv 2402.05672: 32k x 30k, InfoNCE at 0.01, a tenth of the rate in stage 2, 512 a batch
+    dial = scale.load(name)
+    assert (dial.train.steps, dial.train.batch, dial.train.lr) == (30_000, 32_768, lr)
+    assert dial.train.temperature == dial.finetune.temperature == 0.01
+    assert (dial.finetune.batch, dial.finetune.lr) == (512, pytest.approx(lr / 10))
+    assert dial.finetune.steps == 2 * 1_596_000 // 512
+
+
+def test_an_override_reaches_its_dial_and_is_marked_ours():
+    dial = scale.load("tiny", ["train.steps=7", "train.lr=1e-3", "data.sources=cldr,history"])
+    assert (dial.train.steps, dial.train.lr, dial.data.sources) == (7, 1e-3, ("cldr", "history"))
+    assert dial.provenance["train.steps"] == ("ours", "set by hand")
+    assert dial.finetune == scale.load("tiny").finetune
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("huge", "", "unknown scale 'huge': choose one of smoke, tiny"),
+        ("tiny", "train.step=3", r"did you mean train.steps\?"),
+        ("tiny", "steps", "unknown dial 'steps'"),
+        ("tiny", "train.steps=many", "train.steps wants int, not 'many'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(name, override, message):
+    with pytest.raises(Me5Error, match=message) as caught:
+        scale.load(name, [override] if override else [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scale_cannot_be_changed_by_accident():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        scale.load("tiny").train.steps = 1
