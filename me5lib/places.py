@@ -52,5 +52,5 @@ def out(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Me5Error(f"cannot write to {folder} ({error.strerror}): choose another folder with --out or ME5_OUT") from None
+        raise Me5Error(f"cannot write to {folder} ({error.strerror}): choose another with --out or ME5_OUT") from None
     return folder

@@ -27,7 +27,7 @@ def test_the_caption_gives_the_agreement_in_space_and_on_the_map(laid):
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("Grüße", "latin"), ("Привет", "cyrillic"), ("日本", "cjk"), ("ไทย", "thai"), ("שלום 12", "hebrew"), ("12", "none")],
+    [("Grüße", "latin"), ("Привет 1", "cyrillic"), ("日本", "cjk"), ("ไทย", "thai"), ("12", "none")],
 )
 def test_scripts_by_unicode_name(text, name):
     assert atlas.script([text]) == name

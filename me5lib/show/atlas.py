@@ -35,7 +35,8 @@ class Map(NamedTuple):
     @property
     def caption(self) -> str:
         """The title with both agreements."""
-        return f"{self.title}\nneighbours that are translations: {self.in_space:.0%} in the space, {self.on_map:.0%} on the map"
+        shares = f"{self.in_space:.0%} in the space, {self.on_map:.0%} on the map"
+        return f"{self.title}\nneighbours that are translations: {shares}"
 
 
 def lay_out(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
@@ -87,7 +88,8 @@ def explorer(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[st
 
     import ipywidgets
 
-    which = ipywidgets.Dropdown(options=[(m.title, i) for i, m in enumerate(maps)], value=len(maps) - 1, description="map")
+    titles = [(laid.title, i) for i, laid in enumerate(maps)]
+    which = ipywidgets.Dropdown(options=titles, value=len(maps) - 1, description="map")
     meaning = ipywidgets.Dropdown(options=[(text[:60], i) for i, text in enumerate(labels)], description="meaning")
     picture = ipywidgets.Image(format="png")
 

@@ -1,0 +1,158 @@
+"""The `me5` command: packs, run, pretrain, finetune, evaluate, report.
+
+What a user can mend is one line on stderr and exit code 2; a notebook that failed gives 1; an interrupt gives 130.
+Everything heavy is imported inside the commands, so that `me5 --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    from me5lib.scale import Scale
+
+
+class Plain(TyperGroup):
+    """A group of commands that turns `Me5Error` and an interrupt into one line."""
+
+    def invoke(self, ctx):  # noqa: ANN001, ANN201
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except Me5Error as error:
+            print(f"me5: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("me5: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Plain, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
+    help="Learn and reproduce Multilingual E5: run its notebooks, or one stage at a time.",
+)
+ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
+Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
+
+
+def _opened(name: str, seed: int, overrides: list[str], out: str) -> tuple[Scale, Path]:
+    """The scale with its overrides, and the folder of the run; before anything heavy is imported."""
+    from me5lib import places, run, scale
+
+    dial = scale.load(name, overrides)
+    run.needs_no_hub(dial)
+    return dial, places.out(name, seed, out)
+
+
+@app.command()
+def packs(
+    export: Annotated[Path | None, typer.Option(help="Copy the packs to this folder, for --from.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Take the packs from such a folder, offline.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Only say what there is, and what is in the cache.")] = False,
+) -> None:
+    """Download the offline packs (about 300 MB, once), verified and resumable."""
+    from me5lib.data import cards
+    from me5lib.data import packs as store
+    from me5lib.places import cache
+
+    if listing:
+        for card in cards.all_cards().values():
+            for file in card.files:
+                here = "in the cache" if (cache() / "packs" / file.file).is_file() else "to be fetched"
+                print(f"{card.name:24} {file.size / 1e6:7.1f} MB  {here:13}  {file.file}")
+        return
+    paths = store.fetch(source=source)
+    total = sum(file.size for file in store.wanted().values())
+    print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {cache() / 'packs'}")
+    if export is not None:
+        print(f"copied, with their list in {store.export(export)}; the others run: me5 packs --from {export}")
+
+
+@app.command()
+def run(
+    scale: ScaleName = "tiny",
+    seed: Seed = 0,
+    only: Annotated[str, typer.Option(help="Numbers of notebooks, as 03,06 (default: all).")] = "",
+    overrides: Set = [],  # noqa: B006
+    out: Out = "",
+    keep_going: Annotated[bool, typer.Option("--keep-going/--stop", help="Go on, or stop, at a failing one.")] = False,
+) -> None:
+    """Execute the notebooks that are not finished, and write the pages of the run."""
+    dial, folder = _opened(scale, seed, overrides, out)
+    from me5lib import run as runner
+
+    numbers = [number.strip().zfill(2) for number in only.split(",") if number.strip()]
+    outcomes = runner.run(dial, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
+    failed = runner.failures(outcomes)
+    finished = len(outcomes) - len(failed)
+    print(f"{finished} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "") -> None:  # noqa: B006
+    """Stage 1: contrastive pre-training on pairs."""
+    dial, folder = _opened(scale, seed, overrides, out)
+    from me5lib.train import stages
+
+    print(stages.pretrain(dial, seed, folder))
+
+
+@app.command()
+def finetune(
+    scale: ScaleName = "tiny",
+    seed: Seed = 0,
+    overrides: Set = [],  # noqa: B006
+    out: Out = "",
+    scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
+) -> None:
+    """Stage 2: supervised fine-tuning of the stage-1 checkpoint, with hard negatives and a teacher."""
+    dial, folder = _opened(scale, seed, overrides, out)
+    from me5lib.lesson import Lesson
+
+    start = None if scratch else Lesson("", dial, seed, folder).checkpoint("stage1")
+    from me5lib.train import stages
+
+    print(stages.finetune(dial, seed, folder, start=start, name="stage2-only" if scratch else "stage2"))
+
+
+@app.command()
+def evaluate(scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "") -> None:  # noqa: B006
+    """The table: every checkpoint of the run and the lexical baselines on the offline tasks, through mteb."""
+    dial, folder = _opened(scale, seed, overrides, out)
+    from me5lib.data.corpus import open_corpus
+    from me5lib.evaluate import table, tasks
+
+    corpus = open_corpus(dial)
+    rows = table.standard_rows(dial, seed, folder, corpus)
+    scores = table.evaluate(rows, tasks.build(corpus.tasks()), folder / "evaluation")
+    path = folder / "evaluation" / "scores.csv"
+    scores.to_csv(path, index=False)
+    means = table.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
+    print(means.to_string(float_format="{:.3f}".format, na_rep=""))
+    print(f"means over languages, between 0 and 1; every language and direction: {path}")
+
+
+@app.command()
+def report(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
+    """Write the pages of a run again and print its numbers."""
+    from me5lib import places
+    from me5lib import report as pages
+
+    folder = places.out(scale, seed, out)
+    if not (folder / "state.json").is_file():
+        raise Me5Error(f"there is no run in {folder}: run `me5 run --scale {scale} --seed {seed}` first")
+    for notebook in sorted((folder / "notebooks").glob("[0-9][0-9].ipynb")):
+        pages.page(notebook)
+    print(pages.summary(folder))
+    print(pages.index(folder))

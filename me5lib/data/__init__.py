@@ -1,0 +1,1 @@
+"""Where pairs come from: data cards, offline packs, the honest split, shards and the mixture."""

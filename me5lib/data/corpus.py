@@ -1,0 +1,315 @@
+"""The one door of the data room: `open_corpus(scale)` gives everything that training and evaluation read.
+
+    corpus = open_corpus(load("tiny"))        # built once, about two minutes; then opened in milliseconds
+    corpus.mixture(scale, seed=0)             # stage 1: batches of pairs, a pure function of the step
+    corpus.labelled()                         # stage 2: labelled examples
+    corpus.tasks()                            # held-out material that no training row equals or nearly equals
+
+A corpus lies in `<cache>/corpus/<fingerprint>`. The fingerprint covers the pinned files, the data dials and the code
+that builds, so another corpus never passes for this one; it is built beside under a lock and renamed when it is whole.
+What evaluates is chosen by rule, not by hand: a language takes part in the held-out bitext when it has
+`evaluate.heldout_strings` held-out strings, one per near-duplicate cluster, and the first so many by hash are its pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from me5lib import pairs, scale
+from me5lib.data import build, cards, cldr, shards, split
+from me5lib.data.mixture import TRANSLATIONS, Mixture
+from me5lib.pairs import Labelled
+from me5lib.places import Me5Error, cache
+
+if TYPE_CHECKING:
+    import pandas
+
+NOT_BUILDING = ("cards", "corpus", "deal", "index", "mixture", "packs")  # modules of this room that only read or fetch
+LEAST_ALIGNED = 20  # ours: a language with fewer aligned items in a bitext says nothing
+LEAST_LABEL = 8  # ours: texts of a label on each side of a classification; mteb trains on eight per label
+SCRIPTS = 8  # the map shows at least so many
+LANGUAGES = 20  # and at least so many languages
+
+
+class Bitext(NamedTuple):
+    """Aligned texts: language → (English, text). Names: `heldout`, `gsm` (numbers masked), `gsm-raw`."""
+
+    name: str
+    sets: dict[str, tuple[list[str], list[str]]]
+
+
+class RetrievalSet(NamedTuple):
+    """Queries and documents of one language; which documents are right for a query."""
+
+    queries: dict[str, str]
+    documents: dict[str, tuple[str, str]]  # title, text
+    relevant: dict[str, set[str]]
+
+
+class Retrieval(NamedTuple):
+    """A retrieval task by language. Names: `xquad`, `fastapi`."""
+
+    name: str
+    sets: dict[str, RetrievalSet]
+
+
+class Classification(NamedTuple):
+    """Language → train texts, train labels, test texts, test labels. Name: `intents`."""
+
+    name: str
+    sets: dict[str, tuple[list[str], list[str], list[str], list[str]]]
+
+
+def fingerprint(data: scale.Data) -> str:
+    """16 hexadecimal digits of all that decides what is in the corpus: pinned files, dials, Babel's release, code."""
+    used = {build.card_of(name) for name in (*data.sources, *data.labelled)}
+    names = sorted((used | set(() if build.only_cldr(data) else build.EVALUATION)) - {"cldr"})
+    files = [[file.sha256 for file in cards.load(name).files] for name in names]
+    modules = [path for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_BUILDING]
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted([*modules, Path(pairs.__file__)])]
+    dials = [sorted(data.sources), sorted(data.labelled), data.heldout_share]
+    text = json.dumps([names, files, code, dials, cldr.version()])
+    return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
+
+
+def open_corpus(dial: scale.Scale, progress: bool = True) -> Corpus:
+    """The corpus of a scale, built first where the cache does not have it (needs the packs; at smoke nothing).
+
+    Raises `Me5Error` for a scale whose sources lie on the hub, for packs that are not fetched, and for a full disk.
+    """
+    if not dial.offline:
+        raise Me5Error(f"scale {dial.name} trains on sources of the hub, which are not read yet: use smoke or tiny")
+    mark = fingerprint(dial.data)
+    home = cache() / "corpus"
+    folder = home / mark
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / f"{mark}.lock"):
+            if not (folder / "report.json").is_file():
+                _build_beside(dial.data, folder, progress)
+    except OSError as error:
+        raise shards.full_disk(error, folder) from None
+    return Corpus(folder, dial, mark)
+
+
+def _build_beside(data: scale.Data, folder: Path, progress: bool) -> None:
+    side = folder.with_name(folder.name + ".part")
+    shutil.rmtree(side, ignore_errors=True)
+    try:
+        side.mkdir()
+        build.build(data, side, progress)
+        side.rename(folder)
+    finally:
+        shutil.rmtree(side, ignore_errors=True)
+
+
+class Corpus:
+    """A built corpus. `fingerprint` names it; `report` holds the counts of the split."""
+
+    def __init__(self, folder: Path, dial: scale.Scale, mark: str):
+        self.folder, self.scale, self.fingerprint = folder, dial, mark
+        self.report: dict[str, float] = json.loads((folder / "report.json").read_text(encoding="utf8"))
+
+    @cached_property
+    def shards(self) -> dict[tuple[str, str], shards.Shard]:
+        """Every stream of stage 1 by (source, language), memory-mapped."""
+        folders = sorted(path.parent for path in (self.folder / "stage1").glob(f"*/*/{shards.MANIFEST}"))
+        return {(folder.parent.name, folder.name): shards.open_shard(folder) for folder in folders}
+
+    def mixture(self, dial: scale.Scale, seed: int, stage: scale.Stage | None = None) -> Mixture:
+        """The pairs of stage 1, laid out over the steps of `stage` (None: `dial.train`); sources weighted by rows."""
+        stage = stage or dial.train
+        return Mixture(self.shards, steps=stage.steps, batch=stage.batch, seed=seed,
+                       temperature=dial.data.language_temperature, homogeneous=dial.data.homogeneous)
+
+    def labelled(self, part: str = "stage 2") -> list[Labelled]:
+        """The labelled examples of stage 2; `part="dev"`: those kept out of it, by cluster of the question, to test it.
+
+        Examples without negatives (title and description) have theirs mined.
+        """
+        rows = self._table("labelled").to_pylist()
+        return [Labelled(row["query"], tuple(row["positives"]), tuple(row["negatives"]), row["source"], row["language"])
+                for row in rows if row["part"] == part]
+
+    def sample_texts(self, n: int, seed: int = 0) -> list[str]:
+        """About `n` distinct training texts (never more) to train a vocabulary on.
+
+        Streams are drawn from in proportion to the square root of their rows. Of a translation's English side, which
+        every language repeats, one in eight is taken.
+        """
+        roots = {key: shard.rows**0.5 for key, shard in self.shards.items()}
+        found: dict[str, None] = {}
+        for key, shard in self.shards.items():
+            rows = shards.shuffled(shard.rows, seed)[: int(np.ceil(n * roots[key] / sum(roots.values())))]
+            translated = tuple(shard.columns) == TRANSLATIONS
+            for place, (first, second) in enumerate(shard.take(np.sort(rows))):
+                found[second if place % (8 if translated else 2) else first] = None
+        order = sorted(found, key=split.fraction)  # cut evenly, not from the last sources
+        return order[:n]
+
+    def memory(self, language: str) -> tuple[list[str], list[str]]:
+        """All training translations of a language, for the translation memory: (English, text), distinct, aligned.
+
+        Empty where it has none.
+        """
+        rows = dict.fromkeys(row for (_, own), shard in self.shards.items() if own == language
+                             and tuple(shard.columns) == TRANSLATIONS for row in shard.take(np.arange(shard.rows)))
+        return [english for english, _ in rows], [text for _, text in rows]
+
+    def tasks(self) -> list[Bitext | Retrieval | Classification]:
+        """The evaluation material: `heldout`, `gsm`, `gsm-raw`, `xquad`, `fastapi`, `intents`."""
+        gsm = self._table("gsm")
+        return [
+            Bitext("heldout", self._pools()),
+            Bitext("gsm", aligned(gsm, masked=True)),
+            Bitext("gsm-raw", aligned(gsm)),
+            *(Retrieval(name, _retrieval(self._table(name))) for name in ("xquad", "fastapi")),
+            Classification("intents", _classification(self._table("intents"), self.scale.evaluate.intent_languages)),
+        ]
+
+    def parallel(self, n: int) -> dict[str, list[str]]:
+        """Language → `n` held-out meanings, aligned across languages, English (`en`) among them; for the map.
+
+        As many languages as have `n` meanings in common, at least `LANGUAGES` in `SCRIPTS` scripts.
+        Raises `Me5Error` when so many meanings are not there.
+        """
+        return common_meanings(self._table("heldout").to_pylist(), n)
+
+    def counts(self) -> pandas.DataFrame:
+        """Rows by source, language and role; what was dropped, by reason. Columns: source, language, role, rows."""
+        return self._table("counts").to_pandas()
+
+    def _table(self, name: str) -> pa.Table:
+        try:
+            return pq.read_table(self.folder / f"{name}.parquet")
+        except (OSError, pa.ArrowInvalid) as error:
+            raise shards.damaged(self.folder, " ".join(str(error).split())) from None
+
+    def _pools(self) -> dict[str, tuple[list[str], list[str]]]:
+        size = self.scale.evaluate.heldout_strings
+        found = {language: distinct(rows) for language, rows in by_language(self._table("heldout").to_pylist())}
+        return {language: ([row["english"] for row in rows[:size]], [row["text"] for row in rows[:size]])
+                for language, rows in found.items() if len(rows) >= size}
+
+
+def by_language(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
+    """Rows by their language, in the order of its code."""
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for row in rows:
+        groups[row["language"]].append(row)
+    return iter(sorted(groups.items()))
+
+
+def distinct(rows: Sequence[dict]) -> list[dict]:
+    """The first row of each cluster, English text and translation (masked), in the order of the rows: held-out items
+    that can be told apart, and are no near-copies of one another in English."""
+    seen: set = set()
+    found = []
+    for row in sorted(rows, key=lambda row: (row["order"], row["english"], row["text"])):
+        marks = {row["cluster"], ("text", split.mask(row["text"]))}  # an equal English text has an equal cluster
+        if not marks & seen:
+            found.append(row)
+            seen |= marks
+    return found
+
+
+def aligned(table: pa.Table, masked: bool = False) -> dict[str, tuple[list[str], list[str]]]:
+    """Language → (English, text) of the items that both have, in the order of their ids; empty items are left out.
+
+    With `masked` every number is replaced by one token on both sides, in the digits of any script; number words stay.
+    """
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in table.to_pylist():
+        if row["text"] and row["text"].strip():
+            texts[row["language"]][row["id"]] = split.mask_numbers(row["text"]) if masked else row["text"]
+    english = texts.pop("en")
+    found = {}
+    for language, own in sorted(texts.items()):
+        ids = sorted(own.keys() & english.keys())
+        if len(ids) >= LEAST_ALIGNED:
+            found[language] = ([english[i] for i in ids], [own[i] for i in ids])
+    return found
+
+
+def _retrieval(table: pa.Table) -> dict[str, RetrievalSet]:
+    found = {}
+    for language, rows in by_language(table.to_pylist()):
+        relevant: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            relevant[row["query_id"]].add(row["document_id"])
+        documents = {row["document_id"]: (row["title"], row["text"]) for row in rows}
+        found[language] = RetrievalSet({row["query_id"]: row["query"] for row in rows}, documents, dict(relevant))
+    return found
+
+
+def _classification(table: pa.Table, languages: int) -> dict[str, tuple[list[str], list[str], list[str], list[str]]]:
+    """The `languages` with most texts that have two labels or more after the split (half of the clusters test)."""
+    found: dict[str, tuple] = {}
+    for language, rows in sorted(by_language(table.to_pylist()), key=lambda group: (-len(group[1]), group[0])):
+        if len(found) == languages:
+            break
+        texts = [row["text"] for row in rows]
+        tests = split.HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 0.5, largest=len(texts)).english
+        halves = [[row for row in rows if (row["text"] in tests) == test] for test in (False, True)]
+        tallies = [Counter(row["label"] for row in half) for half in halves]
+        labels = {label for label in tallies[0] if min(tally[label] for tally in tallies) >= LEAST_LABEL}
+        if len(labels) > 1:
+            kept = [[row for row in half if row["label"] in labels] for half in halves]
+            found[language] = tuple([row[column] for row in half] for half in kept for column in ("text", "label"))
+    return dict(sorted(found.items()))
+
+
+def common_meanings(rows: Sequence[dict], n: int) -> dict[str, list[str]]:
+    """`n` English texts and their translations in as many languages as share so many, English under `en`.
+
+    Languages are given up one by one: the one whose loss leaves most meanings in common, but never the last of a script
+    while there are only `SCRIPTS`.
+    """
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in sorted(rows, key=lambda row: (row["order"], row["english"], row["text"])):
+        texts[row["language"]].setdefault(row["english"], row["text"])
+    cluster = {row["english"]: row["cluster"] for row in rows}
+    meanings = sorted(cluster, key=lambda text: (split.fraction(split.mask(text)), text))
+    left = sorted(texts)
+    script = {language: _script(texts[language].values()) for language in left}
+    has = np.array([[text in texts[language] for text in meanings] for language in left], dtype=bool)
+    while len(chosen := _one_per_cluster(meanings, has.all(axis=0), cluster)) < n:
+        scripts = Counter(script[language] for language in left)
+        free = [i for i, own in enumerate(left) if scripts[script[own]] > 1 or len(scripts) > SCRIPTS]
+        if not free or len(left) < LANGUAGES:
+            raise Me5Error(f"{len(left)} languages share only {len(chosen)} held-out meanings: ask for fewer than {n}")
+        missing = (~has).sum(axis=0)
+        gain = [(int((missing[~has[i]] == 1).sum()), int((~has[i]).sum()), -i) for i in free]
+        worst = -max(gain)[2]
+        left.pop(worst)
+        has = np.delete(has, worst, axis=0)
+    return {"en": chosen[:n], **{language: [texts[language][text] for text in chosen[:n]] for language in left}}
+
+
+def _one_per_cluster(meanings: Sequence[str], common: np.ndarray, cluster: dict[str, int]) -> list[str]:
+    first: dict[int, str] = {}
+    for i in np.flatnonzero(common):
+        first.setdefault(cluster[meanings[i]], meanings[i])
+    return list(first.values())
+
+
+def _script(texts: Iterable[str]) -> str:
+    """The script that most letters of `texts` are in, by the first word of their Unicode names."""
+    letters = Counter(sign for text in texts for sign in text if sign.isalpha())
+    scripts: Counter[str] = Counter()
+    for sign, times in letters.items():
+        scripts[unicodedata.name(sign, "?").split()[0]] += times
+    return scripts.most_common(1)[0][0]

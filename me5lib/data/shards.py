@@ -1,0 +1,162 @@
+"""Shards: one folder per stream (a source in one language), written once, read by row number.
+
+    pairs.parquet    the archive: zstd, opens anywhere
+    pairs.arrow      what training reads: uncompressed Arrow, one record batch, memory-mapped
+    manifest.json    rows, columns, bytes and SHA-256 of both files
+
+Rows are shuffled once at build by a stateless hash of the row number, so that a block of neighbouring rows is already a
+random sample and the plan may permute blocks instead of rows. A shard of the corpus has the columns `english, text`
+(translations, which can be read in both directions) or `query, passage` (title and body: one direction).
+
+Cost: opening reads the manifest and the Arrow footer, under a millisecond, and keeps no file handle (only the mapping),
+so hundreds of streams stay open at once. `take` copies the rows asked for and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from me5lib.places import Me5Error
+
+ARCHIVE, MAPPED, MANIFEST = "pairs.parquet", "pairs.arrow", "manifest.json"
+
+
+class Manifest(NamedTuple):
+    """What a shard holds: the seed of its shuffle, and bytes and SHA-256 of each of its files."""
+
+    rows: int
+    columns: tuple[str, ...]
+    seed: int
+    bytes: dict[str, int]
+    sha256: dict[str, str]
+
+
+class Shard:
+    """A finished shard, memory-mapped. `rows`: their number; `take` reads some of them by position."""
+
+    def __init__(self, folder: Path, manifest: Manifest, table: pa.Table):
+        self.folder, self.manifest, self.table = folder, manifest, table
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.manifest.rows
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, in the order of the tuples that `take` returns."""
+        return self.manifest.columns
+
+    def take(self, rows: np.ndarray) -> list[tuple]:
+        """The rows at the positions `rows` (int64 [n], 0 ≤ row < `self.rows`), as tuples in that order."""
+        found = self.table.take(pa.array(np.asarray(rows, dtype=np.int64)))
+        return list(zip(*(column.to_pylist() for column in found.columns), strict=True))
+
+    def verify(self) -> Shard:
+        """Hash both files and return self; raises `Me5Error` where one differs from the manifest. Reads every byte."""
+        for name, known in self.manifest.sha256.items():
+            if _sha256(self.folder / name) != known:
+                raise damaged(self.folder, f"{name} differs from its SHA-256")
+        return self
+
+
+def write(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
+    """Write `table` as the shard `folder`, its rows shuffled; written beside and renamed, so never half there.
+
+    An existing shard is replaced. The same table and seed give the same files (for one version of pyarrow).
+    Raises `Me5Error` when the disk is full.
+    """
+    side = folder.with_name(folder.name + ".part")
+    shutil.rmtree(side, ignore_errors=True)
+    table = _wide(table.combine_chunks()).take(pa.array(shuffled(table.num_rows, seed)))
+    try:
+        side.mkdir(parents=True)
+        _write_files(table, side)
+        manifest = _describe(table, side, seed)
+        (side / MANIFEST).write_text(json.dumps(manifest._asdict(), indent=1) + "\n", encoding="utf8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(side, folder)
+    except OSError as error:
+        shutil.rmtree(side, ignore_errors=True)
+        raise full_disk(error, folder) from None
+    return manifest
+
+
+def open_shard(folder: Path) -> Shard:
+    """Memory-map the shard `folder`. Raises `Me5Error` when it is missing, cut short, or not what its manifest says."""
+    try:
+        given = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
+        manifest = Manifest(**{**given, "columns": tuple(given["columns"])})
+        for name, size in manifest.bytes.items():
+            if (folder / name).stat().st_size != size:
+                raise damaged(folder, f"{name} is not {size} bytes long")
+        table = _map(folder / MAPPED)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, pa.ArrowInvalid) as error:
+        raise damaged(folder, " ".join(str(error).split()) or type(error).__name__) from None
+    if table.num_rows != manifest.rows or tuple(table.column_names) != manifest.columns:
+        raise damaged(folder, "rows or columns differ from its manifest")
+    return Shard(folder, manifest, table)
+
+
+def shuffled(rows: int, seed: int) -> np.ndarray:
+    """A permutation of `rows` row numbers, int64: the order of their SplitMix64 hashes.
+
+    Stateless, so it does not change with the version of numpy as the stream of a `Generator` may.
+    """
+    with np.errstate(over="ignore"):
+        mixed = np.arange(rows, dtype=np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return np.argsort(mixed ^ (mixed >> np.uint64(31)), kind="stable")
+
+
+def damaged(folder: Path, what: str) -> Me5Error:
+    """The one-line error for a folder of the cache that cannot be used."""
+    return Me5Error(f"{folder} is damaged ({what}): delete it and run again")
+
+
+def full_disk(error: OSError, folder: Path) -> Me5Error | OSError:
+    """The one-line error for a full disk; any other `error` is returned as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return Me5Error(f"no space left for {folder}: free some, or point ME5_CACHE to a larger disk, and run again")
+
+
+def _wide(table: pa.Table) -> pa.Table:
+    # 64-bit offsets: one record batch may then pass 2 GB of text.
+    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+def _write_files(table: pa.Table, folder: Path) -> None:
+    pq.write_table(table, folder / ARCHIVE, compression="zstd")
+    with pa.OSFile(str(folder / MAPPED), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(table.num_rows, 1))
+
+
+def _describe(table: pa.Table, folder: Path, seed: int) -> Manifest:
+    files = [folder / ARCHIVE, folder / MAPPED]
+    sizes = {file.name: file.stat().st_size for file in files}
+    hashes = {file.name: _sha256(file) for file in files}
+    return Manifest(table.num_rows, tuple(table.column_names), seed, sizes, hashes)
+
+
+def _map(file: Path) -> pa.Table:
+    # Closing gives the file handle back; the mapping lives for as long as the table does.
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

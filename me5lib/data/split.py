@@ -1,0 +1,221 @@
+"""The honest split: near-copies of a text are held out together, and nothing near a held-out text is trained on.
+
+Strings of an interface come in near-copies ("Error saving photo", "Error saving video"). Two English strings are near
+when the sets of character trigrams of their masked forms have a Jaccard similarity of at least `NEAR`; a cluster is
+what a chain of near strings connects (single linkage), found with MinHash and checked exactly. A cluster is held out
+when the hash of its canonical member (the first in alphabetical order) falls under the share: no random state, the
+same for every seed, and fixed before anything is trained. A cluster of more than `LARGEST` strings goes to training.
+
+    english ──► clusters ──► HeldOut.choose ──► .english   the held-out English strings
+                                            ──► .add       their translations, and texts that only evaluate
+                                            ──► .admits    what may be trained on, on either side, in any language
+
+Cost: MinHash takes about 0.1 ms a string; `near` is exact, a sparse product that grows with held-out × tested strings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from me5lib.pairs import normalise, text_key
+
+NEAR = 0.6  # ours: below it unlike strings begin to chain up (at 0.45 a third of Home Assistant is one cluster)
+LARGEST = 200  # ours: strings; nothing is learnt from holding out one huge cluster, and much is lost
+BANDS, ROWS = 48, 3  # MinHash: a pair at Jaccard NEAR is missed with (1 - 0.6³)⁴⁸, less than 1 in 100,000
+TOKEN = "#"  # what a number or a placeholder becomes
+
+_DIGIT = r"[\d²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞፩-፼]"
+_GROUPED = r"(?<!\d)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)"  # 1 000 000, as French and Russian write it
+_NUMBER = re.compile(rf"(?:{_GROUPED}|{_DIGIT})(?:[.,:/٫٬'’⁄]?{_DIGIT})*")
+_ANY = re.compile(rf"{_DIGIT}|[%{{<]|://")  # most texts have nothing to mask, which this sees fastest
+_PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[sdif]\b|\$?\{[^{}]*\}|<[^<>]+>|https?://\S+")
+
+
+def mask_numbers(text: str) -> str:
+    """`text` with every number, in the digits of any script, replaced by one `TOKEN` ("1.250,5" is one number).
+
+    Numbers written as words stay, Roman and Chinese numerals among them.
+    """
+    return _NUMBER.sub(TOKEN, text)
+
+
+def mask(text: str) -> str:
+    """The form in which two texts are compared: normalised, and numbers, placeholders and links replaced by `TOKEN`."""
+    text = normalise(text)
+    return mask_numbers(_PLACEHOLDER.sub(TOKEN, text)) if _ANY.search(text) else text
+
+
+def shingles(forms: Sequence[str]) -> sparse.csr_matrix:
+    """Character trigrams of each masked text, its ends padded: binary int32 [len(forms), trigrams].
+
+    A trigram's code is its three code points side by side (3 × 21 bits), so nothing collides.
+    """
+    padded = [f" {form} " for form in forms]
+    signs = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
+    row = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
+    inside = row[:-2] == row[2:]
+    codes = (signs[:-2] << 42 | signs[1:-1] << 21 | signs[2:])[inside]
+    trigrams, column = np.unique(codes, return_inverse=True)
+    cells = (np.ones(len(codes), dtype=np.int32), (row[:-2][inside], column))
+    grams = sparse.csr_matrix(cells, shape=(len(padded), len(trigrams)))
+    grams.data[:] = 1  # what comes twice in a text was summed
+    return grams
+
+
+def clusters(english: Sequence[str]) -> np.ndarray:
+    """The cluster of each string, int64 [len(english)]: near-copies, and what a chain of them connects, share one.
+
+    Strings of an equal masked form always share one. Numbers are consecutive from 0, in order of first appearance.
+    """
+    number: dict[str, int] = {}
+    form_of = np.array([number.setdefault(mask(text), len(number)) for text in english], dtype=np.int64)
+    if not number:
+        return form_of
+    grams = shingles(list(number))
+    edges = _candidates(_signatures(grams))
+    edges = edges[_jaccard(grams, edges) >= NEAR]
+    links = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(number), len(number)))
+    return _in_order(csgraph.connected_components(links, directed=False)[1][form_of])
+
+
+def near(held: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Which of `texts` are a near-copy of any of `held`: bool [len(texts)]. Exact: nothing is hashed."""
+    return _near(sorted(set(map(mask, held))), list(map(mask, texts)))
+
+
+def _near(held: Sequence[str], forms: Sequence[str], block: int = 256) -> np.ndarray:
+    """`near` for masked texts. Sets whose sizes differ by more than NEAR are not compared."""
+    result = np.zeros(len(forms), dtype=bool)
+    if not len(held) or not len(forms):
+        return result
+    grams = shingles([*held, *forms])
+    sizes = np.diff(grams.indptr)
+    left, right = (np.argsort(part, kind="stable") for part in (sizes[: len(held)], sizes[len(held) :]))
+    right += len(held)
+    ordered = grams[right]
+    for start in range(0, len(left), block):
+        few = left[start : start + block]
+        low = np.searchsorted(sizes[right], NEAR * sizes[few[0]], side="left")
+        high = np.searchsorted(sizes[right], sizes[few[-1]] / NEAR, side="right")
+        found = (grams[few] @ ordered[low:high].T).tocoo()
+        enough = found.data >= NEAR * sizes[few[0]]  # the union is never smaller than the smallest of the block
+        common, hit = found.data[enough], right[low + found.col[enough]]
+        near_copy = common >= NEAR * (sizes[few[found.row[enough]]] + sizes[hit] - common)
+        result[hit[near_copy] - len(held)] = True
+    return result
+
+
+class HeldOut:
+    """What is held out, and so what may be trained on.
+
+    `english`: held-out English string → number of its cluster. `report`: counts of strings and clusters.
+    """
+
+    def __init__(self, english: Mapping[str, int] | None = None, report: dict[str, float] | None = None):
+        self.english = dict(english or {})
+        self.report = dict(report or {})
+        self._forms: set[str] = set()
+        self._by_language: dict[str, set[str]] = {}
+        self.add(self.english, "en")
+
+    @classmethod
+    def choose(cls, english: Sequence[str], candidates: np.ndarray, share: float, largest: int = LARGEST) -> HeldOut:
+        """Hold out about `share` of the clusters of `english` that have a candidate (bool [len(english)]) in them.
+
+        Strings without English come as their source key. Clusters of more than `largest` strings stay in training.
+        """
+        cluster = clusters(english)
+        size = np.bincount(cluster)
+        eligible = np.bincount(cluster, weights=np.asarray(candidates, dtype=float)) > 0
+        canonical: dict[int, str] = {}
+        for text, number in sorted(zip(map(mask, english), cluster.tolist(), strict=True)):
+            canonical.setdefault(number, text)
+        chosen = {n for n, text in canonical.items() if eligible[n] and size[n] <= largest and fraction(text) < share}
+        held = {text: number for text, number in zip(english, cluster.tolist(), strict=True) if number in chosen}
+        report = {"strings": len(english), "clusters": len(size), "largest cluster": int(size.max(initial=0)),
+                  "clusters too large to hold out": int((eligible & (size > largest)).sum()),
+                  "held-out clusters": len(chosen), "held-out strings": len(held)}
+        return cls(held, report)
+
+    def add(self, texts: Iterable[str], language: str) -> None:
+        """Keep `texts` out as well: translations of held-out strings, texts that only evaluate."""
+        forms = {mask(text) for text in texts} - {""}
+        self._forms |= forms
+        self._by_language.setdefault(language, set()).update(forms)
+
+    def admits(self, texts: Sequence[str], language: str) -> np.ndarray:
+        """Which of `texts` may be trained on: equal to no held-out text of any language, near none of `language`'s own.
+
+        Texts are compared in masked form. bool [len(texts)].
+        """
+        forms = [mask(text) for text in texts]
+        admitted = np.array([form not in self._forms for form in forms], dtype=bool)
+        rest = np.flatnonzero(admitted)
+        admitted[rest] = ~_near(sorted(self._by_language.get(language, ())), [forms[i] for i in rest])
+        return admitted
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1) that stands for `text`: its `text_key`, scaled. What all choices by hash are made with."""
+    return (text_key(text) + 2**63) / 2**64
+
+
+def _signatures(grams: sparse.csr_matrix) -> np.ndarray:
+    # uint32 [texts, BANDS * ROWS]; datasketch mixes the trigram's number itself, so the number serves as its hash
+    from datasketch import MinHash
+
+    sets = (grams.indices[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
+    hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, hashfunc=int, scheme="affine32")
+    return np.array([one.hashvalues for one in hashes], dtype=np.uint32)
+
+
+def _candidates(signatures: np.ndarray, block: int = 100_000) -> np.ndarray:
+    # int64 [pairs, 2], smaller first: texts that agree on all rows of some band, each joined to the bucket's others,
+    # and on so many rows in all that a similarity of NEAR is not out of the question (five standard deviations)
+    n, found = len(signatures), [np.zeros(0, dtype=np.int64)]
+    for band in range(0, BANDS * ROWS, ROWS):
+        keys = _folded(signatures[:, band : band + ROWS])
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1], True])
+        sizes = np.diff(starts)
+        for size in np.unique(sizes[sizes > 1]):  # all buckets of one size at once
+            bucket = order[starts[:-1][sizes == size][:, None] + np.arange(size)]
+            i, j = np.triu_indices(size, 1)
+            found.append((bucket[:, i] * n + bucket[:, j]).ravel())
+    codes = np.sort(np.concatenate(found))
+    codes = codes[np.r_[True, codes[1:] != codes[:-1]]] if len(codes) else codes
+    likely, least = [codes[:0]], NEAR - 5 * (NEAR * (1 - NEAR) / (BANDS * ROWS)) ** 0.5
+    for some in (codes[start : start + block] for start in range(0, len(codes), block)):
+        agreeing = (signatures[some // n] == signatures[some % n]).mean(axis=1)
+        likely.append(some[agreeing >= least])
+    codes = np.concatenate(likely)
+    return np.stack([codes // n, codes % n], axis=1)
+
+
+def _folded(rows: np.ndarray) -> np.ndarray:
+    # a band as one uint64 [texts]; a chance collision costs a comparison, no more
+    folded = np.zeros(len(rows), dtype=np.uint64)
+    for column in rows.T:
+        folded = (folded ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        folded ^= folded >> np.uint64(32)
+    return folded
+
+
+def _jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -> np.ndarray:
+    sizes = np.diff(grams.indptr)
+    result = np.empty(len(edges))
+    for start in range(0, len(edges), block):
+        i, j = edges[start : start + block].T
+        common = np.asarray(grams[i].multiply(grams[j]).sum(axis=1)).ravel()
+        result[start : start + block] = common / (sizes[i] + sizes[j] - common)
+    return result
+
+
+def _in_order(labels: np.ndarray) -> np.ndarray:
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first, kind="stable"), kind="stable")[inverse].astype(np.int64)

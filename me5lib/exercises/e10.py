@@ -1,0 +1,62 @@
+"""Checkers of notebook 10: weighted F1, the protocol's prefixes, the margin over the better baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from me5lib.exercises import ask, close, exercise
+
+Q, P = "query: ", "passage: "
+
+
+@exercise("10.1")
+def weighted_f1(answer: float) -> str | None:
+    """Chosen 0, 0, 2 for queries 0, 1, 2. F1 of document 0: 2 · 1 / (1 + 2) = 2/3; of 1: 0; of 2: 1. Mean 5/9."""
+    if close(answer, 2 / 3):
+        return "that is the accuracy (and the recall): a document that is chosen twice must cost precision too"
+    if close(answer, 1 / 2):
+        return "that is the mean precision (1/2, 0, 1): take F1 of each document, then the mean"
+    if close(answer, 5 / 6):
+        return "document 1 was never chosen, so its F1 is 0, but it still counts in the mean"
+    if close(answer, 2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3)):
+        return "F1 of the mean precision and the mean recall is another number: the mean comes last"
+    return None if close(answer, 5 / 9) else "F1 of a document is 2 · right / (times it is due + times it was chosen)"
+
+
+@exercise("10.2")
+def prefixes(answer: Callable[[str, str], tuple[str, str]]) -> str | None:
+    """`prefixes(task_type, name)` → (before queries, before documents) under the paper's protocol."""
+    found = {key: tuple(ask(answer, *key)) for key in (
+        ("Retrieval", "SciFact"), ("STS", "STSBenchmark"), ("BitextMining", "Tatoeba"), ("Reranking", "AskUbuntuDupQuestions"),
+        ("Retrieval", "QuoraRetrieval"), ("Classification", "Banking77Classification"),
+    )}  # fmt: skip
+    if found["Retrieval", "SciFact"] == (P, Q):
+        return "the sides are swapped: queries come first in the pair"
+    if found["Retrieval", "SciFact"] != (Q, P):
+        return f"Retrieval, SciFact should be {(Q, P)}, with the colon and the space; yours is {found['Retrieval', 'SciFact']}"
+    if found["STS", "STSBenchmark"] == ("", ""):
+        return "no prefix outside retrieval is what mteb does today; the paper puts `query: ` on every text there"
+    if found["Reranking", "AskUbuntuDupQuestions"] == (Q, P):
+        return "mteb hands a reranking over as a retrieval, but the authors' script puts `query: ` on both sides of it"
+    if found["Retrieval", "QuoraRetrieval"] == (Q, P):
+        return "Quora's documents are questions too: look at the name, not only at the type"
+    wrong = [key for key, value in found.items() if key != ("Retrieval", "SciFact") and value != (Q, Q)]
+    return f"{wrong[0][0]}, {wrong[0][1]}: `query: ` on both sides" if wrong else None
+
+
+@exercise("10.3")
+def margin(answer: Callable[[dict, dict], float]) -> str | None:
+    """`margin(model, baselines)`: mean of model − the baseline of the higher mean, over languages that both have."""
+    model = {"de": 0.9, "fr": 0.7, "ru": 0.5, "xx": 0.1}
+    rows = {"trigrams": {"de": 0.8, "fr": 0.5, "ru": 0.1}, "memory": {"de": 0.6, "fr": 0.6, "ru": 0.5}}
+    found = ask(answer, dict(model), {name: dict(row) for name, row in rows.items()})
+    right = (0.3 + 0.1 + 0.0) / 3
+    if close(found, -right):
+        return "the sign: a model that is ahead has a positive margin"
+    if close(found, (0.1 + 0.2 + 0.4) / 3):
+        return "that is the margin over the baseline of the lower mean; the better one is the bar"
+    if close(found, (0.1 + 0.1 + 0.0) / 3):
+        return "the better baseline of each language is a third, stronger row that nobody has: choose one for all"
+    if close(found, (0.9 + 0.7 + 0.5 + 0.1) / 4 - (0.6 + 0.6 + 0.5) / 3):
+        return "the two means are over different languages: xx has no baseline, so leave it out on both sides"
+    return None if close(found, right) else "choose the baseline of the highest mean, then average model − baseline"

@@ -1,0 +1,246 @@
+"""The encoder: text in, unit vectors out. Backbone, average pooling over all non-padding tokens, L2 norm.
+
+    encoder = Encoder.load("runs/tiny/seed-0/stage1")
+    vectors = encoder.encode(["How do I pay?"], QUERY)      # fp32 [1, width]
+
+Two doors: `encode` for reading (texts, no gradient), and `tokenize` + `forward` for training (ids, with gradient).
+Both sort the texts by length and cut them into pieces of equal padded size before the backbone sees them: padding is
+most of the work otherwise (FIELD.md: 2 to 2.7 times on a CPU), and the result is the same. Pooling and norm are done in
+fp32 whatever the backbone's dtype: at τ = 0.01 a cosine error of 4e-3 is 0.4 of a logit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from me5lib import scale
+from me5lib.model import export
+from me5lib.model.text import QUERY, Counts, clean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+CPU_PIECE = 2_048  # padded tokens that go through the backbone together: what fits a core's cache (measured; ours)
+GPU_PIECE = 65_536  # on a GPU, launches cost more than padding (ours)
+WINDOW = 16_384  # texts that `encode` holds in tokens at a time
+
+
+class Encoder(nn.Module):
+    """A backbone and its tokenizer. `counts` sums up what its texts needed (empty, cut, repaired)."""
+
+    def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.counts = Counts()
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a vector."""
+        return self.backbone.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.device
+
+    @classmethod
+    def new(cls, shape: scale.Model, tokenizer: PreTrainedTokenizerFast, seed: int, dropout: float = 0.0) -> Encoder:
+        """The encoder that a stage 1 starts from: random BERT weights of this shape, or the hub's `shape.backbone`.
+
+        The random one is drawn from `seed` without touching torch's global generator. `dropout` is 0 for it (ours:
+        a run of one pass over its data does not overfit); a hub backbone keeps its own.
+        """
+        if shape.backbone != "random":
+            encoder = cls.load(shape.backbone)
+            encoder.max_tokens = min(shape.max_tokens, encoder.max_tokens)
+            return encoder
+        from transformers import BertConfig, BertModel
+
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=shape.width, num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads, intermediate_size=shape.feedforward,
+            max_position_embeddings=shape.max_tokens, pad_token_id=tokenizer.pad_token_id, type_vocab_size=1,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = BertModel(config, add_pooling_layer=False)
+        return cls(backbone, tokenizer, shape.max_tokens)
+
+    @classmethod
+    def load(cls, folder_or_hub_id: str | Path) -> Encoder:
+        """An encoder from a checkpoint folder or a hub id, in fp32 and in evaluation mode.
+
+        Raises `Me5Error` for a missing or empty folder, for weights that do not fit the configuration, and for a hub
+        id that cannot be had (offline, or misspelt).
+        """
+        return cls(*export.read(folder_or_hub_id)).eval()
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `SentenceTransformer` and `AutoModel` load; whole or not at all (see `export.write`)."""
+        export.write(self, Path(folder))
+
+    def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
+        """Token ids of `prefix + text` with `<s>` and `</s>`, at most `max_tokens` (the encoder's own if None).
+
+        Cleaning comes first (`text.clean`: ValueError for None, naming its index) and is summed up in `counts`.
+        """
+        limit = min(max_tokens or self.max_tokens, self.max_tokens)
+        return self._ids(self._clean(texts), prefix, limit)
+
+    def _clean(self, texts: Sequence[str]) -> list[str]:
+        kept, counts = clean(texts)
+        self.counts = self.counts + counts
+        return kept
+
+    def _ids(self, texts: list[str], prefix: str, limit: int) -> list[list[int]]:
+        texts = [prefix + text for text in texts] if prefix else texts
+        ids = [encoding.ids for encoding in self._raw_tokenizer().encode_batch_fast(texts)]
+        return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
+
+    def _raw_tokenizer(self):
+        """The tokenizer below the tokenizer, with any leftover padding and truncation off: both are done here."""
+        raw = self.tokenizer.backend_tokenizer
+        if raw.truncation is not None:
+            raw.no_truncation()
+        if raw.padding is not None:
+            raw.no_padding()
+        return raw
+
+    def forward(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
+        """Unit vectors, fp32 [n, width], of n rows of token ids, in their order and with gradient.
+
+        All pieces belong to one graph; for a batch too big for that, `train.gradcache` calls this piece by piece.
+        """
+        return nn.functional.normalize(self.pool(ids, token_budget), dim=-1)
+
+    def pool(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
+        """The same without the L2 norm, as the paper's protocol wants it for Classification (PAPER.md §3).
+
+        The rows' tokens are looked up once, flat, and then dealt out to the pieces: a lookup per piece would leave a
+        gradient as large as the whole vocabulary for each of them.
+        """
+        if not len(ids):
+            return torch.zeros(0, self.width, device=self.device)
+        self._choose_attention()
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        pieces = list(by_length(lengths, token_budget or self._budget()))
+        order = np.concatenate(pieces)
+        flat = torch.tensor(list(chain.from_iterable(ids[i] for i in order)), device=self.device)
+        vectors = self.backbone.get_input_embeddings()(flat)
+        parts = vectors.split([int(lengths[piece].sum()) for piece in pieces])
+        pooled = torch.cat([self._pool_piece(part, lengths[piece]) for part, piece in zip(parts, pieces, strict=True)])
+        back = np.empty(len(ids), dtype=np.int64)
+        back[order] = np.arange(len(ids))
+        return pooled[torch.from_numpy(back).to(pooled.device)]
+
+    def _budget(self) -> int:
+        return CPU_PIECE if self.device.type == "cpu" else GPU_PIECE
+
+    def _choose_attention(self) -> None:
+        """Plain attention on a CPU: in bf16 a training step takes 0.6 of what torch's fused kernel takes (measured)."""
+        wanted = "eager" if self.device.type == "cpu" else "sdpa"
+        if self.backbone.config._attn_implementation != wanted:
+            self.backbone.set_attn_implementation(wanted)
+
+    def _pool_piece(self, vectors: Tensor, lengths: np.ndarray) -> Tensor:
+        """Mean over the tokens of each row, fp32 [rows, width], of flat token vectors [sum of lengths, width]."""
+        where, mask = (array.to(self.device) for array in lay_out(lengths))
+        full = bool(lengths[0] == lengths[-1])  # sorted by length: nothing is padded, attention needs no mask
+        hidden = self.backbone(inputs_embeds=vectors[where], attention_mask=None if full else mask).last_hidden_state
+        return average_pool(hidden, mask)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        prefix: str = QUERY,
+        *,
+        normalise: bool = True,
+        token_budget: int | None = None,
+        max_tokens: int | None = None,
+        precision: str = "fp32",
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Vectors of `prefix + text`, fp32 [n, width], in the order of `texts`; no gradient, no dropout.
+
+        `precision` is "fp32" or "bf16" (autocast of the backbone; vectors then agree to about 1e-3). `token_budget`
+        is padded tokens at once (None: what suits the device). Raises ValueError for None, naming its index.
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts is one string: pass a list of texts")
+        limit = min(max_tokens or self.max_tokens, self.max_tokens)
+        kept = self._clean(texts)
+        found = np.empty((len(kept), self.width), dtype=np.float32)
+        compute = self.forward if normalise else self.pool
+        with self._reading(precision), _bar(len(kept), progress) as bar:
+            for start in range(0, len(kept), WINDOW):
+                part = slice(start, start + WINDOW)
+                found[part] = compute(self._ids(kept[part], prefix, limit), token_budget).cpu().numpy()
+                bar.update(len(kept[part]))
+        return found
+
+    @contextlib.contextmanager
+    def _reading(self, precision: str) -> Iterator[None]:
+        """Evaluation mode, no gradient, autocast as asked; the mode is put back afterwards."""
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision {precision!r}: choose fp32 or bf16")
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, precision == "bf16"):
+                yield
+        finally:
+            self.train(was_training)
+
+
+def average_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the token vectors where `mask` is 1: fp32 [n, width] of hidden [n, tokens, width] and mask [n, tokens].
+
+    Prefix and special tokens count, padding does not (the authors' `average_pool`). Sums in at least fp32.
+    """
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def lay_out(lengths: np.ndarray) -> tuple[Tensor, Tensor]:
+    """How flat rows of these lengths are padded: int64 [n, longest] positions in the flat tensor, and the 0/1 mask.
+
+    Padding points at position 0: what is read there is masked out of attention and pooling, and gets no gradient.
+    """
+    steps = np.arange(lengths.max())
+    mask = steps < lengths[:, None]
+    where = np.where(mask, (np.cumsum(lengths) - lengths)[:, None] + steps, 0)
+    return torch.from_numpy(where), torch.from_numpy(mask.astype(np.int64))
+
+
+def by_length(lengths: Sequence[int], token_budget: int) -> Iterator[np.ndarray]:
+    """Cut [0, n) into pieces of similar length: index arrays, longest first, each at most `token_budget` when padded.
+
+    A row longer than the budget is a piece of its own. Stable: rows of one length keep their order.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = max(1, token_budget // max(1, int(sizes[order[start]])))
+        yield order[start : start + rows]
+        start += rows
+
+
+@contextlib.contextmanager
+def _bar(total: int, shown: bool) -> Iterator:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, disable=not shown, unit=" texts", desc="encode") as bar:
+        yield bar

@@ -1,0 +1,178 @@
+"""A checkpoint on disk: what `transformers` and `sentence-transformers` (6.x) need, and how it is read back.
+
+Safetensors and JSON only, no pickle. Written beside and renamed into place, so a folder is whole or absent. The
+prefixes are saved as prompts: `encode_query` and `encode_document` add them by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from me5lib.model.text import PASSAGE, QUERY
+from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from me5lib.model.encoder import Encoder
+
+PROMPTS = {"query": QUERY, "passage": PASSAGE, "document": PASSAGE}
+
+
+def write(encoder: Encoder, folder: Path) -> None:
+    """Write `encoder` to `folder`, replacing what was there in one step. Raises `Me5Error` when the disk refuses."""
+    from safetensors import SafetensorError
+
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        beside.mkdir(parents=True)
+        _write_files(encoder, beside)
+        replace(beside, folder)
+    except (OSError, SafetensorError) as error:
+        raise Me5Error(f"cannot write {folder} ({_first_line(error)}): free some space or choose --out") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def replace(new: Path, folder: Path) -> None:
+    """Rename the folder `new` to `folder`; an older `folder` is moved aside first and removed last."""
+    old = folder.with_name(f"{new.name}.old")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_files(encoder: Encoder, folder: Path) -> None:
+    import safetensors.torch
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    state |= _unused_pooler(encoder.width, state)
+    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = encoder.backbone.config
+    config.architectures, config.dtype = [type(encoder.backbone).__name__], str(encoder.backbone.dtype).split(".")[1]
+    config.save_pretrained(str(folder))
+    encoder.tokenizer.model_max_length = encoder.max_tokens
+    for circumstance in ("is_local", "local_files_only"):  # of an earlier load: no property of the tokenizer
+        encoder.tokenizer.init_kwargs.pop(circumstance, None)
+    encoder.tokenizer.save_pretrained(str(folder))
+    for name, content in sentence_transformers_files(encoder.width).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf8")
+
+
+def _unused_pooler(width: int, state: dict) -> dict:
+    """BERT and XLM-R classes expect the layer over the first token that average pooling never asks for.
+
+    Without it every load prints that weights are missing. It is the identity: nothing reads it.
+    """
+    import torch
+
+    if "pooler.dense.weight" in state or "embeddings.word_embeddings.weight" not in state:
+        return {}
+    return {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
+
+
+def sentence_transformers_files(width: int) -> dict[str, object]:
+    """The JSON files that make a transformers folder a sentence-transformers model: file name → content.
+
+    Average pooling with the prompt counted in, L2 norm, and the two prefixes as prompts.
+    """
+    package = "sentence_transformers"
+    modules = (
+        ("", f"{package}.base.modules.transformer.Transformer"),
+        ("1_Pooling", f"{package}.sentence_transformer.modules.pooling.Pooling"),
+        ("2_Normalize", f"{package}.base.modules.normalize.Normalize"),
+    )
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    return {
+        "modules.json": [{"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(modules)],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": {"text": text},
+            "module_output_name": "token_embeddings",
+        },
+        "1_Pooling/config.json": {"embedding_dimension": width, "pooling_mode": "mean", "include_prompt": True},
+        "2_Normalize/config.json": {f"module_{way}_name": "sentence_embedding" for way in ("input", "output")},
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "prompts": PROMPTS,
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+
+
+def read(folder_or_hub_id: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
+    """Backbone (fp32, without its pooler), tokenizer and longest text in tokens, from a folder or the hub."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
+    where = _where(folder_or_hub_id)
+    only_safe = True if Path(where).is_dir() else None  # some hub models, MiniLM among them, have no safetensors
+    with _quiet():
+        try:
+            backbone, report = AutoModel.from_pretrained(
+                where, add_pooling_layer=False, dtype="float32", output_loading_info=True, use_safetensors=only_safe
+            )
+            tokenizer = AutoTokenizer.from_pretrained(where)
+        except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+            raise Me5Error(_cannot_read(where, error)) from None
+    if report["missing_keys"]:
+        raise Me5Error(f"the checkpoint {where} lacks weights ({sorted(report['missing_keys'])[0]} …): make it again")
+    if tokenizer.pad_token_id is None:
+        raise Me5Error(f"the tokenizer of {where} has no padding token: mE5 needs XLM-R's")
+    return backbone, tokenizer, min(_positions(backbone.config), tokenizer.model_max_length)
+
+
+def _where(folder_or_hub_id: str | Path) -> str:
+    """The folder (checked) or the hub id. What exists, or looks like a path, is a folder."""
+    text = str(folder_or_hub_id)
+    folder = Path(text).expanduser()
+    hub = isinstance(folder_or_hub_id, str) and not folder.is_absolute() and text.count("/") <= 1 and text[:1] != "."
+    if folder.exists() or not hub:
+        if not folder.is_dir():
+            raise Me5Error(f"no checkpoint folder {folder}: run `me5 pretrain` first, or check the path")
+        if not (folder / "config.json").is_file():
+            raise Me5Error(f"no checkpoint in {folder} (config.json is missing): run `me5 pretrain` first")
+        return str(folder)
+    return text
+
+
+def _cannot_read(where: str, error: Exception) -> str:
+    if Path(where).is_dir():
+        return f"the checkpoint {where} cannot be read ({_first_line(error)}): make it again"
+    return f"{where} is neither a folder here nor to be had from the hub ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _positions(config) -> int:
+    """Positions that a text may fill: XLM-R counts them from its padding id + 1 (514 → 512), BERT from 0."""
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return config.max_position_embeddings - offset
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading without transformers' reports and bars: what matters of them is checked and raised here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

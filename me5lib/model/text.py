@@ -1,0 +1,193 @@
+"""Text on its way in: prefixes, the instruction template, cleaning, and the vocabulary of the offline scales.
+
+Every text that mE5 reads begins with `query: ` or `passage: ` (the instruct model: with a task description), and the
+average pooling takes in the tokens of the prefix too. Texts are stored bare; the prefix is put on here, last.
+
+The vocabulary is a unigram model (as XLM-R's), trained by sentencepiece on one thread because the trainer of
+`tokenizers` gives another vocabulary at every run, and then written as a fast tokenizer with XLM-R's layout.
+Cost: 100,000 interface strings make 32,000 pieces in about ten seconds on one core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+QUERY, PASSAGE = "query: ", "passage: "
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # XLM-R's ids 0, 1, 2, 3; its <mask> comes last
+MAX_CHARS = 100_000  # a text is cut here before tokenising: 512 pieces of 16 characters are far less (ours)
+TRAINING_CHARS = 512  # a training text is read so far: words repeat, long texts would only slow the trainer (ours)
+TRAINING_TEXTS = 150_000  # more texts change few of 32,000 pieces (ours)
+
+
+class Counts(NamedTuple):
+    """What `clean` met: texts in all, empty ones, cut ones, and ones with lone surrogates. Adds up with `+`."""
+
+    texts: int = 0
+    empty: int = 0
+    cut: int = 0
+    repaired: int = 0
+
+    def __add__(self, other: Counts) -> Counts:  # type: ignore[override]
+        """Counts of two batches together."""
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def instruct(task: str, query: str) -> str:
+    """The instruct model's query (E5-mistral's template); an empty `task` leaves the query as it is.
+
+    Documents of a retrieval task get neither instruction nor prefix.
+    """
+    return f"Instruct: {task}\nQuery: {query}" if task else query
+
+
+def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> tuple[list[str], Counts]:
+    """Texts that a tokenizer can take, and what had to be done.
+
+    Empty texts stay; texts over `max_chars` characters are cut; a lone surrogate becomes U+FFFD (two that make a
+    pair become their character). Raises ValueError naming the index of anything that is not a string.
+    """
+    texts = list(texts)
+    try:
+        lengths = [str.__len__(text) for text in texts]
+    except TypeError:
+        index = next(i for i, text in enumerate(texts) if not isinstance(text, str))
+        raise ValueError(f"text {index} is {_kind(texts[index])}: every text must be a string") from None
+    cut = sum(length > max_chars for length in lengths)
+    kept = [text[:max_chars] for text in texts] if cut else texts
+    repaired = 0
+    if not _encodable("".join(kept)):
+        bad = [i for i, text in enumerate(kept) if not _encodable(text)]
+        repaired = len(bad)
+        for i in bad:
+            kept[i] = kept[i].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return kept, Counts(len(kept), lengths.count(0), cut, repaired)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Hash of everything that decides how a text is cut: pieces with their scores, normaliser, template.
+
+    It is recorded with the results: two runs are comparable only over one vocabulary.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {key: state[key] for key in ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=True).encode("ascii")).hexdigest()
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None = None) -> PreTrainedTokenizerFast:
+    """A unigram tokenizer of at most `vocabulary` pieces, the same for the same texts on every run.
+
+    Of more than `TRAINING_TEXTS` texts every k-th is read. Written to `folder` when one is given. Raises `Me5Error`
+    when there is no text to learn from.
+    """
+    sample = _sample(texts)
+    if not sample:
+        raise Me5Error("no text to train a vocabulary on: check the sources of this scale")
+    model = _train_unigram(sample, vocabulary - 1)  # XLM-R's <mask> takes the last place
+    tokenizer = _fast(model)
+    if folder is not None:
+        tokenizer.save_pretrained(str(folder))
+    return tokenizer
+
+
+def _sample(texts: Iterable[str]) -> list[str]:
+    """At most `TRAINING_TEXTS` cleaned, different texts, evenly spaced, in the order given; each cut short."""
+    kept = list(dict.fromkeys(clean(list(texts), TRAINING_CHARS)[0]))
+    kept = [text for text in kept if text.strip()]
+    step = max(1, -(-len(kept) // TRAINING_TEXTS))
+    return kept[::step]
+
+
+def _alphabet(sample: list[str], vocabulary: int) -> str:
+    """The characters that get a piece of their own: the commonest, seen at least twice, within a third of the pieces.
+
+    A share of all running characters (XLM-R: 0.9995) would drop whole scripts that have few texts here. What is left
+    out is spelt in UTF-8 bytes, so that no text turns into <unk> (XLM-R has no such fallback: ours).
+    """
+    counts = Counter(character for text in sample for character in unicodedata.normalize("NFKC", text))
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocabulary // 3]
+    found = [character for character, count in common if count > 1 and not character.isspace()]
+    return "".join(dict.fromkeys([*found, ":"]))  # every prefix ends with one
+
+
+def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
+    """sentencepiece's trainer, a serialised model. On one thread, so that its sums are always added in one order."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sample),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocabulary,
+        hard_vocab_limit=False,
+        character_coverage=0.98,  # the least that sentencepiece takes; `required_chars` adds the rest
+        required_chars=_alphabet(sample, vocabulary),
+        byte_fallback=True,
+        user_defined_symbols=["▁query", "▁passage"],  # every text begins with one: they cost two tokens, as in XLM-R
+        normalization_rule_name="nmt_nfkc",
+        bos_id=0, pad_id=1, eos_id=2, unk_id=3,
+        bos_piece="<s>", pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>",
+        num_threads=1,
+        shuffle_input_sentence=False,
+        max_sentence_length=4 * TRAINING_CHARS,  # bytes, so that none is skipped
+        minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def _fast(model: bytes) -> PreTrainedTokenizerFast:
+    """A sentencepiece model as a fast tokenizer: XLM-R's normaliser, word marks, special tokens and template."""
+    import sentencepiece
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = range(pieces.get_piece_size())
+    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in ids]
+    raw = Tokenizer(models.Unigram(vocabulary, unk_id=SPECIAL.index("<unk>"), byte_fallback=True))
+    raw.normalizer = normalizers.Sequence(
+        [normalizers.Precompiled(_charsmap(model)), normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>",
+        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],  # one segment: no token types
+    )  # fmt: skip
+
+
+def _charsmap(model: bytes) -> bytes:
+    """The compiled character map (NFKC and XLM-R's own rules) inside a serialised sentencepiece model."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model)
+    return proto.normalizer_spec.precompiled_charsmap

@@ -1,0 +1,266 @@
+"""Run the notebooks by papermill, in the order of what they need, and leave a folder that can be read without network.
+
+    run(scale.load("tiny"), seed=0)              # → [Outcome(name="00", state="finished", …), …]
+
+The folder of a run (`runs/<scale>/seed-<n>`, held under a lock while it is written):
+
+    notebooks/06.ipynb, 06.html    executed notebooks
+    lessons/06/                    what each measured: metrics.json, timings.json, tables, pictures
+    stage1/, stage2/               checkpoints
+    results.json, timings.json     all of it; times apart, so that two runs with one seed leave equal results
+    state.json, index.html         what is finished, and under which key; the page to start from
+
+A notebook is finished under a key: a hash of its source, its parameters, the library's source, the pack list, and the
+keys of the notebooks whose checkpoints it needs. While the key stays, it is not run again. The order comes from the
+notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from me5lib import __version__, places, report
+from me5lib.places import Me5Error
+from me5lib.scale import Scale
+
+
+class Book(NamedTuple):
+    """One source notebook, and the checkpoints that it needs and makes."""
+
+    name: str  # "06"
+    path: Path
+    title: str
+    needs: tuple[str, ...]
+    makes: tuple[str, ...]
+    source: str  # hash of its cells
+
+
+class Outcome(NamedTuple):
+    """What became of one notebook."""
+
+    name: str
+    state: str  # "finished", "kept" (finished before) or "failed"
+    seconds: float
+    error: str = ""  # last line of the exception
+
+
+def books(folder: Path | None = None) -> list[Book]:
+    """The notebooks of `folder` (default: those that ship with me5): makers before who needs them, then by number."""
+    found = [_book(path) for path in sorted((folder or places.asset("notebooks")).glob("[0-9][0-9]_*.ipynb"))]
+    makers = {made for book in found for made in book.makes}
+    ordered: list[Book] = []
+    while len(ordered) < len(found):
+        missing = makers - {name for book in ordered for name in book.makes}
+        ready = [b for b in found if b not in ordered and not (set(b.needs) - set(b.makes)) & missing]
+        if not ready:
+            raise Me5Error("the notebooks need each other in a circle: see `needs` and `makes` in their metadata")
+        ordered.append(ready[0])
+    return ordered
+
+
+def _book(path: Path) -> Book:
+    raw = json.loads(path.read_text(encoding="utf8"))
+    wishes = raw["metadata"].get("me5", {})
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in raw["cells"]]
+    needs, makes = (tuple(wishes.get(key, ())) for key in ("needs", "makes"))
+    return Book(path.name[:2], path, report.title(raw), needs, makes, _hash(cells, needs, makes))
+
+
+def run(
+    scale: Scale,
+    seed: int = 0,
+    out: str | os.PathLike = "",
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    keep_going: bool = False,
+    progress: bool = True,
+    folder: Path | None = None,
+) -> list[Outcome]:
+    """Execute the notebooks (`only` these numbers, if given) that are not finished; returns an `Outcome` each.
+
+    `scale` is loaded with `overrides`, which the notebooks get too. Without `keep_going` the first failure is the last
+    notebook. `folder` holds the notebooks, by default those that ship with me5. An interrupt leaves what is finished.
+    """
+    needs_no_hub(scale)
+    chosen = _chosen(books(folder), only)
+    where = places.out(scale.name, seed, out)
+    parameters = {"SCALE": scale.name, "SEED": seed, "OUT": str(where), "SET": " ".join(overrides),
+                  "OFFLINE": scale.offline}
+    outcomes = []
+    with _locked(where):
+        journal = Journal(where, books(folder), parameters)
+        try:
+            for book in chosen:
+                outcomes.append(_one(book, journal, parameters, progress))
+                if outcomes[-1].state == "failed" and not keep_going:
+                    break
+        finally:
+            journal.close()
+    return outcomes
+
+
+def needs_no_hub(scale: Scale) -> None:
+    """Raise `Me5Error` for a scale that this version cannot train: its backbone and data come from the hub."""
+    if not scale.offline:
+        raise Me5Error(f"scale {scale.name} starts from {scale.model.backbone} and data of the hub, which this version "
+                       "does not read yet: choose --scale smoke or tiny, which run offline")
+
+
+def _chosen(all_books: list[Book], only: Sequence[str]) -> list[Book]:
+    names = [book.name for book in all_books]
+    if unknown := [name for name in only if name not in names]:
+        raise Me5Error(f"there is no notebook {', '.join(unknown)}: there are {', '.join(sorted(names))}")
+    return [book for book in all_books if not only or book.name in only]
+
+
+class Journal:
+    """state.json: which notebook is finished under which key; written after each, so an interrupt loses nothing."""
+
+    def __init__(self, out: Path, all_books: list[Book], parameters: dict[str, Any]) -> None:
+        self.out = out
+        self._path = out / "state.json"
+        self._keys: dict[str, str] = {}
+        self._settings = {"scale": parameters["SCALE"], "seed": parameters["SEED"], "set": parameters["SET"]}
+        for book in all_books:  # makers come first
+            earlier = [b for b in all_books if b.name in self._keys]
+            upstream = [self._keys[b.name] for b in earlier if set(b.makes) & set(book.needs)]
+            self._keys[book.name] = _hash(book.source, self._settings, library_hash(), packs_hash(), upstream)
+        old = json.loads(self._path.read_text(encoding="utf8")) if self._path.is_file() else {}
+        self.notebooks: dict[str, dict] = {n: e for n, e in old.get("notebooks", {}).items() if n in self._keys}
+
+    def finished(self, name: str) -> bool:
+        """Whether notebook `name` is finished under today's key, and what it made is still there."""
+        entry = self.notebooks.get(name, {})
+        here = [self.out / "notebooks" / f"{name}.ipynb", *(self.out / made for made in entry.get("made", ()))]
+        return entry.get("state") == "finished" and entry["key"] == self._keys[name] and all(p.exists() for p in here)
+
+    def write(self, book: Book, outcome: Outcome) -> None:
+        """Record what became of `book`."""
+        made = [name for name in book.makes if (self.out / name).exists()]
+        self.notebooks[book.name] = {"key": self._keys[book.name], "state": outcome.state, "error": outcome.error,
+                                     "title": book.title, "seconds": round(outcome.seconds, 1), "made": made}
+        self._save()
+
+    def forget(self, book: Book) -> None:
+        """Take `book` out, before it is run again."""
+        if self.notebooks.pop(book.name, None) is not None:
+            self._save()
+
+    def _save(self) -> None:
+        beside = self._path.with_suffix(".part")
+        content = {"settings": self._settings, "version": __version__, "notebooks": self.notebooks}
+        beside.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
+        beside.replace(self._path)
+
+    def close(self) -> None:
+        """Write results.json and timings.json of what is finished, and the index page."""
+        if self._path.is_file():
+            report.collect(self.out, [name for name in self.notebooks if self.finished(name)])
+            report.index(self.out)
+
+
+def _one(book: Book, journal: Journal, parameters: dict[str, Any], progress: bool) -> Outcome:
+    if journal.finished(book.name):
+        print(f"{book.name}  kept      {book.title}", flush=True)
+        return Outcome(book.name, "kept", 0.0)
+    journal.forget(book)
+    start = time.perf_counter()
+    target = journal.out / "notebooks" / f"{book.name}.ipynb"
+    target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
+    error = _execute(book, target, parameters, progress)
+    outcome = Outcome(book.name, "failed" if error else "finished", time.perf_counter() - start, error)
+    if target.is_file():
+        report.page(target)
+    journal.write(book, outcome)
+    print(f"{book.name}  {outcome.state:9} {book.title} ({outcome.seconds:.0f} s)", flush=True)
+    if error:
+        print(f"notebook {book.name} failed: {error}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def _execute(book: Book, target: Path, parameters: dict[str, Any], progress: bool) -> str:
+    """Run `book` into `target`; returns the last line of its exception, or nothing."""
+    import papermill
+
+    bar = {"desc": f"{book.name} {book.title[:40]}", "leave": False} if progress else False
+    try:
+        papermill.execute_notebook(
+            book.path, target, parameters, cwd=target.parent, progress_bar=bar, start_timeout=120, language="python",
+            kernel_name="python3", kernel_manager_class=_kernel_manager(parameters["OFFLINE"]),
+        )
+    except papermill.PapermillExecutionError as error:
+        last = " ".join(str(error.evalue).split())
+        return f"{error.ename}: {last} (cell {error.exec_count})"
+    except Exception as error:  # a kernel that died or would not start: the other notebooks can still run
+        last = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {last[-1]}"
+    return ""
+
+
+def _kernel_manager(offline: bool) -> type:
+    """A kernel manager that starts the interpreter we run in, whatever kernels are installed, with our folders."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    environment = {"ME5_CACHE": str(places.cache()), "PYTHONHASHSEED": "0"}
+    if offline:
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if root := places.checkout():
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    quiet = "--log-level=ERROR"  # the kernel listens on the loopback only; it warns of that at every start
+    command = [sys.executable, "-m", "ipykernel_launcher", quiet, "-f", "{connection_file}"]
+    spec = KernelSpec(argv=command, env=environment, display_name="Python 3", language="python")
+
+    class Manager(AsyncKernelManager):
+        kernel_spec = spec
+
+    return Manager
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Me5Error(f"another me5 is at work in {out}: wait for it, or choose another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@cache
+def library_hash() -> str:
+    """Hash of the version and of every source and table file of me5lib."""
+    files = [p for pattern in ("*.py", "*.csv") for p in places.PACKAGE.rglob(pattern) if "_assets" not in p.parts]
+    parts = [(p.relative_to(places.PACKAGE).as_posix(), p.read_bytes().hex()) for p in sorted(files)]
+    return _hash(__version__, parts)
+
+
+def packs_hash() -> str:
+    """Hash of the list of packs: names and SHA-256 of every file of every data card."""
+    from me5lib.data import packs
+
+    return _hash(sorted((name, file.sha256) for name, file in packs.wanted().items()))
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf8")).hexdigest()[:16]
+
+
+def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Those that failed."""
+    return [outcome for outcome in outcomes if outcome.state == "failed"]

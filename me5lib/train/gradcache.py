@@ -1,0 +1,138 @@
+"""A step over a batch of any size in the memory of one piece of it (GradCache: Gao et al. 2021), and what it saves.
+
+    loss = cached_step(encoder, token_ids, loss_of, token_budget=8_192, seed=mix(seed, step, rank))
+
+Design: the loss sees every vector of the batch, the backbone only one piece at a time: (1) embed all pieces without
+a graph, (2) the loss and its gradient with respect to the vectors, (3) embed each piece again, now with a graph, and
+push its part of that gradient through. Texts are sorted by length and cut by a budget of tokens, so that little is
+padding. A piece's dropout is drawn from its own seed: replaying it needs no stored state.
+
+Cost: every forward twice (about a third more arithmetic), the graph of one piece instead of all. While all pieces'
+graphs fit into memory, `keep_graph=True` is faster and has the same gradient: sorted pieces, one pass, no replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+Ids = Sequence[Sequence[int]]
+
+
+def cached_step(
+    encoder: Callable[[Ids], Tensor], token_ids: Ids, loss_of: Callable[[Tensor], Tensor],
+    token_budget: int, seed: int, keep_graph: bool = False,
+) -> Tensor:
+    """The loss of a batch (detached); its gradient is added to the `.grad` of the encoder's parameters.
+
+    `encoder` maps n lists of token ids to vectors [n, d]; `loss_of` maps the vectors of the whole batch, in the order
+    of `token_ids`, to a scalar. `token_budget` bounds the padded tokens of a piece; `seed` stands for (seed, step,
+    rank): see `mix`. A single piece needs no replay, and with `keep_graph` none is made. Under
+    DistributedDataParallel the gradient is reduced once, with the last piece, and a single piece is replayed too:
+    ranks may cut unequal numbers of pieces, but must meet at the same collectives in the same order.
+    """
+    cut = pieces([len(ids) for ids in token_ids], token_budget)
+    order = torch.tensor([i for piece in cut for i in piece], dtype=torch.int64).argsort()
+
+    def embed(k: int) -> Tensor:
+        with seeded(mix(seed, k)):
+            return encoder([token_ids[i] for i in cut[k]])
+
+    no_sync = getattr(encoder, "no_sync", None)  # DistributedDataParallel's
+    one_pass = keep_graph or (len(cut) == 1 and no_sync is None)
+    with torch.set_grad_enabled(one_pass):
+        vectors = torch.cat([embed(k) for k in range(len(cut))])[order]
+    if one_pass:
+        loss = loss_of(vectors)
+        loss.backward()
+        return loss.detach()
+    torch.clear_autocast_cache()  # older torch would reuse the weights cast in the first pass, which have no gradient
+    vectors.requires_grad_()
+    loss = loss_of(vectors)
+    loss.backward()
+    for k, piece in enumerate(cut):
+        with no_sync() if no_sync and k < len(cut) - 1 else nullcontext():
+            embed(k).backward(vectors.grad[piece])
+    return loss.detach()
+
+
+def pieces(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices of all texts, shortest first, cut so that a piece's texts × its longest ≤ `token_budget` tokens.
+
+    A text longer than the budget is a piece of its own. No texts: one empty piece.
+    """
+    cut: list[list[int]] = [[]]
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if cut[-1] and (len(cut[-1]) + 1) * lengths[i] > token_budget:
+            cut.append([])
+        cut[-1].append(i)
+    return cut
+
+
+def mix(*parts: int) -> int:
+    """One 63-bit seed out of several integers, the same on every machine."""
+    text = ",".join(str(int(part)) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=8).digest(), "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` inside the block; outside, everybody's own go on as if nothing had been."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def padding_share(lengths: Sequence[int], cut: Iterable[Sequence[int]]) -> float:
+    """Share of the positions given to the encoder that hold no token, when each piece is padded to its longest."""
+    padded = sum(len(piece) * max(lengths[i] for i in piece) for piece in cut if piece)
+    return 1 - sum(lengths) / padded
+
+
+class GraphMeter:
+    """Counts the bytes that autograd keeps for the backward pass: `peak` since it was made.
+
+        with GraphMeter(encoder.parameters()).watch() as meter: ...
+        meter.peak
+
+    Exact and the same on every machine, unlike the memory of a process. A storage is counted once however many views
+    of it are kept, and the given parameters, which are there anyway, not at all.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
+        self.now = self.peak = 0
+        self._free = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self._holders: Counter[int] = Counter()
+
+    @contextmanager
+    def watch(self) -> Iterator[GraphMeter]:
+        """Count what is kept by the operations inside the block."""
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(self, tensor), lambda kept: kept.tensor):
+            yield self
+
+    def add(self, storage: torch.UntypedStorage, holders: int) -> None:
+        """One holder more (1) or fewer (-1) of `storage`."""
+        pointer = storage.data_ptr()
+        if pointer in self._free:
+            return
+        before = self._holders[pointer]
+        self._holders[pointer] += holders
+        if 0 in (before, before + holders):
+            self.now += holders * storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+
+class _Kept:
+    """A tensor kept by the graph; tells the meter when the graph lets go of it."""
+
+    def __init__(self, meter: GraphMeter, tensor: Tensor) -> None:
+        self.meter, self.tensor = meter, tensor
+        meter.add(tensor.untyped_storage(), 1)
+
+    def __del__(self) -> None:
+        self.meter.add(self.tensor.untyped_storage(), -1)

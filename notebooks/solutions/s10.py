@@ -1,0 +1,60 @@
+"""Solutions of notebook 10, and wrong answers that each meet a hint of their own."""
+
+from statistics import fmean
+
+Q, P = "query: ", "passage: "
+
+
+def prefixes(task_type, name):
+    """`passage: ` on documents of retrieval, except Quora's; `query: ` on all else."""
+    if task_type == "Retrieval" and not name.startswith("QuoraRetrieval"):
+        return Q, P
+    return Q, Q
+
+
+def _swapped(task_type, name):
+    return (P, Q) if task_type == "Retrieval" else (Q, Q)
+
+
+def _as_mteb(task_type, name):
+    return (Q, P) if task_type in ("Retrieval", "Reranking") else ("", "")
+
+
+def _reranking_too(task_type, name):
+    return (Q, P) if task_type in ("Retrieval", "Reranking") else (Q, Q)
+
+
+def _type_only(task_type, name):
+    return (Q, P) if task_type == "Retrieval" else (Q, Q)
+
+
+def _no_space(task_type, name):
+    return ("query:", "passage:") if task_type == "Retrieval" else ("query:", "query:")
+
+
+def margin(model, baselines):
+    """The baseline of the highest mean, paired by language."""
+    best = max(baselines.values(), key=lambda row: fmean(row.values()))
+    return fmean(model[code] - best[code] for code in model if code in best)
+
+
+def _best_of_each(model, baselines):
+    common = [code for code in model if all(code in row for row in baselines.values())]
+    return fmean(model[code] - max(row[code] for row in baselines.values()) for code in common)
+
+
+def _unpaired(model, baselines):
+    return fmean(model.values()) - max(fmean(row.values()) for row in baselines.values())
+
+
+def _worse(model, baselines):
+    worst = min(baselines.values(), key=lambda row: fmean(row.values()))
+    return fmean(model[code] - worst[code] for code in model if code in worst)
+
+
+SOLUTIONS = {"10.1": 5 / 9, "10.2": prefixes, "10.3": margin}
+WRONG = {
+    "10.1": [2 / 3, 1 / 2, 5 / 6, 4 / 7],
+    "10.2": [_swapped, _as_mteb, _reranking_too, _type_only, _no_space],
+    "10.3": [lambda model, baselines: -margin(model, baselines), _best_of_each, _unpaired, _worse],
+}

@@ -1,0 +1,94 @@
+"""What the tests share: the fetched packs, the cache, the folder of reference material."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_colour():
+    """Plain output of commands, whatever the terminal."""
+    before = {name: os.environ.get(name) for name in ("NO_COLOR", "FORCE_COLOR")}
+    os.environ["NO_COLOR"] = "1"
+    os.environ.pop("FORCE_COLOR", None)
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def me5(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run the `me5` command as a user does; `environment` is added to ours."""
+    command = [sys.executable, "-m", "me5lib", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf8", stdin=subprocess.DEVNULL, cwd=ROOT,
+                          env=os.environ | environment)
+
+
+UNPLUGGED = """
+import socket
+local = ("127.", "localhost", "::1", "0.0.0.0")
+connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+def fine(host):
+    return host is None or not isinstance(host, (str, bytes)) or str(host).strip("b'").startswith(local)
+
+def guarded_connect(self, address):
+    if isinstance(address, tuple) and not fine(address[0]):
+        raise OSError(101, f"the network is unplugged: {address[0]}")
+    return connect(self, address)
+
+def guarded_look_up(host, *arguments, **options):
+    if not fine(host):
+        raise socket.gaierror(-3, f"the network is unplugged: {host}")
+    return look_up(host, *arguments, **options)
+
+socket.socket.connect, socket.getaddrinfo = guarded_connect, guarded_look_up
+"""
+
+
+@pytest.fixture(scope="session")
+def unplugged(tmp_path_factory) -> dict[str, str]:
+    """Environment variables under which Python processes reach the loopback only, with an empty cache."""
+    folder = tmp_path_factory.mktemp("unplugged")
+    (folder / "sitecustomize.py").write_text(UNPLUGGED, encoding="utf8")
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "ME5_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture(scope="session")
+def smoke_run(unplugged, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """`me5 run --scale smoke` of all notebooks, without network: the finished process and the run's folder."""
+    out = tmp_path_factory.mktemp("smoke")
+    return me5("run", "--scale", "smoke", "--keep-going", "--out", str(out), **unplugged), out
+
+
+@pytest.fixture(scope="session")
+def packs() -> dict[str, list[Path]]:
+    """The verified pack files by card, fetched by `me5 packs`; skips only where the package index is unreachable."""
+    from me5lib.data import cards
+    from me5lib.data.packs import archives
+
+    done = me5("packs")
+    if "the package index cannot be reached" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    return {name: archives(name) for name, card in cards.all_cards().items() if card.files}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material beside the checkout, which is no part of the project."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no folder of reference material at {folder}")
+    return folder

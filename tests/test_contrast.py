@@ -1,0 +1,170 @@
+"""InfoNCE against a plain double loop, its mask against the rule in words, its numbers at the edges."""
+
+import math
+
+import pytest
+import torch
+
+from me5lib.pairs import Labelled, Pair, text_key
+from me5lib.train import contrast
+from me5lib.train.contrast import from_labelled, from_pairs, ignored, info_nce, row_losses
+
+DOUBLE = torch.float64
+
+
+def unit(n: int, d: int = 6, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, d, dtype=DOUBLE, generator=generator), dim=1)
+
+
+def by_loop(queries, passages, rows: list[Labelled], temperature: float, both_ways: bool) -> list[float]:
+    """The rule of the design in words, over texts: no keys, no tensors, no shared code."""
+    same = lambda a, b: " ".join(a.casefold().split()) == " ".join(b.casefold().split())  # noqa: E731
+    flat = [(i, text) for i, row in enumerate(rows) for text in (row.positives[0], *row.negatives)]
+    own = [[i for i, _ in flat].index(i) for i in range(len(rows))]  # each row's positive comes first
+    cosine = lambda i, j: sum(float(a) * float(b) for a, b in zip(queries[i], passages[j], strict=True))  # noqa: E731
+
+    def skip(i: int, j: int) -> bool:
+        owner, text = flat[j]
+        answers = any(same(text, known) for known in rows[i].positives)
+        asked_elsewhere = owner != i and same(rows[owner].query, rows[i].query)
+        return j != own[i] and (answers or asked_elsewhere or same(text, rows[i].query))
+
+    losses = []
+    for i in range(len(rows)):
+        there = [math.exp(cosine(i, j) / temperature) for j in range(len(flat)) if not skip(i, j)]
+        back = [math.exp(cosine(k, own[i]) / temperature) for k in range(len(rows)) if not skip(k, own[i])]
+        hit = cosine(i, own[i]) / temperature
+        one, other = math.log(sum(there)) - hit, math.log(sum(back)) - hit
+        losses.append((one + other) / 2 if both_ways else one)
+    return losses
+
+
+def labelled(query: str, positives: tuple, negatives: tuple) -> Labelled:
+    return Labelled(query, positives, negatives, "test", "en")
+
+
+STAGE_1 = [labelled(q, (p,), ()) for q, p in [("a", "A1"), ("b", "B1"), ("c", "C1"), ("d", "D1"), ("e", "E1")]]
+PLANTED = [  # every clause of the rule is met at least once
+    labelled("capital of France?", ("Paris", "The city of Paris"), ("Lyon", "Marseille")),
+    labelled("Capital of  france?", ("Lutetia",), ("Nice", "Toulouse")),  # the same query again
+    labelled("largest city of Texas?", ("Houston",), ("paris", "Dallas")),  # another row's positive as a hard negative
+    labelled("the city of paris", ("Île-de-France",), ("Houston", "Rome")),  # a query that is somebody's positive
+    labelled("Rome", ("Italy",), ("Rome", "Spain")),  # a hard negative that is the query itself
+    labelled("where is Lyon?", ("Paris", "France"), ("France", "Bonn")),  # shares a positive; contradicts itself
+]
+
+
+@pytest.mark.parametrize("rows", [STAGE_1, PLANTED], ids=["stage 1", "stage 2 with planted duplicates"])
+@pytest.mark.parametrize("loss", ["one-way", "symmetric"])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_loss_is_that_of_a_plain_double_loop(rows, loss, temperature):
+    batch = from_labelled(rows)
+    queries, passages = unit(len(batch.queries), seed=1), unit(len(batch.passages), seed=2)
+    expected = by_loop(queries, passages, rows, temperature, loss == "symmetric")
+    measured = row_losses(queries, passages, batch.relations, temperature, loss)
+    assert measured.tolist() == pytest.approx(expected, rel=1e-12)
+    mean = info_nce(queries, passages, batch.relations, temperature, loss)
+    assert mean.item() == pytest.approx(sum(expected) / len(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["one-way", "symmetric"])
+def test_rows_of_several_processes_together_make_the_whole(loss):
+    batch = from_labelled(PLANTED)
+    queries, passages = unit(len(batch.queries), seed=1), unit(len(batch.passages), seed=2)
+    whole = row_losses(queries, passages, batch.relations, 0.1, loss)
+    for rows in (slice(0, 2), slice(2, 6), slice(3, 3), torch.tensor([5, 0])):
+        part = row_losses(queries, passages, batch.relations, 0.1, loss, rows)
+        torch.testing.assert_close(part, whole[rows])
+
+
+@pytest.mark.parametrize("loss", ["one-way", "symmetric"])
+def test_gradient_is_right_in_float64(loss):
+    batch = from_labelled(PLANTED)
+    queries, passages = unit(6, seed=3).requires_grad_(), unit(len(batch.passages), seed=4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, p: info_nce(q, p, batch.relations, 0.3, loss), (queries, passages))
+
+
+def test_an_ignored_passage_gets_no_gradient():
+    batch = from_pairs([Pair(q, p, "t", "fr") for q, p in [("red", "rouge"), ("blue", "bleu"), ("Red ", "ROUGE")]])
+    assert ignored(batch.relations).tolist() == [[False, False, True], [False] * 3, [True, False, False]]
+    queries, passages = unit(3, seed=5), unit(3, seed=6).requires_grad_()
+    row_losses(queries, passages, batch.relations, 0.1)[0].backward()
+    assert passages.grad[1].abs().sum() > 0 and passages.grad[2].abs().sum() == 0
+
+
+def test_hard_negatives_of_every_row_are_candidates_of_every_query():
+    batch = from_labelled([labelled("a", ("A",), ("x", "y")), labelled("b", ("B",), ("z",))])
+    assert batch.passages == ["A", "x", "y", "B", "z"] and not ignored(batch.relations).any()
+    assert batch.relations.positive.tolist() == [0, 3] and batch.relations.owner.tolist() == [0, 0, 0, 1, 1]
+    equal = torch.ones(5, 4, dtype=DOUBLE) / 2
+    assert info_nce(equal[:2], equal, batch.relations, 0.01).item() == pytest.approx(math.log(5))
+    both = info_nce(equal[:2], equal, batch.relations, 0.01, "symmetric").item()
+    assert both == pytest.approx((math.log(5) + math.log(2)) / 2)  # the way back: two queries to choose from
+
+
+def test_temperature_divides_the_cosines():
+    batch = from_pairs([Pair(q, p, "t", "fr") for q, p in [("one", "un"), ("two", "deux"), ("three", "trois")]])
+    queries, passages = unit(3, seed=7), unit(3, seed=8)
+    cold, warm = (info_nce(queries, passages, batch.relations, t) for t in (0.02, 0.5))
+    stretched = info_nce(queries * 25, passages, batch.relations, 0.5)
+    assert cold.item() == pytest.approx(stretched.item()) and abs(cold - warm) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_finite_at_extreme_cosines(dtype):
+    batch = from_pairs([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(4)])
+    axis = torch.zeros(4, 8, dtype=dtype)
+    axis[:, 0] = 1
+    for queries in (axis, -axis):  # every cosine +1, every cosine -1
+        queries = queries.clone().requires_grad_()
+        loss = info_nce(queries, axis, batch.relations, 0.001, "symmetric")
+        loss.backward()
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(math.log(4), rel=1e-4)
+        assert queries.grad.isfinite().all()
+    worst = torch.eye(4, dtype=dtype)
+    loss = info_nce(worst, worst.roll(1, 0), batch.relations, 0.001)  # the positive at 0, one negative at 1
+    assert loss.item() == pytest.approx(1000, rel=1e-3)
+
+
+def test_precision_does_not_follow_autocast_or_the_encoder():
+    batch = from_pairs([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(32)])
+    queries, passages = unit(32, 64, seed=9), unit(32, 64, seed=10)
+    exact = info_nce(queries, passages, batch.relations, 0.01)
+    assert exact.dtype == DOUBLE
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = info_nce(queries.float(), passages.float(), batch.relations, 0.01)
+    assert inside.dtype == torch.float32 and inside.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_unknown_loss_is_refused():
+    batch = from_pairs([Pair("a", "b", "t", "en")])
+    with pytest.raises(ValueError, match="one-way or symmetric"):
+        info_nce(unit(1), unit(1), batch.relations, 0.1, "both")
+
+
+def test_in_batch_accuracy_leaves_out_what_the_loss_leaves_out():
+    pairs = [Pair("red", "rouge", "t", "fr"), Pair("blue", "bleu", "t", "fr"), Pair("crimson", "Rouge", "t", "fr")]
+    batch = from_pairs(pairs)
+    passages = unit(3, seed=11)
+    queries = passages[[2, 1, 1]]  # red points at the other Rouge, which is ignored; crimson points at bleu
+    assert contrast.in_batch_accuracy(passages, passages, batch.relations) == 1.0
+    nearest_left = (passages[2] @ passages[0]) > (passages[2] @ passages[1])
+    expected = (int(nearest_left) + 1 + 0) / 3
+    assert contrast.in_batch_accuracy(queries, passages, batch.relations) == pytest.approx(expected)
+
+
+def test_alignment_and_uniformity_by_hand():
+    east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    assert contrast.alignment(east, east) == 0.0
+    assert contrast.alignment(east, north) == pytest.approx(2.0)  # squared distance of a right angle
+    assert contrast.alignment(east, north, power=1) == pytest.approx(math.sqrt(2))
+    assert contrast.uniformity(torch.cat([east] * 5)) == pytest.approx(0.0)
+    four = torch.cat([east, north, -east, -north])
+    assert contrast.uniformity(four) == pytest.approx(math.log((4 * math.exp(-4) + 2 * math.exp(-8)) / 6))
+
+
+def test_keys_are_those_of_the_bare_texts():
+    batch = from_labelled(PLANTED)
+    assert batch.relations.query_key.tolist() == [text_key(row.query) for row in PLANTED]
+    assert batch.relations.positive_keys.shape == (6, 3)

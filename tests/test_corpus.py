@@ -1,0 +1,345 @@
+"""The corpus: no held-out text or near-copy is trained on, pools follow the rule, building is all or nothing.
+
+Near-copies are looked for by brute force and by measures of this file (trigram sets in plain Python, difflib), over all
+that training sees.
+"""
+
+import difflib
+import errno
+import random
+import time
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from me5lib.data import build, corpus, split
+from me5lib.data.corpus import Corpus, common_meanings, open_corpus
+from me5lib.pairs import Labelled, Pair, text_key
+from me5lib.places import Me5Error
+from me5lib.scale import load
+
+LANGUAGES = ("de", "el", "hi", "ja", "ru", "th")
+ALPHABETS = {"en": "bcdfghklmnprstvw", "de": "bdfgklmnprstwzäö", "el": "βγδζθκλμνξπρστφχ", "hi": "कखगघचजटडतदनपबमरल",
+             "ja": "あかさたなはまやらわいきしちにひ", "ru": "бвгджзклмнпрстфхц", "th": "กขคงจชดตถนบปมยรส"}
+
+
+def phrase(language: str, rng: random.Random) -> str:
+    return " ".join("".join(rng.choice(ALPHABETS[language]) for _ in range(5)) for _ in range(4))
+
+
+def table(rows: list[dict]) -> pa.Table:
+    return pa.Table.from_pylist(rows)
+
+
+def planted() -> build.Material:
+    """Random phrases as interface strings, and copies and near-copies of all of them in every other source."""
+    rng = random.Random(0)
+    meanings = [{"en": f"Open the {phrase('en', rng)}", **{code: phrase(code, rng) for code in LANGUAGES}}
+                for _ in range(300)]
+    interface = [{"english": m["en"], "text": m[code], "language": code} for m in meanings for code in LANGUAGES]
+    gettext = [{"english": m["en"] + " now", "text": phrase("de", rng), "language": "de"} for m in meanings]
+    gettext += [{"english": phrase("en", rng), "text": m["de"].upper() + ".", "language": "de"} for m in meanings]
+    history = [{"english": phrase("en", rng), "text": phrase("ru", rng), "language": "ru"} for _ in range(200)]
+    history += [{"english": m["en"].replace("Open", "open 17"), "text": phrase("ru", rng), "language": "ru"}
+                for m in meanings]
+    titles = [{"query": m["en"], "passage": phrase("en", rng), "language": "en"} for m in meanings]
+    titles += [{"query": phrase("hi", rng), "passage": m["hi"], "language": "hi"} for m in meanings]
+    titles += [{"query": phrase("hi", rng), "passage": phrase("hi", rng), "language": "hi"} for _ in range(100)]
+    exams = [{"query": f"{phrase('de', rng)}?", "positives": [phrase("de", rng)], "language": "de",
+              "negatives": [m["de"], phrase("de", rng)]} for m in meanings]
+    exams += [{"query": m["de"], "positives": [phrase("de", rng)], "negatives": [phrase("de", rng)], "language": "de"}
+              for m in meanings]
+    exams += [{"query": phrase("ru", rng), "positives": [m["ru"]], "negatives": [phrase("ru", rng)], "language": "ru"}
+              for m in meanings]
+    train = {"homeassistant": table(interface), "gettext": table(gettext), "history": table(history),
+             "homeassistant-descriptions": table(titles), "exams": table(exams)}
+    return build.Material(train, evaluation(rng), {"homeassistant": {"empty": 3}})
+
+
+def evaluation(rng: random.Random) -> dict[str, pa.Table]:
+    gsm = [{"id": str(i), "language": code, "text": "" if code == "th" and i < 5 else f"{phrase(code, rng)} {i} 1,000",
+            "answer": phrase(code, rng)} for i in range(30) for code in ("en", *LANGUAGES)]
+    gsm += [{"id": str(i), "language": "fi", "text": "yksi", "answer": ""} for i in range(10)]
+    retrieval = [{"query_id": f"q{i}", "query": phrase("de", rng), "document_id": f"d{i // 2}", "title": "",
+                  "text": f"document {i // 2}", "language": "de"} for i in range(20)]
+    labels = [{"text": phrase(code, rng), "label": f"label {i % 2}", "language": code}
+              for i in range(80) for code in ("de", "hi")]
+    labels += [{"text": phrase("el", rng), "label": "one label only", "language": "el"} for i in range(80)]
+    return {"gsm": table(gsm), "xquad": table(retrieval), "fastapi": table(retrieval), "intents": table(labels)}
+
+
+SETTINGS = ("data.sources=homeassistant,homeassistant-descriptions,gettext,history", "data.labelled=exams",
+            "data.heldout_share=0.4", "evaluate.heldout_strings=50", "evaluate.map_sentences=10")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Corpus:
+    """A corpus of planted copies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ME5_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(build, "read", lambda data, done: planted())
+        patch.setattr(corpus, "fingerprint", lambda data: "planted")
+        return open_corpus(load("tiny", SETTINGS), progress=False)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Corpus:
+    """CLDR's corpus, built for real."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ME5_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return open_corpus(load("smoke"), progress=False)
+
+
+def trained_on(one: Corpus) -> dict[str, set[str]]:
+    """Language → every text that stage 1 or stage 2 sees."""
+    texts: dict[str, set[str]] = defaultdict(set)
+    for (_, language), shard in one.shards.items():
+        for first, second in shard.take(np.arange(shard.rows)):
+            texts["en" if shard.columns[0] == "english" else language].add(first)
+            texts[language].add(second)
+    for row in one.labelled():
+        texts[row.language].update((row.query, *row.positives, *row.negatives))
+    return texts
+
+
+def held_out(one: Corpus) -> dict[str, list[str]]:
+    """Language → every held-out text of the interface sources."""
+    texts: dict[str, set[str]] = defaultdict(set)
+    for row in one._table("heldout").to_pylist():
+        texts["en"].add(row["english"])
+        texts[row["language"]].add(row["text"])
+    return {language: sorted(own) for language, own in texts.items()}
+
+
+def trigrams(text: str) -> frozenset[str]:
+    text = f" {split.mask(text)} "
+    return frozenset(text[i : i + 3] for i in range(len(text) - 2))
+
+
+def near_copies(held: list[str], trained: set[str]) -> list[tuple[str, str]]:
+    known = [(text, trigrams(text)) for text in trained]
+    return [(one, text) for one in held for grams in [trigrams(one)] for text, other in known
+            if len(grams & other) >= split.NEAR * len(grams | other) > 0]
+
+
+def assert_nothing_leaks(one: Corpus, sample: int, languages: tuple[str, ...] = ()) -> None:
+    held, trained = held_out(one), trained_on(one)
+    keys = {text_key(split.mask(text)) for own in held.values() for text in own}
+    leaked = [text for own in trained.values() for text in own if text_key(split.mask(text)) in keys]
+    assert leaked == []
+    for language in languages or held:
+        some = random.Random(1).sample(held[language], min(sample, len(held[language])))
+        assert near_copies(some, trained[language]) == [], language
+
+
+def test_planted_copies_and_near_copies_are_not_trained_on(small):
+    assert_nothing_leaks(small, 1000)
+    held = {text for text in held_out(small)["en"] if text.startswith("Open") and not text.endswith("now")}
+    assert 60 < len(held) < 180  # 40 % of 300
+    english = trained_on(small)["en"]
+    for text in held:
+        assert f"{text} now" not in english and text.replace("Open", "open 17") not in english
+    assert len(english) > 1000  # and the rest is
+
+
+def test_no_held_out_text_looks_like_a_trained_one_to_difflib(small):
+    held, english = held_out(small)["en"], trained_on(small)["en"]
+    for text in held[:40]:
+        matcher = difflib.SequenceMatcher(b=text, autojunk=False)
+        for other in english:
+            matcher.set_seq1(other)
+            assert matcher.quick_ratio() < 0.9 or matcher.ratio() < 0.9, (text, other)
+
+
+def test_labelled_rows_lose_held_out_negatives_and_are_dropped_for_the_rest(small):
+    rows = small.labelled() + small.labelled("dev")
+    german, russian = ({row.query: row for row in rows if row.language == code} for code in ("de", "ru"))
+    held = held_out(small)
+    assert 300 < len(german) < 600 and 100 < len(russian) < 300
+    assert any(len(row.negatives) == 1 for row in german.values() if row.query.endswith("?"))
+    assert all(set(row.positives).isdisjoint(held["ru"]) for row in russian.values())
+    assert all(isinstance(row, Labelled) and row.source == "exams" and row.positives for row in rows)
+
+
+def test_the_dev_part_shares_no_question_with_stage_2(small):
+    train, dev = ({row.query for row in small.labelled(part)} for part in ("stage 2", "dev"))
+    assert dev and train and near_copies(sorted(dev), train) == []
+
+
+def test_smoke_trains_on_no_held_out_name_or_near_copy(smoke):
+    assert_nothing_leaks(smoke, 1000, ("en", "de", "hi", "ja", "ru"))
+
+
+def test_pools_follow_the_rule(small):
+    (bitext,) = [task for task in small.tasks() if task.name == "heldout"]
+    assert set(bitext.sets) == set(LANGUAGES)
+    for english, text in bitext.sets.values():
+        assert len(english) == len(text) == 50
+        assert len({split.mask(one) for one in english}) == len({split.mask(one) for one in text}) == 50
+        order = [split.fraction(split.mask(one)) for one in english]
+        assert order == sorted(order)
+    (none,) = [t for t in Corpus(small.folder, load("tiny"), "x").tasks() if t.name == "heldout"]
+    assert none.sets == {}  # 300 strings are not there
+
+
+def test_a_cluster_gives_one_item():
+    rows = [{"language": "de", "order": order, "english": e, "text": t, "cluster": c} for order, e, t, c in
+            [(0.3, "b", "B", 1), (0.1, "a", "A", 1), (0.2, "c", "a", 2), (0.4, "d", "D 5", 3), (0.5, "e", "D 6", 4)]]
+    assert [row["english"] for row in corpus.distinct(rows)] == ["a", "d"]
+
+
+def test_gsm_is_aligned_masked_and_without_empty_items(small):
+    tasks = {task.name: task.sets for task in small.tasks() if task.name.startswith("gsm")}
+    assert set(tasks["gsm"]) == set(tasks["gsm-raw"]) == set(LANGUAGES)  # Finnish has too few items
+    assert len(tasks["gsm"]["de"][0]) == 30 and len(tasks["gsm"]["th"][0]) == len(tasks["gsm"]["th"][1]) == 25
+    english, german = tasks["gsm-raw"]["de"]
+    assert [a.split()[-2] for a in english] == [b.split()[-2] for b in german]
+    assert not any(sign.isdigit() for pair in tasks["gsm"].values() for side in pair for text in side for sign in text)
+
+
+def test_retrieval_and_classification_are_whole(small):
+    tasks = {task.name: task for task in small.tasks()}
+    assert list(tasks) == ["heldout", "gsm", "gsm-raw", "xquad", "fastapi", "intents"]
+    found = tasks["xquad"].sets["de"]
+    assert len(found.queries) == 20 and len(found.documents) == 10 and found.relevant["q3"] == {"d1"}
+    assert set(tasks["intents"].sets) == {"de", "hi"}  # one label is no task
+    texts, labels, test_texts, test_labels = tasks["intents"].sets["de"]
+    assert len(texts) == len(labels) and len(test_texts) == len(test_labels) and len(texts) + len(test_texts) == 80
+    assert near_copies(test_texts, set(texts)) == []
+
+
+def test_evaluation_only_texts_are_not_trained_on(small):
+    texts = {text for task in small.tasks() if task.name == "intents" for own in task.sets.values() for text in own[0]}
+    assert texts and not texts & set().union(*trained_on(small).values())
+
+
+def test_parallel_meanings_are_aligned(small, smoke):
+    found = smoke.parallel(10)
+    assert len(found) >= 21 and {len(texts) for texts in found.values()} == {10} and len(set(found["en"])) == 10
+    pairs = {(row["language"], row["english"], row["text"]) for row in smoke._table("heldout").to_pylist()}
+    english = found.pop("en")
+    assert all((code, e, t) in pairs for code, own in found.items() for e, t in zip(english, own, strict=True))
+    assert len({corpus._script(texts) for texts in found.values()}) >= 8
+    with pytest.raises(Me5Error, match="ask for fewer"):
+        small.parallel(100_000)
+
+
+def test_languages_without_the_meanings_are_given_up_first():
+    has = [("aa", "a", 9), ("ab", "b", 2), ("el", "λ", 9), *((f"x{k}", "z", 8) for k in range(30))]
+    rows = [{"language": code, "order": i / 9, "english": f"m{i}", "text": f"{sign}{i}", "cluster": i}
+            for code, sign, n in has for i in range(n)]
+    found = common_meanings(rows, 8)
+    assert "ab" not in found and {"aa", "el", "x0", "x29"} < set(found)
+    assert sorted(found["en"]) == [f"m{i}" for i in range(8)]  # the ninth is in three languages only
+    assert [text[1:] for text in found["el"]] == [text[1:] for text in found["en"]]
+
+
+def test_the_mixture_yields_training_pairs(small):
+    mixture = small.mixture(load("tiny", ("train.steps=6", "train.batch=64")), seed=1)
+    pairs = mixture.batch(0)
+    assert len(pairs) == 64 and all(isinstance(pair, Pair) for pair in pairs)
+    trained = set().union(*trained_on(small).values())
+    assert all({pair.query, pair.passage} <= trained for step in range(6) for pair in mixture.batch(step))
+    assert mixture.fingerprint == small.mixture(load("tiny", ("train.steps=6", "train.batch=64")), seed=1).fingerprint
+
+
+def test_the_vocabulary_sample_is_of_training_texts_of_all_streams(small):
+    texts = small.sample_texts(600)
+    trained = trained_on(small)
+    assert 300 < len(texts) <= 600 == len(small.sample_texts(600)) + 600 - len(texts) and len(set(texts)) == len(texts)
+    assert set(texts) <= set().union(*trained.values())
+    assert all(set(texts) & own for own in trained.values())
+    assert texts == small.sample_texts(600) and texts != small.sample_texts(600, seed=1)
+
+
+def test_the_memory_holds_all_training_translations_of_a_language(small):
+    english, text = small.memory("ru")
+    russian = [shard for (_, code), shard in small.shards.items() if code == "ru"]
+    rows = {row for shard in russian for row in shard.take(np.arange(shard.rows))}
+    assert set(zip(english, text, strict=True)) == rows and len(rows) == len(english) > 300
+    assert small.memory("xx") == ([], [])
+
+
+def test_counts_add_up(small):
+    counts = small.counts()
+    stage1 = counts[counts.role == "stage 1"].set_index(["source", "language"]).rows.to_dict()
+    assert stage1 == {key: shard.rows for key, shard in small.shards.items()}
+    of_interface = counts[(counts.source == "homeassistant") & (counts.language == "de")].rows.sum()
+    assert of_interface == 300  # kept or dropped, nothing is lost
+    assert counts[counts.role == "dropped: empty"].rows.sum() == 3
+    assert small.report["held-out clusters"] > 50
+
+
+def test_a_built_corpus_is_opened_at_once_and_again(small, monkeypatch):
+    monkeypatch.setenv("ME5_CACHE", str(small.folder.parents[1]))
+    monkeypatch.setattr(corpus, "fingerprint", lambda data: "planted")
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built twice"))
+    start = time.perf_counter()
+    again = open_corpus(load("tiny", SETTINGS), progress=False)
+    assert again.folder == small.folder and time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), Me5Error("run `me5 packs`")])
+def test_a_build_that_fails_leaves_nothing_behind(failure, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_write_labelled", fail)
+    with pytest.raises(Me5Error, match="ME5_CACHE|me5 packs"):
+        open_corpus(load("smoke"), progress=False)
+    assert [path.name for path in (tmp_path / "corpus").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_the_fingerprint_follows_data_not_training():
+    one = corpus.fingerprint(load("smoke").data)
+    assert one == corpus.fingerprint(load("smoke", ("train.steps=1", "evaluate.heldout_strings=5")).data)
+    assert one != corpus.fingerprint(load("smoke", ("data.heldout_share=0.5",)).data)
+
+
+def test_two_builds_are_equal(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path))
+    again = open_corpus(load("smoke"), progress=False)
+    files = [path.relative_to(smoke.folder) for path in smoke.folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if (smoke.folder / path).read_bytes() != (again.folder / path).read_bytes()] == []
+
+
+def test_hub_scales_are_refused_in_one_line():
+    with pytest.raises(Me5Error, match="use smoke or tiny"):
+        open_corpus(load("base"))
+
+
+def test_a_damaged_corpus_says_what_to_do(smoke, tmp_path):
+    (tmp_path / "report.json").write_text("{}", encoding="utf8")
+    (tmp_path / "heldout.parquet").write_bytes(b"PAR1")
+    with pytest.raises(Me5Error, match="delete it and run again"):
+        Corpus(tmp_path, load("smoke"), "x").parallel(3)
+
+
+def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
+    """Kolibri's strings and EXAMS' questions, from the packs themselves: 100 held-out texts of each language."""
+    monkeypatch.setattr(corpus, "cache", lambda: tmp_path)
+    dial = load("tiny", ("data.sources=kolibri", "data.labelled=exams", "evaluate.heldout_strings=100"))
+    one = open_corpus(dial, progress=False)
+    assert_nothing_leaks(one, 100)
+    sets = {task.name: task.sets for task in one.tasks()}
+    assert len(sets["heldout"]) > 10 and len(sets["gsm"]) > 100 and len(sets["intents"]) == 12
+    assert one.report["clusters"] > 1000 and len(one.labelled()) > 10_000 > len(one.labelled("dev")) > 500
+
+
+def test_the_tiny_corpus_leaks_nothing(packs):
+    """Where it is built: 100 held-out texts against all that is trained on, in four languages, and the rules at work."""
+    dial = load("tiny")
+    if not (corpus.cache() / "corpus" / corpus.fingerprint(dial.data)).is_dir():
+        pytest.skip("the tiny corpus is not built yet (two minutes): `make tiny` builds it")
+    one = open_corpus(dial)
+    assert_nothing_leaks(one, 100, ("en", "de", "ja", "ru"))
+    (bitext,) = [task for task in one.tasks() if task.name == "heldout"]
+    assert len(bitext.sets) >= 38
+    found = one.parallel(dial.evaluate.map_sentences)
+    assert len(found) > 20 and len({corpus._script(texts) for texts in found.values()}) >= 8
+    counts = one.counts().groupby("role").rows.sum()
+    assert counts["stage 1"] / (counts["stage 1"] + counts["dropped: held-out text or near-copy"]) >= 0.85

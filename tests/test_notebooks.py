@@ -1,0 +1,35 @@
+"""Every notebook at scale smoke, executed by the project's own command with the network unplugged."""
+
+import json
+
+from test_run import loads_from_elsewhere
+
+from me5lib import run
+
+
+def test_the_network_is_really_unplugged(unplugged):
+    import os
+    import subprocess
+    import sys
+
+    code = "import urllib.request; urllib.request.urlopen('http://192.0.2.1/', timeout=5)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | unplugged, capture_output=True, text=True)
+    assert "the network is unplugged" in done.stderr
+
+
+def test_every_notebook_runs_at_smoke_without_network(smoke_run):
+    done, out = smoke_run
+    assert done.returncode == 0, done.stderr
+    books = run.books()
+    assert f"{len(books)} of {len(books)} notebooks finished" in done.stdout
+    results = json.loads((out / "results.json").read_text("utf8"))
+    assert sorted(results) == sorted(book.name for book in books)
+    assert all(results.values()), "a notebook that recorded nothing"
+
+
+def test_their_pages_load_nothing_from_elsewhere(smoke_run):
+    _, out = smoke_run
+    pages = [out / "index.html", *sorted((out / "notebooks").glob("*.html"))]
+    assert len(pages) == 1 + len(run.books())
+    for page in pages:
+        assert loads_from_elsewhere(page.read_text("utf8")) == [], page.name

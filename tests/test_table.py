@@ -1,0 +1,173 @@
+"""The tables: every row through mteb, kept and taken up again, means and margins with intervals."""
+
+import itertools
+import json
+
+import mteb
+import numpy as np
+import pandas as pd
+import pytest
+
+from me5lib import scale
+from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
+from me5lib.evaluate import baselines, table, tasks
+from me5lib.evaluate.protocol import Protocol
+from me5lib.places import Me5Error
+
+
+class Counting:
+    """A text encoder that counts how many texts it was given."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+
+    def encode(self, texts, prefix="", *, normalise=True):
+        self.texts += len(texts)
+        rows = [np.random.default_rng(list(t.lower().encode())).normal(size=8) for t in texts]
+        return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
+
+
+def material(last: str = "DREI") -> list:
+    """One small task of each kind, in two languages."""
+    words = ["one", "two", "three", "four", "five"]
+    found = RetrievalSet({"q": "one"}, {"a": ("", "ONE"), "b": ("", "two")}, {"q": {"a"}})
+    labelled = (words * 4, ["odd", "even", "odd", "even", "odd"] * 4, words, ["odd", "even", "odd", "even", "odd"])
+    return [
+        Bitext("heldout", {"de": (words, [*(w.upper() for w in words[:-1]), last]), "fr": (words, words[::-1])}),
+        Retrieval("xquad", {"de": found}),
+        Classification("intents", {"fr": labelled}),
+    ]
+
+
+def models() -> dict:
+    """A dense row and two lexical ones."""
+    return {"dense": Protocol(Counting(), "dense", revision="0"), "BM25": baselines.bm25(),
+            "translation memory": baselines.TranslationMemory(lambda language: ([], []))}
+
+
+def test_long_frame_and_which_row_takes_part_where(tmp_path, capfd):
+    found = table.evaluate(models(), tasks.build(material()), tmp_path)
+    assert tuple(found.columns) == table.COLUMNS
+    assert found.groupby("model", sort=False)["task"].unique().map(list).to_dict() == {
+        "dense": ["heldout", "xquad", "intents"], "BM25": ["xquad"], "translation memory": ["heldout"]}
+    row = found[(found["model"] == "dense") & (found["subset"] == "de-en")].iloc[0]
+    assert (row["language"], row["direction"], row["accuracy"]) == ("de", "xx-en", 0.8)
+    assert found[found["kind"] == "Retrieval"]["accuracy"].isna().all()
+    shown = capfd.readouterr().err
+    assert "evaluate" in shown and "Matching" not in shown and "Standardizing" not in shown
+
+
+def test_results_are_kept_in_mtebs_own_form_and_taken_up_again(tmp_path):
+    first = table.evaluate(models(), tasks.build(material()), tmp_path, progress=False)
+    again = models()
+    second = table.evaluate(again, tasks.build(material()), tmp_path, progress=False)
+    pd.testing.assert_frame_equal(first, second)
+    assert again["dense"].encoder.texts == 0
+    (path,) = tmp_path.glob("results/me5__dense/*/heldout.json")
+    kept = mteb.results.TaskResult.from_disk(path)
+    assert {s["hf_subset"] for s in kept.scores["test"]} == {"de-en", "en-de", "fr-en", "en-fr"}
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut short", "other mteb"])
+def test_a_lost_or_torn_result_is_made_again(tmp_path, harm):
+    first = table.evaluate(models(), tasks.build(material()), tmp_path, progress=False)
+    (path,) = tmp_path.glob("results/me5__dense/*/heldout.json")
+    content = path.read_text(encoding="utf8")
+    if harm == "gone":
+        path.unlink()
+    elif harm == "cut short":
+        path.write_text(content[: len(content) // 2], encoding="utf8")
+    else:
+        path.write_text(json.dumps(json.loads(content) | {"mteb_version": "2.0.0"}), encoding="utf8")
+    again = models()
+    pd.testing.assert_frame_equal(first, table.evaluate(again, tasks.build(material()), tmp_path, progress=False))
+    assert again["dense"].encoder.texts == 10  # five English, four capitals and DREI; no other task's texts
+
+
+def test_other_texts_are_evaluated_anew(tmp_path):
+    first = table.evaluate(models(), tasks.build(material()), tmp_path, progress=False)
+    changed = table.evaluate(models(), tasks.build(material(last="FIVE")), tmp_path, progress=False)
+    dense = [f[(f["model"] == "dense") & (f["subset"] == "de-en")]["accuracy"].item() for f in (first, changed)]
+    assert dense == [0.8, 1.0]
+
+
+def test_a_row_keeps_to_its_languages(tmp_path):
+    model = Protocol(Counting(), "dense", revision="0")
+    model.languages = frozenset({"fr"})
+    built = tasks.build(material())
+    found = table.evaluate({"dense": model}, built, tmp_path, progress=False)
+    assert found["subset"].tolist() == ["fr-en", "en-fr", "fr"]
+    assert built[0].hf_subsets == ["de-en", "en-de", "fr-en", "en-fr"]
+
+
+def scores() -> pd.DataFrame:
+    """Made-up scores: 4 languages, both directions; the model wins in three of them."""
+    rows = []
+    for model, base in (("ours", [0.9, 0.8, 0.7, 0.2]), ("digits", [0.1, 0.2, 0.1, 0.1]),
+                        ("character trigrams", [0.5, 0.5, 0.5, 0.6])):  # fmt: skip
+        for language, score in zip(("de", "fr", "ru", "zh"), base, strict=True):
+            for direction, shift in (("xx-en", 0.05), ("en-xx", -0.05)):
+                rows.append((model, "heldout", "BitextMining", language, direction, "", score + shift, score))
+    return pd.DataFrame(rows, columns=table.COLUMNS)
+
+
+def test_directions_are_averaged_and_means_taken_over_languages():
+    pivot = table.by_language(scores(), "heldout")
+    assert list(pivot.columns) == ["ours", "digits", "character trigrams"]
+    assert list(pivot.index) == ["de", "fr", "ru", "zh"]
+    assert pivot.loc["zh", "ours"] == pytest.approx(0.2)
+    summary = table.summary(scores()).set_index("model")
+    assert summary.loc["ours", "mean"] == pytest.approx(0.65) and summary.loc["ours", "languages"] == 4
+
+
+def test_bootstrap_against_every_resample():
+    values = [0.1, 0.5, 0.9, 0.2]
+    every = sorted(np.mean(draw) for draw in itertools.product(values, repeat=4))
+    low, high = np.quantile(every, [0.025, 0.975])
+    found = table.bootstrap(values)
+    assert found.mean == pytest.approx(0.425) and found.languages == 4
+    assert found.low == pytest.approx(low, abs=0.03) and found.high == pytest.approx(high, abs=0.03)
+    many = np.random.default_rng(0).random(30)
+    assert table.bootstrap(many) == table.bootstrap(many) != table.bootstrap(many, seed=1)
+    assert table.bootstrap([0.3, 0.3]) == (pytest.approx(0.3), pytest.approx(0.3), pytest.approx(0.3), 2)
+    with pytest.raises(ValueError, match="no values"):
+        table.bootstrap([])
+
+
+def test_margin_is_paired_and_over_the_better_lexical_row():
+    found = table.margin(scores(), "heldout", "ours")
+    assert table.better_lexical(scores(), "heldout") == found.baseline == "character trigrams"
+    assert found.difference.mean == pytest.approx(0.125) and found.ahead == 3
+    assert found.difference[:3] == pytest.approx(table.bootstrap([0.4, 0.3, 0.2, -0.4])[:3])
+    assert table.margin(scores(), "heldout", "ours", over="digits").difference.mean == pytest.approx(0.525)
+    with pytest.raises(Me5Error, match="no scores for task 'gsm': there are heldout"):
+        table.by_language(scores(), "gsm")
+
+
+def test_quiet_lets_go_of_progress_bars(capfd):
+    from tqdm.auto import tqdm
+
+    with table.quiet():
+        list(tqdm(range(3), disable=False))
+    assert capfd.readouterr().err == ""
+    list(tqdm(range(3)))
+    assert "3/3" in capfd.readouterr().err
+
+
+def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):
+    from me5lib.model.encoder import Encoder
+    from me5lib.model.text import train_tokenizer
+
+    dial = scale.load("smoke")
+    corpus = open_corpus(dial, progress=False)
+    with pytest.raises(Me5Error, match="run `me5 pretrain --scale smoke --seed 0"):
+        table.standard_rows(dial, 0, tmp_path, corpus)
+    tokenizer = train_tokenizer(corpus.sample_texts(2000), dial.model.vocabulary, tmp_path / "tokenizer")
+    Encoder.new(dial.model, tokenizer, 0).save(tmp_path / "stage1")
+    rows = table.standard_rows(dial, 1, tmp_path, corpus)
+    assert list(rows)[:5] == ["random weights", "digits", "character trigrams", "translation memory", "BM25"]
+    assert list(rows)[-1] == "stage 1 only"
+    assert "row left out: stage 2 only" in capsys.readouterr().out
+    found = table.evaluate(rows, tasks.build(corpus.tasks()[:1]), tmp_path / "evaluation", progress=False)
+    means = table.by_language(found, "heldout", "accuracy").mean()
+    assert means["random weights"] > 1 / 20 and found["score"].between(0, 1).all()

@@ -1,0 +1,142 @@
+"""Text on its way in: cleaning, prefixes, and a vocabulary that is the same twice."""
+
+import subprocess
+import sys
+import time
+import unicodedata
+
+import pytest
+
+from me5lib.model import text
+from me5lib.places import Me5Error
+
+SCRIPTS = ("de", "ru", "zh", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "hi", "bn", "ta", "km", "my", "el")
+
+
+def names(locales=SCRIPTS):
+    """CLDR's names of languages and territories: real words in many scripts, without a download."""
+    from babel import Locale
+
+    return [name for code in locales for name in (*Locale.parse(code).languages.values(),
+                                                  *Locale.parse(code).territories.values())]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return names()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus):
+    return text.train_tokenizer(corpus, 4000)
+
+
+def test_clean_keeps_good_texts_as_they_are():
+    texts = ["a", "", "你好 🎉", "  spaces  "]
+    kept, counts = text.clean(texts, 100)
+    assert kept == texts
+    assert counts == text.Counts(texts=4, empty=1, cut=0, repaired=0)
+
+
+@pytest.mark.parametrize("bad, kind", [(None, "None"), (3, "type int"), (b"x", "type bytes")])
+def test_clean_names_the_index_of_what_is_no_text(bad, kind):
+    with pytest.raises(ValueError, match=f"text 2 is .*{kind}"):
+        text.clean(["a", "", bad], 10)
+
+
+def test_lone_surrogates_become_the_replacement_character_and_are_counted():
+    kept, counts = text.clean(["a\ud800b", "\udc00", "fine", "\ud83d\ude00"], 10)
+    assert kept == ["a\ufffdb", "\ufffd", "fine", "\U0001f600"]  # the last two halves make a pair
+    assert counts.repaired == 3
+
+
+def test_ten_megabytes_are_cut_before_anything_reads_them(tokenizer):
+    start = time.perf_counter()
+    kept, counts = text.clean(["word " * 2_000_000, "x" * 10_000_000])
+    tokenizer.backend_tokenizer.encode_batch(kept)
+    assert time.perf_counter() - start < 2.0  # tokenising 20 MB takes many times that
+    assert [len(one) for one in kept] == [text.MAX_CHARS] * 2 and counts.cut == 2
+
+
+def test_counts_add_up():
+    assert text.Counts(1, 1, 0, 0) + text.Counts(2, 0, 1, 1) == text.Counts(3, 1, 1, 1)
+
+
+def test_instruction_template():
+    assert text.instruct("Find news", "storm") == "Instruct: Find news\nQuery: storm"
+    assert text.instruct("", "storm") == "storm"
+
+
+def test_two_processes_train_the_same_vocabulary(corpus, tokenizer, tmp_path):
+    (tmp_path / "texts").write_text("\n".join(corpus), encoding="utf8")
+    program = (
+        "import sys; from me5lib.model import text;"
+        "texts = open(sys.argv[1], encoding='utf8').read().split('\\n');"
+        "print(text.vocabulary_sha256(text.train_tokenizer(texts, 4000, sys.argv[2])))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "texts", tmp_path / "saved"],
+        capture_output=True, text=True, encoding="utf8", check=True,
+    ).stdout.split()[-1]  # fmt: skip
+    assert found == text.vocabulary_sha256(tokenizer)
+
+    from transformers import AutoTokenizer
+
+    assert text.vocabulary_sha256(AutoTokenizer.from_pretrained(tmp_path / "saved")) == found
+
+
+def test_hash_tells_vocabularies_apart(corpus, tokenizer):
+    assert text.vocabulary_sha256(text.train_tokenizer(corpus[:3000], 4000)) != text.vocabulary_sha256(tokenizer)
+
+
+def test_layout_is_that_of_xlm_r(tokenizer):
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3]) == ["<s>", "<pad>", "</s>", "<unk>"]
+    assert tokenizer.convert_ids_to_tokens(len(tokenizer) - 1) == "<mask>"
+    assert len(tokenizer) <= 4000
+    ids = tokenizer("Berlin")["input_ids"]
+    assert ids[0] == 0 and ids[-1] == 2
+    assert set(tokenizer("a")) == {"input_ids", "attention_mask"}
+
+
+def test_fast_tokenizer_cuts_as_sentencepiece_itself_does(corpus):
+    import sentencepiece
+
+    model = text._train_unigram(corpus, 3999)
+    fast, reference = text._fast(model), sentencepiece.SentencePieceProcessor(model_proto=model)
+    differ = [t for t in corpus if fast(t, add_special_tokens=False)["input_ids"] != reference.encode(t)]
+    assert len(differ) <= len(corpus) / 1000, differ[:5]  # ties between equally likely cuts
+
+
+def test_no_script_turns_into_unknown(corpus, tokenizer):
+    unseen = [*names(("uk", "zh_Hant", "ti", "fa", "ne", "yi", "lo", "si", "ml")), "ᚠᚢᚦ", "🎉", "\U00020000"]
+    unk = tokenizer.unk_token_id
+    assert not [t for t in unseen if unk in tokenizer(t)["input_ids"]]
+    spelt = [t for t in corpus if any(piece.startswith("<0x") for piece in tokenizer.tokenize(t))]
+    assert len(spelt) < 0.05 * len(corpus)  # bytes are the exception, even with 4,000 pieces for 17 languages
+
+
+def test_decoding_gives_the_normalised_text_back(tokenizer):
+    for given in ("  Wie   geht's?  ", "ﬁve №５ Å", "ኢትዮጵያ ᚠ 🎉", "ქართული ენა"):
+        expected = " ".join(unicodedata.normalize("NFKC", given).split())
+        assert tokenizer.decode(tokenizer(given)["input_ids"], skip_special_tokens=True) == expected
+
+
+def test_prefixes_cost_two_tokens_each(tokenizer):
+    assert tokenizer.tokenize(text.QUERY) == ["▁query", ":"]
+    assert tokenizer.tokenize(text.PASSAGE + "a b")[:2] == ["▁passage", ":"]
+
+
+def test_nothing_to_learn_from_is_said():
+    with pytest.raises(Me5Error, match="no text"):
+        text.train_tokenizer(["", "  "], 4000)
+
+
+def test_many_texts_are_sampled_evenly(monkeypatch):
+    monkeypatch.setattr(text, "TRAINING_TEXTS", 10)
+    assert text._sample([str(i) for i in range(95)] + ["3", "4"]) == [str(i) for i in range(0, 95, 10)]
+
+
+def test_long_training_text_does_not_stop_the_trainer():
+    sample = text._sample(["字" * 100_000, *names(("de",))])
+    assert max(map(len, sample)) == text.TRAINING_CHARS
+    assert "字" in text._alphabet(sample, 1000) and len(text._train_unigram(sample, 1000)) > 1000
