@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Plain(TyperGroup):
     """A group of commands that turns `Me5Error` and an interrupt into one line."""
 
-    def invoke(self, ctx):  # noqa: ANN001, ANN201
+    def invoke(self, ctx: typer.Context) -> object:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)

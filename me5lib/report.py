@@ -14,6 +14,10 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _TEMPLATE = """{%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -32,7 +36,7 @@ img { max-width: 100%; margin: .4rem 0 }
 details > summary { cursor: pointer; color: #0072B2 }
 """
 _SIGNS = {sign: chr(0xE000 + i) for i, sign in enumerate("{}_%&#$\\")}  # stand-ins of Unicode's private use
-MOST_ROWS = 60  # of a table on the index page; the file has them all
+MOST_ROWS = 60  # of a table on the index page; a longer one is linked
 
 
 def mathml(latex: str, block: bool = False) -> str:
@@ -136,6 +140,9 @@ def index(out: Path) -> Path:
     settings = state.get("settings", {})
     heading = html.escape(f"me5 · scale {settings.get('scale', '?')} · seed {settings.get('seed', '?')}")
     parts = [f"<h1>{heading}</h1>", _overview(state)]
+    if (table := main_table(out)) is not None:
+        note = "Mean over languages, between 0 and 1; in brackets the 95 % interval over languages."
+        parts.append(f"<h2>The main table</h2><p>{note}</p>" + table.to_html(border=0, na_rep=""))
     for name, book in sorted(state.get("notebooks", {}).items()):
         parts.append(_section(out, name, book))
     text = (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>'
@@ -153,7 +160,22 @@ def summary(out: Path) -> str:
         metrics = _json(out / "lessons" / name / "metrics.json")
         lines += [f"      {book['error']}"] if book["error"] else []
         lines += [f"      {key:48} {_number(value)}" for key, value in metrics.items()]
+    if (table := main_table(out)) is not None:
+        lines += ["", table.to_string(na_rep="")]
     return "\n".join(lines)
+
+
+def main_table(out: Path) -> DataFrame | None:
+    """Models × tasks, "mean (low–high)", from the summary that the last lesson wrote; None where none did."""
+    import pandas
+
+    for path in sorted((out / "lessons").glob("*/summary.csv"), reverse=True):
+        frame = pandas.read_csv(path)
+        if {"task", "model", "mean", "low", "high"} <= set(frame.columns):
+            frame["text"] = [f"{row.mean:.3f} ({row.low:.2f}–{row.high:.2f})" for row in frame.itertuples(index=False)]
+            table = frame.pivot_table(index="model", columns="task", values="text", aggfunc="first", sort=False)
+            return table.fillna("").rename_axis(index=None, columns=None)
+    return None
 
 
 def _overview(state: dict) -> str:
@@ -187,8 +209,9 @@ def _csv(path: Path) -> str:
     import pandas
 
     frame = pandas.read_csv(path)
-    more = f"<p>{len(frame) - MOST_ROWS} more rows in {html.escape(path.name)}</p>" if len(frame) > MOST_ROWS else ""
-    return frame.head(MOST_ROWS).to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="") + more
+    if len(frame) > MOST_ROWS:
+        return f'<p><a href="lessons/{path.parent.name}/{path.name}">{len(frame)} rows</a></p>'
+    return frame.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="")
 
 
 def _number(value: float | str) -> str:

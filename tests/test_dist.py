@@ -17,9 +17,7 @@ def loss_of_one_process(loss: str, seed: int = 0) -> float:
 
 
 def test_two_ragged_processes_and_the_usual_mistakes():
-    start = time.monotonic()
     found = prove_gradient(2, shards=(19, 13))
-    assert time.monotonic() - start < 45  # about 5 s on an idle machine
     assert set(found) == set(VARIANTS)
     for name in ("ours", "ours, replayed"):
         assert found[name] == pytest.approx((1, 1, loss_of_one_process("one-way")), abs=1e-12)

@@ -79,7 +79,7 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_weights_and_log(straight,
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", CHILD, str(tmp_path), "0.3", str(Path(__file__).parent)]
     child = subprocess.Popen(command, env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     log = tmp_path / "log.jsonl"
     while child.poll() is None and not (log.is_file() and len(rows(log)) >= 5) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -207,6 +207,9 @@ def test_pages_need_no_network_and_show_equations(books, tmp_path):
     drawing = ("import ipywidgets, matplotlib\nmatplotlib.use('Agg')\nfrom me5lib.show import figures\n"
                "figure, axis = figures.canvas()\nfigures.keep(figure, lesson.folder / 'map.png')\n"
                "import pandas\npandas.DataFrame({'model': ['x'], 'score': [0.5]}).to_csv(lesson.folder / 't.csv')\n"
+               "row = {'task': 'gsm', 'model': 'stage 1', 'mean': 0.25, 'low': 0.2, 'high': 0.31}\n"
+               "pandas.DataFrame([row]).to_csv(lesson.folder / 'summary.csv', index=False)\n"
+               "pandas.DataFrame({'a': range(61)}).to_csv(lesson.folder / 'long.csv')\n"
                "display(ipywidgets.IntSlider(description='steps'))")
     latex = "from IPython.display import Math\ndisplay(Math(r'\\alpha^2'))\nlesson.record('n', 1)"
     write_book(books, "04_page", drawing, latex, text=TEXT)
@@ -222,6 +225,8 @@ def test_pages_need_no_network_and_show_equations(books, tmp_path):
     index = (out / "index.html").read_text("utf8")
     assert loads_from_elsewhere(index) == []
     assert 'src="lessons/04/map.png"' in index and "0.500" in index
+    assert "0.250 (0.20–0.31)" in index and 'href="lessons/04/long.csv">61 rows' in index
+    assert "0.250 (0.20–0.31)" in report.summary(out)
     assert [tag for tag in ("<math", "What is 04_page?") if tag in page] == ["<math", "What is 04_page?"]
 
 

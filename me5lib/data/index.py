@@ -220,9 +220,9 @@ def _reason(error: Exception) -> str:
 
 def _client(given: Settings) -> PyPIClient:
     from unearth.auth import MultiDomainBasicAuth
-    from unearth.fetchers import PyPIClient
+    from unearth.fetchers import PyPIClient, Response
 
-    def raise_for_server(response) -> None:
+    def raise_for_server(response: Response) -> None:
         if response.status_code >= 500:
             response.raise_for_status()
 

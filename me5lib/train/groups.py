@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,8 +141,20 @@ def negatives(
 
 def passages(rows: Sequence[Labelled]) -> list[str]:
     """All different passages of `rows` (positives and negatives), each text once, in order of appearance."""
-    texts = {text_key(text): text for row in reversed(rows) for text in reversed((*row.positives, *row.negatives))}
-    return list(reversed(texts.values()))
+    return _distinct(text for row in rows for text in (*row.positives, *row.negatives))
+
+
+def own_negatives(row: Labelled) -> list[str]:
+    """The wrong answers that a row brings along, without any that reads like its query or a right answer of it."""
+    return _distinct((row.query, *row.positives, *row.negatives))[len(_distinct((row.query, *row.positives))) :]
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """`texts` without those that say the same (`text_key`) as an earlier one."""
+    found: dict[int, str] = {}
+    for text in texts:
+        found.setdefault(text_key(text), text)
+    return list(found.values())
 
 
 def _search(
@@ -150,7 +162,7 @@ def _search(
 ) -> tuple[list[list[str]], MiningReport | None]:
     """Each row's negatives by `kind`, not yet filled up; no report where nothing was searched."""
     n, asked, right = stage.hard_negatives, [row.query for row in rows], [row.positives for row in rows]
-    own = [list(row.negatives[:n]) for row in rows]
+    own = [own_negatives(row)[:n] for row in rows]
     if kind == "random":
         return [[] for _ in rows], None
     if kind == "labelled" or (kind == "mined" and encoder is None):
@@ -163,7 +175,7 @@ def _search(
     )
     found = mining.dense(asked, right, pool, query, passage, stage.mine_depth)
     picked, report = mining.choose(found, asked, right, pool, n, stage.margin)
-    return [list(dict.fromkeys([*mine, *more]))[:n] for mine, more in zip(own, picked, strict=True)], report
+    return [_distinct([*mine, *more])[:n] for mine, more in zip(own, picked, strict=True)], report
 
 
 def _filled(rows: list[Labelled], picked: list[list[str]], pool: list[str], n: int, seed: int) -> list[list[str]]:
@@ -172,7 +184,7 @@ def _filled(rows: list[Labelled], picked: list[list[str]], pool: list[str], n: i
     draws, _ = mining.choose(mining.random(queries, pool, 8 * n, seed), queries, right, pool, 2 * n, margin=None)
     filled = []
     for row, own, more in zip(rows, picked, draws, strict=True):
-        both = list(dict.fromkeys([*own, *more])) or list(row.negatives) or [row.query]
+        both = _distinct([*own, *more]) or [row.query]
         filled.append([both[j % len(both)] for j in range(n)])
     return filled
 
@@ -185,7 +197,7 @@ def dev_groups(rows: Sequence[Labelled], seed: int, limit: int = DEV_EXAMPLES, s
         own = [row for row in rows if (row.source, row.language) == key]
         source = [row for row in rows if row.source == key[0]]
         pool = passages(own) if len(passages(own)) >= 2 * size else passages(source)
-        more = _filled(own, [list(row.negatives[: size - 1]) for row in own], pool, size - 1, seed)
+        more = _filled(own, [own_negatives(row)[: size - 1] for row in own], pool, size - 1, seed)
         found += [row._replace(negatives=tuple(texts)) for row, texts in zip(own, more, strict=True)]
     return found
 
