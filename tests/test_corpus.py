@@ -328,7 +328,11 @@ def test_a_damaged_corpus_says_what_to_do(smoke, tmp_path):
 
 
 def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
-    """Kolibri's strings and EXAMS' questions, from the packs themselves: 100 held-out texts of each language."""
+    """100 held-out texts of a language against all that is trained on: of the tiny corpus where it is built, else of
+    a smaller one (Kolibri's strings and EXAMS' questions), which is built here."""
+    dial = load("tiny")
+    if (corpus.cache() / "corpus" / corpus.fingerprint(dial.data)).is_dir():
+        return assert_tiny_holds(open_corpus(dial))
     monkeypatch.setattr(corpus, "cache", lambda: tmp_path)
     dial = load("tiny", ("data.sources=kolibri", "data.labelled=exams", "evaluate.heldout_strings=100"))
     one = open_corpus(dial, progress=False)
@@ -338,16 +342,12 @@ def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
     assert one.report["clusters"] > 1000 and len(one.labelled()) > 10_000 > len(one.labelled("dev")) > 500
 
 
-def test_the_tiny_corpus_leaks_nothing(packs):
-    """Where it is built: 100 held-out texts against all that is trained on, in three languages, and the rules."""
-    dial = load("tiny")
-    if not (corpus.cache() / "corpus" / corpus.fingerprint(dial.data)).is_dir():
-        pytest.skip("the tiny corpus is not built yet (two minutes): `make tiny` builds it")
-    one = open_corpus(dial)
+def assert_tiny_holds(one: Corpus) -> None:
+    """No leak in three languages, and the project's bars: languages, the map, what is left to train on."""
     assert_nothing_leaks(one, 100, ("en", "de", "ja"))
     (bitext,) = [task for task in one.tasks() if task.name == "heldout"]
     assert len(bitext.sets) >= 38
-    found = one.parallel(dial.evaluate.map_sentences)
+    found = one.parallel(one.scale.evaluate.map_sentences)
     assert len(found) > 20 and len({corpus._script(texts) for texts in found.values()}) >= 8
     counts = one.counts().groupby("role").rows.sum()
     assert counts["stage 1"] / (counts["stage 1"] + counts["dropped: held-out text or near-copy"]) >= 0.85
