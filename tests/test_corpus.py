@@ -53,9 +53,13 @@ def planted() -> build.Material:
               for m in meanings]
     exams += [{"query": phrase("ru", rng), "positives": [m["ru"]], "negatives": [phrase("ru", rng)], "language": "ru"}
               for m in meanings]
+    exams += [{**row, "query": f"Also, {row['query']}"} for row in exams[:100]]  # near-copies for the dev part
+    tasks = evaluation(rng)
+    commands = [row["text"] for row in tasks["intents"].to_pylist() if row["language"] == "de"]
+    gettext += [{"english": phrase("en", rng), "text": text, "language": "de"} for text in commands]
     train = {"homeassistant": table(interface), "gettext": table(gettext), "history": table(history),
              "homeassistant-descriptions": table(titles), "exams": table(exams)}
-    return build.Material(train, evaluation(rng), {"homeassistant": {"empty": 3}})
+    return build.Material(train, tasks, {"homeassistant": {"empty": 3}})
 
 
 def evaluation(rng: random.Random) -> dict[str, pa.Table]:
@@ -165,7 +169,7 @@ def test_labelled_rows_lose_held_out_negatives_and_are_dropped_for_the_rest(smal
     rows = small.labelled() + small.labelled("dev")
     german, russian = ({row.query: row for row in rows if row.language == code} for code in ("de", "ru"))
     held = held_out(small)
-    assert 300 < len(german) < 600 and 100 < len(russian) < 300
+    assert 300 < len(german) < 700 and 100 < len(russian) < 300
     assert any(len(row.negatives) == 1 for row in german.values() if row.query.endswith("?"))
     assert all(set(row.positives).isdisjoint(held["ru"]) for row in russian.values())
     assert all(isinstance(row, Labelled) and row.source == "exams" and row.positives for row in rows)
@@ -219,8 +223,9 @@ def test_retrieval_and_classification_are_whole(small):
 
 
 def test_evaluation_only_texts_are_not_trained_on(small):
-    texts = {text for task in small.tasks() if task.name == "intents" for own in task.sets.values() for text in own[0]}
-    assert texts and not texts & set().union(*trained_on(small).values())
+    sets = next(task.sets for task in small.tasks() if task.name == "intents")
+    texts = {text for own in sets.values() for text in (*own[0], *own[2])}
+    assert len(texts) == 160 and not texts & set().union(*trained_on(small).values())
 
 
 def test_parallel_meanings_are_aligned(small, smoke):

@@ -90,6 +90,18 @@ def test_loading_gives_the_same_encoder(encoder, folder, corpus):
     assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in encoder.named_parameters()]
 
 
+def test_an_xlm_r_reads_two_positions_less_than_it_has(encoder, tmp_path):
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    config = XLMRobertaConfig(
+        vocab_size=len(encoder.tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=50, pad_token_id=1,
+    )  # fmt: skip
+    Encoder(XLMRobertaModel(config, add_pooling_layer=False), encoder.tokenizer, 512).save(tmp_path / "xlm-r")
+    loaded = Encoder.load(tmp_path / "xlm-r")
+    assert loaded.max_tokens == 48 and np.isfinite(loaded.encode(["word " * 500])).all()
+
+
 def test_saving_twice_gives_the_same_files(encoder, folder, tmp_path):
     Encoder.load(folder).save(tmp_path / "again")
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

@@ -5,7 +5,7 @@
 
 Two doors: `encode` for reading (texts, no gradient), and `tokenize` + `forward` for training (ids, with gradient).
 Both sort the texts by length and cut them into pieces of equal padded size before the backbone sees them: padding is
-most of the work otherwise (FIELD.md: 2 to 2.7 times on a CPU), and the result is the same. Pooling and norm are done in
+most of the work otherwise, and the result is the same. Pooling and norm are done in
 fp32 whatever the backbone's dtype: at τ = 0.01 a cosine error of 4e-3 is 0.4 of a logit.
 """
 
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         return nn.functional.normalize(self.pool(ids, token_budget), dim=-1)
 
     def pool(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
-        """The same without the L2 norm, as the paper's protocol wants it for Classification (PAPER.md §3).
+        """The same without the L2 norm, as the paper's protocol wants it for Classification (the authors' evaluation script).
 
         The rows' tokens are looked up once, flat, and then dealt out to the pieces: a lookup per piece would leave a
         gradient as large as the whole vocabulary for each of them.

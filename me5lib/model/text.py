@@ -185,9 +185,35 @@ def _fast(model: bytes) -> PreTrainedTokenizerFast:
 
 
 def _charsmap(model: bytes) -> bytes:
-    """The compiled character map (NFKC and XLM-R's own rules) inside a serialised sentencepiece model."""
-    from sentencepiece import sentencepiece_model_pb2
+    """The compiled character map (NFKC and XLM-R's own rules) inside a serialised sentencepiece model.
 
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(model)
-    return proto.normalizer_spec.precompiled_charsmap
+    Field 2 of field 3 of its protobuf message, read off the wire format: that spares the protobuf package.
+    """
+    return _field(_field(model, 3), 2)
+
+
+def _field(message: bytes, number: int) -> bytes:
+    """The first length-delimited field `number` of a protobuf message; empty where it has none."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(message, at)
+        elif kind == 2:
+            size, at = _varint(message, at)
+            if tag >> 3 == number:
+                return message[at : at + size]
+            at += size
+        else:
+            at += {1: 8, 5: 4}[kind]
+    return b""
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A protobuf integer at place `at`, and the place behind it: seven bits a byte, lowest first."""
+    value = shift = 0
+    while message[at] & 0x80:
+        value |= (message[at] & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+    return value | message[at] << shift, at + 1
