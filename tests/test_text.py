@@ -51,10 +51,10 @@ def test_lone_surrogates_become_the_replacement_character_and_are_counted():
 
 
 def test_ten_megabytes_are_cut_before_anything_reads_them(tokenizer):
-    start = time.perf_counter()
+    start = time.process_time()
     kept, counts = text.clean(["word " * 2_000_000, "x" * 10_000_000])
     tokenizer.backend_tokenizer.encode_batch(kept)
-    assert time.perf_counter() - start < 2.0  # tokenising 20 MB takes many times that
+    assert time.process_time() - start < 2.0  # tokenising 20 MB takes many times that
     assert [len(one) for one in kept] == [text.MAX_CHARS] * 2 and counts.cut == 2
 
 

@@ -213,7 +213,7 @@ def _trained_tokens(scale: Scale) -> int | None:
 
 @contextlib.contextmanager
 def _meanwhile(scale: Scale, folder: Path, wanted: bool) -> Iterator[None]:
-    """A second process that evaluates the untrained rows into `folder`; waited for at the end. One core stays for it."""
+    """A second process evaluates the untrained rows into `folder`, on one core; it is waited for at the end."""
     import torch
 
     threads = torch.get_num_threads()

@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         return nn.functional.normalize(self.pool(ids, token_budget), dim=-1)
 
     def pool(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
-        """The same without the L2 norm, as the paper's protocol wants it for Classification (the authors' evaluation script).
+        """The same without the L2 norm, as the authors' evaluation script wants it for Classification.
 
         The rows' tokens are looked up once, flat, and then dealt out to the pieces: a lookup per piece would leave a
         gradient as large as the whole vocabulary for each of them.
