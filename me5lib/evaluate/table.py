@@ -22,8 +22,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -213,34 +212,40 @@ def _trained_tokens(scale: Scale) -> int | None:
 
 @contextlib.contextmanager
 def _meanwhile(scale: Scale, folder: Path, wanted: bool) -> Iterator[None]:
-    """A second process evaluates the untrained rows into `folder`, on one core; it is waited for at the end."""
+    """A second process evaluates the untrained rows into `folder`, on one core; it is waited for at the end.
+
+    What it leaves undone, should it fail, is simply not in the folder.
+    """
     import torch
 
     threads = torch.get_num_threads()
     if not wanted or (os.cpu_count() or 1) < 2:
         yield
         return
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        torch.set_num_threads(max(1, threads - 1))
-        try:
-            done = pool.submit(_evaluate_untrained, scale, folder)
-            yield
-            done.result()
-        finally:
-            torch.set_num_threads(threads)
+    process = get_context("spawn").Process(target=_evaluate_untrained, args=(scale, folder), daemon=True)
+    process.start()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+        process.join()
+    finally:
+        process.terminate()
+        torch.set_num_threads(threads)
 
 
 def _evaluate_untrained(scale: Scale, folder: Path) -> None:
-    """What the second process does: on one core, and without a word."""
+    """What the second process does: on one core, without a word, and no row longer than the first one lives."""
     from threadpoolctl import threadpool_limits
 
     from me5lib.data.corpus import open_corpus
     from me5lib.evaluate.tasks import build
 
     corpus = open_corpus(scale, progress=False)
-    rows = {name: model for name, model in untrained_rows(corpus).items() if model is not None}
+    tasks = build(corpus.tasks())
     with threadpool_limits(1):
-        evaluate(rows, build(corpus.tasks()), folder, progress=False)
+        for name, model in untrained_rows(corpus).items():
+            if model is not None and parent_process().is_alive():
+                evaluate({name: model}, tasks, folder, progress=False)
 
 
 def _complete(rows: Mapping[str, Any], tasks: Sequence[AbsTask], folder: Path) -> bool:

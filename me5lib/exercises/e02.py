@@ -48,7 +48,7 @@ def row_gradient(answer: Callable) -> str | None:
     if _same(found, [value * TEMPERATURE for value in right]):
         return "one factor is missing: the cosines are divided by τ before the softmax (chain rule)"
     if _same(found, [-value for value in right]):
-        return "the sign is turned: the gradient points uphill, and the positive's cosine should rise when we go downhill"
+        return "the sign is turned: the gradient points uphill; the positive's cosine should rise when we go down"
     if _same(found, [share / TEMPERATURE for share in shares]):
         return "that pushes the positive too: its label, 1, is still to be taken off its share"
     if _same(found, [(j == POSITIVE) * value for j, value in enumerate(right)]):

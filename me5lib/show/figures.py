@@ -350,5 +350,6 @@ def score_map(scores: dict[str, dict[str, float]], label: str) -> Figure:
     image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(languages)), languages, rotation=90, fontsize=6 if small else 8)
     axis.set_yticks(range(len(scores)), list(scores))
-    figure.colorbar(image, label=label, fraction=0.03, pad=0.01)
+    axis.set_title(label, fontsize=10)
+    figure.colorbar(image, fraction=0.03, pad=0.01)
     return figure

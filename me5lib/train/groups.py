@@ -28,7 +28,7 @@ from me5lib.train import distill, loop, mining
 from me5lib.train.mining import MiningReport
 
 KINDS = ("mined", "bm25", "random", "labelled")
-DEV_EXAMPLES, DEV_GROUP = 300, 8  # ours: held-out examples that judge the teacher, and passages in each one's group
+DEV_EXAMPLES, DEV_GROUP = 1000, 8  # ours: held-out examples that judge the teacher, and passages in each one's group
 
 Prefixes = Callable[[str], tuple[str, str]]
 
@@ -134,7 +134,8 @@ def negatives(
         pool = passages(own)
         picked, report = _search(own, pool, kind, encoder, stage, prefixes(key[0]))
         reports += [report] if report else []
-        for i, row, more in zip(at, own, _filled(own, picked, pool, stage.hard_negatives, seed), strict=True):
+        wide = passages([row for row in rows if row.source == key[0]])
+        for i, row, more in zip(at, own, _filled(own, picked, pool, wide, stage.hard_negatives, seed), strict=True):
             found[i] = row._replace(negatives=tuple(more))
     return found, mining.merge(reports)
 
@@ -178,13 +179,18 @@ def _search(
     return [_distinct([*mine, *more])[:n] for mine, more in zip(own, picked, strict=True)], report
 
 
-def _filled(rows: list[Labelled], picked: list[list[str]], pool: list[str], n: int, seed: int) -> list[list[str]]:
-    """`picked`, each with random passages of the pool added up to `n`; in a pool too small they come again."""
+def _filled(
+    rows: list[Labelled], picked: list[list[str]], pool: list[str], wide: list[str], n: int, seed: int
+) -> list[list[str]]:
+    """`picked`, each with random passages of the pool added up to `n`; in a pool too small they come again.
+
+    Where the pool holds nothing but right answers, `wide` (the source in all languages) is drawn on, last the query.
+    """
     queries, right = [row.query for row in rows], [row.positives for row in rows]
     draws, _ = mining.choose(mining.random(queries, pool, 8 * n, seed), queries, right, pool, 2 * n, margin=None)
     filled = []
     for row, own, more in zip(rows, picked, draws, strict=True):
-        both = _distinct([*own, *more]) or [row.query]
+        both = _distinct([*own, *more]) or own_negatives(row._replace(negatives=(*pool, *wide))) or [row.query]
         filled.append([both[j % len(both)] for j in range(n)])
     return filled
 
@@ -195,9 +201,9 @@ def dev_groups(rows: Sequence[Labelled], seed: int, limit: int = DEV_EXAMPLES, s
     found: list[Labelled] = []
     for key in sorted({(row.source, row.language) for row in rows}):
         own = [row for row in rows if (row.source, row.language) == key]
-        source = [row for row in rows if row.source == key[0]]
-        pool = passages(own) if len(passages(own)) >= 2 * size else passages(source)
-        more = _filled(own, [own_negatives(row)[: size - 1] for row in own], pool, size - 1, seed)
+        wide = passages([row for row in rows if row.source == key[0]])
+        pool = passages(own) if len(passages(own)) >= 2 * size else wide
+        more = _filled(own, [own_negatives(row)[: size - 1] for row in own], pool, wide, size - 1, seed)
         found += [row._replace(negatives=tuple(texts)) for row, texts in zip(own, more, strict=True)]
     return found
 
