@@ -160,7 +160,7 @@ _TINY = {
     "finetune": {
         "steps": ours(80, "about a minute on two cores; as many again go into the teacher"),
         "batch": ours(128, "the paper's 512, scaled to the labelled examples at hand"),
-        "lr": ours(3e-4, "a tenth of stage 1, as in the paper"),
+        "lr": ours(2e-4, "a tenth of stage 1, as in the paper"),
         "warmup": ours(8, "a tenth of the steps"),
         **_OPTIMISER,
         "temperature": ours(0.05, "as in stage 1"),

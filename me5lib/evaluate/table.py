@@ -136,7 +136,7 @@ def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
     here = {name: model for name, model in rows.items() if isinstance(model, Protocol) and model.languages is None}
     with _meanwhile(scale, folder, wanted=not _complete(rows, tasks, folder)):
         evaluate(here, tasks, folder, progress)
-    return rows, evaluate(rows, tasks, folder, progress)
+    return rows, evaluate(rows, tasks, folder, progress=False)
 
 
 def by_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:
