@@ -186,7 +186,7 @@ class TranslationMemory(Lexical):
         self.mteb_model_meta = describe("translation memory", _revision(revision))
         self.memory = memory
         self._looked_up: dict[tuple[str, str], str] = {}
-        self._trained = lru_cache(maxsize=None)(self._index)
+        self._trained = lru_cache(maxsize=4)(self._index)  # all languages at once are gigabytes
 
     def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
         """English for every text of a column that is not English."""
@@ -294,7 +294,7 @@ def _unit(matrix: sparse.csr_array) -> sparse.csr_array:
     """Rows divided by their L2 norm; an empty row stays empty."""
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     norm = np.sqrt(np.bincount(row, weights=matrix.data.astype(np.float64) ** 2, minlength=matrix.shape[0]))
-    return _with(matrix, matrix.data / norm[row])
+    return _with(matrix, matrix.data / np.maximum(norm[row], 1e-12))
 
 
 def _revision(more: str = "") -> str:

@@ -316,12 +316,13 @@ def intervals(rows: dict[str, tuple[float, float, float]], label: str, zero: boo
     return figure
 
 
-def score_panels(panels: dict[str, dict[str, list[float]]], spans: dict[str, dict[str, tuple[float, ...]]]) -> Figure:
+def score_panels(
+    panels: dict[str, dict[str, list[float]]], spans: dict[str, dict[str, tuple[float, ...]]], names: list[str]
+) -> Figure:
     """A panel per task, a line per row of the table: a grey dot per language, the mean and its interval in colour.
 
-    `panels`: task → row → scores of its languages; `spans`: task → row → (mean, low, high).
+    `panels`: task → row → scores of its languages; `spans`: task → row → (mean, low, high); `names`: rows, top to bottom.
     """
-    names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
     wide = min(3, len(panels))
     deep = -(-len(panels) // wide)
     figure, grid = canvas(3.3 * wide + 1.2, (0.9 + 0.27 * len(names)) * deep, wide, deep, sharey=True, squeeze=False)
