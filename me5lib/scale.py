@@ -132,7 +132,7 @@ _TINY_DATA = {
     "labelled": ours(("exams", "homeassistant-descriptions", "cldr-facts"), "labelled offline packs"),
     "language_temperature": ours(0.5, "not published; between equal languages (0) and equal rows (1)"),
     "homogeneous": ours(1.0, "not published; one source per batch, so that negatives are comparable"),
-    "heldout_share": ours(0.1, "the least that gives 40 languages 300 held-out strings; nine tenths stay in training"),
+    "heldout_share": ours(0.1, "41 languages then have 300 held-out strings; nine tenths stay in training"),
 }
 
 _TINY = {

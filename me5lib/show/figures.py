@@ -321,7 +321,7 @@ def score_panels(
 ) -> Figure:
     """A panel per task, a line per row of the table: a grey dot per language, the mean and its interval in colour.
 
-    `panels`: task → row → scores of its languages; `spans`: task → row → (mean, low, high); `names`: rows, top to bottom.
+    `panels`: task → row → scores of its languages; `spans`: task → row → (mean, low, high); `names`: rows from the top.
     """
     wide = min(3, len(panels))
     deep = -(-len(panels) // wide)
