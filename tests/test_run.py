@@ -118,7 +118,9 @@ def test_kernel_is_the_interpreter_we_run_in_whatever_is_installed(books, tmp_pa
 def test_interrupt_keeps_what_is_finished(books, tmp_path):
     write_book(books, "03_long", "import time\ntime.sleep(60)")
     out = tmp_path / "out"
-    code = (f"from me5lib import run, scale; from pathlib import Path\n"
+    # A shell's background job starts with Ctrl-C ignored, and a suite may be one: the child listens to it again.
+    code = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from me5lib import run, scale; from pathlib import Path\n"
             f"run.run(scale.load('smoke'), 0, {str(out)!r}, progress=False, folder=Path({str(books)!r}))")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                text=True, cwd=places.PACKAGE.parent)
