@@ -131,11 +131,9 @@ def evaluate(scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out
     """The table: every checkpoint of the run and the lexical baselines on the offline tasks, through mteb."""
     dial, folder = _opened(scale, seed, overrides, out)
     from me5lib.data.corpus import open_corpus
-    from me5lib.evaluate import table, tasks
+    from me5lib.evaluate import table
 
-    corpus = open_corpus(dial)
-    rows = table.standard_rows(dial, seed, folder, corpus)
-    scores = table.evaluate(rows, tasks.build(corpus.tasks()), folder / "evaluation")
+    _, scores = table.standard_scores(dial, seed, folder, open_corpus(dial))
     path = folder / "evaluation" / "scores.csv"
     scores.to_csv(path, index=False)
     means = table.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
