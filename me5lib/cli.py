@@ -147,7 +147,7 @@ def report(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
     from me5lib import places
     from me5lib import report as pages
 
-    folder = places.out(scale, seed, out)
+    folder = places.run_folder(scale, seed, out)
     if not (folder / "state.json").is_file():
         raise Me5Error(f"there is no run in {folder}: run `me5 run --scale {scale} --seed {seed}` first")
     for notebook in sorted((folder / "notebooks").glob("[0-9][0-9].ipynb")):

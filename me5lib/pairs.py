@@ -1,4 +1,4 @@
-"""The two things that everything is made of: a `Pair` (stage 1) and a `Labelled` example (stage 2); and `text_key`.
+"""What everything is made of: a `Pair` (stage 1), a `Labelled` example (stage 2); `text_key`, `script` of texts.
 
 Texts are kept bare: prefixes are added by `me5lib.model.text` when a text is tokenised, so a text has one key
 whichever side it stands on.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -45,3 +47,15 @@ def text_key(text: str) -> int:
     """
     digest = hashlib.blake2b(normalise(text).encode("utf8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def script(texts: Iterable[str]) -> str:
+    """The script that most letters of `texts` are in, by the first word of their Unicode names: `latin`, `cjk`, …
+
+    Of equally common ones the first in the alphabet; `none` where there is no letter.
+    """
+    letters = Counter(sign for text in texts for sign in text if sign.isalpha())
+    scripts: Counter[str] = Counter()
+    for sign, times in letters.items():
+        scripts[unicodedata.name(sign, "?").split()[0].split("-")[0].lower()] += times
+    return min(scripts, key=lambda name: (-scripts[name], name), default="none")

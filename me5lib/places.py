@@ -5,6 +5,7 @@ Every path of the project is resolved here, so that it does not matter from whic
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -37,18 +38,28 @@ def cache() -> Path:
     return Path(given).expanduser().resolve() if given else Path(platformdirs.user_cache_path("me5"))
 
 
-def out(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
-    """The folder of one run, made if absent: `given`, else `<ME5_OUT or runs>/<scale>/seed-<seed>`.
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def run_folder(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
+    """Where one run lies, whether it exists or not: `given`, else `<ME5_OUT or runs>/<scale>/seed-<seed>`.
 
     `runs` lies in the checkout, or in the user's data folder when me5 is installed as a wheel.
     """
     import platformdirs
 
     if str(given):
-        folder = Path(given).expanduser().resolve()
-    else:
-        base = os.environ.get("ME5_OUT") or (checkout() or Path(platformdirs.user_data_path("me5"))) / "runs"
-        folder = Path(base).expanduser().resolve() / scale / f"seed-{seed}"
+        return Path(given).expanduser().resolve()
+    base = os.environ.get("ME5_OUT") or (checkout() or Path(platformdirs.user_data_path("me5"))) / "runs"
+    return Path(base).expanduser().resolve() / scale / f"seed-{seed}"
+
+
+def out(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
+    """`run_folder`, made if absent. Raises `Me5Error` where it cannot be."""
+    folder = run_folder(scale, seed, given)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -81,7 +81,7 @@ def _exporter():
 
     class Offline(HTMLExporter):
         @pass_context
-        def markdown2html(self, context, source: str) -> str:
+        def markdown2html(self, context: object, source: str) -> str:
             attachments = context.get("cell", {}).get("attachments", {})
             return MarkdownWithMath(renderer=Renderer(escape=False, attachments=attachments)).render(source)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from me5lib import pairs
 from me5lib.show import atlas
 from me5lib.show.figures import keep
 
@@ -30,7 +31,7 @@ def test_the_caption_gives_the_agreement_in_space_and_on_the_map(laid):
     [("Grüße", "latin"), ("Привет 1", "cyrillic"), ("日本", "cjk"), ("ไทย", "thai"), ("12", "none")],
 )
 def test_scripts_by_unicode_name(text, name):
-    assert atlas.script([text]) == name
+    assert pairs.script([text]) == name
 
 
 def test_the_widget_redraws_and_the_twin_is_a_picture(laid, tmp_path):

@@ -47,10 +47,11 @@ def test_bad_scales_and_dials_are_one_line(command, tmp_path):
 def test_missing_things_are_one_line(tmp_path):
     out, cache = {"ME5_OUT": str(tmp_path / "out")}, {"ME5_CACHE": str(tmp_path / "cache")}
     one_line(me5("finetune", "--scale", "smoke", **out), "no stage1 checkpoint", "me5 pretrain --scale smoke --seed 0")
-    one_line(me5("report", "--scale", "smoke", **out), "there is no run", "me5 run --scale smoke --seed 0")
+    one_line(me5("report", "--scale", "tiny", **out), "there is no run", "me5 run --scale tiny --seed 0")
+    assert not (tmp_path / "out" / "tiny").exists()  # asking leaves nothing behind
     one_line(me5("run", "--scale", "smoke", "--only", "77", **out), "there is no notebook 77")
     (tmp_path / "file").write_text("", encoding="utf8")
-    one_line(me5("report", "--out", str(tmp_path / "file" / "x")), "cannot write to", "--out")
+    one_line(me5("finetune", "--out", str(tmp_path / "file" / "x")), "cannot write to", "--out")
     if (ROOT / "data_cards" / "gettext.md").exists():
         one_line(me5("packs", "--from", str(tmp_path / "nowhere"), **cache), "lacks", "me5 packs --export")
         (tmp_path / "cache2").write_text("", encoding="utf8")

@@ -143,17 +143,6 @@ def test_unknown_loss_is_refused():
         info_nce(unit(1), unit(1), batch.relations, 0.1, "both")
 
 
-def test_in_batch_accuracy_leaves_out_what_the_loss_leaves_out():
-    pairs = [Pair("red", "rouge", "t", "fr"), Pair("blue", "bleu", "t", "fr"), Pair("crimson", "Rouge", "t", "fr")]
-    batch = from_pairs(pairs)
-    passages = unit(3, seed=11)
-    queries = passages[[2, 1, 1]]  # red points at the other Rouge, which is ignored; crimson points at bleu
-    assert contrast.in_batch_accuracy(passages, passages, batch.relations) == 1.0
-    nearest_left = (passages[2] @ passages[0]) > (passages[2] @ passages[1])
-    expected = (int(nearest_left) + 1 + 0) / 3
-    assert contrast.in_batch_accuracy(queries, passages, batch.relations) == pytest.approx(expected)
-
-
 def test_alignment_and_uniformity_by_hand():
     east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     assert contrast.alignment(east, east) == 0.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from me5lib import scale
+from me5lib import pairs, scale
 from me5lib.data.corpus import open_corpus
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
@@ -268,7 +268,7 @@ def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():
 
 def test_the_watched_languages_are_of_different_scripts(corpus):
     found = watch.watched(corpus, languages=6)
-    assert len({watch.script(texts) for _, texts in found.values()}) == 6
+    assert len({pairs.script(texts) for _, texts in found.values()}) == 6
     assert len({len(side) for pair in found.values() for side in pair}) == 1
 
 

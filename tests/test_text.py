@@ -140,3 +140,9 @@ def test_long_training_text_does_not_stop_the_trainer():
     sample = text._sample(["字" * 100_000, *names(("de",))])
     assert max(map(len, sample)) == text.TRAINING_CHARS
     assert "字" in text._alphabet(sample, 1000) and len(text._train_unigram(sample, 1000)) > 1000
+
+
+def test_a_vocabulary_too_small_for_its_letters_is_one_line():
+    with pytest.raises(Me5Error, match="no vocabulary of 100 pieces .* set model.vocabulary to 1,000 or more") as caught:
+        text.train_tokenizer(["a few words", "and some more"], 100)
+    assert "\n" not in str(caught.value)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -188,6 +187,10 @@ class Corpus:
         """
         return common_meanings(self._table("heldout").to_pylist(), n)
 
+    def heldout(self, language: str) -> list[str]:
+        """The English texts of every held-out translation of a language: what no training pair of it may hold."""
+        return [row["english"] for row in self._table("heldout").to_pylist() if row["language"] == language]
+
     def counts(self) -> pandas.DataFrame:
         """Rows by source, language and role; what was dropped, by reason. Columns: source, language, role, rows."""
         return self._table("counts").to_pandas()
@@ -284,7 +287,7 @@ def common_meanings(rows: Sequence[dict], n: int) -> dict[str, list[str]]:
     cluster = {row["english"]: row["cluster"] for row in rows}
     meanings = sorted(cluster, key=lambda text: (split.fraction(split.mask(text)), text))
     left = sorted(texts)
-    script = {language: _script(texts[language].values()) for language in left}
+    script = {language: pairs.script(texts[language].values()) for language in left}
     has = np.array([[text in texts[language] for text in meanings] for language in left], dtype=bool)
     while len(chosen := _one_per_cluster(meanings, has.all(axis=0), cluster)) < n:
         scripts = Counter(script[language] for language in left)
@@ -304,12 +307,3 @@ def _one_per_cluster(meanings: Sequence[str], common: np.ndarray, cluster: dict[
     for i in np.flatnonzero(common):
         first.setdefault(cluster[meanings[i]], meanings[i])
     return list(first.values())
-
-
-def _script(texts: Iterable[str]) -> str:
-    """The script that most letters of `texts` are in, by the first word of their Unicode names."""
-    letters = Counter(sign for text in texts for sign in text if sign.isalpha())
-    scripts: Counter[str] = Counter()
-    for sign, times in letters.items():
-        scripts[unicodedata.name(sign, "?").split()[0]] += times
-    return scripts.most_common(1)[0][0]

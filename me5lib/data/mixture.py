@@ -157,6 +157,7 @@ class Mixture:
         closed = threading.Event()
 
         def work() -> None:
+            """What the thread does."""
             try:
                 for step in range(start, self.steps):
                     if not _offer(ready, self.batch(step, rank, world), closed):

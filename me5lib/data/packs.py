@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import fnmatch
 import functools
-import hashlib
 import json
 import shutil
 import sys
@@ -29,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from me5lib.data import cards
 from me5lib.data.cards import File
 from me5lib.data.index import Index
-from me5lib.places import Me5Error, cache
+from me5lib.places import Me5Error, cache, sha256
 
 MEMBER_BYTES = 256 << 20  # largest member that is read; the largest wanted one has about 10 MB
 TOTAL_BYTES = 2 << 30  # of all members read in one call
@@ -141,8 +140,7 @@ def _bounded(path: Path, name: str, handle) -> bytes:
 @functools.lru_cache(maxsize=256)
 def _sha256(path: Path, size: int, modified: int) -> str:
     """The hash of a file's content; remembered while size and time of change (ns) stay."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _fault(path: Path, file: File) -> str | None:

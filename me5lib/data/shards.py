@@ -15,7 +15,6 @@ so hundreds of streams stay open at once. `take` copies the rows asked for and n
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from me5lib.places import Me5Error
+from me5lib.places import Me5Error, sha256
 
 ARCHIVE, MAPPED, MANIFEST = "pairs.parquet", "pairs.arrow", "manifest.json"
 
@@ -65,7 +64,7 @@ class Shard:
     def verify(self) -> Shard:
         """Hash both files and return self; raises `Me5Error` where one differs from the manifest. Reads every byte."""
         for name, known in self.manifest.sha256.items():
-            if _sha256(self.folder / name) != known:
+            if sha256(self.folder / name) != known:
                 raise damaged(self.folder, f"{name} differs from its SHA-256")
         return self
 
@@ -149,7 +148,7 @@ def _write_files(table: pa.Table, folder: Path) -> None:
 def _describe(table: pa.Table, folder: Path, seed: int) -> Manifest:
     files = [folder / ARCHIVE, folder / MAPPED]
     sizes = {file.name: file.stat().st_size for file in files}
-    hashes = {file.name: _sha256(file) for file in files}
+    hashes = {file.name: sha256(file) for file in files}
     return Manifest(table.num_rows, tuple(table.column_names), seed, sizes, hashes)
 
 
@@ -157,8 +156,3 @@ def _map(file: Path) -> pa.Table:
     # Closing gives the file handle back; the mapping lives for as long as the table does.
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

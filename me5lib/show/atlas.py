@@ -7,7 +7,6 @@ beside that of the map.
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -56,12 +55,6 @@ def lay_out(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
     return Map(title, points, neighbour_agreement(space, k), neighbour_agreement(points, k))
 
 
-def script(texts: Sequence[str]) -> str:
-    """The script that most letters of `texts` belong to, by Unicode name: `latin`, `cyrillic`, `cjk`, …"""
-    letters = Counter(unicodedata.name(c, "?").split()[0].split("-")[0] for text in texts for c in text if c.isalpha())
-    return letters.most_common(1)[0][0].lower() if letters else "none"
-
-
 def draw(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], meanings: Sequence[int] = ()) -> Figure:
     """Maps side by side: a marker and colour per script; the chosen `meanings` in black with language codes."""
     figure, axes = canvas(6.2 * len(maps), 5.6, columns=len(maps), squeeze=False)
@@ -94,6 +87,7 @@ def explorer(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[st
     picture = ipywidgets.Image(format="png")
 
     def show(_change: object = None) -> None:
+        """Draw what is chosen."""
         figure = draw([maps[which.value]], languages, scripts, [meaning.value])
         file = io.BytesIO()
         figure.savefig(file, format="png")

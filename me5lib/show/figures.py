@@ -130,6 +130,7 @@ def temperature_slider(rows: dict[str, int], start: float = 0.5):
     picture = ipywidgets.Image(format="png")
 
     def show(_change: object = None) -> None:
+        """Draw at the slider's value."""
         powers = [count**slider.value for count in rows.values()]
         file = io.BytesIO()
         curve = {f"temperature {slider.value:.2f}": [power / sum(powers) for power in powers]}

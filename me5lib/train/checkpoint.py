@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
-from me5lib.places import Me5Error
+from me5lib.places import Me5Error, sha256
 
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
 
@@ -126,12 +126,6 @@ def _folders(folder: Path) -> list[Path]:
 def _sums(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
     return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -152,13 +152,6 @@ def widen(vectors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def in_batch_accuracy(queries: Tensor, passages: Tensor, related: Relations) -> float:
-    """Share of queries whose labelled positive has the highest cosine of all passages that are not ignored."""
-    scores = (widen(queries) @ widen(passages).T).masked_fill(ignored(related), -torch.inf)
-    return (scores.argmax(1) == related.positive).float().mean().item()
-
-
-@torch.no_grad()
 def alignment(queries: Tensor, positives: Tensor, power: float = 2.0) -> float:
     """Mean distance, to the power α, of unit vectors [n, d] that belong together: 0 is best (Wang and Isola 2020)."""
     return (widen(queries) - widen(positives)).norm(dim=1).pow(power).mean().item()

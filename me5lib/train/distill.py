@@ -89,7 +89,7 @@ class Teacher(nn.Module):
 
     def forward(self, groups: Groups) -> Tensor:
         """Scores (logits, higher is better) of every passage of every group: fp32 [B, G]."""
-        self.encoder._choose_attention()
+        self.encoder.choose_attention()
         pieces = list(by_length([len(row) for row in groups.ids], PIECE))
         scores = torch.cat([self._piece([groups.ids[i] for i in p], [groups.cuts[i] for i in p]) for p in pieces])
         back = np.argsort(np.concatenate(pieces), kind="stable")

@@ -223,6 +223,7 @@ def _stage1(encoder: Encoder, mixture: Mixture, scale: Scale, seed: int) -> Call
     stage = scale.train
 
     def prepare(step: int) -> loop.Work:
+        """The batch of `step`, tokenised, and how its gradient is computed."""
         pairs = mixture.batch(step)
         batch = contrast.from_pairs(pairs)
         sides = [prefixes(pair.source) for pair in pairs]
@@ -231,6 +232,7 @@ def _stage1(encoder: Encoder, mixture: Mixture, scale: Scale, seed: int) -> Call
         related = batch.relations.to(loop.device_of(encoder))
 
         def loss_of(vectors: Tensor) -> Tensor:
+            """The loss of the batch's vectors, queries first."""
             queries, passages = vectors[: len(pairs)], vectors[len(pairs) :]
             return contrast.info_nce(queries, passages, related, stage.temperature, stage.loss)
 
@@ -244,6 +246,7 @@ def _stage2(
     encoder: Encoder, plan: groups.Plan, made: groups.Made, stage: Stage, shape: Model, seed: int
 ) -> Callable[[int], loop.Work]:
     def prepare(step: int) -> loop.Work:
+        """The batch of `step`, tokenised, and how its gradient is computed."""
         rows = [made.rows[i] for i in plan.batch(step)]
         batch = contrast.from_labelled(rows)
         sides = [prefixes(row.source) for row in rows]
@@ -255,6 +258,7 @@ def _stage2(
         scores = torch.tensor([row.teacher_scores for row in rows], device=device) if made.taught else None
 
         def loss_of(vectors: Tensor) -> Tensor:
+            """The loss of the batch's vectors, queries first."""
             queries, passages = vectors[: len(rows)], vectors[len(rows) :]
             contrastive = contrast.info_nce(queries, passages, related, stage.temperature, stage.loss)
             student = distill.group_scores(queries, passages, stage.temperature)

@@ -6,7 +6,6 @@ It is a look, not the evaluation: `me5lib.evaluate` has the protocol and all lan
 from __future__ import annotations
 
 import functools
-import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import torch
 
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import QUERY
+from me5lib.pairs import script
 from me5lib.train import contrast
 from me5lib.train.loop import Evaluator
 
@@ -46,13 +46,6 @@ def watched(corpus: Corpus, languages: int = LANGUAGES, strings: int = STRINGS) 
     return {code: (sets[code][0][:size], sets[code][1][:size]) for code in chosen}
 
 
-def script(texts: list[str]) -> str:
-    """The commonest script of the letters of `texts`, by the first word of their Unicode names ("LATIN")."""
-    letters = [sign for text in texts[:50] for sign in text if sign.isalpha()]
-    names = Counter(unicodedata.name(sign, "?").split()[0] for sign in letters)
-    return max(names, key=lambda name: (names[name], name), default="?")
-
-
 def bitext_accuracy(texts: np.ndarray, english: np.ndarray) -> float:
     """Share of the unit vectors `texts` [n, d] for which their own row of `english` [n, d] is the nearest."""
     return float(((texts @ english.T).argmax(1) == np.arange(len(texts))).mean())
@@ -63,6 +56,7 @@ def watch(corpus: Corpus) -> Evaluator:
     sets = watched(corpus)
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
+        """The figures of this moment; `step` is the loop's own affair."""
         both = {code: tuple(encoder.encode(side, QUERY) for side in pair) for code, pair in sets.items()}
         by_language = {code: bitext_accuracy(text, english) for code, (english, text) in both.items()}
         english = torch.from_numpy(np.concatenate([pair[0] for pair in both.values()]))
