@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from me5lib import scale
-from me5lib.data import cards, cldr, sources
+from me5lib.data import cards, cldr, extract
 from me5lib.data.plain import language
 from me5lib.places import Me5Error, asset
 
-ALL = cards.names()
+ALL = list(cards.offline())
 QUICK = ("kolibri", "exams", "gsm", "xquad", "fastapi", "intents")  # together about 10 s; the bigger ones cost 60 s
 FOLDED = {"homeassistant-descriptions": "homeassistant"}  # cards on tables of another card's file
 
@@ -23,8 +23,8 @@ def files() -> dict[str, cards.File]:
 
 
 @cache
-def extracted(name: str, paths: tuple) -> sources.Extracted:
-    return sources.extract(cards.load(name), paths)
+def extracted(name: str, paths: tuple) -> extract.Extracted:
+    return extract.extract(cards.load(name), paths)
 
 
 def test_every_source_that_a_scale_names_offline_has_its_card():
@@ -89,7 +89,7 @@ def test_symmetric_sources_have_query_on_both_sides():
         assert card.query_prefix == "query: ", name
 
 
-def check_counts(name: str, found: sources.Extracted) -> None:
+def check_counts(name: str, found: extract.Extracted) -> None:
     """Rows, languages and drops on the card (and on the cards folded into it) are those of the extraction."""
     family = [name, *(other for other, of in FOLDED.items() if of == name)]
     counts = {key: value for each in family for key, value in cards.load(each).counts.items()}

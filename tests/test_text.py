@@ -143,6 +143,6 @@ def test_long_training_text_does_not_stop_the_trainer():
 
 
 def test_a_vocabulary_too_small_for_its_letters_is_one_line():
-    with pytest.raises(Me5Error, match="no vocabulary of 100 pieces .* set model.vocabulary to 1,000 or more") as caught:
+    with pytest.raises(Me5Error, match="no vocabulary of 100 pieces .* model.vocabulary to 1,000 or more") as caught:
         text.train_tokenizer(["a few words", "and some more"], 100)
     assert "\n" not in str(caught.value)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from me5lib import scale
-from me5lib.data import cards, cldr, packs, shards, sources, split
+from me5lib.data import cards, cldr, extract, packs, shards, split
 from me5lib.data.split import HeldOut
 
 SPECIAL = {"homeassistant-descriptions": ("homeassistant", "pairs"), "cldr-facts": ("cldr", "labelled")}  # card, table
@@ -96,9 +96,9 @@ def read(data: scale.Data, done: Callable[[str], None] = lambda phase: None) -> 
     smoke = only_cldr(data)
     cards_used = list(dict.fromkeys([card_of(name) for name in names] + ([] if smoke else list(EVALUATION))))
     paths = {name: packs.archives(name) for name in cards_used if name != "cldr"}  # complains before any work
-    found = {name: sources.extract(cards.load(name), files) for name, files in paths.items()}
+    found = {name: extract.extract(cards.load(name), files) for name, files in paths.items()}
     if "cldr" in cards_used:
-        found["cldr"] = sources.Extracted(cldr.tables(cldr.SMOKE if smoke else None), {})
+        found["cldr"] = extract.Extracted(cldr.tables(cldr.SMOKE if smoke else None), {})
     train = {name: _training_table(name, found[card_of(name)].tables) for name in names}
     evaluation = _stand_ins(found["cldr"].tables) if smoke else {k: found[k].tables[v] for k, v in EVALUATION.items()}
     done("read")

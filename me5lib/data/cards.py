@@ -1,17 +1,24 @@
 """Data cards: what every datum is. `data_cards/<name>.md` = YAML front matter, checked here, and prose.
 
-The cards are the only list of what is downloaded: a file of the package index by name, version, size and SHA-256.
+Two kinds. A card with `files` (or neither) is of the offline packs: its files of the package index are pinned by
+SHA-256, and the cards are the only list of what is downloaded. A card with `hub` is a source of the paper's Tables 1 and
+2: which columns of which repositories become which pairs. What the paper does not say stands under `ours`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from functools import cache
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from me5lib.data import schema
 from me5lib.places import Me5Error, asset
+
+UNVERIFIED = "unverified"  # in `read_from`: nobody could read the page, the columns are from memory
 
 
 class File(BaseModel):
@@ -25,6 +32,47 @@ class File(BaseModel):
     size: int = Field(gt=0)  # bytes
 
 
+def _type(text: str) -> str:
+    schema.parse(text)
+    return text
+
+
+class Hub(BaseModel):
+    """Rows of one repository of the hub that have one form, and the builder that makes pairs of them."""
+
+    model_config = ConfigDict(extra="forbid")
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = None  # commit, branch or tag; None: main, which may change
+    files: str  # glob inside the repository, as data/*.parquet; {language} stands for one of `languages`
+    languages: dict[str, str] = {}  # ISO 639 code → how the repository writes it; {}: `language` says it
+    language: str | None = None  # of every row; None: told by {language}, or by the row
+    columns: dict[str, Annotated[str, AfterValidator(_type)]]  # name → type, in the words of `schema`
+    read_from: str  # address of the page or file that the columns were read from, or "unverified"
+    rows: int | None = None  # how many the hub says there are, over all languages
+    builder: str  # name in `sources.BUILDERS` or `labelled.BUILDERS`
+    options: dict[str, Any] = {}  # for the builder, as {query: title, passage: text}
+
+    @model_validator(mode="after")
+    def _files_can_be_read(self) -> Hub:
+        if not re.search(r"\.(parquet|jsonl|json|jsonl\.gz|json\.gz|jsonl\.zst)$", self.files):
+            raise ValueError(f"files {self.files!r} must be Parquet or JSON lines: no dataset scripts")
+        if ("{language}" in self.files) != bool(self.languages):
+            raise ValueError("languages and {language} in files come together or not at all")
+        if self.read_from != UNVERIFIED and not self.read_from.startswith("https://"):
+            raise ValueError("read_from must be an https address, or the word unverified")
+        return self
+
+
+class Paper(BaseModel):
+    """What the paper says of a source."""
+
+    model_config = ConfigDict(extra="forbid")
+    table: Literal[1, 2] | None  # None: of the instruct model's mixture, which has no table
+    rows: int | None = None  # as sampled in training; None: not published
+    joint: list[str] = []  # cards that share a printed count; `rows` is then our share of it
+    pair: str  # its words for the pair, shortened
+
+
 class Card(BaseModel):
     """The front matter of one data card."""
 
@@ -32,17 +80,38 @@ class Card(BaseModel):
     name: str
     title: str
     role: Literal["train", "evaluate", "train and evaluate", "baseline"]
-    files: list[File] = []  # empty: comes with an ordinary dependency
-    homepage: str
+    files: list[File] = []  # of the package index; empty: comes with an ordinary dependency, or from the hub
+    hub: list[Hub] = []
+    paper: Paper | None = None
+    homepage: str = Field(pattern=r"^https://")
     licence: str  # as the source states it
     translated_by: str  # people, machines, or both: as far as is known
     languages: list[str]
-    counts: dict[str, int]  # rows kept, by table; dropped rows under "dropped: <reason>"
+    counts: dict[str, int] = {}  # rows kept, by table; dropped rows under "dropped: <reason>"; of packs only
     pair: str  # how a pair is made of a row
     query_prefix: Literal["query: ", "passage: "]
     passage_prefix: Literal["query: ", "passage: "]
+    instruction: str | None = None  # what the instruct model is told, of labelled sources
+    filters: dict[str, dict[str, Any]] = {}  # name in `filters.STEPS` → its options, in the order of the build
+    stand_in: str = ""  # what the original is, why it cannot be had, and why this is the best in its place
+    ours: dict[str, str] = {}  # what the paper does not say → what was chosen, and why
     faults: list[str]  # known ones
     prose: str = ""
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Card:
+        if self.files and self.hub:
+            raise ValueError("a card has files of the package index or hub, not both")
+        if bool(self.hub) != (self.paper is not None):
+            raise ValueError("a hub source says what the paper says of it (paper), and no other card does")
+        if not self.hub and not self.counts:
+            raise ValueError("a card of the offline packs has counts")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that the card says, prose aside: a build is of one card as it then was."""
+        return hashlib.sha256(self.model_dump_json(exclude={"prose"}).encode("utf8")).hexdigest()
 
 
 @cache
@@ -51,13 +120,23 @@ def load(name: str) -> Card:
     path = asset("data_cards") / f"{name}.md"
     if not path.is_file():
         raise Me5Error(f"no data card {name!r}: there are {', '.join(names())}")
-    _, front, prose = path.read_text(encoding="utf8").split("---\n", 2)
+    return parse(name, path.read_text(encoding="utf8"))
+
+
+def parse(name: str, text: str) -> Card:
+    """The card of that name with this text. Raises `Me5Error` naming the field when its front matter is wrong."""
     try:
+        _, front, prose = text.split("---\n", 2)
         card = Card(**yaml.safe_load(front), prose=prose.strip())
-    except (ValidationError, TypeError) as error:
-        raise Me5Error(f"data card {path.name}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "front matter"
+        raise Me5Error(f"data card {name}.md: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise Me5Error(f"data card {name}.md has no front matter that can be read: {' '.join(str(error).split())}"
+                       ) from None
     if card.name != name:
-        raise Me5Error(f"data card {path.name} calls itself {card.name!r}")
+        raise Me5Error(f"data card {name}.md calls itself {card.name!r}")
     return card
 
 
@@ -69,3 +148,13 @@ def names() -> list[str]:
 def all_cards() -> dict[str, Card]:
     """Every card by name."""
     return {name: load(name) for name in names()}
+
+
+def offline() -> dict[str, Card]:
+    """The cards of the offline packs, by name."""
+    return {name: card for name, card in all_cards().items() if not card.hub}
+
+
+def hub() -> dict[str, Card]:
+    """The cards of the hub sources (Tables 1 and 2, and the instruct model's two), by name."""
+    return {name: card for name, card in all_cards().items() if card.hub}

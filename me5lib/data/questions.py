@@ -1,6 +1,6 @@
 """Builders of questions, documentation and commands: the labelled exams, and the packs that only evaluate.
 
-Each builder reads members by glob and offers rows (see `rows.py`); `sources.BUILDERS` names them by data card.
+Each builder reads members by glob and offers rows (see `rows.py`); `extract.BUILDERS` names them by data card.
 """
 
 from __future__ import annotations
