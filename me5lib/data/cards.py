@@ -1,8 +1,8 @@
 """Data cards: what every datum is. `data_cards/<name>.md` = YAML front matter, checked here, and prose.
 
 Two kinds. A card with `files` (or neither) is of the offline packs: its files of the package index are pinned by
-SHA-256, and the cards are the only list of what is downloaded. A card with `hub` is a source of the paper's Tables 1 and
-2: which columns of which repositories become which pairs. What the paper does not say stands under `ours`.
+SHA-256, and the cards are the only list of what is downloaded. A card with `hub` is a source of the paper's Tables 1
+and 2: which columns of which repositories become which pairs. What the paper does not say stands under `ours`.
 """
 
 from __future__ import annotations

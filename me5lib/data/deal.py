@@ -6,12 +6,17 @@ that is what makes a seek to any step of training as cheap as the first.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 import numpy as np
 
 ROUNDS = 6  # ours: of the Feistel network; four already look random, and two more are not felt
+# Drawn at random between 2^30 and 2^31 (ours); that they are primes is all that counts.
+_PRIMES = np.array([
+    1_101_904_333, 1_420_623_697, 1_460_547_229, 1_462_263_463, 1_523_545_981, 1_536_484_109,
+    1_693_992_043, 1_744_723_873, 1_751_902_367, 1_791_399_277, 1_799_369_821, 1_820_818_123,
+    1_964_747_209, 1_973_166_469, 1_977_071_851, 2_106_134_243,
+], dtype=np.int64)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -27,25 +32,27 @@ def webster(weights: Sequence[float], total: int) -> np.ndarray:
     """`total` apportioned in proportion to `weights` by Webster's (Sainte-Laguë's) method, int64.
 
     It deals one slot at a time, a party's (s + 1)-th at time (s + ½) / share: as `total` grows none ever loses one.
-    Nearly all are dealt at once, the last few by a heap: the cost does not grow with `total`.
+    Nearly all are dealt at once, the last few in the order of their times: the cost does not grow with `total`.
     """
     share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-    sure = total - len(share) / 2 - 1  # rounding shares of this time cannot have dealt more than `total`
+    parties = len(share)
+    sure = total - parties / 2 - 1  # rounding shares of this time cannot have dealt more than `total`
     dealt = np.maximum(np.floor(share * sure + 0.5), 0).astype(np.int64)
-    heap = [((dealt[i] + 0.5) / share[i], i) for i in range(len(share)) if share[i] > 0]
-    heapq.heapify(heap)
-    for _ in range(total - int(dealt.sum())):
-        _, i = heap[0]
-        dealt[i] += 1
-        heapq.heapreplace(heap, ((dealt[i] + 0.5) / share[i], i))
-    return dealt
+    # By the time total + parties / 2 all is dealt: nobody gets more than this many of the slots that are left.
+    most = np.where(share > 0, np.ceil(share * (total + parties / 2 - max(sure, 0))) + 1, 0).astype(np.int64)
+    party = np.repeat(np.arange(parties), most)
+    nth = np.arange(len(party)) - np.repeat(np.cumsum(most) - most, most)
+    time = (dealt[party] + nth + 0.5) / share[party]
+    first = np.argsort(time, kind="stable")[: total - int(dealt.sum())]
+    return dealt + np.bincount(party[first], minlength=parties)
 
 
 def permute(x: np.ndarray, n: int | np.ndarray, key: np.uint64 | np.ndarray) -> np.ndarray:
     """Where a seeded permutation of [0, n) sends each `x`, int64; elements with x ≥ n come back as they are.
 
-    A Feistel network over the next even number of bits, walked along its cycle until it is back below n: nothing is
-    stored, whatever n is. `n` and `key` may differ from element to element.
+    A generalised Feistel network (Black and Rogaway 2002) over the smallest grid of a × b cells that holds n, a about
+    √n; a cell outside [0, n) is sent on until it is back below n, which is rare. Nothing is stored, whatever n is.
+    `n` and `key` may differ from element to element.
     """
     x = np.asarray(x, dtype=np.int64)
     n, key = np.broadcast_to(n, x.shape), np.broadcast_to(np.asarray(key, dtype=np.uint64), x.shape)
@@ -57,6 +64,15 @@ def permute(x: np.ndarray, n: int | np.ndarray, key: np.uint64 | np.ndarray) -> 
     return found
 
 
+def multiplier(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(factor, summand) of the cheap shuffle x → (factor · x + summand) mod n of [0, n), n ≤ 2^30, int64.
+
+    The factor is a prime above any n, so it shares no divisor with n, and the map is one to one. A tenth of the cost of
+    `permute`, and far less random: neighbours stay equally far apart. Fit for what lies in no order worth breaking.
+    """
+    return _PRIMES[(key & np.uint64(len(_PRIMES) - 1)).astype(np.int64)], (key >> np.uint64(33)).astype(np.int64)
+
+
 def mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: 64 bits in, 64 bits out, each depending on all; one to one."""
     with np.errstate(over="ignore"):
@@ -66,10 +82,18 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def _feistel(x: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
-    half = ((np.ceil(np.log2(n)).astype(np.int64) + 1) // 2).astype(np.uint64)
-    low = (np.uint64(1) << half) - np.uint64(1)
-    left, right = x.astype(np.uint64) >> half, x.astype(np.uint64) & low
+    a = np.ceil(np.sqrt(n)).astype(np.int64)
+    b = -(-n // a)
+    left, right = np.divmod(x, b)
     with np.errstate(over="ignore"):
-        for turn in range(1, ROUNDS + 1):
-            left, right = right, left ^ (mix(mix(key + np.uint64(turn) * _GOLDEN) + right) & low)
-    return ((left << half) | right).astype(np.int64)
+        keys = key + np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None] * _GOLDEN
+    for turn in range(0, ROUNDS, 2):
+        left = (left + _hash(keys[turn], right)) % a
+        right = (right + _hash(keys[turn + 1], left)) % b
+    return left * b + right
+
+
+def _hash(key: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """61 bits of a hash, int64 and not negative."""
+    with np.errstate(over="ignore"):
+        return (mix(key + x.astype(np.uint64) * _GOLDEN) >> np.uint64(3)).astype(np.int64)

@@ -9,13 +9,15 @@ state of a random generator. The construction:
    rows ** temperature by Webster's method: unlike largest remainder it never takes back what it has given, so what a
    batch gets of a language is the difference between two apportionments, and nothing before it need be replayed.
 3. A language's j-th slot is row perm(j mod n) of pass j div n: no row comes again before its stream is exhausted. The
-   permutation, new in every pass, moves blocks of 1,024 rows, and rows inside a block: memory-mapped reads stay local.
+   permutation is new in every pass. Blocks of 1,024 rows are scattered by a Feistel network; rows inside a block,
+   which were shuffled when the shard was built, by a multiplication: memory-mapped reads stay local.
 4. The batch is shuffled and cut into `world` contiguous pieces; joined in order they are the same batch for any world.
 
 With `homogeneous` h < 1 a batch has round(h·B) rows of its own source, and the rest dealt to all sources by weight.
 
 Cost: construction tables the S steps (a millisecond for 30,000). A plan costs the same at any step: a few numpy passes
-over the batch, milliseconds at 32,768 rows. Reading the texts costs more; `prefetch` does it in a thread.
+over a rank's rows, and over the blocks that the batch touches; under a millisecond. Reading the texts costs more, and
+`prefetch` does it in a thread. Nothing grows with the rows of a stream: 980 million cost what 980 do.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from me5lib.data.deal import largest_remainder, mix, permute, webster
-from me5lib.pairs import Pair
+from me5lib.data.deal import largest_remainder, mix, multiplier, permute, webster
+from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 
-VERSION = 1  # of the construction; raise it with any change that gives other batches
+VERSION = 2  # of the construction; raise it with any change that gives other batches
 BLOCK = 1024  # rows that are read from one neighbourhood
 TRANSLATIONS = ("english", "text")  # columns of a shard that can be read in both directions
 PAIRS = ("query", "passage")
+LABELLED = ("query", "positives", "negatives")  # the last two are lists
 
 
 class Rows(Protocol):
@@ -67,6 +70,18 @@ class BatchSpec(NamedTuple):
     passes: np.ndarray  # int64 [n], how often the stream was exhausted before
 
 
+class _Blocks(NamedTuple):
+    """The parts of blocks that a batch is made of, in order; columns [n]."""
+
+    stream: np.ndarray
+    passes: np.ndarray
+    first: np.ndarray  # row of the stream that the block begins with
+    size: np.ndarray  # rows of the whole block
+    count: np.ndarray  # rows of it in this batch
+    skip: np.ndarray  # rows of it that came before, in the order of the shuffled block
+    key: np.ndarray  # uint64, of the shuffle inside
+
+
 class Mixture:
     """Streams, their shares, and the plan of every step.
 
@@ -83,15 +98,18 @@ class Mixture:
         weights: Mapping[str, float] | None = None,
         temperature: float = 0.5,
         homogeneous: float = 1.0,
+        negatives: int = 7,
     ):
         """`shards` by (source, language); `batch` is the global one; `weights` by source (None: a source's rows).
+
+        `negatives`: how many of its negatives a labelled row carries; it is no part of the plan.
 
         Raises `Me5Error` for an empty mixture or shard, unknown columns or weights, and dials out of range.
         """
         self.shards = {key: shards[key] for key in sorted(shards)}
         self.streams = tuple(Stream(*key, int(shard.rows)) for key, shard in self.shards.items())
         self.steps, self.batch_size, self.seed = int(steps), int(batch), int(seed)
-        self.temperature, self.homogeneous = float(temperature), float(homogeneous)
+        self.temperature, self.homogeneous, self.negatives = float(temperature), float(homogeneous), int(negatives)
         self.sources = tuple(dict.fromkeys(stream.source for stream in self.streams))
         self._refuse_nonsense()
         self.weights = _weights(self.streams, weights)
@@ -119,36 +137,50 @@ class Mixture:
             raise IndexError(f"step {step} is outside the plan of {self.steps} steps")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not among {world}")
-        spans = [span for source in self.sources for span in self._spans(source, step)]
-        stream = np.repeat([each[0] for each in spans], [stop - start for _, start, stop in spans]).astype(np.int64)
-        slot = np.concatenate([np.arange(start, stop, dtype=np.int64) for _, start, stop in spans])
+        stream, start, stop = self._spans(step)
+        blocks = self._blocks(*self._passes(stream, start, stop))
         size = self.batch_size
-        mine = np.arange(size * rank // world, size * (rank + 1) // world)
-        mine = permute(mine, size, self._key("batch", step))
-        stream, slot = stream[mine], slot[mine]
-        passes, slot = np.divmod(slot, self._sizes[stream])
-        present = tuple(dict.fromkeys(self.streams[i].source for i, _, _ in spans))
-        return BatchSpec(step, present, stream, self._rows(stream, slot, passes), passes)
+        factor, summand = multiplier(self._key("batch", step))
+        mine = np.arange(size * rank // world, size * (rank + 1) // world) * factor + summand
+        mine -= mine // size * size  # numpy's % by one number takes three times as long
+        present = tuple(dict.fromkeys(self.streams[i].source for i in stream.tolist()))
+        of_stream, of_pass = (np.repeat(column, blocks.count)[mine] for column in (blocks.stream, blocks.passes))
+        return BatchSpec(step, present, of_stream, _rows(blocks)[mine], of_pass)
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Pair]:
-        """The texts of `plan(step, rank, world)`.
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Pair | Labelled]:
+        """The texts of `plan(step, rank, world)`: a `Labelled` for a row of a labelled source, else a `Pair`.
 
         A translation is read from English in one half of the rows and into English in the other; which half a row is
-        in depends on a hash of its number, and changes with every pass.
+        in depends on a hash of its number, and changes with every pass. A labelled row carries `negatives` of its
+        negatives (fewer where it has fewer), the next ones in every pass.
         """
         spec = self.plan(step, rank, world)
-        pairs: list[Pair | None] = [None] * len(spec.row)
-        for index in np.unique(spec.stream):
-            at = np.flatnonzero(spec.stream == index)
-            at = at[np.argsort(spec.row[at], kind="stable")]  # read forwards
-            source, language, _ = self.streams[index]
-            shard = self.shards[source, language]
-            turned = self._turned(index, spec.row[at], spec.passes[at]) & (tuple(shard.columns) == TRANSLATIONS)
-            for place, flip, texts in zip(at, turned, shard.take(spec.row[at]), strict=True):
-                pairs[place] = Pair(*(reversed(texts) if flip else texts), source, language)
-        return pairs
+        found: list[Pair | Labelled | None] = [None] * len(spec.row)
+        order = np.lexsort((spec.row, spec.stream))  # stream by stream, read forwards
+        bounds = np.flatnonzero(np.diff(spec.stream[order], prepend=-1, append=-1))
+        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            at = order[start:stop]
+            for place, row in zip(at.tolist(), self._read(int(spec.stream[at[0]]), spec, at), strict=True):
+                found[place] = row
+        return found
 
-    def prefetch(self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 2) -> Iterator[list[Pair]]:
+    def _read(self, index: int, spec: BatchSpec, at: np.ndarray) -> Iterator[Pair | Labelled]:
+        """The rows at the places `at` of `spec`, all of the stream `index`."""
+        source, language, _ = self.streams[index]
+        shard, row, passes = self.shards[source, language], spec.row[at], spec.passes[at]
+        columns = tuple(shard.columns)
+        if columns == LABELLED:
+            for (query, positives, negatives), turn in zip(shard.take(row), passes.tolist(), strict=True):
+                kept = rotated(negatives, self.negatives, turn)
+                yield Labelled(query, tuple(positives), kept, source, language)
+            return
+        turned = self._turned(index, row, passes).tolist() if columns == TRANSLATIONS else [False] * len(row)
+        for (first, second), flip in zip(shard.take(row), turned, strict=True):
+            yield Pair(second, first, source, language) if flip else Pair(first, second, source, language)
+
+    def prefetch(
+        self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 2
+    ) -> Iterator[list[Pair | Labelled]]:
         """The batches `start`, `start + 1` … `steps` − 1, read by a thread up to `depth` ahead.
 
         An error of the thread is raised here. The thread ends with the iterator, or with the program.
@@ -184,15 +216,18 @@ class Mixture:
 
     def totals(self) -> dict[Stream, int]:
         """Stream → rows drawn from it in all `steps` steps; divided by its rows it is the number of passes."""
-        return {self.streams[i]: stop for source in self.sources for i, stop in self._dealt(source, self.steps)}
+        dealt = {source: self._dealt(source, self.steps).tolist() for source in self.sources}
+        return {self.streams[i]: n for source, all_of in dealt.items()
+                for i, n in zip(self._members[source].tolist(), all_of, strict=True)}
 
     def _refuse_nonsense(self) -> None:
         if not self.streams:
             raise Me5Error("the mixture has no streams: name at least one source that has rows")
         for key, shard in self.shards.items():
-            if shard.rows < 1 or tuple(shard.columns) not in (TRANSLATIONS, PAIRS):
+            if shard.rows < 1 or tuple(shard.columns) not in (TRANSLATIONS, PAIRS, LABELLED):
                 raise Me5Error(f"stream {'/'.join(key)} has {shard.rows} rows and columns {', '.join(shard.columns)}: "
-                               "a stream needs rows, and columns english and text, or query and passage")
+                               "a stream needs rows, and columns english and text, query and passage, or query, "
+                               "positives and negatives")
         if self.steps < 1 or self.batch_size < 1:
             raise Me5Error(f"{self.steps} steps of {self.batch_size} pairs are no training: set both to at least 1")
         if not (0 <= self.homogeneous <= 1 and np.isfinite(self.temperature)):
@@ -208,32 +243,56 @@ class Mixture:
         source_of = np.searchsorted(bounds, place, side="right")
         return source_of, {s: np.flatnonzero(source_of == i) for i, s in enumerate(self.sources)}
 
-    def _dealt(self, source: str, step: int) -> list[tuple[int, int]]:
-        """(stream, slots it was dealt before `step`) for the streams of `source`."""
+    def _dealt(self, source: str, step: int) -> np.ndarray:
+        """Slots that the streams of `source` were dealt before `step`, int64 in the order of its streams."""
         before = self._own * int(np.searchsorted(self._steps_of[source], step))
         if self._own < self.batch_size:
             mixed = webster(list(self.weights.values()), (self.batch_size - self._own) * step)
             before += int(mixed[self.sources.index(source)])
-        return list(zip(self._members[source].tolist(), webster(self._shares[source], before).tolist(), strict=True))
+        return webster(self._shares[source], before)
 
-    def _spans(self, source: str, step: int) -> list[tuple[int, int, int]]:
-        """(stream, first slot, last slot + 1) of what `step` takes of `source`; empty ones left out."""
-        if self._own == self.batch_size and self.sources[self._source_of[step]] != source:
-            return []
-        both = zip(self._dealt(source, step), self._dealt(source, step + 1), strict=True)
-        return [(stream, start, stop) for (stream, start), (_, stop) in both if stop > start]
+    def _spans(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(stream, first slot, last slot + 1) of what `step` takes, int64 [n] each; empty ones left out."""
+        pure = self._own == self.batch_size
+        sources = [self.sources[self._source_of[step]]] if pure else self.sources
+        stream = np.concatenate([self._members[source] for source in sources])
+        start, stop = (np.concatenate([self._dealt(source, at) for source in sources]) for at in (step, step + 1))
+        some = np.flatnonzero(stop > start)
+        return stream[some], start[some], stop[some]
 
-    def _rows(self, stream: np.ndarray, slot: np.ndarray, passes: np.ndarray) -> np.ndarray:
-        """The row at each slot of a pass, all int64 [n]: blocks are permuted, then the rows in a block."""
+    def _passes(self, stream: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The spans of slots, cut where a pass ends: (stream, pass, first slot of the pass, last + 1), int64 [n]."""
         rows = self._sizes[stream]
+        first = start // rows
+        count = (stop - 1) // rows - first + 1
+        of, nth = _runs(count)
+        turn, rows = first[of] + nth, rows[of]
+        return stream[of], turn, np.maximum(start[of] - turn * rows, 0), np.minimum(stop[of] - turn * rows, rows)
+
+    def _blocks(self, stream: np.ndarray, passes: np.ndarray, start: np.ndarray, stop: np.ndarray) -> _Blocks:
+        """The blocks that the slots [start, stop) of these passes lie in, in the order of the slots; all int64 [n].
+
+        A pass reads its whole blocks in a permuted order, with the short one (rows that fill no block) at a place of
+        its own among them.
+        """
+        rows = self._sizes[stream]
+        whole, short = rows // BLOCK, rows % BLOCK
         key = mix(mix(self._key("rows") + stream.astype(np.uint64)) + passes.astype(np.uint64))
-        whole = rows // BLOCK
-        turn = (key >> np.uint64(2)).astype(np.int64) % rows
-        slot = (slot + turn) % rows  # so that the short block is not always read last
-        block, offset = slot // BLOCK, slot % BLOCK
-        block = np.where(block < whole, permute(block, whole, key), block)
-        size = np.where(block < whole, BLOCK, rows % BLOCK)
-        return block * BLOCK + permute(offset, size, mix(key ^ mix(block.astype(np.uint64) + np.uint64(1))))
+        odd = (mix(key) % (whole + 1).astype(np.uint64)).astype(np.int64)  # how many whole blocks come before it
+        odd = np.where(short > 0, odd, whole)
+        first = _block_at(start, odd, short)
+        count = _block_at(stop - 1, odd, short) - first + 1
+        of, nth = _runs(count)
+        nth += first[of]
+        late = nth > odd[of]
+        begin = np.where(late, (nth - 1) * BLOCK + short[of], nth * BLOCK)
+        is_short = (nth == odd[of]) & (short[of] > 0)
+        size = np.where(is_short, short[of], BLOCK)
+        block = permute(nth - late, whole[of], key[of])
+        block = np.where(is_short, whole[of], block)
+        low, high = np.maximum(start[of], begin), np.minimum(stop[of], begin + size)
+        inner = mix(key[of] ^ mix(block.astype(np.uint64) + np.uint64(1)))
+        return _Blocks(stream[of], passes[of], block * BLOCK, size, high - low, low - begin, inner)
 
     def _turned(self, stream: int, row: np.ndarray, passes: np.ndarray) -> np.ndarray:
         """Whether a translation is read into English, bool [n]."""
@@ -243,6 +302,13 @@ class Mixture:
     def _key(self, *name: str | int) -> np.uint64:
         digest = hashlib.blake2b(repr((self.seed, *name)).encode("utf8"), digest_size=8).digest()
         return np.uint64(int.from_bytes(digest, "little"))
+
+
+def rotated(items: Sequence[str], n: int, turn: int) -> tuple[str, ...]:
+    """`n` of `items` (all, where there are fewer), from place turn · n on, wrapping round."""
+    if len(items) <= n:
+        return tuple(items)
+    return tuple(items[(turn * n + i) % len(items)] for i in range(n))
 
 
 def _weights(streams: Sequence[Stream], given: Mapping[str, float] | None) -> dict[str, float]:
@@ -256,6 +322,34 @@ def _weights(streams: Sequence[Stream], given: Mapping[str, float] | None) -> di
     if min(given.values()) < 0 or not 0 < sum(given.values()) < float("inf"):
         raise Me5Error("weights must be finite, none below 0 and at least one above")
     return {source: float(given[source]) for source in rows}
+
+
+def _runs(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`count` consecutive things for each i: which i each belongs to, and which of its things it is; int64."""
+    of = np.repeat(np.arange(len(count)), count)
+    return of, np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
+
+
+def _block_at(slot: np.ndarray, odd: np.ndarray, short: np.ndarray) -> np.ndarray:
+    """Which block of a pass a slot lies in, when the short block is the `odd`-th of it; int64 [n]."""
+    begin = odd * BLOCK
+    after = np.where(slot >= begin + short, (slot - short) // BLOCK + (short > 0), odd)
+    return np.where(slot < begin, slot // BLOCK, after)
+
+
+def _rows(blocks: _Blocks) -> np.ndarray:
+    """Every row of these blocks that the batch holds, shuffled inside each block; int64 [sum of counts]."""
+    factor, summand = multiplier(blocks.key)
+    stop = np.cumsum(blocks.count)
+    start = stop - blocks.count
+    columns = blocks.first, factor, factor * (blocks.skip - start) + summand
+    first, factor, begin = (np.repeat(column, blocks.count) for column in columns)
+    place = factor * np.arange(len(factor)) + begin
+    row = first + (place & (BLOCK - 1))
+    for i in np.flatnonzero(blocks.size < BLOCK).tolist():  # at most one of each stream and pass
+        at = slice(start[i], stop[i])
+        row[at] = blocks.first[i] + place[at] % blocks.size[i]
+    return row
 
 
 def _tempered(rows: np.ndarray, temperature: float) -> np.ndarray:
