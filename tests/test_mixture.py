@@ -25,8 +25,8 @@ class Book:
     def __init__(self, name: str, rows: int, columns: tuple[str, ...] = ("english", "text")):
         self.name, self.rows, self.columns = name, rows, columns
 
-    def take(self, rows):
-        return [(f"en {self.name} {row}", f"xx {self.name} {row}") for row in rows]
+    def read(self, rows):
+        return [f"en {self.name} {row}" for row in rows], [f"xx {self.name} {row}" for row in rows]
 
 
 ROWS = {("ui", "de"): 5000, ("ui", "fr"): 1300, ("ui", "sw"): 70, ("facts", "hi"): 900, ("facts", "ja"): 2500,
@@ -204,7 +204,7 @@ def test_translations_are_read_in_both_directions_and_others_in_one():
 
 def test_a_thread_reads_ahead_hands_errors_over_and_ends_with_its_reader():
     class Torn(Book):
-        def take(self, rows):
+        def read(self, rows):
             raise OSError("torn page")
 
     with pytest.raises(OSError, match="torn page"):
@@ -269,3 +269,35 @@ def test_webster_deals_slot_by_slot_like_the_textbook():
 def test_largest_remainder_by_hand():
     assert deal.largest_remainder([47, 16, 15.8, 12, 6.1, 3.1], 10).tolist() == [5, 2, 1, 1, 1, 0]
     assert deal.largest_remainder([1, 1, 1], 2).tolist() == [1, 1, 0]
+
+
+class Marked(Book):
+    """A labelled shard: row i has the negatives `i.0` … `i.9`."""
+
+    def read(self, rows):
+        return ([f"q{row}" for row in rows], [[f"p{row}"] for row in rows],
+                [[f"{row}.{k}" for k in range(row % 11)] for row in rows])
+
+
+def test_labelled_rows_have_all_their_negatives_before_any_comes_again():
+    shards = {("nq", "en"): Marked("nq", 55, ("query", "positives", "negatives"))}
+    mixture = Mixture(shards, steps=30, batch=11, seed=0, negatives=4)
+    seen = {row: [] for row in range(55)}
+    for step in range(30):  # six passes
+        for row in mixture.batch(step):
+            number = int(row.query[1:])
+            assert row.positives == (f"p{number}",) and row.source == "nq" and row.language == "en"
+            assert len(row.negatives) == min(4, number % 11)
+            seen[number] += row.negatives
+    for number, negatives in seen.items():
+        have = number % 11
+        for start in range(0, len(negatives) - have + 1, have) if have > 4 else ():
+            assert len(set(negatives[start : start + have])) == have
+
+
+def test_a_short_block_is_read_at_another_place_in_every_pass():
+    mixture = build(rows={("ui", "de"): 5 * 1024 + 300}, steps=5420 * 8 // 60, batch=60)
+    order = [row for step in range(mixture.steps) for row in sorted(mixture.plan(step).row.tolist())]
+    starts = {turn: next(i for i, row in enumerate(order[turn * 5420 : (turn + 1) * 5420]) if row >= 5120) // 60
+              for turn in range(8)}
+    assert len(set(starts.values())) >= 3

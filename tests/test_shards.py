@@ -124,3 +124,24 @@ def test_a_full_disk_leaves_nothing_behind(table, tmp_path, monkeypatch):
 def test_an_empty_table_is_a_shard_too(tmp_path):
     shards.write(pa.table({"query": pa.array([], pa.string()), "passage": pa.array([], pa.string())}), tmp_path / "s")
     assert shards.open_shard(tmp_path / "s").rows == 0
+
+
+def test_joined_shards_read_like_one(tmp_path):
+    tables = [pa.table({"query": [f"q{i} {part}" for i in range(n)], "passage": [f"p{i} {part}" for i in range(n)]})
+              for part, n in enumerate((5, 1, 700))]
+    parts = [shards.open_shard(tmp_path / str(i)) for i, table in enumerate(tables)
+             if shards.write(table, tmp_path / str(i))]
+    joined = shards.Joined(parts)
+    rows = [row for part in parts for row in part.take(np.arange(part.rows))]
+    asked = np.array([705, 0, 5, 4, 5, 6, 300])
+    assert joined.rows == 706 and list(zip(*joined.read(asked), strict=True)) == [rows[i] for i in asked]
+    assert joined.read(np.array([], dtype=np.int64)) == [[], []]
+
+
+def test_shards_of_different_columns_are_not_joined(tmp_path):
+    shards.write(pa.table({"query": ["a"], "passage": ["b"]}), tmp_path / "a")
+    shards.write(pa.table({"english": ["a"], "text": ["b"]}), tmp_path / "b")
+    with pytest.raises(Me5Error, match="same columns .*english, text"):
+        shards.Joined([shards.open_shard(tmp_path / name) for name in "ab"])
+    with pytest.raises(Me5Error, match="there are none"):
+        shards.Joined([])

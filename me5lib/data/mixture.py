@@ -27,6 +27,7 @@ import json
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +41,7 @@ BLOCK = 1024  # rows that are read from one neighbourhood
 TRANSLATIONS = ("english", "text")  # columns of a shard that can be read in both directions
 PAIRS = ("query", "passage")
 LABELLED = ("query", "positives", "negatives")  # the last two are lists
+_NEW = tuple.__new__
 
 
 class Rows(Protocol):
@@ -48,8 +50,8 @@ class Rows(Protocol):
     rows: int
     columns: tuple[str, ...]
 
-    def take(self, rows: np.ndarray) -> list[tuple]:
-        """The rows at these positions, as tuples in that order."""
+    def read(self, rows: np.ndarray) -> Sequence[Sequence]:
+        """The rows at these positions, in that order: a list per column."""
 
 
 class Stream(NamedTuple):
@@ -155,28 +157,31 @@ class Mixture:
         negatives (fewer where it has fewer), the next ones in every pass.
         """
         spec = self.plan(step, rank, world)
-        found: list[Pair | Labelled | None] = [None] * len(spec.row)
+        found = np.empty(len(spec.row), dtype=object)
         order = np.lexsort((spec.row, spec.stream))  # stream by stream, read forwards
-        bounds = np.flatnonzero(np.diff(spec.stream[order], prepend=-1, append=-1))
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        bounds = np.flatnonzero(np.diff(spec.stream[order], prepend=-1, append=-1)).tolist()
+        for start, stop in pairwise(bounds):
             at = order[start:stop]
-            for place, row in zip(at.tolist(), self._read(int(spec.stream[at[0]]), spec, at), strict=True):
-                found[place] = row
-        return found
+            found[at] = np.fromiter(self._read(spec, at), dtype=object, count=len(at))
+        return found.tolist()
 
-    def _read(self, index: int, spec: BatchSpec, at: np.ndarray) -> Iterator[Pair | Labelled]:
-        """The rows at the places `at` of `spec`, all of the stream `index`."""
-        source, language, _ = self.streams[index]
-        shard, row, passes = self.shards[source, language], spec.row[at], spec.passes[at]
-        columns = tuple(shard.columns)
-        if columns == LABELLED:
-            for (query, positives, negatives), turn in zip(shard.take(row), passes.tolist(), strict=True):
-                kept = rotated(negatives, self.negatives, turn)
-                yield Labelled(query, tuple(positives), kept, source, language)
-            return
-        turned = self._turned(index, row, passes).tolist() if columns == TRANSLATIONS else [False] * len(row)
-        for (first, second), flip in zip(shard.take(row), turned, strict=True):
-            yield Pair(second, first, source, language) if flip else Pair(first, second, source, language)
+    def _read(self, spec: BatchSpec, at: np.ndarray) -> list[Pair | Labelled]:
+        """The rows at the places `at` of `spec`, all of one stream."""
+        stream, row, passes = int(spec.stream[at[0]]), spec.row[at], spec.passes[at]
+        source, language, _ = self.streams[stream]
+        shard = self.shards[source, language]
+        first, second, *third = shard.read(row)
+        if third:
+            rows = zip(first, second, third[0], passes.tolist(), strict=True)
+            return [Labelled(query, tuple(right), rotated(wrong, self.negatives, turn), source, language)
+                    for query, right, wrong, turn in rows]
+        if tuple(shard.columns) == TRANSLATIONS:
+            turned = self._turned(stream, row, passes).tolist()
+            both = [(b, a) if flip else (a, b) for a, b, flip in zip(first, second, turned, strict=True)]
+        else:
+            both = zip(first, second, strict=True)
+        # Pair(…) goes through Python; texts come by the million.
+        return [_NEW(Pair, (query, passage, source, language)) for query, passage in both]
 
     def prefetch(
         self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 2

@@ -18,6 +18,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +59,12 @@ class Shard:
 
     def take(self, rows: np.ndarray) -> list[tuple]:
         """The rows at the positions `rows` (int64 [n], 0 ≤ row < `self.rows`), as tuples in that order."""
+        return list(zip(*self.read(rows), strict=True))
+
+    def read(self, rows: np.ndarray) -> list[list]:
+        """As `take`, a list per column."""
         found = self.table.take(pa.array(np.asarray(rows, dtype=np.int64)))
-        return list(zip(*(column.to_pylist() for column in found.columns), strict=True))
+        return [column.to_pylist() for column in found.columns]
 
     def verify(self) -> Shard:
         """Hash both files and return self; raises `Me5Error` where one differs from the manifest. Reads every byte."""
@@ -67,6 +72,31 @@ class Shard:
             if sha256(self.folder / name) != known:
                 raise damaged(self.folder, f"{name} differs from its SHA-256")
         return self
+
+
+class Joined:
+    """Several shards read as one: row i of the second comes after the last of the first. Columns must be equal."""
+
+    def __init__(self, parts: Sequence[Shard]):
+        """Raises `Me5Error` for no parts, or parts of different columns."""
+        if len({part.columns for part in parts}) != 1:
+            told = "; ".join(f"{part.folder}: {', '.join(part.columns)}" for part in parts) or "there are none"
+            raise Me5Error(f"shards that are read as one need the same columns ({told})")
+        self.parts, self.columns = tuple(parts), parts[0].columns
+        self._stops = np.cumsum([part.rows for part in parts])
+        self.rows = int(self._stops[-1])
+
+    def read(self, rows: np.ndarray) -> list[list]:
+        """The rows at these positions, in that order: a list per column."""
+        rows = np.asarray(rows, dtype=np.int64)
+        part = np.searchsorted(self._stops, rows, side="right")
+        found = [np.empty(len(rows), dtype=object) for _ in self.columns]
+        for i in np.unique(part).tolist():
+            at = np.flatnonzero(part == i)
+            start = int(self._stops[i]) - self.parts[i].rows
+            for column, values in zip(found, self.parts[i].read(rows[at] - start), strict=True):
+                column[at] = np.fromiter(values, dtype=object, count=len(at))
+        return [column.tolist() for column in found]
 
 
 def write(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:

@@ -41,10 +41,6 @@ class _Stream:
     def __init__(self, places: list[int]) -> None:
         self.places, self.rows = np.array(places, dtype=np.int64), len(places)
 
-    def take(self, rows: np.ndarray) -> list[tuple]:
-        """The positions of these rows in the list of examples."""
-        return [(place,) for place in self.places[rows].tolist()]
-
 
 class Plan:
     """Which examples make the batch of a step: stage 1's construction (`Mixture`) over the labelled examples.
