@@ -22,6 +22,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from me5lib.data.deal import mix
 from me5lib.pairs import normalise, text_key
 
 NEAR = 0.6  # ours: below it unlike strings begin to chain up (at 0.45 a third of Home Assistant is one cluster)
@@ -55,6 +56,11 @@ def shingles(forms: Sequence[str]) -> sparse.csr_matrix:
 
     A trigram's code is its three code points side by side (3 × 21 bits), so nothing collides.
     """
+    return _trigrams(forms)[0]
+
+
+def _trigrams(forms: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """`shingles`, and the code of the trigram that each column stands for, int64."""
     padded = [f" {form} " for form in forms]
     signs = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
     row = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
@@ -64,7 +70,7 @@ def shingles(forms: Sequence[str]) -> sparse.csr_matrix:
     cells = (np.ones(len(codes), dtype=np.int32), (row[:-2][inside], column))
     grams = sparse.csr_matrix(cells, shape=(len(padded), len(trigrams)))
     grams.data[:] = 1  # what comes twice in a text was summed
-    return grams
+    return grams, trigrams
 
 
 def clusters(english: Sequence[str]) -> np.ndarray:
@@ -78,7 +84,7 @@ def clusters(english: Sequence[str]) -> np.ndarray:
         return form_of
     grams = shingles(list(number))
     edges = _candidates(_signatures(grams))
-    edges = edges[_jaccard(grams, edges) >= NEAR]
+    edges = edges[jaccard(grams, edges) >= NEAR]
     links = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(number), len(number)))
     return _in_order(csgraph.connected_components(links, directed=False)[1][form_of])
 
@@ -165,11 +171,24 @@ def fraction(text: str) -> float:
     return (text_key(text) + 2**63) / 2**64
 
 
-def _signatures(grams: sparse.csr_matrix) -> np.ndarray:
-    # uint32 [texts, BANDS * ROWS]; datasketch mixes the trigram's number itself, so the number serves as its hash
+def bands(forms: Sequence[str]) -> np.ndarray:
+    """The MinHash bands of masked texts, uint64 [texts, BANDS]: near-copies nearly surely agree on one.
+
+    They depend on each text alone, so bands of different lists can be compared.
+    """
+    grams, codes = _trigrams(forms)
+    signatures = _signatures(grams, mix(codes.astype(np.uint64)) >> np.uint64(32))
+    columns = [_folded(signatures[:, band : band + ROWS]) for band in range(0, BANDS * ROWS, ROWS)]
+    return np.stack(columns, axis=1)
+
+
+def _signatures(grams: sparse.csr_matrix, hashes: np.ndarray | None = None) -> np.ndarray:
+    # uint32 [texts, BANDS * ROWS], from a 32-bit hash of each column; datasketch mixes it itself, so that the number
+    # of the column serves (None) where all texts are at hand
     from datasketch import MinHash
 
-    sets = (grams.indices[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
+    marks = grams.indices if hashes is None else hashes[grams.indices]
+    sets = (marks[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
     hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, hashfunc=int, scheme="affine32")
     return np.array([one.hashvalues for one in hashes], dtype=np.uint32)
 
@@ -206,7 +225,8 @@ def _folded(rows: np.ndarray) -> np.ndarray:
     return folded
 
 
-def _jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -> np.ndarray:
+def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -> np.ndarray:
+    """Jaccard similarity of the texts that each of `edges` (int64 [n, 2], rows of `grams`) joins; float64 [n]."""
     sizes = np.diff(grams.indptr)
     result = np.empty(len(edges))
     for start in range(0, len(edges), block):
