@@ -186,7 +186,7 @@ class TranslationMemory(Lexical):
         self.mteb_model_meta = describe("translation memory", _revision(revision))
         self.memory = memory
         self._looked_up: dict[tuple[str, str], str] = {}
-        self._trained = lru_cache(maxsize=4)(self._index)  # all languages at once are gigabytes
+        self._held: tuple[str, Memory | None] = ("", None)
 
     def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
         """English for every text of a column that is not English."""
@@ -203,6 +203,13 @@ class TranslationMemory(Lexical):
             return texts
         best = nearest(memory.rarity.weigh(counts), memory.trained)
         return [memory.english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
+
+    def _trained(self, language: str) -> Memory:
+        """Of one language at a time, the last one gone before the next is made: of all, it would be gigabytes."""
+        if self._held[0] != language:
+            self._held = ("", None)
+            self._held = (language, self._index(language))
+        return self._held[1]
 
     def _index(self, language: str) -> Memory:
         english, foreign = self.memory(language)

@@ -18,6 +18,7 @@ subset (two per language and bitext task) and 0.5 ms per document, 15 s for a ro
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import warnings
@@ -81,6 +82,7 @@ def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, 
         for name, model, task in bar:
             bar.set_postfix_str(f"{name}, {task.metadata.name}")
             rows += _rows(name, task, _scores(model, task, Path(folder)))
+            _give_back()
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -260,6 +262,12 @@ def _place(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
 
     cache = mteb.ResultCache(folder)
     return cache, cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system, where that is glibc's to do: a fifth of the process's, when measured."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _takes(model: Any, task: AbsTask) -> bool:
