@@ -247,7 +247,7 @@ _HUB_DATA = {
         ("wikipedia", "mc4", "cc-news", "nllb", "reddit", "s2orc", "stackexchange", "xp3", "sbert-misc"), "Table 1"
     ),
     "labelled": paper(
-        ("msmarco-passage", "msmarco-document", "nq", "triviaqa", "squad", "nli", "eli5", "nllb", "dureader", "fever",
+        ("msmarco-passage", "msmarco-document", "nq", "triviaqa", "squad", "nli", "eli5", "nllb-finetune", "dureader", "fever",
          "hotpotqa", "quora", "mrtydi", "miracl"), "Table 2"
     ),
     "language_temperature": ours(0.5, "not published"),

@@ -14,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from me5lib import pairs
 from me5lib.data import build, corpus, split
 from me5lib.data.corpus import Corpus, common_meanings, open_corpus
-from me5lib.pairs import Labelled, Pair
+from me5lib.pairs import Labelled, Pair, script
 from me5lib.places import Me5Error
 from me5lib.scale import load
 
@@ -235,7 +234,7 @@ def test_parallel_meanings_are_aligned(small, smoke):
     pairs = {(row["language"], row["english"], row["text"]) for row in smoke._table("heldout").to_pylist()}
     english = found.pop("en")
     assert all((code, e, t) in pairs for code, own in found.items() for e, t in zip(english, own, strict=True))
-    assert len({pairs.script(texts) for texts in found.values()}) >= 8
+    assert len({script(texts) for texts in found.values()}) >= 8
     with pytest.raises(Me5Error, match="ask for fewer"):
         small.parallel(100_000)
 
@@ -354,6 +353,6 @@ def assert_tiny_holds(one: Corpus) -> None:
     (bitext,) = [task for task in one.tasks() if task.name == "heldout"]
     assert len(bitext.sets) >= 38
     found = one.parallel(one.scale.evaluate.map_sentences)
-    assert len(found) > 20 and len({pairs.script(texts) for texts in found.values()}) >= 8
+    assert len(found) > 20 and len({script(texts) for texts in found.values()}) >= 8
     counts = one.counts().groupby("role").rows.sum()
     assert counts["stage 1"] / (counts["stage 1"] + counts["dropped: held-out text or near-copy"]) >= 0.85

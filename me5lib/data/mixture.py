@@ -33,11 +33,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from me5lib.data.deal import largest_remainder, mix, multiplier, permute, webster
+from me5lib.data.shards import BLOCK
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 
 VERSION = 2  # of the construction; raise it with any change that gives other batches
-BLOCK = 1024  # rows that are read from one neighbourhood
 TRANSLATIONS = ("english", "text")  # columns of a shard that can be read in both directions
 PAIRS = ("query", "passage")
 LABELLED = ("query", "positives", "negatives")  # the last two are lists
