@@ -212,7 +212,7 @@ def test_a_thread_reads_ahead_hands_errors_over_and_ends_with_its_reader():
     reader = build().prefetch(5, rank=1, world=3)
     assert next(reader) == build().batch(5, 1, 3)
     reader.close()
-    assert "me5-prefetch" not in {thread.name for thread in threading.enumerate()}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("me5-prefetch")]
 
 
 def test_a_program_that_leaves_a_reader_open_still_ends():
@@ -293,11 +293,3 @@ def test_labelled_rows_have_all_their_negatives_before_any_comes_again():
         have = number % 11
         for start in range(0, len(negatives) - have + 1, have) if have > 4 else ():
             assert len(set(negatives[start : start + have])) == have
-
-
-def test_a_short_block_is_read_at_another_place_in_every_pass():
-    mixture = build(rows={("ui", "de"): 5 * 1024 + 300}, steps=5420 * 8 // 60, batch=60)
-    order = [row for step in range(mixture.steps) for row in sorted(mixture.plan(step).row.tolist())]
-    starts = {turn: next(i for i, row in enumerate(order[turn * 5420 : (turn + 1) * 5420]) if row >= 5120) // 60
-              for turn in range(8)}
-    assert len(set(starts.values())) >= 3

@@ -17,16 +17,16 @@ With `homogeneous` h < 1 a batch has round(h·B) rows of its own source, and the
 
 Cost: construction tables the S steps (a millisecond for 30,000). A plan costs the same at any step: a few numpy passes
 over a rank's rows, and over the blocks that the batch touches; under a millisecond. Reading the texts costs more, and
-`prefetch` does it in a thread. Nothing grows with the rows of a stream: 980 million cost what 980 do.
+`prefetch` does it in threads. Nothing grows with the rows of a stream: 980 million cost what 980 do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -184,35 +184,23 @@ class Mixture:
         return [_NEW(Pair, (query, passage, source, language)) for query, passage in both]
 
     def prefetch(
-        self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 2
+        self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 4
     ) -> Iterator[list[Pair | Labelled]]:
-        """The batches `start`, `start + 1` … `steps` − 1, read by a thread up to `depth` ahead.
+        """The batches `start`, `start + 1` … `steps` − 1, read by `depth` threads, so many ahead.
 
-        An error of the thread is raised here. The thread ends with the iterator, or with the program.
+        Threads wait for a cold disk side by side; from a warm cache one batch at a time is read, for Python runs one
+        thread at a time. An error of a thread is raised here, at its batch. They end with the iterator.
         """
-        ready: queue.Queue = queue.Queue(depth)
-        closed = threading.Event()
-
-        def work() -> None:
-            """What the thread does."""
-            try:
-                for step in range(start, self.steps):
-                    if not _offer(ready, self.batch(step, rank, world), closed):
-                        return
-                _offer(ready, None, closed)
-            except Exception as error:  # handed over to the thread that asked
-                _offer(ready, error, closed)
-
-        worker = threading.Thread(target=work, name="me5-prefetch")
-        worker.start()
+        pool, waiting = ThreadPoolExecutor(depth, thread_name_prefix="me5-prefetch"), deque()
         try:
-            while (found := ready.get()) is not None:
-                if isinstance(found, Exception):
-                    raise found
-                yield found
+            for step in range(start, self.steps):
+                waiting.append(pool.submit(self.batch, step, rank, world))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            closed.set()
-            worker.join()
+            pool.shutdown(cancel_futures=True)
 
     def shares(self, source: str) -> dict[str, float]:
         """Language → its share of the rows drawn from `source`."""
@@ -277,27 +265,18 @@ class Mixture:
     def _blocks(self, stream: np.ndarray, passes: np.ndarray, start: np.ndarray, stop: np.ndarray) -> _Blocks:
         """The blocks that the slots [start, stop) of these passes lie in, in the order of the slots; all int64 [n].
 
-        A pass reads its whole blocks in a permuted order, with the short one (rows that fill no block) at a place of
-        its own among them.
+        A pass reads its whole blocks in a permuted order, and the rows that fill no block last.
         """
         rows = self._sizes[stream]
-        whole, short = rows // BLOCK, rows % BLOCK
-        key = mix(mix(self._key("rows") + stream.astype(np.uint64)) + passes.astype(np.uint64))
-        odd = (mix(key) % (whole + 1).astype(np.uint64)).astype(np.int64)  # how many whole blocks come before it
-        odd = np.where(short > 0, odd, whole)
-        first = _block_at(start, odd, short)
-        count = _block_at(stop - 1, odd, short) - first + 1
-        of, nth = _runs(count)
+        first = start // BLOCK
+        of, nth = _runs((stop - 1) // BLOCK - first + 1)
         nth += first[of]
-        late = nth > odd[of]
-        begin = np.where(late, (nth - 1) * BLOCK + short[of], nth * BLOCK)
-        is_short = (nth == odd[of]) & (short[of] > 0)
-        size = np.where(is_short, short[of], BLOCK)
-        block = permute(nth - late, whole[of], key[of])
-        block = np.where(is_short, whole[of], block)
-        low, high = np.maximum(start[of], begin), np.minimum(stop[of], begin + size)
-        inner = mix(key[of] ^ mix(block.astype(np.uint64) + np.uint64(1)))
-        return _Blocks(stream[of], passes[of], block * BLOCK, size, high - low, low - begin, inner)
+        key = mix(mix(self._key("rows") + stream.astype(np.uint64)) + passes.astype(np.uint64))[of]
+        block = permute(nth, rows[of] // BLOCK, key)  # the short block, behind the last whole one, stays where it is
+        size = np.minimum(BLOCK, rows[of] - block * BLOCK)
+        low, high = np.maximum(start[of], nth * BLOCK), np.minimum(stop[of], nth * BLOCK + size)
+        inner = mix(key ^ mix(block.astype(np.uint64) + np.uint64(1)))
+        return _Blocks(stream[of], passes[of], block * BLOCK, size, high - low, low - nth * BLOCK, inner)
 
     def _turned(self, stream: int, row: np.ndarray, passes: np.ndarray) -> np.ndarray:
         """Whether a translation is read into English, bool [n]."""
@@ -335,13 +314,6 @@ def _runs(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return of, np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
 
 
-def _block_at(slot: np.ndarray, odd: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """Which block of a pass a slot lies in, when the short block is the `odd`-th of it; int64 [n]."""
-    begin = odd * BLOCK
-    after = np.where(slot >= begin + short, (slot - short) // BLOCK + (short > 0), odd)
-    return np.where(slot < begin, slot // BLOCK, after)
-
-
 def _rows(blocks: _Blocks) -> np.ndarray:
     """Every row of these blocks that the batch holds, shuffled inside each block; int64 [sum of counts]."""
     factor, summand = multiplier(blocks.key)
@@ -361,15 +333,3 @@ def _tempered(rows: np.ndarray, temperature: float) -> np.ndarray:
     """Shares of the languages of a source, float64, summing to 1: rows ** temperature, scaled by the largest first."""
     scaled = (rows / rows.max()) ** temperature
     return scaled / scaled.sum()
-
-
-def _offer(ready: queue.Queue, item: object, closed: threading.Event) -> bool:
-    """Put `item` in the queue; False when the reader has gone or the program is ending."""
-    # A daemon thread would need no such care, but one cut off inside numpy or Arrow aborts the program as it ends.
-    while not closed.is_set() and threading.main_thread().is_alive():
-        try:
-            ready.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False
