@@ -1,6 +1,7 @@
 # make tiny     environment, offline packs, every notebook at SCALE=tiny, a report
 # make test     environment, the test suite
 # make lab      JupyterLab on the notebooks
+# make prove    the mixture at the paper's size, ten killed builds, reading against datasets
 # make smoke    every notebook at SCALE=smoke: seconds each, no download beyond the environment
 #
 # PYTHON is the interpreter that the environment is made of (3.11 or later); a torch that it can import is reused.
@@ -12,7 +13,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 READY := $(VENV)/me5-ready
 
-.PHONY: tiny test lab smoke env clean
+.PHONY: tiny test prove lab smoke env clean
 
 tiny: $(READY)
 	$(BIN)/me5 packs
@@ -24,6 +25,11 @@ smoke: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+prove: $(READY)
+	$(BIN)/python tests/prove_mixture.py
+	$(BIN)/python tests/prove_build.py 10
+	$(BIN)/python tests/benchmarks/mixture_reading.py
 
 lab: $(READY)
 	$(BIN)/python -m jupyter lab notebooks

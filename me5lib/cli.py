@@ -1,4 +1,4 @@
-"""The `me5` command: packs, run, pretrain, finetune, evaluate, report.
+"""The `me5` command: packs, fetch, mixture, run, pretrain, finetune, evaluate, report.
 
 What a user can mend is one line on stderr and exit code 2; a notebook that failed gives 1; an interrupt gives 130.
 Everything heavy is imported inside the commands, so that `me5 --help` answers at once.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
+from me5lib import hub_cli, mixture_cli
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ app = typer.Typer(
     cls=Plain, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
     help="Learn and reproduce Multilingual E5: run its notebooks, or one stage at a time.",
 )
+app.add_typer(mixture_cli.app, name="mixture")
+app.command()(hub_cli.fetch)
 ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]

@@ -92,3 +92,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of reference material at {folder}")
     return folder
+
+
+@pytest.fixture
+def client(unplugged, tmp_path):
+    """Runs Python code in a process that reaches the loopback only, with caches of its own."""
+
+    def environment(endpoint: str, **more: str) -> dict[str, str]:
+        online = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "USE_TORCH": "0"}
+        caches = {"HF_HOME": str(tmp_path / "hf"), "ME5_CACHE": str(tmp_path / "me5"), "HF_ENDPOINT": endpoint}
+        return os.environ | unplugged | online | caches | more
+
+    def run(code: str, *arguments: object, endpoint: str = "http://127.0.0.1:9", fine: bool = True, **more: str):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, env=environment(endpoint, **more), capture_output=True, encoding="utf8")
+        assert done.returncode == 0 or not fine, done.stderr[-3000:]
+        return done
+
+    run.environment = environment
+    return run

@@ -149,7 +149,28 @@ def test_the_index_page_lists_every_card_with_its_rows():
         card = cards.load(name)
         rows = sum(count for key, count in card.counts.items() if not key.startswith("dropped: "))
         assert (f"{rows:,}" if rows else "–") in line and f"| {len(card.languages)} |" in line
-    assert len(page.splitlines()) <= 45
+    for name, card in cards.hub().items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert (f"{card.paper.rows:,}" if card.paper.rows else "not published") in line
+        assert f"| {len(card.languages)} | {'yes' if card.stand_in else ''}" in line
+    assert len(page.splitlines()) <= 90
+
+
+def test_every_choice_on_a_hub_card_says_why_and_its_page_is_named():
+    for name, card in cards.hub().items():
+        assert card.ours and all(len(reason.split()) >= 2 for reason in card.ours.values()), name
+        assert card.faults and card.prose and card.licence and all(hub.read_from for hub in card.hub), name
+        assert card.query_prefix == "query: "
+
+
+def test_a_typo_in_a_key_of_a_card_is_named():
+    text = (asset("data_cards") / "nllb.md").read_text(encoding="utf8")
+    with pytest.raises(Me5Error, match=r"nllb.md: hub\.0\.colums: unknown key"):
+        cards.parse("nllb", text.replace("    columns:", "    colums:", 1))
+    with pytest.raises(Me5Error, match="nllb.md: hub.0.columns.*unknown word 'strin'"):
+        cards.parse("nllb", text.replace(": string", ": strin", 1))
+    with pytest.raises(Me5Error, match="no front matter that can be read"):
+        cards.parse("nllb", "just prose")
 
 
 def test_front_matter_with_a_wrong_field_is_named(tmp_path, monkeypatch):

@@ -129,9 +129,10 @@ def parse(name: str, text: str) -> Card:
         _, front, prose = text.split("---\n", 2)
         card = Card(**yaml.safe_load(front), prose=prose.strip())
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a typo also lacks its key
         where = ".".join(str(part) for part in first["loc"]) or "front matter"
-        raise Me5Error(f"data card {name}.md: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise Me5Error(f"data card {name}.md: {where}: {what}") from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise Me5Error(f"data card {name}.md has no front matter that can be read: {' '.join(str(error).split())}"
                        ) from None

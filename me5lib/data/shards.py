@@ -152,6 +152,20 @@ def open_shard(folder: Path) -> Shard:
     return Shard(folder, manifest, mapped)
 
 
+def open_streams(folder: Path) -> dict[tuple[str, str], Joined]:
+    """Every stream in `folder`, by (source, language): `<source>/<language>/part-…`, as `me5 mixture build` leaves it.
+
+    Raises `Me5Error` where there is none, or one is damaged.
+    """
+    parts: dict[tuple[str, str], list[Shard]] = {}
+    for manifest in sorted(folder.glob(f"*/*/part-*/{MANIFEST}")):
+        language = manifest.parent.parent
+        parts.setdefault((language.parent.name, language.name), []).append(open_shard(manifest.parent))
+    if not parts:
+        raise Me5Error(f"no built shards in {folder}: me5 mixture build --card NAME --out {folder}")
+    return {stream: Joined(own) for stream, own in parts.items()}
+
+
 def shuffled(rows: int, seed: int) -> np.ndarray:
     """A permutation of `rows` row numbers, int64: the order of their SplitMix64 hashes.
 

@@ -1,0 +1,303 @@
+"""Filters: why a pair is dropped. Named steps, made from the options that a data card gives.
+
+    steps = sift("mc4", {"length": {"least": 20}, "language": {}})    # (name, step) in the card's order
+    reason = steps[0][1](pair)                                         # "passage under 20 characters", or None: keep
+
+`STEPS` look at one pair or labelled example. `WHOLE` are the steps that look at a whole card (`exact`, `near`,
+`consistency`); here are only their options and E5's `consistency` itself, the rest is the pipeline's. They come after
+the others, in that order, wherever the card names them. Every threshold is ours unless a source is named.
+
+Cost per pair on one core, at 1,000 signs: `length` 10 µs, `identical` 10 µs, `language` 0.1 ms, `boilerplate` 0.05 ms.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError, validate_call
+
+from me5lib.pairs import Labelled, Pair, text_key
+from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Item = Pair | Labelled
+Step = Callable[[Item], str | None]
+Encode = Callable[[Sequence[str], str], "np.ndarray"]  # (texts, prefix) → fp32 [n, width], L2-normalised
+Side = Literal["query", "passage", "both"]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def sides(item: Item, side: Side) -> list[tuple[str, str]]:
+    """(side, text) of an item; a labelled example's passages are its positives, its negatives are left alone."""
+    passages = [item.passage] if isinstance(item, Pair) else list(item.positives)
+    found = [("query", item.query)] if side != "passage" else []
+    return found + [("passage", text) for text in passages if side != "query"]
+
+
+def length(least: Count = 1, most: Count = 10_000, query_least: Count | None = None, query_most: Count | None = None,
+           passage_least: Count | None = None, passage_most: Count | None = None) -> Step:
+    """Drop where a side has fewer or more characters than this; `least` and `most` hold where the side has no own."""
+    low = {"query": least if query_least is None else query_least,
+           "passage": least if passage_least is None else passage_least}
+    high = {"query": most if query_most is None else query_most,
+            "passage": most if passage_most is None else passage_most}
+
+    def step(item: Item) -> str | None:
+        for side, text in sides(item, "both"):
+            if len(text) < low[side]:
+                return f"{side} under {low[side]} characters"
+            if len(text) > high[side]:
+                return f"{side} over {high[side]} characters"
+        return None
+
+    return step
+
+
+# Codes of py3langid that are others of ours, and languages that it cannot be trusted to tell apart (ours).
+_OURS = {"no": "nb", "kik": "ki", "gug": "gn", "uzs": "uz", "grc": "el", "hbo": "he", "tl": "fil"}
+_ALIKE = ({"nb", "nn", "da"}, {"bs", "hr", "sr", "sr-latn", "sh"}, {"id", "ms", "jv"}, {"zh", "zh-hant", "yue", "wuu"},
+          {"cs", "sk"}, {"gl", "pt"}, {"ar", "ary", "arz"}, {"hi", "mr", "ne", "sa"}, {"xh", "zu"}, {"rw", "rn"},
+          {"es", "ca", "gl", "ext", "an"}, {"bg", "mk"}, {"tt", "ba"}, {"az", "tr"}, {"uz", "ug"}, {"ku", "sdh"},
+          {"bn", "as"}, {"nso", "st", "tn"}, {"fr", "gcf", "gcr", "ht", "wa"}, {"de", "lb"}, {"nl", "af"})
+_NONE = "zxx"  # of py3langid: no language at all (addresses, numbers)
+
+
+@cache
+def _identifier() -> tuple[Any, frozenset[str]]:
+    """py3langid's identifier with probabilities, and the languages that it knows, in our codes."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    found = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return found, frozenset(_OURS.get(code, code) for code in found.labels)
+
+
+def language(side: Side = "passage", least_chars: Count = 40, sure: Share = 0.9) -> Step:
+    """Drop where py3langid gives another language, with its close relatives, a probability of `sure` or more.
+
+    Kept: texts under `least_chars`; languages that it does not know; those that it takes for a close relative. The side
+    `both` is for translations, of which one side is in the item's language and the other is not: dropped where neither
+    is, or both are in one language.
+    """
+    def step(item: Item) -> str | None:
+        base = item.language.split("-")[0]
+        if base not in _identifier()[1]:
+            return None
+        found = [_surely(text, least_chars, sure) for _, text in sides(item, side)]
+        other = [code is not None and not _alike(base, code) for code in found]
+        if side != "both":
+            return f"{side} in another language" if any(other) else None
+        if all(other):
+            return "neither side in its language"
+        return "both sides in one language" if None not in found and len(set(found)) == 1 else None
+
+    return step
+
+
+def _surely(text: str, least_chars: int, sure: float) -> str | None:
+    """The language that a text is in, in our code; None: short, not sure, or no language at all."""
+    if len(text) < least_chars:
+        return None
+    found = [(_OURS.get(code, code), probability) for code, probability in _identifier()[0].rank(text[:2_000])]
+    best = found[0][0]
+    return best if best != _NONE and sum(p for code, p in found if _alike(best, code)) >= sure else None
+
+
+@cache
+def _alike(one: str, other: str) -> bool:
+    return one == other or any({one, other} <= relatives for relatives in _ALIKE)
+
+
+_COOKIES = re.compile(
+    r"(we|this (web)?site) uses? cookies|accept (all )?cookies|cookie (policy|settings)|verwende[nt] .{0,20}cookies"
+    r"|utilis(ons|e) .{0,20}cookies|(utiliza(mos)?|usamos) .{0,20}cookies|utilizz(iamo|a) .{0,20}cookie"
+    r"|gebruik(t|en) .{0,20}cookies|używa(my)? .{0,20}cookie|использу(ем|ет) .{0,20}cookie|cookie ?を使用"
+    r"|(please )?enable javascript|javascript (is|must be) (disabled|enabled)", re.IGNORECASE)
+
+
+def boilerplate(side: Side = "passage", letters: Share = 0.4) -> Step:
+    """Drop filler text, short cookie notices, menus, one line over and over, and what is mostly not letters.
+
+    `letters`: the least share of letters and their marks among what is not white space, of texts of 20 or more.
+    """
+    def step(item: Item) -> str | None:
+        for where, text in sides(item, side):
+            if reason := _boilerplate(text, letters):
+                return f"{where} is {reason}"
+        return None
+
+    return step
+
+
+def _boilerplate(text: str, letters: float) -> str | None:
+    """What kind of boilerplate a text is; None: none. Notices only where they are most of a text (under 500 signs)."""
+    if "lorem ipsum" in text[:5_000].casefold():
+        return "filler text"
+    if len(text) < 500 and _COOKIES.search(text):
+        return "a cookie notice"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) >= 4 and Counter(lines).most_common(1)[0][1] > len(lines) / 2:
+        return "one line repeated"
+    if len(lines) >= 10 and sum(map(_is_entry, lines)) >= 0.9 * len(lines):
+        return "a menu"
+    signs = [sign for sign in text[:1_000] if not sign.isspace()]
+    written = sum(sign.isalpha() or unicodedata.category(sign)[0] == "M" for sign in signs)
+    return "mostly not letters" if len(signs) >= 20 and written < letters * len(signs) else None
+
+
+def _is_entry(line: str) -> bool:
+    """Whether a line looks like an entry of a menu: up to three words and 25 signs, no end of a sentence."""
+    return len(line) <= 25 and len(line.split()) <= 3 and line[-1] not in ".,;:!?…。、！？।॥؟"
+
+
+def identical() -> Step:
+    """Drop where the passage says what the query says (`text_key`): nothing is to be learnt from it."""
+    def step(item: Item) -> str | None:
+        key = text_key(item.query)
+        same = any(text_key(text) == key for _, text in sides(item, "passage"))
+        return "query equals passage" if same else None
+
+    return step
+
+
+class Exact(NamedTuple):
+    """Of items with the same keys on both sides, over the card, one is kept."""
+
+
+class Near(NamedTuple):
+    """Of near duplicates (MinHash over character n-grams of the passage), over the card, one is kept."""
+
+    threshold: float = 0.8  # Jaccard similarity of the passages' character n-grams
+
+    @property
+    def bands(self) -> tuple[int, int]:
+        """(buckets, hashes per bucket): the strictest that catches nine in ten pairs at `threshold`, of 128 hashes."""
+        for rows in range(64, 0, -1):
+            if 1 - (1 - self.threshold**rows) ** (128 // rows) >= 0.9:
+                return 128 // rows, rows
+        return 128, 1
+
+
+class Consistency(NamedTuple):
+    """E5's filter (2212.03533): the passage must be among the `top` for its query, of itself and `among` others."""
+
+    top: int = 2
+    among: int = 1_000_000
+
+
+def _exact() -> Exact:
+    return Exact()
+
+
+def _near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> Near:
+    return Near(threshold)
+
+
+def _consistency(top: Annotated[int, Field(ge=1)] = 2, among: Annotated[int, Field(ge=1)] = 1_000_000) -> Consistency:
+    return Consistency(top, among)
+
+
+STEPS: dict[str, Callable[..., Step]] = {
+    step.__name__: step for step in (length, language, boilerplate, identical)
+}
+WHOLE: dict[str, Callable[..., Any]] = {"exact": _exact, "near": _near, "consistency": _consistency}
+
+
+def make(card: str, name: str, options: Mapping[str, Any]) -> Any:
+    """The step `name` with these options: of `STEPS` a function, of `WHOLE` its options.
+
+    Raises `Me5Error` naming card and key for an unknown step, an unknown option or a value that is none.
+    """
+    known = STEPS | WHOLE
+    if name not in known:
+        raise Me5Error(f"data card {card}.md: filters.{name}: no such filter: there are {', '.join(known)}")
+    try:
+        return validate_call(known[name])(**options)
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error), "type": ""}
+        where = ".".join(map(str, ("filters", name, *first["loc"])))
+        if first["type"] == "unexpected_keyword_argument":
+            names = ", ".join(inspect.signature(known[name]).parameters) or "none"
+            raise Me5Error(f"data card {card}.md: {where}: no such option: there are {names}") from None
+        raise Me5Error(f"data card {card}.md: {where}: {first['msg']}") from None
+
+
+def sift(card: str, given: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Step]]:
+    """The steps over one item that a card names, in its order. `Me5Error` as `make`, for all of its steps."""
+    made = [(name, make(card, name, options)) for name, options in given.items()]
+    return [(name, step) for name, step in made if name in STEPS]
+
+
+def whole(card: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The steps over the whole card that it names: name → options, in the order of `WHOLE`."""
+    return {name: make(card, name, given[name]) for name in WHOLE if name in given}
+
+
+class Crowd(NamedTuple):
+    """Random passages of a card, for `consistency`: `keys` int64 [n] (`text_key`), `vectors` fp32 [n, width]."""
+
+    keys: np.ndarray
+    vectors: np.ndarray
+
+
+PIECE = 4_096  # items encoded and searched at once: bounds memory, and nothing else
+
+
+def crowd(passages: Sequence[str], encode: Encode, among: int, prefix: str = "passage: ") -> Crowd:
+    """Up to `among` different ones of `passages`: those with the smallest keys, a random choice and always the same.
+
+    Cost: encoding them once; memory 4 bytes × width each (1.5 GB for a million of width 384).
+    """
+    import numpy as np
+
+    found = {text_key(text): text for text in passages}
+    keys = sorted(found, key=lambda key: key % 2**64)[:among]
+    vectors = [encode([found[key] for key in keys[i:i + PIECE]], prefix) for i in range(0, len(keys), PIECE)]
+    return Crowd(np.array(keys, dtype=np.int64), np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32))
+
+
+def consistency(queries: Sequence[str], passages: Sequence[str], encode: Encode, top: int = 2, among: int = 1_000_000,
+                prefixes: tuple[str, str] = ("query: ", "passage: ")) -> np.ndarray:
+    """E5's filter (2212.03533, §3.1 as PAPER.md §2.3 has it): whether to keep each pair, bool [n].
+
+    A pair is kept if no more than `top` − 1 of `among` random passages (of `passages`) are nearer to its query than its
+    own passage is, by the cosine of `encode`. A passage is no rival of its own copy.
+    """
+    return among_crowd(queries, passages, encode, top, crowd(passages, encode, among, prefixes[1]), prefixes)
+
+
+def among_crowd(queries: Sequence[str], passages: Sequence[str], encode: Encode, top: int, rivals: Crowd,
+                prefixes: tuple[str, str] = ("query: ", "passage: "), index: Any = None) -> np.ndarray:
+    """`consistency` against given rivals, bool [n]; `index` is `exact_index(rivals)`, where it is at hand."""
+    import numpy as np
+
+    index = exact_index(rivals) if index is None else index
+    kept = np.ones(len(queries), dtype=bool)
+    if not len(rivals.keys):
+        return kept
+    for start in range(0, len(queries), PIECE):
+        part = slice(start, start + PIECE)
+        asked, answers = encode(queries[part], prefixes[0]), encode(passages[part], prefixes[1])
+        own = np.einsum("nd,nd->n", asked, answers)
+        scores, found = index.search(np.ascontiguousarray(asked), min(top + 1, len(rivals.keys)))
+        keys = np.array([text_key(text) for text in passages[part]], dtype=np.int64)
+        nearer = (scores > own[:, None]) & (rivals.keys[found] != keys[:, None])
+        kept[part] = nearer.sum(1) < top
+    return kept
+
+
+def exact_index(rivals: Crowd) -> Any:
+    """A faiss index of the crowd that finds the true nearest by inner product."""
+    import faiss
+
+    index = faiss.IndexFlatIP(rivals.vectors.shape[1])
+    index.add(rivals.vectors)
+    return index

@@ -1,0 +1,189 @@
+"""Filters: what each step drops and, as much, what it keeps; options of cards; E5's consistency against brute force."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from me5lib.data import cards, filters
+from me5lib.pairs import Labelled, Pair
+from me5lib.places import Me5Error
+
+PLAIN = {
+    "en": "The ferry leaves the harbour at seven and reaches the island before noon, if the weather holds.",
+    "de": "Die Fähre verlässt den Hafen um sieben und erreicht die Insel vor Mittag, wenn das Wetter hält.",
+    "ru": "Паром отходит из гавани в семь часов и прибывает на остров до полудня, если позволит погода.",
+    "ja": "フェリーは七時に港を出て、天気がもてば正午前に島に着きます。島では静かな一日を過ごせるでしょう。",
+    "hi": "नौका सात बजे बंदरगाह से निकलती है और मौसम ठीक रहा तो दोपहर से पहले द्वीप पर पहुँच जाती है।",
+    "th": "เรือข้ามฟากออกจากท่าเรือเวลาเจ็ดโมงเช้าและถึงเกาะก่อนเที่ยงหากอากาศดี",
+    "sw": "Feri inaondoka bandarini saa moja asubuhi na kufika kisiwani kabla ya saa sita mchana kama hali ni nzuri.",
+    "zh": "渡轮七点离开港口，如果天气好，中午之前就会到达小岛。岛上可以安静地度过一整天，晚上再乘最后一班船回来。",
+}
+
+
+def pair(query: str, passage: str, language: str = "en") -> Pair:
+    """A pair of the source `t`."""
+    return Pair(query, passage, "t", language)
+
+
+def step(name: str, **options):
+    """A step of the card `toy`."""
+    return filters.make("toy", name, options)
+
+
+def test_length_counts_characters_of_each_side():
+    check = step("length", least=3, most=10, passage_least=5)
+    assert check(pair("abc", "fünf!")) is None
+    assert check(pair("ab", "12345")) == "query under 3 characters"
+    assert check(pair("abc", "1234")) == "passage under 5 characters"
+    assert check(pair("x" * 11, "12345")) == "query over 10 characters"
+    assert check(pair("日本語", "日本語日本語")) is None  # characters, not bytes
+    assert check(Labelled("abc", ("12345", "1" * 11), (), "t", "en")) == "passage over 10 characters"
+    assert check(Labelled("abc", ("12345",), ("n",), "t", "en")) is None  # negatives are left alone
+
+
+@pytest.mark.parametrize("code", PLAIN)
+def test_language_keeps_what_is_right_and_drops_what_is_wrong(code):
+    check = step("language")
+    assert check(pair("q", PLAIN[code], code)) is None
+    wrong = "de" if code != "de" else "ru"
+    assert check(pair("q", PLAIN[code], wrong)) == "passage in another language"
+
+
+def test_language_is_careful():
+    check = step("language")
+    assert step("language", least_chars=200)(pair("q", PLAIN["en"], "de")) is None  # short
+    assert check(pair("q", PLAIN["en"], "wo")) is None  # Wolof is not among what py3langid knows
+    norwegian = "Fergen går fra havnen klokken sju og kommer til øya før klokken tolv, hvis været holder seg fint."
+    assert check(pair("q", norwegian, "nn")) is None and check(pair("q", norwegian, "da")) is None
+    assert check(pair("q", PLAIN["zh"], "zh-hant")) is None
+    assert check(pair("q", "https://example.org/a/b?c=1 1234567 https://example.org/7/8/9", "de")) is None
+
+
+def test_language_of_translations_allows_the_other_side():
+    check = step("language", side="both")
+    assert check(pair(PLAIN["en"], PLAIN["de"], "de")) is None
+    assert check(pair(PLAIN["de"], PLAIN["en"], "de")) is None
+    assert check(pair(PLAIN["en"], PLAIN["en"].replace("ferry", "boat"), "de")) == "neither side in its language"
+    assert check(pair(PLAIN["de"], PLAIN["de"].replace("Fähre", "Barke"), "de")) == "both sides in one language"
+
+
+MENU = "\n".join(["Home", "About us", "Shop", "Contact", "Log in", "Basket", "Help", "Blog", "Terms", "Private", "J"])
+CODE = "def add(a, b):\n    return a + b\n\nprint(add(1, 2))  # three"
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("Lorem ipsum dolor sit amet, consectetur adipiscing elit.", "passage is filler text"),
+    ("We use cookies to give you the best experience. Accept all cookies?", "passage is a cookie notice"),
+    ("Wir verwenden auf dieser Seite Cookies, um Inhalte zu personalisieren.", "passage is a cookie notice"),
+    (MENU, "passage is a menu"),
+    ("Read more\nRead more\nRead more\nRead more\nSomething else", "passage is one line repeated"),
+    ("12:30 | 45 % | 2023-11-04 | 17.50 | --- | +++ | 998 | a", "passage is mostly not letters"),
+])  # fmt: skip
+def test_boilerplate_is_named(text, reason):
+    assert step("boilerplate")(pair("q", text)) == reason
+
+
+@pytest.mark.parametrize("text", [
+    *PLAIN.values(), CODE,
+    "The bakery's cookies are baked each morning. " * 12 + "This site uses cookies.",  # a notice below a real text
+    "Die Katze\nsitzt am Fenster,\nsieht hinaus\nund wartet.\nKein Vogel kommt,\nkein Wind geht.\nStill.",
+    "In 1969, 400,000 people worked on Apollo 11.",
+])  # fmt: skip
+def test_boilerplate_leaves_real_text_alone(text):
+    assert step("boilerplate")(pair("q", text)) is None
+
+
+def test_vowel_signs_count_as_letters():
+    assert step("boilerplate", letters=0.9)(pair("q", PLAIN["hi"])) is None
+
+
+def test_identical_sees_through_case_width_and_space():
+    check = step("identical")
+    assert check(pair("Ｈｅｌｌｏ  World", "hello world")) == "query equals passage"
+    assert check(pair("hello world", "hello world!")) is None
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"lenght": {}}, "filters.lenght: no such filter"),
+    ({"length": {"leats": 3}}, "filters.length.leats: no such option: there are least, most"),
+    ({"length": {"least": "many"}}, "filters.length.least"),
+    ({"language": {"sure": 1.5}}, "filters.language.sure"),
+    ({"language": {"side": "left"}}, "filters.language.side"),
+    ({"near": {"threshold": 0}}, "filters.near.threshold"),
+    ({"exact": {"x": 1}}, "filters.exact.x: no such option: there are none"),
+])  # fmt: skip
+def test_a_wrong_option_is_one_line_with_card_and_key(given, said):
+    with pytest.raises(Me5Error) as error:
+        filters.sift("toy", given)
+    assert "toy.md" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_card_names_filters_that_there_are():
+    for name, card in cards.hub().items():
+        steps = filters.sift(name, card.filters)
+        assert [name for name, _ in steps] == [name for name in card.filters if name in filters.STEPS]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.95])
+def test_bands_catch_nine_in_ten_at_the_threshold(threshold):
+    buckets, hashes = filters.Near(threshold).bands
+    draws = np.random.default_rng(0).random((20_000, buckets, hashes)) < threshold
+    assert buckets * hashes <= 128 and draws.all(2).any(1).mean() > 0.89
+    stricter = np.random.default_rng(1).random((20_000, 128 // (hashes + 1), hashes + 1)) < threshold
+    assert stricter.all(2).any(1).mean() < 0.91
+
+
+def test_signatures_estimate_the_jaccard_of_character_ngrams(tmp_path):
+    whole = pytest.importorskip("me5lib.data.whole")
+    sign = whole.NearSignature(str(tmp_path), filters.Near(0.8))
+    source = random.Random(5)
+    for changed in (0.0, 0.05, 0.2, 1.0):
+        first = "".join(source.choices("abcdefghij ", k=2_000))
+        second = "".join(source.choice("klmnop") if source.random() < changed else sign_ for sign_ in first)
+        grams = [{" ".join(text.split())[i:i + 5] for i in range(len(" ".join(text.split())) - 4)}
+                 for text in (first, second)]
+        true = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+        hashes = [np.concatenate(sign.get_signature(sign.get_shingles(text))) for text in (first, second)]
+        assert abs((hashes[0] == hashes[1]).mean() - true) < 0.15
+    assert sign.get_shingles("abcd").shape == (0, 1)
+    assert set(map(int, sign.get_shingles("ÄBCDE  f")[:, 0])) == set(map(int, sign.get_shingles("äbcde F")[:, 0]))
+
+
+def vectors(texts, prefix, width=16):
+    """A made-up encoder: the same text has nearly the same vector under both prefixes, others have others."""
+    found = [np.random.default_rng(abs(int.from_bytes(text.encode()[:6], "little"))).normal(size=width)
+             for text in texts]
+    found = np.array(found) + (0.2 if prefix == "query: " else 0.0)
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_consistency_is_the_rank_among_all_passages(monkeypatch):
+    monkeypatch.setattr(filters, "PIECE", 37)  # pieces that do not divide the number
+    passages = [f"{i:05d} passage" for i in range(300)]
+    queries = [passages[i] if i % 3 else f"{i + 1000:05d} else" for i in range(300)]
+    asked, answers = vectors(queries, "query: "), vectors(passages, "passage: ")
+    scores = asked.astype(np.float64) @ answers.T.astype(np.float64)
+    rank = (scores > np.diag(scores)[:, None]).sum(1) + 1
+    for top in (1, 2, 5):
+        kept = filters.consistency(queries, passages, vectors, top=top, among=300)
+        assert kept.tolist() == (rank <= top).tolist()
+    assert 150 < (rank <= 2).sum() < 290
+
+
+def test_consistency_among_fewer_is_milder_and_a_copy_is_no_rival():
+    passages = [f"{i:05d} passage" for i in range(300)]
+    queries = [f"{i + 1000:05d} else" for i in range(300)]
+    many, few = (filters.consistency(queries, passages, vectors, top=2, among=n) for n in (300, 20))
+    assert many.sum() < few.sum() and not (many & ~few).any()
+    copies = filters.consistency(["00001 x"] * 50, ["00001 passage"] * 50, vectors, top=1, among=50)
+    assert copies.all()
+
+
+def test_the_crowd_does_not_depend_on_order_or_copies():
+    passages = [f"{i:05d} passage" for i in range(100)]
+    one = filters.crowd(passages, vectors, 10)
+    other = filters.crowd(passages[::-1] + passages[:50], vectors, 10)
+    assert one.keys.tolist() == other.keys.tolist() and np.array_equal(one.vectors, other.vectors)
+    assert len(one.keys) == 10 and json.dumps(one.keys.tolist())
