@@ -279,6 +279,16 @@ class Marked(Book):
                 [[f"{row}.{k}" for k in range(row % 11)] for row in rows])
 
 
+def test_a_labelled_row_brings_its_own_instruction():
+    class Told(Marked):
+        def read(self, rows):
+            return (*super().read(rows), [f"task {row}" for row in rows])
+
+    shards = {("synthetic", "en"): Told("s", 20, ("query", "positives", "negatives", "instruction"))}
+    rows = Mixture(shards, steps=2, batch=20, seed=0).batch(1)
+    assert sorted(rows)[0].source == "synthetic" and all(row.instruction == f"task {row.query[1:]}" for row in rows)
+
+
 def test_labelled_rows_have_all_their_negatives_before_any_comes_again():
     shards = {("nq", "en"): Marked("nq", 55, ("query", "positives", "negatives"))}
     mixture = Mixture(shards, steps=30, batch=11, seed=0, negatives=4)

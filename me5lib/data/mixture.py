@@ -27,7 +27,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +41,7 @@ VERSION = 2  # of the construction; raise it with any change that gives other ba
 TRANSLATIONS = ("english", "text")  # columns of a shard that can be read in both directions
 PAIRS = ("query", "passage")
 LABELLED = ("query", "positives", "negatives")  # the last two are lists
+INSTRUCTED = (*LABELLED, "instruction")  # one of the row's own
 _NEW = tuple.__new__
 
 
@@ -170,11 +171,12 @@ class Mixture:
         stream, row, passes = int(spec.stream[at[0]]), spec.row[at], spec.passes[at]
         source, language, _ = self.streams[stream]
         shard = self.shards[source, language]
-        first, second, *third = shard.read(row)
-        if third:
-            rows = zip(first, second, third[0], passes.tolist(), strict=True)
-            return [Labelled(query, tuple(right), rotated(wrong, self.negatives, turn), source, language)
-                    for query, right, wrong, turn in rows]
+        first, second, *more = shard.read(row)
+        if more:
+            negatives, instructions = more if len(more) == 2 else (*more, repeat(None))
+            rows = zip(first, second, negatives, instructions, passes.tolist(), strict=False)
+            return [Labelled(query, tuple(right), rotated(wrong, self.negatives, turn), source, language, None, told)
+                    for query, right, wrong, told, turn in rows]
         if tuple(shard.columns) == TRANSLATIONS:
             turned = self._turned(stream, row, passes).tolist()
             both = [(b, a) if flip else (a, b) for a, b, flip in zip(first, second, turned, strict=True)]
@@ -217,7 +219,7 @@ class Mixture:
         if not self.streams:
             raise Me5Error("the mixture has no streams: name at least one source that has rows")
         for key, shard in self.shards.items():
-            if shard.rows < 1 or tuple(shard.columns) not in (TRANSLATIONS, PAIRS, LABELLED):
+            if shard.rows < 1 or tuple(shard.columns) not in (TRANSLATIONS, PAIRS, LABELLED, INSTRUCTED):
                 raise Me5Error(f"stream {'/'.join(key)} has {shard.rows} rows and columns {', '.join(shard.columns)}: "
                                "a stream needs rows, and columns english and text, query and passage, or query, "
                                "positives and negatives")
