@@ -67,6 +67,14 @@ def test_a_near_copy_counts_within_its_language_and_an_equal_text_in_any():
     assert [leak.kind for leak in leaks.find({("ui", "de"): german}, held, progress=False)] == ["near"]
 
 
+def test_english_that_every_stream_repeats_is_told_in_every_stream():
+    english = ["The light in the room is on", "clean text", "another clean one"]
+    streams = {("ui", language): Rows({"english": english, "text": ["x", "y", "z"]}) for language in ("de", "fr", "sw")}
+    found = list(leaks.find(streams, {("t", "en"): ["The light in the room is off"]}, progress=False))
+    assert [(leak.language, leak.row, leak.column) for leak in found] == [(code, 0, "english") for code in
+                                                                          ("de", "fr", "sw")]
+
+
 def test_the_negatives_of_labelled_rows_are_looked_at_too():
     shard = Rows({"query": ["a question"], "positives": [["right"]], "negatives": [["wrong", "held out text"]]})
     (leak,) = leaks.find({("nq", "en"): shard}, {("t", "en"): ["Held out text"]}, progress=False)

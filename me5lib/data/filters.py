@@ -52,6 +52,7 @@ def length(least: Count = 1, most: Count = 10_000, query_least: Count | None = N
             "passage": most if passage_most is None else passage_most}
 
     def step(item: Item) -> str | None:
+        """The first side that is too short or too long."""
         for side, text in sides(item, "both"):
             if len(text) < low[side]:
                 return f"{side} under {low[side]} characters"
@@ -88,6 +89,7 @@ def language(side: Side = "passage", least_chars: Count = 40, sure: Share = 0.9)
     is, or both are in one language.
     """
     def step(item: Item) -> str | None:
+        """The language that a side surely is instead."""
         base = item.language.split("-")[0]
         if base not in _identifier()[1]:
             return None

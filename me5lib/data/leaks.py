@@ -72,6 +72,7 @@ class _Bands:
         self.keys = [column[order] for column, order in zip(keys.T, self.order, strict=True)]
 
     def hits(self, forms: list[str]) -> Iterator[tuple[int, str, float, str]]:
+        """As `Texts.near`, of masked texts."""
         pairs = self._candidates(split.bands(forms))
         if not len(pairs):
             return
@@ -108,6 +109,7 @@ def find(
     from tqdm.auto import tqdm
 
     known = Texts(texts)
+    clean: set[int] = set()  # keys of English texts that were looked up: every language's stream has them again
     with tqdm(total=sum(shard.rows for shard in shards.values()), unit=" rows", disable=not progress) as bar:
         for (source, language), shard in sorted(shards.items()):
             bar.set_postfix_str(f"{source} {language}")
@@ -115,22 +117,25 @@ def find(
                 rows = np.arange(start, min(start + BLOCK, shard.rows))
                 for column, values in zip(shard.columns, shard.read(rows), strict=True):
                     own = "en" if column == "english" else language
-                    for at, *told in _leaks(values, own, known):
+                    for at, *told in _leaks(values, own, known, clean if column == "english" else set()):
                         yield Leak(source, language, start + at, column, *told)
                 bar.update(len(rows))
 
 
-def _leaks(values: Sequence, language: str, known: Texts) -> Iterator[tuple]:
-    """(row, kind, task, similarity, trained, evaluated) of a column: texts, or lists of texts."""
+def _leaks(values: Sequence, language: str, known: Texts, clean: set[int]) -> Iterator[tuple]:
+    """(row, kind, task, similarity, trained, evaluated) of a column: texts, or lists of texts. `clean` grows."""
     places: dict[str, list[int]] = defaultdict(list)
     for row, value in enumerate(values):
         for text in (value,) if isinstance(value, str) else value:
             places[text].append(row)
     rest = []
     for text, rows in places.items():
-        if hit := known.exact.get(text_key(text)):
+        key = text_key(text)
+        if hit := known.exact.get(key):
             yield from ((row, "exact", hit[0], 1.0, text, hit[1]) for row in rows)
-        else:
+        elif key not in clean:
             rest.append(text)
-    for at, task, similarity, evaluated in known.near(rest, language):
+    near = list(known.near(rest, language)) if rest else []
+    clean.update(map(text_key, set(rest) - {rest[at] for at, *_ in near}))
+    for at, task, similarity, evaluated in near:
         yield from ((row, "near", task, round(similarity, 3), rest[at], evaluated) for row in places[rest[at]])
