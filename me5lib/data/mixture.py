@@ -186,7 +186,7 @@ class Mixture:
         return [_NEW(Pair, (query, passage, source, language)) for query, passage in both]
 
     def prefetch(
-        self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 4
+        self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 2
     ) -> Iterator[list[Pair | Labelled]]:
         """The batches `start`, `start + 1` … `steps` − 1, read by `depth` threads, so many ahead.
 

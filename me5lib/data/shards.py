@@ -219,4 +219,7 @@ def _map(file: Path) -> pa.ipc.RecordBatchFileReader:
 
 def _lists(batch: pa.RecordBatch, offsets: np.ndarray) -> list[list]:
     """Some rows of a block: a list per column."""
-    return [column.to_pylist() for column in batch.take(pa.array(offsets)).columns]
+    if 2 * len(offsets) < batch.num_rows:
+        return [column.to_pylist() for column in batch.take(pa.array(offsets)).columns]
+    order = offsets.tolist()  # most of it: no copy of the texts in Arrow first
+    return [[column[i] for i in order] for column in (column.to_pylist() for column in batch.columns)]

@@ -53,7 +53,7 @@ def mixture(folder: Path, steps: int):
     return Mixture(found, steps=steps, batch=BATCH, seed=1)
 
 
-def ours(folder: Path, steps: int, ahead: int = 4) -> Callable[[], Iterator[list]]:
+def ours(folder: Path, steps: int, ahead: int = 2) -> Callable[[], Iterator[list]]:
     """`Mixture.prefetch` (or `batch`, for none ahead), and the two lists that a tokenizer takes."""
     plan = mixture(folder, steps)
 
