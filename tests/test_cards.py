@@ -163,6 +163,16 @@ def test_every_choice_on_a_hub_card_says_why_and_its_page_is_named():
         assert card.query_prefix == "query: "
 
 
+def test_the_weights_of_a_mixture_are_the_counts_of_the_papers_tables():
+    from me5lib.evaluate.reference import paper_table
+
+    scale_1 = scale.load("large").data
+    assert sum(cards.weights(scale_1.sources).values()) == paper_table(1)["sampled"].sum() == 980e6
+    assert sum(cards.weights(scale_1.labelled).values()) == paper_table(2)["sampled"].sum()
+    with pytest.raises(Me5Error, match="no count for t2ranking, xquad"):
+        cards.weights(["nli", "t2ranking", "xquad"])
+
+
 def test_a_typo_in_a_key_of_a_card_is_named():
     text = (asset("data_cards") / "nllb.md").read_text(encoding="utf8")
     with pytest.raises(Me5Error, match=r"nllb.md: hub\.0\.colums: unknown key"):

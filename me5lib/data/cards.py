@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -149,6 +150,17 @@ def names() -> list[str]:
 def all_cards() -> dict[str, Card]:
     """Every card by name."""
     return {name: load(name) for name in names()}
+
+
+def weights(sources: Iterable[str]) -> dict[str, float]:
+    """Source → pairs that the paper drew from it: what a mixture of hub sources is weighted by (Tables 1 and 2).
+
+    Raises `Me5Error` for a source whose count is not published, or that is no hub source.
+    """
+    found = {name: (load(name).paper.rows if load(name).paper else None) for name in sources}
+    if missing := [name for name, rows in found.items() if rows is None]:
+        raise Me5Error(f"the paper gives no count for {', '.join(missing)}: weigh the sources by hand")
+    return {name: float(rows) for name, rows in found.items()}
 
 
 def offline() -> dict[str, Card]:
