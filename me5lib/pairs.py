@@ -10,6 +10,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -39,6 +40,7 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+@lru_cache(maxsize=1 << 16)  # mining asks for the same passages over and over
 def text_key(text: str) -> int:
     """64-bit key of the normalised text (taken before any prefix), stable across machines and Python versions.
 

@@ -18,7 +18,6 @@ subset (two per language and bitext task) and 0.5 ms per document, 15 s for a ro
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import warnings
@@ -32,7 +31,7 @@ import pandas as pd
 
 from me5lib.evaluate import baselines
 from me5lib.evaluate.protocol import Protocol
-from me5lib.places import Me5Error
+from me5lib.places import Me5Error, give_back
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -82,7 +81,7 @@ def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, 
         for name, model, task in bar:
             bar.set_postfix_str(f"{name}, {task.metadata.name}")
             rows += _rows(name, task, _scores(model, task, Path(folder)))
-            _give_back()
+            give_back()
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -262,12 +261,6 @@ def _place(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
 
     cache = mteb.ResultCache(folder)
     return cache, cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
-
-
-def _give_back() -> None:
-    """Hand freed memory back to the system, where that is glibc's to do: a fifth of the process's, when measured."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _takes(model: Any, task: AbsTask) -> bool:

@@ -157,7 +157,8 @@ def student_scores(
     encoder: Encoder, rows: Sequence[Labelled], prefixes: Prefixes, lengths: tuple[int, int]
 ) -> np.ndarray:
     """Cosines of each row's query with its first positive and its negatives (equally many): fp32 [B, G]."""
-    asked = encoder.encode([row.query for row in rows], prefixes[0], max_tokens=lengths[0])
+    fast = precision(encoder.device).name  # as the teacher has it
+    asked = encoder.encode([row.query for row in rows], prefixes[0], max_tokens=lengths[0], precision=fast)
     texts = [text for row in rows for text in (row.positives[0], *row.negatives)]
-    found = encoder.encode(texts, prefixes[1], max_tokens=lengths[1]).reshape(len(rows), -1, encoder.width)
-    return np.einsum("bd,bgd->bg", asked, found)
+    found = encoder.encode(texts, prefixes[1], max_tokens=lengths[1], precision=fast)
+    return np.einsum("bd,bgd->bg", asked, found.reshape(len(rows), -1, encoder.width))

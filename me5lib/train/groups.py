@@ -124,14 +124,15 @@ def negatives(
     """
     found: list[Labelled | None] = [None] * len(rows)
     reports = []
+    wide = _by_name(rows)
     for key in sorted({(row.source, row.language) for row in rows}):
         at = [i for i, row in enumerate(rows) if (row.source, row.language) == key]
         own = [rows[i] for i in at]
         pool = passages(own)
         picked, report = _search(own, pool, kind, encoder, stage, prefixes(key[0]))
         reports += [report] if report else []
-        wide = passages([row for row in rows if row.source == key[0]])
-        for i, row, more in zip(at, own, _filled(own, picked, pool, wide, stage.hard_negatives, seed), strict=True):
+        filled = _filled(own, picked, pool, wide[key[0]], stage.hard_negatives, seed)
+        for i, row, more in zip(at, own, filled, strict=True):
             found[i] = row._replace(negatives=tuple(more))
     return found, mining.merge(reports)
 
@@ -139,6 +140,11 @@ def negatives(
 def passages(rows: Sequence[Labelled]) -> list[str]:
     """All different passages of `rows` (positives and negatives), each text once, in order of appearance."""
     return _distinct(text for row in rows for text in (*row.positives, *row.negatives))
+
+
+def _by_name(rows: Sequence[Labelled]) -> dict[str, list[str]]:
+    """`passages` of each source, over all its languages."""
+    return {name: passages([row for row in rows if row.source == name]) for name in {row.source for row in rows}}
 
 
 def own_negatives(row: Labelled) -> list[str]:
@@ -166,8 +172,9 @@ def _search(
         return own, None
     if kind == "bm25":
         return mining.choose(mining.bm25(asked, right, pool, stage.mine_depth), asked, right, pool, n, stage.margin)
+    fast = loop.precision(encoder.device).name  # neighbours are sought, not scores reported
     query, passage = (
-        functools.partial(encoder.encode, prefix=side, max_tokens=longest)
+        functools.partial(encoder.encode, prefix=side, max_tokens=longest, precision=fast)
         for side, longest in zip(sides, (stage.query_tokens, stage.passage_tokens), strict=True)
     )
     found = mining.dense(asked, right, pool, query, passage, stage.mine_depth)
@@ -195,11 +202,11 @@ def dev_groups(rows: Sequence[Labelled], seed: int, limit: int = DEV_EXAMPLES, s
     """At most `limit` held-out examples, spread evenly, each with `size` − 1 negatives: its own, then random ones."""
     rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)] if rows else []
     found: list[Labelled] = []
+    wide = _by_name(rows)
     for key in sorted({(row.source, row.language) for row in rows}):
         own = [row for row in rows if (row.source, row.language) == key]
-        wide = passages([row for row in rows if row.source == key[0]])
-        pool = passages(own) if len(passages(own)) >= 2 * size else wide
-        more = _filled(own, [own_negatives(row)[: size - 1] for row in own], pool, wide, size - 1, seed)
+        pool = passages(own) if len(passages(own)) >= 2 * size else wide[key[0]]
+        more = _filled(own, [own_negatives(row)[: size - 1] for row in own], pool, wide[key[0]], size - 1, seed)
         found += [row._replace(negatives=tuple(texts)) for row, texts in zip(own, more, strict=True)]
     return found
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from me5lib.places import Me5Error
+from me5lib.places import Me5Error, give_back
 from me5lib.scale import Stage
 from me5lib.train import checkpoint
 
@@ -146,6 +146,7 @@ def train(
             if interrupted():
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; the same command goes on from there")
     model.eval()
+    give_back()
     return log.history
 
 

@@ -16,7 +16,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import QUERY
 from me5lib.pairs import script
 from me5lib.train import contrast
-from me5lib.train.loop import Evaluator
+from me5lib.train.loop import Evaluator, precision
 
 if TYPE_CHECKING:
     from me5lib.data.corpus import Corpus
@@ -57,7 +57,9 @@ def watch(corpus: Corpus) -> Evaluator:
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
         """The figures of this moment; `step` is the loop's own affair."""
-        both = {code: tuple(encoder.encode(side, QUERY) for side in pair) for code, pair in sets.items()}
+        fast = precision(encoder.device).name
+        both = {code: tuple(encoder.encode(side, QUERY, precision=fast) for side in pair)
+                for code, pair in sets.items()}
         by_language = {code: bitext_accuracy(text, english) for code, (english, text) in both.items()}
         english = torch.from_numpy(np.concatenate([pair[0] for pair in both.values()]))
         texts = torch.from_numpy(np.concatenate([pair[1] for pair in both.values()]))
