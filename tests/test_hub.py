@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import fixtures_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -100,8 +101,9 @@ def card_file(folder: Path, revision: str = "null", more: str = "") -> Path:
 def drawn(folder: str | Path) -> dict[str, list[tuple]]:
     """Language → rows of a drawing's shards, verified."""
     parts = sorted(Path(folder).glob(f"*/{shards.MANIFEST}"))
-    return {part.parent.name: sorted(shards.open_shard(part.parent).verify().table.to_pylist(), key=str)
-            for part in parts}
+    opened = {part.parent.name: shards.open_shard(part.parent).verify() for part in parts}
+    return {language: [dict(zip(shard.columns, row, strict=True)) for row in
+                       sorted(shard.take(np.arange(shard.rows)), key=str)] for language, shard in opened.items()}
 
 
 def hashes(folder: str | Path) -> dict[str, str]:
