@@ -27,7 +27,7 @@ title: a pack
 role: train
 files:
 {files}
-homepage: none
+homepage: https://example.org
 licence: none
 translated_by: people
 languages: [en]

@@ -342,7 +342,7 @@ def test_the_consistency_filter_runs_when_an_encoder_is_given(tmp_path):
     ("builder: titled", "builder: tilted", "builder 'tilted' is none"),
     ("length: {least: 2}", "lenght: {least: 2}", "filters.lenght: no such filter"),
     ("length: {least: 2}", "length: {lest: 2}", "filters.length.lest: no such option"),
-    ("licence: none", "license: none", "licence"),
+    ("licence: none", "license: none", "license: unknown key"),
     ("languages: {de: deu, sw: swh}", "languages: {de: deu, xx: swh}", "unknown language code 'xx'"),
     ("text: string, lang", "text: strnig, lang", "strnig"),
     ("lab/titles", "lab/tiltes", "no files {language}/*.parquet"),
