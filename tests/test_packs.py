@@ -31,7 +31,7 @@ homepage: https://example.org
 licence: none
 translated_by: people
 languages: [en]
-counts: {{}}
+counts: {{pairs: 1}}
 pair: none
 query_prefix: "query: "
 passage_prefix: "query: "
