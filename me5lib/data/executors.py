@@ -80,7 +80,10 @@ class _Local(_Quiet, LocalPipelineExecutor):
             try:
                 for job in as_completed(jobs):
                     job.result()
-            except BaseException:
+            except Exception:  # tasks that are at work end first, or they would meet those of the next attempt
+                pool.shutdown(cancel_futures=True)
+                raise
+            except BaseException:  # an interrupt reached the workers too
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
