@@ -147,10 +147,10 @@ _TINY = {
         "max_tokens": ours(256, "longest offline passages; the paper has 512"),
     },
     "train": {
-        "steps": ours(800, "about five minutes on two cores"),
+        "steps": ours(700, "about four minutes on two cores"),
         "batch": ours(512, "of the same pairs, 200 steps of 512 taught a random model more than 100 of 1,024"),
         "lr": ours(2e-3, "best of 1e-3, 2e-3 and 5e-3 in 200 steps; ten times the paper's rate for random weights"),
-        "warmup": ours(80, "a tenth of the steps"),
+        "warmup": ours(70, "a tenth of the steps"),
         **_OPTIMISER,
         "temperature": ours(0.05, "0.01 starves a random model of gradient; 0.05 worked in a trial"),
         "loss": ours("symmetric", "twice the signal per batch for a short run; the paper's is one-way"),

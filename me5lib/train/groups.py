@@ -23,6 +23,7 @@ import numpy as np
 from me5lib.data.mixture import Mixture
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
+from me5lib.places import give_back
 from me5lib.scale import Stage
 from me5lib.train import distill, loop, mining
 from me5lib.train.mining import MiningReport
@@ -100,6 +101,7 @@ def make(
     used = plan.used()
     chosen, report = negatives([rows[i] for i in used], kind, encoder if mines else None, stage, prefixes, seed)
     made = dict(zip(used, chosen, strict=True))
+    give_back()
     found: dict[str, Any] = {"negatives": kind, "mining": _plain(report), "teacher": None}
     if with_teacher:
         judge = dev_groups(dev, seed)
@@ -111,7 +113,9 @@ def make(
                   f"({verdict.queries} held-out examples): {'used' if verdict.trusted else 'not used'}")
         if verdict.trusted:
             made = score(teacher, made, stage, prefixes)
+        del teacher
     _write(folder, made, found)
+    give_back()  # the teacher and its optimiser: the stage that follows wants as much
     return _read(folder)
 
 
