@@ -72,6 +72,9 @@ class Stage:
     mine_depth: int = 0  # negatives are taken from the top `mine_depth` of the stage-1 model
     margin: float = 0.0  # a candidate is dropped as a false negative above `margin` × the positive's score
     teacher_steps: int = 0  # steps to train the small cross-encoder
+    accumulate: int = 1  # batches, each with its own negatives, that a rank's share of a step is cut into
+    gradient_checkpointing: int = 0  # 1: layers are computed again in the backward pass instead of kept
+    freeze_positions: int = 0  # 1: position embeddings are not trained
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ _TINY = {
         "passage_tokens": ours(96, "descriptions and sections are cut here"),
     },
     "finetune": {
-        "steps": ours(80, "about a minute on two cores; as many again go into the teacher"),
+        "steps": ours(80, "half a minute on two cores; mining and the teacher take a minute more"),
         "batch": ours(128, "the paper's 512, scaled to the labelled examples at hand"),
         "lr": ours(2e-4, "a tenth of stage 1, as in the paper"),
         "warmup": ours(8, "a tenth of the steps"),

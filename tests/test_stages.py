@@ -1,5 +1,6 @@
 """Both stages at smoke size: what is found again, moved aside, refused, gone on with; and what stage 2 learns from."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,9 +17,11 @@ from me5lib.data.corpus import open_corpus
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error
-from me5lib.train import groups, loop, stages, watch
+from me5lib.train import contrast, dist, groups, loop, stages, watch
+from me5lib.train.dist import Team
 
 SMALL = ["train.steps=6", "train.batch=32", "finetune.steps=3", "finetune.batch=8", "finetune.teacher_steps=3"]
+WHOLE = stages.Budget(2**20, 2**20)  # everything in one piece
 CHILD = """
 import sys
 from pathlib import Path
@@ -137,9 +140,9 @@ def test_stage_1_asks_with_the_prefixes_of_its_source(corpus, base, monkeypatch)
     monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, prefix, longest: asked.append(texts) or [[0, 2]])
     mixture = corpus.mixture(small(), 0, small().train)
     monkeypatch.setattr(stages, "prefixes", lambda source: ("query: ", "query: "))
-    stages._stage1(encoder, mixture, small(), 0)(0)
+    stages._stage1(encoder, Team.alone(), mixture, small().train, 0, WHOLE)(0)
     monkeypatch.setattr(stages, "prefixes", lambda source: ("query: ", "passage: "))
-    stages._stage1(encoder, mixture, small(), 0)(0)
+    stages._stage1(encoder, Team.alone(), mixture, small().train, 0, WHOLE)(0)
     pairs = mixture.batch(0)
     assert asked[0] == asked[2] == ["query: " + pair.query for pair in pairs]
     assert asked[1] == ["query: " + pair.passage for pair in pairs]
@@ -151,22 +154,62 @@ def test_translations_are_symmetric_and_facts_are_not():
     assert stages.prefixes("cldr-facts")[0] == "query: "
 
 
-def test_gradcache_steps_in_where_one_graph_does_not_fit_and_gives_the_same_gradient(base, monkeypatch):
+def one_step(base, mixture, stage, budget) -> tuple[float, torch.Tensor]:
+    """The loss of step 3 and its flattened gradient."""
     encoder = Encoder.load(base / "stage1")
-    ids = encoder.tokenize([f"text number {i} " + "and more " * (i % 4) for i in range(12)])
-    target = torch.randn(12, encoder.width)
-    found = []
-    for limit in (stages.GRAPH_BYTES, 0):
-        monkeypatch.setattr(stages, "GRAPH_BYTES", limit)
-        monkeypatch.setattr(stages, "PIECE", 40)
-        encoder.zero_grad()
-        loss = stages._accumulate(encoder, ids, lambda v: (v * target).sum().square(), small().model, 0)
-        assert loss.requires_grad == (limit > 0)
-        if loss.requires_grad:
-            loss.backward()
-        found.append((loss.item(), encoder.backbone.embeddings.word_embeddings.weight.grad.clone()))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    assert torch.allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
+    loss = stages._stage1(encoder, Team.alone(), mixture, stage, 0, budget)(3).compute()
+    return loss.item(), torch.cat([weight.grad.flatten() for weight in encoder.parameters()])
+
+
+def apart(got: torch.Tensor, right: torch.Tensor) -> float:
+    return float((got - right).norm() / right.norm())
+
+
+def test_gradcache_steps_in_where_one_graph_does_not_fit_and_gives_the_same_gradient(base, corpus):
+    stage = small().train
+    mixture = corpus.mixture(small(), 0, stage)
+    loss, right = one_step(base, mixture, stage, WHOLE)
+    replayed, got = one_step(base, mixture, stage, stages.Budget(64, 0))
+    assert replayed == pytest.approx(loss, rel=1e-5) and apart(got, right) < 1e-5
+
+
+def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corpus):
+    stage = small().train
+    mixture = corpus.mixture(small(), 0, stage)
+    loss, got = one_step(base, mixture, dataclasses.replace(stage, accumulate=3), stages.Budget(64, 0))
+    pairs, size = mixture.batch(3), stage.batch
+    parts = [pairs[: size // 3], pairs[size // 3 : 2 * size // 3], pairs[2 * size // 3 :]]  # ragged: 3 does not divide
+    assert len({len(part) for part in parts}) == 2
+    encoder, expected = Encoder.load(base / "stage1"), 0.0
+    for part in parts:
+        batch = contrast.from_pairs(part)
+        sides = [encoder(encoder.tokenize(texts, "query: ", most)) for texts, most in
+                 ((batch.queries, stage.query_tokens), (batch.passages, stage.passage_tokens))]
+        one = contrast.info_nce(*sides, batch.relations, stage.temperature, stage.loss) / 3
+        one.backward()
+        expected += one.item()
+    right = torch.cat([weight.grad.flatten() for weight in encoder.parameters()])
+    assert loss == pytest.approx(expected, rel=1e-5) and apart(got, right) < 1e-5
+
+
+RANK = """
+import sys
+from pathlib import Path
+from me5lib import scale
+from me5lib.train import dist, stages
+team = dist.join(2)
+stages.pretrain(scale.load("smoke", sys.argv[2:]), 0, Path(sys.argv[1]), team=team, progress=False)
+dist.leave()
+"""
+
+
+def test_two_processes_train_what_one_trains(base, tmp_path):
+    shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
+    dist.launch([[sys.executable, "-c", RANK, str(tmp_path), *SMALL]] * 2, tmp_path, timeout=120)
+    one, two = (loop.read(folder / "stage1").steps for folder in (base, tmp_path))
+    assert len(one) == len(two) and [row["source"] for row in one] == [row["source"] for row in two]
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=2e-2)  # bf16 where there is
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from filelock import FileLock
 
 from me5lib import pairs, scale
 from me5lib.data import build, cards, cldr, shards, split
+from me5lib.data.hub_corpus import HubCorpus
 from me5lib.data.mixture import TRANSLATIONS, Mixture
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error, cache
@@ -84,13 +85,14 @@ def fingerprint(data: scale.Data) -> str:
     return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
 
 
-def open_corpus(dial: scale.Scale, progress: bool = True) -> Corpus:
+def open_corpus(dial: scale.Scale, progress: bool = True) -> Corpus | HubCorpus:
     """The corpus of a scale, built first where the cache does not have it (needs the packs; at smoke nothing).
 
-    Raises `Me5Error` for a scale whose sources lie on the hub, for packs that are not fetched, and for a full disk.
+    Of a scale of the hub: the shards that were built or drawn. Raises `Me5Error` for packs that are not fetched,
+    sources of the hub that are neither built nor drawn, and for a full disk.
     """
     if not dial.offline:
-        raise Me5Error(f"scale {dial.name} trains on sources of the hub, which are not read yet: use smoke or tiny")
+        return HubCorpus(dial)
     mark = fingerprint(dial.data)
     home = cache() / "corpus"
     folder = home / mark

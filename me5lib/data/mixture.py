@@ -180,10 +180,9 @@ class Mixture:
         if tuple(shard.columns) == TRANSLATIONS:
             turned = self._turned(stream, row, passes).tolist()
             both = [(b, a) if flip else (a, b) for a, b, flip in zip(first, second, turned, strict=True)]
-        else:
-            both = zip(first, second, strict=True)
+            first, second = zip(*both, strict=True)
         # Pair(…) goes through Python; texts come by the million.
-        return [_NEW(Pair, (query, passage, source, language)) for query, passage in both]
+        return list(map(_NEW, repeat(Pair), zip(first, second, repeat(source), repeat(language), strict=False)))
 
     def prefetch(
         self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 2

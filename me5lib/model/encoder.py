@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         gradient as large as the whole vocabulary for each of them.
         """
         if not len(ids):
-            return torch.zeros(0, self.width, device=self.device)
+            return self.pool([[self.tokenizer.cls_token_id or 0]])[:0]  # of the graph: a rank without rows takes part
         self.choose_attention()
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         pieces = list(by_length(lengths, token_budget or self._budget()))

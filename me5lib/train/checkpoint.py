@@ -1,28 +1,37 @@
 """Checkpoints of a running stage: whole or absent, safetensors and JSON only, and never continued by another plan.
 
 A checkpoint is a folder `step-000100` that loads like any finished model (`SentenceTransformer(path)`), with the
-optimiser's state and the step beside the weights. It is written under another name and renamed into place, so a kill
-leaves either all of it or nothing; a manifest of SHA-256 sums finds what went wrong afterwards. No pickle anywhere.
+optimiser's state and `state.json` beside the weights. It is written under another name, flushed to the disk and renamed
+into place, so a kill at any moment leaves either all of it or nothing; a manifest of SHA-256 sums names the file that
+went wrong afterwards. No pickle anywhere.
 
-Cost: three times the weights on disk; about 0.3 s for the tiny model's 100 MB.
+Every change that a save makes on the disk goes through `_write`, `sync`, `_rename` or `_remove`: the tests kill the
+process at each of them.
+
+Cost: three times the weights on disk; for the tiny model's 100 MB about 0.3 s, and what the disk takes to flush them.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import me5lib
 from me5lib.places import Me5Error, sha256
 
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
+MANIFEST, STATE, OPTIMISER = "manifest.json", "state.json", "optimiser.safetensors"
 
 
 class Saved(Protocol):
@@ -40,35 +49,63 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
 
 
-def save(folder: Path, model: Saved, optimiser: torch.optim.Optimizer, step: int, plan: str, keep: int = KEEP) -> Path:
+def conditions(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """What the bits of a result depend on beside the plan: a run that is resumed under the same ones is bit-equal."""
+    cuda = device.type == "cuda"
+    return {
+        "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(), "processes": processes,
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "torch": torch.__version__, "transformers": version("transformers"), "me5lib": me5lib.__version__,
+    }  # fmt: skip
+
+
+def save(
+    folder: Path, model: Saved, optimiser: torch.optim.Optimizer, step: int, plan: str, keep: int = KEEP, *,
+    terms: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None, name: str = "",
+) -> Path:
     """Write the checkpoint before `step` (steps 0 … step − 1 are done) and forget all but the last `keep`.
 
-    `plan` is the fingerprint of everything that decides the coming steps. Raises `Me5Error` when the disk is full.
+    `plan` is the fingerprint of everything that decides the coming steps, `terms` are the `conditions`, `extra` is
+    anything else to be kept (JSON types). With a `name` the folder is called that, and others are left alone.
+    Raises `Me5Error` when it cannot be written (a full disk); nothing of it is left then, and no older one is touched.
     """
-    final = folder / f"step-{step:06d}"
-    beside = folder / f".step-{step:06d}.part"
-    shutil.rmtree(beside, ignore_errors=True)
+    final = folder / name if name else at(folder, step)
+    beside = folder / f".{final.name}.part"
+    state = {"step": step, "plan": plan, "conditions": dict(terms or {}), "extra": dict(extra or {})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        model.save(beside)
-        save_file(optimiser_tensors(optimiser), beside / "optimiser.safetensors")
-        _write_json(beside / "state.json", {"step": step, "plan": plan})
-        _write_json(beside / "manifest.json", _sums(beside))
+        sync(folder.parent)
+        _tidy(folder, name or "step-*")
+        _write(beside, model.save)
+        _write(beside / OPTIMISER, lambda path: save_file(optimiser_tensors(optimiser), path))
+        _write(beside / STATE, lambda path: _write_json(path, state))
+        _write(beside / MANIFEST, lambda path: _write_json(path, _manifest(beside)))
+        for path in (*sorted(beside.rglob("*")), beside):
+            sync(path)
         replace(beside, final)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise _disk(error, folder) from None
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError, Me5Error) as error:
+        with contextlib.suppress(OSError):
+            _remove(beside)
+        reason = " ".join(str(error).split())
+        raise Me5Error(f"no checkpoint of step {step} could be written to {folder} ({reason}): the one before is kept; "
+                       "free some space, then run the same command to go on") from None
+    if not name:
+        _forget(folder, step, keep)
     return final
+
+
+def at(folder: Path, step: int) -> Path:
+    """Where the checkpoint before `step` lies."""
+    return folder / f"step-{step:06d}"
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint under `folder` that is whole, or None; a damaged one is passed over with a line."""
     for path in reversed(_folders(folder)):
-        if whole(path):
+        wrong = damage(path)
+        if not wrong:
             return path
-        print(f"checkpoint {path} is damaged: taking the one before it")
+        print(f"checkpoint {path} is damaged ({wrong}): taking the one before it")
     return None
 
 
@@ -77,28 +114,71 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, p
 
     Raises `Me5Error` when the checkpoint belongs to another plan: going on would mix two runs.
     """
-    state = json.loads((path / "state.json").read_text(encoding="utf8"))
-    if state["plan"] != plan:
-        raise Me5Error(f"{path} belongs to another plan ({state['plan']}, now {plan}): "
+    known = state(path)
+    if known["plan"] != plan:
+        raise Me5Error(f"{path} belongs to another plan ({known['plan']}, now {plan}): "
                        f"go back to its settings or delete {path.parent}")
     model.load_state_dict(type(model).load(path).state_dict())
-    restore_optimiser(optimiser, load_file(path / "optimiser.safetensors"))
-    return state["step"]
+    restore_optimiser(optimiser, load_file(path / OPTIMISER))
+    return known["step"]
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: `step`, `plan`, `conditions` and `extra`."""
+    return json.loads((path / STATE).read_text(encoding="utf8"))
+
+
+def changed(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """The conditions that are others `now` than when `path` was written, as `threads 2 → 1`."""
+    then = state(path)["conditions"]
+    return [f"{name} {then[name]} → {now[name]}" for name in now if name in then and then[name] != now[name]]
 
 
 def whole(path: Path) -> bool:
     """Whether every file of the manifest is there with its sum."""
+    return not damage(path)
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint, naming the file; "" when nothing is. Files that were added do not matter."""
     try:
-        return json.loads((path / "manifest.json").read_text(encoding="utf8")) == _sums(path)
-    except (OSError, ValueError):
-        return False
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf8"))
+        files = manifest["files"]
+        if manifest["sum"] != _sum_of(files):
+            return f"{MANIFEST} does not have its sum"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    for file, expected in files.items():
+        try:
+            if sha256(path / file) != expected:
+                return f"{file} does not have its sum"
+        except FileNotFoundError:
+            return f"{file} is missing"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
+    return ""
 
 
 def replace(beside: Path, final: Path) -> None:
-    """Rename the folder `beside` to `final`; one that is already there makes way."""
+    """Rename the folder `beside` to `final`, for good; one that is already there makes way."""
+    old = final.with_name(f".{final.name}.old")
     if final.exists():
-        shutil.rmtree(final)
-    beside.rename(final)
+        _remove(old)
+        _rename(final, old)
+    _rename(beside, final)
+    sync(final.parent)
+    _remove(old)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: beside, flushed, renamed."""
+    beside = path.with_name(f".{path.name}.part")
+    _write(beside, lambda at: at.write_text(text, encoding="utf8"))
+    sync(beside)
+    _rename(beside, path)
+    sync(path.parent)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -119,20 +199,72 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, to
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
+def _write(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file, or a folder of files, at `path`."""
+    make(path)
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's list of names."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot, and need not
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rename(before: Path, after: Path) -> None:
+    os.replace(before, after)
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _tidy(folder: Path, pattern: str) -> None:
+    """Remove what a killed save has left, and what the model's own was writing (`..step-000100.part.5f3c`)."""
+    for left in (f".{pattern}.part", f".{pattern}.old", f"..{pattern}.part.*"):
+        for path in folder.glob(left):
+            _remove(path)
+
+
+def _forget(folder: Path, step: int, keep: int) -> None:
+    """Remove all checkpoints but the last `keep` up to `step`. Later ones were damaged, or `step` would not come again.
+
+    Each is renamed first: a kill leaves no torn folder under a checkpoint's name.
+    """
+    known = _folders(folder)
+    kept = [path for path in known if _step(path) <= step][-keep:]
+    for path in known:
+        if path in kept:
+            continue
+        old = path.with_name(f".{path.name}.old")
+        with contextlib.suppress(OSError):  # tidied up by the next save
+            _rename(path, old)
+            _remove(old)
+
+
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    found = (path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal())
+    return sorted(found, key=_step)
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+def _step(path: Path) -> int:
+    return int(path.name[5:])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+    return {"files": sums, "sum": _sum_of(sums)}
+
+
+def _sum_of(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode("utf8")).hexdigest()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf8")
-
-
-def _disk(error: OSError, folder: Path) -> Exception:
-    if error.errno == errno.ENOSPC:
-        return Me5Error(f"no space left for a checkpoint in {folder}: free some, then run the same command to go on")
-    return error

@@ -1,19 +1,24 @@
 """InfoNCE, what it ignores, and three numbers that say how a batch of vectors lies.
 
 Owns: `Relations` (who belongs to whom, as vectors of integers), the mask that follows from them, the loss of both
-stages, in-batch accuracy, alignment and uniformity.
+stages in three forms, in-batch accuracy, alignment and uniformity.
 
 Design: one code path for stage 1 (as many passages as queries) and stage 2 (hard negatives too). Nothing here knows
 how many processes there are: `rows` picks the queries that this process answers for, against everybody's passages.
-A batch carries keys of its texts; the mask of any tile [rows, columns] is built from them on the spot.
+The loss is worked in tiles of some anchors against all candidates. A tile's logits become its share of the loss and of
+the gradient at once, in closed form (softmax minus one-hot, over τ), and are then overwritten by the next tile's: what
+is kept for the backward pass are the gradients of the vectors, no table. A tile finds what it must ignore by looking
+its keys up in the sorted keys of the batch, so that a mask costs what it masks.
 
-Cost: dense. B × P logits and a mask of B × P bytes: 5 MB at B = P = 1,024, 5 GB at 32,768, twice that when symmetric.
+Cost: three matrix products of B × P × d, as dense autograd has, without its B × P tables: at B = P = 16,384 a dense
+loss holds 3 GB, this one `TILE_LOGITS` numbers twice (32 MB) and a copy of the vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +27,8 @@ from me5lib.pairs import Labelled, Pair, text_key
 
 Rows = Tensor | slice
 ALL = slice(None)
+FORMS = ("one-way", "symmetric", "four-way")
+TILE_LOGITS = 2**22  # ours: logits of a tile, 16 MB in fp32; measured from 2**20 to 2**25 (tests/benchmarks/LOG.md)
 
 
 class Relations(NamedTuple):
@@ -95,55 +102,249 @@ def from_labelled(rows: Sequence[Labelled]) -> Batch:
     return Batch(queries, passages, relations(queries, passages, positive, owner, [row.positives for row in rows]))
 
 
-def ignored(related: Relations, rows: Rows = ALL, columns: Rows = ALL) -> Tensor:
-    """Which passages are no fair negative of which queries: bool [rows, columns], True = left out of the softmax.
+def ignored(related: Relations, rows: Rows = ALL) -> Tensor:
+    """Which passages are no fair negative of which queries: bool [rows, P], True = left out of the softmax.
 
     Passage j is ignored for query i when its text is among i's positives, or its text is the query's own, or it
     belongs to another row with the same query; never when it is i's labelled positive. Texts are compared, not
     vectors: with dropout the same text has two vectors.
     """
-    query, passage = related.query_key[rows, None], related.passage_key[columns]
-    group, owner = torch.arange(len(related.query_key), device=query.device)[rows, None], related.owner[columns]
-    found = passage == query
-    for known in related.positive_keys[rows].unbind(1):
-        found |= passage == known[:, None]
-    found |= (related.query_key[owner] == query) & (owner != group)
-    labelled = torch.arange(len(related.passage_key), device=query.device)[columns] == related.positive[rows, None]
-    return found & ~labelled
+    chosen = torch.arange(len(related.query_key), device=related.query_key.device)[rows]
+    found = torch.zeros(len(chosen), len(related.passage_key), dtype=torch.bool, device=chosen.device)
+    found[_Ignored(related).passages(chosen)] = True
+    return found
+
+
+class _Lookup:
+    """Where in `keys` [m] a key stands, by binary search."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys, self.order = keys.sort()
+
+    def __call__(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """All (place in `wanted` [n], place in `keys`) that are equal, int64 each."""
+        low = torch.searchsorted(self.keys, wanted)
+        count = torch.searchsorted(self.keys, wanted, right=True) - low
+        row = torch.repeat_interleave(torch.arange(len(wanted), device=wanted.device), count)
+        before = count.cumsum(0) - count
+        at = torch.arange(len(row), device=wanted.device) + (low - before)[row]
+        return row, self.order[at]
+
+
+class _Ignored:
+    """What every row leaves out, as (row, column) places: found by key, tile by tile, for a batch of any size."""
+
+    def __init__(self, related: Relations) -> None:
+        self.related, self.known = related, related.positive_keys.shape[1]
+        self.by_query, self.by_passage = _Lookup(related.query_key), _Lookup(related.passage_key)
+        self.by_owner = _Lookup(related.query_key[related.owner])  # a passage by the query of its group
+        self.by_positive = _Lookup(related.positive_keys.flatten())
+
+    def passages(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `rows` (int64 [t], queries): the passages that are no fair negatives; DESIGN.md's rule."""
+        related = self.related
+        texts = torch.cat([related.query_key[rows, None], related.positive_keys[rows]], 1)
+        row, column = self.by_passage(texts.flatten())
+        row = row // texts.shape[1]
+        again, same = self.by_owner(related.query_key[rows])
+        foreign = related.owner[same] != rows[again]
+        row, column = torch.cat([row, again[foreign]]), torch.cat([column, same[foreign]])
+        fair = column == related.positive[rows][row]
+        return row[~fair], column[~fair]
+
+    def queries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same seen from the labelled positive of each of `rows`: queries that it may not be held against."""
+        related, own = self.related, self.related.positive[rows]
+        row, column = self.by_query(related.passage_key[own])
+        other, answered = self.by_positive(related.passage_key[own])
+        again, same = self.by_query(related.query_key[related.owner[own]])
+        foreign = same != related.owner[own][again]
+        row = torch.cat([row, other, again[foreign]])
+        column = torch.cat([column, answered // self.known, same[foreign]])
+        fair = related.positive[column] == own[row]
+        return row[~fair], column[~fair]
+
+    def questions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries that read like the query of one of `rows` (itself too), or like one of its answers."""
+        texts = torch.cat([self.related.query_key[rows, None], self.related.positive_keys[rows]], 1)
+        row, column = self.by_query(texts.flatten())
+        return row // texts.shape[1], column
+
+
+class _Table(NamedTuple):
+    """One block of a softmax's logits: the anchors [n, d] of its rows, the candidates [m, d] of its columns."""
+
+    anchors: Tensor
+    candidates: Tensor
+    left_out: Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers of some rows → (row, column) places without a logit
 
 
 def info_nce(
-    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: Rows = ALL
+    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way",
+    rows: Rows = ALL, margin: float | None = None,
 ) -> Tensor:
-    """The loss of a batch: the mean of `row_losses`, a scalar. Raises ValueError for an unknown `loss`."""
-    return row_losses(queries, passages, related, temperature, loss, rows).mean()
+    """The loss of a batch: the mean of `total_loss` over its queries (or `rows`), a scalar."""
+    return total_loss(queries, passages, related, temperature, loss, rows, margin) / max(1, _number(related, rows))
 
 
-def row_losses(
-    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: Rows = ALL
+def total_loss(
+    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way",
+    rows: Rows = ALL, margin: float | None = None,
 ) -> Tensor:
-    """InfoNCE of every query, [B] or [rows], at least fp32 (float64 stays float64; autocast is switched off).
+    """The sum over `rows` of the loss of each query: a scalar, at least fp32 (float64 stays; autocast is off).
 
     `queries` [B, d] and `passages` [P, d] are unit vectors; s = cosine / `temperature`.
     "one-way" (the paper, section 2): -log exp s(q, p⁺) / Σ_p exp s(q, p) over all P passages that are not ignored.
     "symmetric": the mean of that and of the way back, in which each labelled positive finds its query among the B.
+    "four-way" (SimLM's code): one softmax whose sum also has s(p⁺, q'), s(q, q') and s(p⁺, p⁺') of the other rows.
+    `margin` (ours, off by default): a passage that scores above margin · s(q, p⁺) is left out as a false negative.
+    Raises ValueError for an unknown `loss`.
     """
-    if loss not in ("one-way", "symmetric"):
-        raise ValueError(f"unknown loss {loss!r}: one-way or symmetric")
+    if loss not in FORMS:
+        raise ValueError(f"unknown loss {loss!r}: choose one of {', '.join(FORMS)}")
     with torch.autocast(queries.device.type, enabled=False):
-        queries, passages, target = widen(queries), widen(passages), related.positive[rows]
-        there = _cross_entropy(queries[rows], passages, ignored(related, rows), target, temperature)
+        queries, passages = widen(queries), widen(passages)
+        number = torch.arange(len(queries), device=queries.device)[rows]
+        target, out = related.positive[number], _Ignored(related)
+        asked, right = queries[number], passages[target]
+        there = _Table(asked, passages, out.passages)
+        back = _Table(right, queries, out.queries)
         if loss == "one-way":
-            return there
-        itself = torch.arange(len(queries), device=queries.device)[rows]
-        back = _cross_entropy(passages[target], queries, ignored(related, ALL, target).T, itself, temperature)
-        return (there + back) / 2
+            return _softmax_loss([there], number, target, temperature, margin)
+        if loss == "symmetric":
+            both = [_softmax_loss([table], number, at, temperature, margin) for table, at in
+                    ((there, target), (back, number))]
+            return sum(both) / 2
+        first = passages[related.positive]  # of every row
+        alike = _Positives(out, related)
+        more = [back._replace(left_out=alike.queries), _Table(asked, queries, out.questions),
+                _Table(right, first, alike.positives)]
+        return _softmax_loss([there, *more], number, target, temperature, margin)
 
 
-def _cross_entropy(anchors: Tensor, candidates: Tensor, left_out: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """-log softmax of `target` among the candidates not left out: [anchors]. logsumexp takes the maximum off first."""
-    logits = (anchors @ candidates.T / temperature).masked_fill(left_out, -torch.inf)
-    return logits.logsumexp(1) - logits.gather(1, target[:, None]).squeeze(1)
+class _Positives:
+    """What the four-way form leaves out of its other three blocks: each row itself, and what reads like it."""
+
+    def __init__(self, out: _Ignored, related: Relations) -> None:
+        self.out, self.related = out, related
+        self.by_first = _Lookup(related.passage_key[related.positive])
+
+    def queries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the queries, for a row's positive: those that it answers, its own among them."""
+        row, column = self.out.queries(rows)
+        itself = torch.arange(len(rows), device=rows.device)
+        return torch.cat([row, itself]), torch.cat([column, rows])
+
+    def positives(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the labelled positives, for a row's own: those that read like the row's query or answers."""
+        texts = torch.cat([self.related.query_key[rows, None], self.related.positive_keys[rows]], 1)
+        row, column = self.by_first(texts.flatten())
+        again, same = self.out.by_query(self.related.query_key[rows])
+        return torch.cat([row // texts.shape[1], again]), torch.cat([column, same])
+
+
+def _number(related: Relations, rows: Rows) -> int:
+    return len(range(len(related.query_key))[rows]) if isinstance(rows, slice) else len(related.query_key[rows])
+
+
+def _softmax_loss(
+    tables: Sequence[_Table], rows: Tensor, target: Tensor, temperature: float, margin: float | None
+) -> Tensor:
+    """Σ -log softmax of column `target` [n] of the first table, over all tables' columns side by side."""
+    vectors = [side for table in tables for side in (table.anchors, table.candidates)]
+    wants = torch.is_grad_enabled() and any(vector.requires_grad for vector in vectors)
+    outs = [table.left_out for table in tables]
+    return _Tiled.apply(_Job(outs, rows, target, temperature, margin, wants), *vectors)
+
+
+class _Job(NamedTuple):
+    left_out: list[Callable[[Tensor], tuple[Tensor, Tensor]]]
+    rows: Tensor
+    target: Tensor
+    temperature: float
+    margin: float | None
+    wants_gradient: bool
+
+
+class _Tiled(torch.autograd.Function):
+    """Loss and gradient of a softmax over tables, tile by tile; the gradient waits, ready made, for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, job: _Job, *vectors: Tensor) -> Tensor:
+        """anchors and candidates of every table, in turn → the sum of the rows' losses."""
+        vectors = tuple(vector.detach() for vector in vectors)
+        gradients = [torch.zeros_like(vector) for vector in vectors] if job.wants_gradient else []
+        width = sum(len(candidates) for candidates in vectors[1::2])
+        tile = max(1, min(len(job.rows), TILE_LOGITS // max(1, width)))
+        logits = vectors[0].new_empty(tile, width)
+        shares = torch.empty_like(logits)
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        for start in range(0, len(job.rows), tile):
+            part = slice(start, min(start + tile, len(job.rows)))
+            size = part.stop - start
+            total += _tile(job, part, vectors, logits[:size], shares[:size], gradients)
+        ctx.save_for_backward(*gradients)
+        return total.to(logits.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients, times what comes from above: a scalar, for the rows' losses were summed."""
+        return None, *(gradient * upstream for gradient in ctx.saved_tensors)
+
+
+def _tile(
+    job: _Job, part: slice, vectors: Sequence[Tensor], logits: Tensor, shares: Tensor, gradients: Sequence[Tensor]
+) -> Tensor:
+    """The loss of the rows `part`; their gradient is added to `gradients`. `logits` and `shares` are workspace."""
+    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+    columns = _columns([len(candidates) for _, candidates in pairs])
+    anchors = [anchor[part] / job.temperature for anchor, _ in pairs]
+    for anchor, (_, candidates), at in zip(anchors, pairs, columns, strict=True):
+        logits[:, at] = anchor @ candidates.T if len(pairs) > 1 else torch.mm(anchor, candidates.T, out=logits)
+    target = job.target[part, None]
+    right = logits.gather(1, target)
+    for left_out, at in zip(job.left_out, columns, strict=True):
+        row, column = left_out(job.rows[part])
+        logits[row, column + at.start] = -torch.inf
+    if job.margin is not None:
+        first = logits[:, columns[0]]
+        first.masked_fill_(first > right - (1 - job.margin) * right.abs(), -torch.inf).scatter_(1, target, right)
+    top, where = logits.max(1, keepdim=True)
+    torch.softmax(logits, 1, out=shares)
+    loss = (top - right).squeeze(1) - shares.gather(1, where).squeeze(1).log()  # the largest is 1 / Σ exp(s - top)
+    if gradients:
+        _add_gradient(gradients, part, anchors, pairs, columns, shares, target.squeeze(1), job.temperature)
+    return loss.double().sum()
+
+
+def _add_gradient(
+    gradients: Sequence[Tensor], part: slice, anchors: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]],
+    columns: Sequence[slice], shares: Tensor, target: Tensor, temperature: float,
+) -> None:
+    """d loss / d logit is the share, less one at the target: pulled back to both sides of every table."""
+    for k, (anchor, (_, candidates), at) in enumerate(zip(anchors, pairs, columns, strict=True)):
+        torch.mm(shares[:, at], candidates, out=gradients[2 * k][part])
+        gradients[2 * k + 1].addmm_(shares[:, at].T, anchor)
+    gradients[0][part] -= pairs[0][1][target]
+    gradients[1].index_add_(0, target, anchors[0], alpha=-1)
+    for k in range(len(pairs)):
+        gradients[2 * k][part] /= temperature
+
+
+def _columns(widths: Sequence[int]) -> list[slice]:
+    """Where each table's columns lie side by side."""
+    stops = list(accumulate(widths))
+    return [slice(stop - width, stop) for stop, width in zip(stops, widths, strict=True)]
+
+
+def matryoshka(loss_of: Callable[[Tensor], Tensor], vectors: Tensor, dimensions: Sequence[int]) -> Tensor:
+    """The mean of a loss over `vectors` [n, d] cut to each of `dimensions` and made unit length again (Kusupati et al.
+    2022; equal weights; not used by mE5, so ours). `dimensions` may hold d itself. Raises ValueError beyond d."""
+    if not dimensions or max(dimensions) > vectors.shape[1] or min(dimensions) < 1:
+        raise ValueError(f"dimensions {list(dimensions)} must lie in 1 … {vectors.shape[1]}")
+    cut = (torch.nn.functional.normalize(widen(vectors[:, :d]), dim=1) for d in dimensions)
+    return sum(map(loss_of, cut)) / len(dimensions)
 
 
 def widen(vectors: Tensor) -> Tensor:

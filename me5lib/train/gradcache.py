@@ -21,44 +21,68 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from me5lib.places import Me5Error
+
 Ids = Sequence[Sequence[int]]
 
 
 def cached_step(
     encoder: Callable[[Ids], Tensor], token_ids: Ids, loss_of: Callable[[Tensor], Tensor],
-    token_budget: int, seed: int, keep_graph: bool = False,
+    token_budget: int, seed: int, keep_graph: bool = False, last: bool = True,
 ) -> Tensor:
     """The loss of a batch (detached); its gradient is added to the `.grad` of the encoder's parameters.
 
     `encoder` maps n lists of token ids to vectors [n, d]; `loss_of` maps the vectors of the whole batch, in the order
     of `token_ids`, to a scalar. `token_budget` bounds the padded tokens of a piece; `seed` stands for (seed, step,
     rank): see `mix`. A single piece needs no replay, and with `keep_graph` none is made. Under
-    DistributedDataParallel the gradient is reduced once, with the last piece, and a single piece is replayed too:
-    ranks may cut unequal numbers of pieces, but must meet at the same collectives in the same order.
+    DistributedDataParallel the gradient is reduced once, with the last piece, or not at all unless `last` (of several
+    accumulated batches only the last is). There a single piece is replayed too, unless `keep_graph`, which all ranks
+    must then give with a single piece each: they must meet at the same collectives in the same order, and
+    DistributedDataParallel has some of its own at a forward with gradient.
     """
     cut = pieces([len(ids) for ids in token_ids], token_budget)
     order = torch.tensor([i for piece in cut for i in piece], dtype=torch.int64).argsort()
+    parallel = hasattr(encoder, "no_sync")  # DistributedDataParallel's
+    no_sync = encoder.no_sync if parallel else nullcontext
 
     def embed(k: int) -> Tensor:
         with seeded(mix(seed, k)):
             return encoder([token_ids[i] for i in cut[k]])
 
-    no_sync = getattr(encoder, "no_sync", None)  # DistributedDataParallel's
-    one_pass = keep_graph or (len(cut) == 1 and no_sync is None)
-    with torch.set_grad_enabled(one_pass):
-        vectors = torch.cat([embed(k) for k in range(len(cut))])[order]
-    if one_pass:
-        loss = loss_of(vectors)
-        loss.backward()
+    if keep_graph or (len(cut) == 1 and not parallel):
+        with nullcontext() if last else no_sync():
+            loss = loss_of(torch.cat([embed(k) for k in range(len(cut))])[order])
+            loss.backward()
         return loss.detach()
+    with torch.no_grad():
+        vectors = torch.cat([embed(k) for k in range(len(cut))])[order]
     torch.clear_autocast_cache()  # older torch would reuse the weights cast in the first pass, which have no gradient
     vectors.requires_grad_()
     loss = loss_of(vectors)
     loss.backward()
     for k, piece in enumerate(cut):
-        with no_sync() if no_sync and k < len(cut) - 1 else nullcontext():
+        with nullcontext() if last and k == len(cut) - 1 else no_sync():
             embed(k).backward(vectors.grad[piece])
     return loss.detach()
+
+
+def fitting_budget(attempt: Callable[[int], object], first: int, least: int = 1_024) -> int:
+    """The largest of `first`, `first` / 2, `first` / 4 … padded tokens for which `attempt` does not run out of memory.
+
+    For CUDA, before the first step of the optimiser: `attempt(budget)` is to do a whole step, of the longest batch that
+    can come. The answer belongs into the checkpoint, so that a resumed run cuts the same pieces. Raises `Me5Error` when
+    not even `least` fits.
+    """
+    budget = first
+    while budget >= least:
+        try:
+            attempt(budget)
+            return budget
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            budget //= 2
+    raise Me5Error(f"not even {least:,} tokens at once fit into this GPU's memory: "
+                   "choose a smaller scale, or shorter texts (--set train.passage_tokens=64)")
 
 
 def pieces(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

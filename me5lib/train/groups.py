@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from me5lib.data.mixture import Mixture
 from me5lib.model.encoder import Encoder
@@ -29,6 +30,7 @@ from me5lib.train import distill, loop, mining
 from me5lib.train.mining import MiningReport
 
 KINDS = ("mined", "bm25", "random", "labelled")
+AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
 DEV_EXAMPLES, DEV_GROUP = 1000, 8  # ours: held-out examples that judge the teacher, and passages in each one's group
 
 Prefixes = Callable[[str], tuple[str, str]]
@@ -226,17 +228,29 @@ def train_teacher(
 
     def prepare(step: int) -> loop.Work:
         rows = [made[i] for i in plan.batch(step % plan.steps)]
-        batches = [teacher.tokenize(*texts, sides, _lengths(stage)) for texts, sides in _by_source(rows, prefixes)]
-        return loop.Work(lambda: _mean_loss(teacher, batches), "+".join(dict.fromkeys(row.source for row in rows)))
+        parts = [part for texts, sides in _by_source(rows, prefixes) for part in _parts(teacher, texts, sides, stage)]
+        return loop.Work(lambda: _mean_loss(teacher, parts), "+".join(dict.fromkeys(row.source for row in rows)))
 
     loop.train(teacher, prepare, own, None, seed=seed, progress=progress, name="teacher")
     return teacher
 
 
-def _mean_loss(teacher: distill.Teacher, batches: Sequence[distill.Groups]) -> Any:
-    """Mean over all groups of the batch, whatever sources they come from."""
-    sizes = [len(batch.cuts) // batch.size for batch in batches]
-    return sum(distill.listwise(teacher(b)) * n for b, n in zip(batches, sizes, strict=True)) / sum(sizes)
+def _parts(teacher: distill.Teacher, texts: tuple, sides: tuple[str, str], stage: Stage) -> list[distill.Groups]:
+    queries, found = texts
+    return [teacher.tokenize(queries[at : at + AT_ONCE], found[at : at + AT_ONCE], sides, _lengths(stage))
+            for at in range(0, len(queries), AT_ONCE)]
+
+
+def _mean_loss(teacher: distill.Teacher, parts: Sequence[distill.Groups]) -> Tensor:
+    """Mean over all groups of the batch, whatever sources they come from, detached; its gradient is accumulated part by
+    part, which is exact: no group's loss depends on another group."""
+    sizes = [len(part.cuts) // part.size for part in parts]
+    total = 0.0
+    for part, size in zip(parts, sizes, strict=True):
+        loss = distill.listwise(teacher(part)) * (size / sum(sizes))
+        loss.backward()
+        total = total + loss.detach()
+    return total
 
 
 def compare(

@@ -5,7 +5,11 @@ model (fetching texts, tokenising) and returns a `Work`, whose `compute()` runs 
 Everything that is random derives from (seed, step), so a resumed run needs the step number, the weights and AdamW's
 moments, nothing else, and ends with the same weights as one that was never interrupted.
 
-Results (`log.jsonl`) and timings (`timings.jsonl`) are kept apart: two runs with one seed leave the same results.
+With a team of processes each rank computes its share with the wrapped model and steps the bare one; rank 0 alone
+evaluates and writes, and whether to stop is decided together, so that all of them stop at the same step.
+
+What is written and shown: `me5lib.train.telemetry`. Best evaluation and early stop are read off the log, so they need
+no state of their own.
 
 Cost at tiny on two cores: nearly all of a step is the encoder's; AdamW over the 8 M parameters of a 32k × 256 embedding
 table takes about 10 ms fused, clipping 5 ms, tokenising nothing that is waited for.
@@ -13,26 +17,33 @@ table takes about 10 ms fused, clipping 5 ms, tokenising nothing that is waited 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import Stage
-from me5lib.train import checkpoint
+from me5lib.train import checkpoint, telemetry
+from me5lib.train.dist import Team
+from me5lib.train.telemetry import History, read
+
+__all__ = ["Best", "History", "Precision", "Preempted", "Work", "autocast", "best_device", "device_of", "optimiser",
+           "precision", "rate", "read", "train"]  # fmt: skip
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # ours: AdamW's defaults; not published
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FAILED = "failed-step.json"
 Evaluator = Callable[[torch.nn.Module, int], dict[str, float]]
 
 
@@ -41,20 +52,38 @@ class Work(NamedTuple):
 
     compute: Callable[[], torch.Tensor]  # the loss, a scalar; its gradients already accumulated if it needs no backward
     source: str = ""  # what the batch was made of, for the log
+    tokens: int = 0  # of this rank's texts
+    padding: float | None = None  # share of the positions given to the encoder that hold no token
+    identity: Mapping[str, Any] | None = None  # JSON types: by what the batch is found again when its step fails
+    figures: dict[str, float] | None = None  # results that `compute` fills in, for the log: alignment, uniformity
 
 
 class Precision(NamedTuple):
     """The dtype of the encoder's matrix products, and why."""
 
-    name: str  # "bf16" or "fp32"
+    name: str  # "bf16", "fp16" or "fp32"
     reason: str
 
 
-class History(NamedTuple):
-    """What a stage logged: one dict a step (step, loss, grad_norm, lr, source), one an evaluation (step, …)."""
+class Best(NamedTuple):
+    """Which evaluation is the best one: its weights are kept in the folder `best`, beside the checkpoints."""
 
-    steps: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    metric: str  # a name of the evaluator's
+    larger: bool = True  # whether larger is better
+    patience: int = 0  # evaluations without a better one after which training stops; 0: it does not
+
+    def of(self, evaluations: Sequence[Mapping[str, Any]]) -> int:
+        """The index of the best evaluation, the first of equals. Raises `Me5Error` where one lacks the metric."""
+        lacking = next((row for row in evaluations if self.metric not in row), None)
+        if lacking is not None:
+            known = ", ".join(name for name in lacking if name != "step")
+            raise Me5Error(f"the evaluation has no {self.metric!r} to tell the best by: choose one of {known}")
+        values = [row[self.metric] if self.larger else -row[self.metric] for row in evaluations]
+        return max(range(len(values)), key=lambda i: (not math.isnan(values[i]), values[i]))  # max takes the first
+
+
+class Preempted(SystemExit):
+    """SIGTERM came (Slurm's pre-emption), and everything is saved: exit code 143, upon which a job is queued again."""
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -68,13 +97,16 @@ def best_device() -> torch.device:
 
 
 def precision(device: torch.device) -> Precision:
-    """bf16 where the device multiplies it natively, else fp32: a fixed property of the machine, not a measurement.
+    """bf16 where the device multiplies it natively, else fp16 on a GPU and fp32 on a CPU: a property of the machine.
 
     Measuring which is faster could fall either way from run to run, and two runs with one seed must agree.
     """
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision("bf16", "this GPU has bf16") if native else Precision("fp32", "this GPU has no native bf16")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16", "this GPU has bf16")
+        if torch.cuda.get_device_capability(device) >= (7, 0):
+            return Precision("fp16", "this GPU has no native bf16; fp16 with a scaled loss")  # ours
+        return Precision("fp32", "this GPU multiplies neither bf16 nor fp16 faster")
     if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return Precision("bf16", "this CPU multiplies bf16 natively (amx or avx512_bf16)")
     return Precision("fp32", "this CPU has no native bf16")
@@ -82,7 +114,7 @@ def precision(device: torch.device) -> Precision:
 
 def autocast(device: torch.device, name: str) -> torch.autocast:
     """The autocast context of a precision's `name`; losses and pooling take themselves out of it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+    return torch.autocast(device.type, DTYPES.get(name, torch.bfloat16), enabled=name in DTYPES)
 
 
 def rate(step: int, stage: Stage) -> float:
@@ -103,78 +135,254 @@ def optimiser(model: torch.nn.Module, stage: Stage) -> torch.optim.AdamW:
 
 
 def train(
-    model: torch.nn.Module,
-    prepare: Callable[[int], Work],
-    stage: Stage,
-    folder: Path | None,
-    *,
-    seed: int,
-    plan: str = "",
-    evaluate: Evaluator | None = None,
-    every: int = 0,
-    save_every: int = 0,
-    progress: bool = True,
-    name: str = "training",
+    model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, folder: Path | None, *, seed: int,
+    plan: str = "", evaluate: Evaluator | None = None, every: int = 0, save_every: int = 0, progress: bool = True,
+    name: str = "training", team: Team | None = None, best: Best | None = None, keep: int = checkpoint.KEEP,
+    extra: Mapping[str, Any] | None = None,
 ) -> History:
     """Train `model` for `stage.steps` steps and return what was logged.
 
     With a `folder`, goes on from its last whole checkpoint (of the same `plan`, a fingerprint; `Me5Error` for another)
-    and writes one every `save_every` steps (0: only when interrupted). `evaluate` is called before the first step,
-    every `every` steps and after the last. Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt.
-    Raises `Me5Error` when the loss stops being finite.
+    and writes one every `save_every` steps and after the last (0: only when interrupted), of which `keep` are kept,
+    with `extra` inside (JSON types). `evaluate` is called before the first step, every `every` steps and after the
+    last; with `best` the best of them is kept in `folder/best`, and without a better one training may end early.
+
+    `model` is the bare one also with a `team`, of which every rank calls this. Ctrl-C or SIGTERM, on any rank, finishes
+    the step, writes a checkpoint and raises KeyboardInterrupt or `Preempted`. Raises `Me5Error` when the loss stops
+    being finite, before any weight is touched, and writes `failed-step.json`.
     """
-    adamw, number = optimiser(model, stage), precision(device_of(model))
-    start = _resume(model, adamw, folder, plan)
-    log = _Log(folder, start, evaluate, every, stage.steps)
-    if progress and start < stage.steps:
-        print(f"{name}: steps {start} … {stage.steps}, {number.name}: {number.reason}")
-    model.train()
-    log.evaluate(model, start)
-    with _interrupts() as interrupted, tqdm(
-        total=stage.steps, initial=start, desc=name, disable=not progress, file=sys.stdout, mininterval=2, unit="step"
-    ) as bar:
-        for step, work, waited in _ahead(prepare, start, stage.steps):
-            began = time.perf_counter()
-            row = _step(model, adamw, work, stage, step, seed, number)
-            log.step(row, time.perf_counter() - began, waited)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-            bar.update()
-            log.evaluate(model, step + 1)
-            due = bool(save_every) and (step + 1) % save_every == 0 and step + 1 < stage.steps
-            if folder is not None and (due or interrupted()):
-                checkpoint.save(folder / "checkpoints", model, adamw, step + 1, plan)
-            if interrupted():
-                raise KeyboardInterrupt(f"stopped after step {step + 1}; the same command goes on from there")
-    model.eval()
+    run = _Run(model, stage, folder, seed, plan, team or Team.alone(device_of(model)), evaluate, every, best, keep,
+               dict(extra or {}))  # fmt: skip
+    start = run.begin(name, progress)
+    with _signals() as caught, run.shown(name, start, progress):
+        stop = run.look(start)
+        for step, work, waited in _ahead(prepare, start, start if stop else stage.steps):
+            run.step(step, work, waited)
+            done = step + 1
+            leave = run.team.any(bool(caught()))
+            saved = leave or bool(save_every) and (done % save_every == 0 or done == stage.steps)
+            if saved:
+                run.save(done)
+            if not leave and run.due(done):
+                stop, leave = run.look(done), run.team.any(bool(caught()))
+                if leave and not saved:
+                    run.save(done)
+            if leave:
+                _leave(run.team, caught(), done)
+            if stop:
+                break
+    run.end()
     give_back()
-    return log.history
+    return run.log.history
 
 
-def read(folder: Path) -> History:
-    """The history that a stage left in `folder`."""
-    rows = _lines(folder / "log.jsonl")
-    return History([r for r in rows if "loss" in r], [r["evaluate"] for r in rows if "evaluate" in r])
+@dataclasses.dataclass
+class _Run:
+    """What `train` was asked for, and what it has at hand."""
+
+    model: torch.nn.Module
+    stage: Stage
+    folder: Path | None
+    seed: int
+    plan: str
+    team: Team
+    evaluate: Evaluator | None
+    every: int
+    best: Best | None
+    keep: int
+    extra: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        device = device_of(self.model)
+        self.device, self.number, self.adamw = device, precision(device), optimiser(self.model, self.stage)
+        self.terms = checkpoint.conditions(device, self.team.world)
+        self.half = _Half(self.model) if self.number.name == "fp16" else None
+        peak = telemetry.peak(device, self.number.name)
+        self.speed = telemetry.Speed(telemetry.worked_on(self.model), peak, self.team.world)
+
+    def begin(self, name: str, progress: bool) -> int:
+        """Go on from the last checkpoint: the step to begin with. Every rank takes the one that rank 0 found."""
+        path = checkpoint.latest(self.folder / "checkpoints") if self.folder and self.team.main else None
+        start = int(self.team.sum(checkpoint.state(path)["step"] if path else 0))
+        if start:
+            path = checkpoint.at(self.folder / "checkpoints", start)
+            if not path.is_dir():
+                raise Me5Error(f"rank {self.team.rank} does not see {path}: all processes must share that folder")
+            checkpoint.load(path, self.model, self.adamw, self.plan)
+            if self.half and "scaler" in (kept := checkpoint.state(path)["extra"]):
+                self.half.scaler.load_state_dict(kept["scaler"])
+            changed = checkpoint.changed(path, self.terms)
+            if changed and self.team.main:
+                print(f"going on under other conditions ({', '.join(changed)}): the losses equal those of an "
+                      "undisturbed run to a tolerance now, no longer to the bit")
+        if progress and self.team.main and start < self.stage.steps:
+            print(f"{name}: steps {start} … {self.stage.steps}, {self.number.name}: {self.number.reason}")
+        self.log = telemetry.Log(self.folder if self.team.main else None, start)
+        self.log.start({"step": start, **self.number._asdict(), **self.terms})
+        self.model.train()
+        return start
+
+    @contextmanager
+    def shown(self, name: str, start: int, progress: bool) -> Iterator[None]:
+        """The bar and the boards, while it runs."""
+        boards = telemetry.boards(self.log.folder, self.plan, start)
+        self.live = telemetry.Live(name, start, self.stage.steps, progress and self.team.main, boards)
+        try:
+            yield
+        finally:
+            self.live.close()
+            if self.half:
+                self.half.close()
+
+    def step(self, step: int, work: Work, waited: float) -> None:
+        """One update of the weights, logged."""
+        began = time.perf_counter()
+        # For the dropout of a plain forward; pieces of GradCache seed themselves.
+        torch.manual_seed(self.seed * 1_000_003 + step + (self.team.rank << 40))
+        lr = rate(step, self.stage)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        own, norm = self._gradient(work)
+        loss = self.team.mean(own)
+        skipped = self._skips(loss, norm)
+        if not skipped and not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._failed(step, work, {"loss": own, "loss.mean": loss, "grad_norm": norm, "lr": lr})
+        self._update()
+        row = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "source": work.source, **(work.figures or {})}
+        row |= {"grad_norm": None, "skipped": True} if skipped else {}
+        tokens = self.team.mean(work.tokens)
+        timing = self.speed.timing(time.perf_counter() - began, waited, tokens, work.padding)
+        self.log.step(row, timing)
+        self.live.step(row, timing)
+
+    def _gradient(self, work: Work) -> tuple[float, float]:
+        """The loss of this rank, and the norm that the gradient had before it was clipped."""
+        with autocast(self.device, self.number.name):
+            loss = self.half.compute(work.compute) if self.half else work.compute()
+        if loss.requires_grad:
+            (self.half.scaler.scale(loss) if self.half else loss).backward()
+        if self.half:
+            self.half.scaler.unscale_(self.adamw)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip)
+        return float(loss.detach()), float(norm)
+
+    def _skips(self, loss: float, norm: float) -> bool:
+        """Whether fp16 overflowed, which halves the scale of the loss and costs the step; not with a scale below 1."""
+        return bool(self.half) and math.isfinite(loss) and not math.isfinite(norm) and self.half.scale() >= 1
+
+    def _update(self) -> None:
+        if self.half:
+            self.half.scaler.step(self.adamw)  # does nothing where the gradient overflowed
+            self.half.scaler.update()
+        else:
+            self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+
+    def _failed(self, step: int, work: Work, figures: Mapping[str, float]) -> Me5Error:
+        """The error of a step that is not finite; each rank writes by what its batch is found again."""
+        self.adamw.zero_grad(set_to_none=True)
+        what = (f"the loss or its gradient is not finite at step {step} (loss {figures['loss.mean']}, gradient norm "
+                f"{figures['grad_norm']}): lower the learning rate ({self.stage.lr})")
+        if self.folder is None:
+            return Me5Error(what)
+        rank = self.team.rank
+        path = self.folder / (FAILED if self.team.main else FAILED.replace(".", f".rank-{rank}."))
+        found = {
+            "step": step, "seed": self.seed, "rank": rank, "processes": self.team.world, "plan": self.plan,
+            "precision": self.number.name, "source": work.source, "batch": work.identity,
+            **{name: telemetry.as_json(value) for name, value in figures.items()},
+        }  # fmt: skip
+        checkpoint.write_text(path, json.dumps(found, indent=1) + "\n")
+        return Me5Error(f"{what}; the batch is named in {path}, the weights are those of the last checkpoint")
+
+    def end(self) -> None:
+        """All steps are done: a step that once failed is no news any more."""
+        self.model.eval()
+        for path in self.folder.glob(FAILED.replace(".", "*.")) if self.log.folder else ():
+            path.unlink()
+
+    def save(self, step: int) -> None:
+        """Rank 0 writes a checkpoint, the others wait for it."""
+        if self.folder is not None:
+            self._by_one(lambda: self._write(step))
+
+    def _write(self, step: int, name: str = "") -> None:
+        self.log.sync()
+        extra = {**self.extra, **({"scaler": self.half.scaler.state_dict()} if self.half else {})}
+        folder = self.folder if name else self.folder / "checkpoints"
+        checkpoint.save(folder, self.model, self.adamw, step, self.plan, self.keep, terms=self.terms, extra=extra,
+                        name=name)  # fmt: skip
+
+    def due(self, step: int) -> bool:
+        """Whether an evaluation is due after `step` steps."""
+        ends = step in (0, self.stage.steps)
+        return self.evaluate is not None and (ends or bool(self.every) and step % self.every == 0)
+
+    def look(self, step: int) -> bool:
+        """Evaluate if it is due and not logged yet (rank 0; the others wait), and say whether to stop early."""
+        if self.due(step):
+            self._by_one(lambda: self._evaluate(step))
+        patience = self.best.patience if self.best else 0
+        seen = self.log.history.evaluations
+        return self.team.any(bool(patience and seen) and len(seen) - 1 - self.best.of(seen) >= patience)
+
+    def _evaluate(self, step: int) -> None:
+        seen = self.log.history.evaluations
+        if any(row["step"] == step for row in seen):
+            return
+        self.model.eval()
+        with torch.no_grad():
+            row = {"step": step, **self.evaluate(self.model, step)}
+        self.model.train()
+        if self.best and self.best.of([*seen, row]) == len(seen) and self.folder:
+            self._write(step, "best")  # before it is logged: a kill in between repeats the evaluation
+        self.log.evaluation(row)
+        self.live.evaluation(row)
+
+    def _by_one(self, act: Callable[[], None]) -> None:
+        """Rank 0 acts while the others wait; if it fails they all do, so that nobody waits for a rank that has gone."""
+        error = None
+        if self.team.main:
+            try:
+                act()
+            except Exception as caught:  # noqa: BLE001
+                error = caught
+        if self.team.any(error is not None):
+            raise error or Me5Error("rank 0 failed: it says why")
 
 
-def _step(
-    model: torch.nn.Module, adamw: torch.optim.AdamW, work: Work, stage: Stage, step: int, seed: int, number: Precision
-) -> dict[str, Any]:
-    """One update of the weights; its row of the log."""
-    torch.manual_seed(seed * 1_000_003 + step)  # dropout of a plain forward; pieces of GradCache seed themselves
-    lr = rate(step, stage)
-    for group in adamw.param_groups:
-        group["lr"] = lr
-    with autocast(device_of(model), number.name):
-        loss = work.compute()
-    if loss.requires_grad:
-        loss.backward()
-    value = float(loss.detach())
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip))
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        raise Me5Error(f"the loss or its gradient is not finite at step {step}: lower the learning rate ({stage.lr})")
-    adamw.step()
-    adamw.zero_grad(set_to_none=True)
-    return {"step": step, "loss": round(value, 6), "grad_norm": round(norm, 6), "lr": lr, "source": work.source}
+class _Half:
+    """fp16's scaled loss: gradients are multiplied by a factor on their way through the backbone, or they underflow.
+
+    A loss that the loop takes the gradient of is scaled as usual. Where `compute` makes the gradients itself, piece by
+    piece, they are scaled where they enter the model, at its output: same products, and `compute` need not know.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        device = device_of(model)
+        self.scaler, self.factor = torch.amp.GradScaler(device.type), 1.0
+        self.scaler.scale(torch.zeros((), device=device))  # or there is no scale yet
+        self.hook = model.register_forward_hook(self._enter)
+
+    def compute(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The loss, unscaled; gradients that are made meanwhile are scaled."""
+        self.factor = self.scale()
+        try:
+            return compute()
+        finally:
+            self.factor = 1.0
+
+    def scale(self) -> float:
+        """The factor of this step."""
+        return self.scaler.get_scale()
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self.hook.remove()
+
+    def _enter(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * self.factor)
 
 
 def _ahead(prepare: Callable[[int], Work], start: int, steps: int) -> Iterator[tuple[int, Work, float]]:
@@ -189,81 +397,33 @@ def _ahead(prepare: Callable[[int], Work], start: int, steps: int) -> Iterator[t
             yield step, work, waited
 
 
-def _resume(model: torch.nn.Module, adamw: torch.optim.AdamW, folder: Path | None, plan: str) -> int:
-    path = checkpoint.latest(folder / "checkpoints") if folder is not None else None
-    return checkpoint.load(path, model, adamw, plan) if path else 0
-
-
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C into a flag, so that a step is never torn; a second Ctrl-C stops at once."""
-    flag = threading.Event()
+def _signals() -> Iterator[Callable[[], int]]:
+    """Turns Ctrl-C and SIGTERM into a number to ask for (0: none came), so that a step is never torn.
+
+    A second Ctrl-C stops at once. Signals reach the main thread only; elsewhere they are left alone.
+    """
+    came: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if flag.is_set():
+        if came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        flag.set()
+        came.append(number)
 
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, note) if main else None
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
-        yield flag.is_set
+        yield lambda: came[0] if came else 0
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-class _Log:
-    """log.jsonl and timings.jsonl of a stage; rows after the step that is resumed from are forgotten."""
-
-    def __init__(self, folder: Path | None, start: int, evaluator: Evaluator | None, every: int, steps: int) -> None:
-        self.folder, self.evaluator, self.every, self.steps = folder, evaluator, every, steps
-        self.history = History([], [])
-        if folder is None:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in ("log.jsonl", "timings.jsonl"):
-            kept = [row for row in _lines(folder / file) if _before(row, start)]
-            (folder / file).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf8")
-        past = read(folder)
-        self.history = History(past.steps, past.evaluations)
-
-    def step(self, row: dict[str, Any], seconds: float, waited: float) -> None:
-        self.history.steps.append(row)
-        self._append("log.jsonl", row)
-        self._append("timings.jsonl", {"step": row["step"], "seconds": round(seconds, 4), "waited": round(waited, 4)})
-
-    def evaluate(self, model: torch.nn.Module, step: int) -> None:
-        """Evaluate if one is due after `step` steps and has not been logged before."""
-        due = step in (0, self.steps) or (self.every and step % self.every == 0)
-        if self.evaluator is None or not due or any(e["step"] == step for e in self.history.evaluations):
-            return
-        model.eval()
-        with torch.no_grad():
-            row = {"step": step, **self.evaluator(model, step)}
-        model.train()
-        self.history.evaluations.append(row)
-        self._append("log.jsonl", {"evaluate": row})
-
-    def _append(self, file: str, row: dict[str, Any]) -> None:
-        if self.folder is not None:
-            with (self.folder / file).open("a", encoding="utf8") as out:
-                out.write(json.dumps(row) + "\n")
-
-
-def _before(row: dict[str, Any], start: int) -> bool:
-    """Whether a row was written before the checkpoint of `start` (an evaluation after `start` steps was)."""
-    return row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a JSON-lines file; a last line that a kill cut short is dropped."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+def _leave(team: Team, caught: int, done: int) -> None:
+    """Raise what all ranks leave with."""
+    said = f"stopped after step {done}; the same command goes on from there"
+    if team.any(caught == signal.SIGTERM):
+        if team.main:
+            print(f"SIGTERM: {said}", file=sys.stderr)
+        raise Preempted(128 + signal.SIGTERM)
+    raise KeyboardInterrupt(said)

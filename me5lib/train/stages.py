@@ -17,11 +17,13 @@ Cost: that of the loop; the vocabulary some ten seconds, once a run (`out/tokeni
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,22 +31,29 @@ from torch import Tensor
 import me5lib
 from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
+from me5lib.data.hub_corpus import HubCorpus
 from me5lib.data.mixture import Mixture
 from me5lib.model.encoder import Encoder
+from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
 from me5lib.train import checkpoint, contrast, distill, groups, loop
-from me5lib.train.gradcache import cached_step, mix, seeded
+from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
+from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.watch import watch
 
-PIECE = 16_384  # ours: padded tokens of which GradCache holds the graph; half a GB at tiny
-GRAPH_BYTES = 2 * 2**30  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
+T = TypeVar("T")
+BUDGET = "budget.json"
+LOOKS = 15  # ours: evaluations during stage 1
+FIRST_BUDGET = 2**20  # ours: padded tokens tried first on a GPU; halved until they fit
+PIECE = 16_384  # ours: padded tokens of which GradCache holds the graph on a CPU; half a GB at tiny
+GRAPH_BYTES = 3 * 2**29  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
 TEXTS_PER_PIECE = 3  # ours: training texts read for each piece of the vocabulary
 CHECKPOINTS = 5  # ours: times a stage writes one
 
 
 def pretrain(
-    scale: Scale, seed: int, out: Path, *, corpus: Corpus | None = None,
+    scale: Scale, seed: int, out: Path, *, corpus: Corpus | HubCorpus | None = None, team: Team | None = None,
     evaluate: loop.Evaluator | None = None, every: int = 0, progress: bool = True,
 ) -> Path:
     """Stage 1, contrastive pre-training on unlabelled pairs: the finished folder `out/stage1`.
@@ -52,26 +61,29 @@ def pretrain(
     `evaluate(encoder, step)` is logged before the first step, after the last, and after every `every` steps (0: fifteen
     times in all); by default it is `watch.watch(corpus)`. It does not change what is trained.
     """
-    corpus = corpus or open_corpus(scale, progress)
+    team = team or Team.alone()
+    corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
     mixture = corpus.mixture(scale, seed, scale.train)
     settings = _settings(scale, seed, corpus, scale.train, plan=mixture.fingerprint)
     door = Door(out, "stage1", settings)
     if door.finished(progress):
         return door.final
-    encoder = Encoder.new(scale.model, vocabulary(corpus, scale, out), seed).to(loop.best_device())
-    work = door.open()
-    every = every or max(1, scale.train.steps // 15)
+    encoder = _ready(first_here(team, lambda: _start(scale, seed, out, corpus, None)), scale.train, team)
+    work = first_here(team, door.open)
+    cut = functools.partial(_budget, work, team, encoder, scale.model, scale.train)
+    every = every or max(1, scale.train.steps // LOOKS)
+    stage1 = _stage1(encoder, team, mixture, scale.train, seed, first_here(team, cut))
     loop.train(
-        encoder, _stage1(encoder, mixture, scale, seed), scale.train, work, seed=seed, plan=door.fingerprint,
-        evaluate=evaluate or watch(corpus), every=every, save_every=_save_every(scale.train), progress=progress,
-        name="stage 1",
+        encoder, stage1, scale.train, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
+        every=every, save_every=_save_every(scale.train), progress=progress, name="stage 1", team=team,
     )  # fmt: skip
-    return door.publish(encoder)
+    return _published(door, encoder, team)
 
 
 def finetune(
     scale: Scale, seed: int, out: Path, *, start: Path | None, name: str = "stage2", negatives: str = "mined",
-    teacher: bool = True, corpus: Corpus | None = None, evaluate: loop.Evaluator | None = None, progress: bool = True,
+    teacher: bool = True, corpus: Corpus | HubCorpus | None = None, team: Team | None = None,
+    evaluate: loop.Evaluator | None = None, progress: bool = True,
 ) -> Path:
     """Stage 2, fine-tuning on labelled examples with hard negatives and a teacher: the finished folder `out/<name>`.
 
@@ -83,7 +95,8 @@ def finetune(
     """
     if negatives not in groups.KINDS:
         raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(groups.KINDS)}")
-    corpus = corpus or open_corpus(scale, progress)
+    team = team or Team.alone()
+    corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
     rows = corpus.labelled()
     plan = groups.Plan(rows, stage, seed, scale.data.language_temperature)
@@ -94,17 +107,50 @@ def finetune(
     door = Door(out, name, settings)
     if door.finished(progress):
         return door.final
-    encoder = _start(scale, seed, out, corpus, start)
-    work = door.open()
-    made = groups.make(
+    encoder = _ready(first_here(team, lambda: _start(scale, seed, out, corpus, start)), stage, team)
+    work = first_here(team, door.open)
+    made = first_here(team, lambda: groups.make(  # mined and scored once, by rank 0; the others read what it wrote
         encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher,
-        dev=corpus.labelled("dev"), prefixes=prefixes, seed=seed, progress=progress,
-    )  # fmt: skip
+        dev=corpus.labelled("dev"), prefixes=prefixes, seed=seed, progress=progress and team.main,
+    ))  # fmt: skip
+    cut = functools.partial(_budget, work, team, encoder, scale.model, stage)
+    stage2 = _stage2(encoder, team, plan, made, stage, seed, first_here(team, cut))
     loop.train(
-        encoder, _stage2(encoder, plan, made, stage, scale.model, seed), stage, work, seed=seed, plan=door.fingerprint,
-        evaluate=evaluate or watch(corpus), save_every=_save_every(stage), progress=progress, name=name,
+        encoder, stage2, stage, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
+        save_every=_save_every(stage), progress=progress, name=name, team=team,
     )  # fmt: skip
-    return door.publish(encoder)
+    return _published(door, encoder, team)
+
+
+def first_here(team: Team, make: Callable[[], T]) -> T:
+    """What `make` gives, on every rank; rank 0 first, so that what it builds or downloads is there for the others."""
+    if team.main:
+        made = make()
+    team.barrier()
+    if not team.main:
+        made = make()
+    return made
+
+
+def _ready(encoder: Encoder, stage: Stage, team: Team) -> Encoder:
+    """On the team's device, with the memory dials of the stage."""
+    encoder.to(team.device)
+    if stage.gradient_checkpointing:
+        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if stage.freeze_positions:
+        encoder.backbone.embeddings.position_embeddings.requires_grad_(False)
+    return encoder
+
+
+def _look(corpus: Corpus | HubCorpus) -> loop.Evaluator | None:
+    return watch(corpus) if corpus.tasks() else None
+
+
+def _published(door: Door, encoder: Encoder, team: Team) -> Path:
+    if team.main:
+        door.publish(encoder)
+    team.barrier()
+    return door.final
 
 
 def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
@@ -213,62 +259,110 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _start(scale: Scale, seed: int, out: Path, corpus: Corpus, start: Path | None) -> Encoder:
-    if start:
-        return Encoder.load(start).to(loop.best_device())
-    return Encoder.new(scale.model, vocabulary(corpus, scale, out), seed).to(loop.best_device())
+def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start: Path | None) -> Encoder:
+    return Encoder.load(start) if start else Encoder.new(scale.model, vocabulary(corpus, scale, out), seed)
 
 
-def _stage1(encoder: Encoder, mixture: Mixture, scale: Scale, seed: int) -> Callable[[int], loop.Work]:
-    stage = scale.train
+def _stage1(
+    encoder: Encoder, team: Team, mixture: Mixture, stage: Stage, seed: int, budget: Budget
+) -> Callable[[int], loop.Work]:
+    model = team.wrap(encoder)
 
-    def prepare(step: int) -> loop.Work:
-        """The batch of `step`, tokenised, and how its gradient is computed."""
-        pairs = mixture.batch(step)
+    def part(pairs: Sequence[Pair]) -> Part:
+        """Some pairs of this rank, tokenised, and their share of the loss over all ranks'."""
         batch = contrast.from_pairs(pairs)
         sides = [prefixes(pair.source) for pair in pairs]
         ids = _tokens(encoder, batch.queries, [q for q, _ in sides], stage.query_tokens)
         ids += _tokens(encoder, batch.passages, [p for _, p in sides], stage.passage_tokens)
-        related = batch.relations.to(loop.device_of(encoder))
+        return Part(ids, lambda vectors: _contrastive(vectors, len(pairs), batch.relations, stage))
 
-        def loss_of(vectors: Tensor) -> Tensor:
-            """The loss of the batch's vectors, queries first."""
-            queries, passages = vectors[: len(pairs)], vectors[len(pairs) :]
-            return contrast.info_nce(queries, passages, related, stage.temperature, stage.loss)
-
-        source = "+".join(dict.fromkeys(pair.source for pair in pairs))
-        return loop.Work(lambda: _accumulate(encoder, ids, loss_of, scale.model, mix(seed, step)), source)
+    def prepare(step: int) -> loop.Work:
+        """The batch of `step`, tokenised, and how its gradient is computed."""
+        pairs = mixture.batch(step, team.rank, team.world)
+        parts = [part(some) for some in _accumulated(pairs, stage.accumulate)]
+        return _work(model, team, parts, seed, step, budget, [pair.source for pair in pairs])
 
     return prepare
 
 
 def _stage2(
-    encoder: Encoder, plan: groups.Plan, made: groups.Made, stage: Stage, shape: Model, seed: int
+    encoder: Encoder, team: Team, plan: groups.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget
 ) -> Callable[[int], loop.Work]:
-    def prepare(step: int) -> loop.Work:
-        """The batch of `step`, tokenised, and how its gradient is computed."""
-        rows = [made.rows[i] for i in plan.batch(step)]
+    model = team.wrap(encoder)
+
+    def part(rows: Sequence[Labelled]) -> Part:
+        """Some examples of this rank, tokenised, and their share of the loss over all ranks'."""
         batch = contrast.from_labelled(rows)
         sides = [prefixes(row.source) for row in rows]
-        size = len(batch.passages) // len(rows)
+        size = len(batch.passages) // max(1, len(rows))
         ids = _tokens(encoder, batch.queries, [q for q, _ in sides], stage.query_tokens)
         ids += _tokens(encoder, batch.passages, [p for _, p in sides for _ in range(size)], stage.passage_tokens)
-        device = loop.device_of(encoder)
-        related = batch.relations.to(device)
-        scores = torch.tensor([row.teacher_scores for row in rows], device=device) if made.taught else None
+        scores = torch.tensor([row.teacher_scores for row in rows], device=team.device) if made.taught else None
 
         def loss_of(vectors: Tensor) -> Tensor:
-            """The loss of the batch's vectors, queries first."""
-            queries, passages = vectors[: len(rows)], vectors[len(rows) :]
-            contrastive = contrast.info_nce(queries, passages, related, stage.temperature, stage.loss)
-            student = distill.group_scores(queries, passages, stage.temperature)
-            weight, temperature = stage.contrastive_weight, stage.teacher_temperature
-            return distill.stage2_loss(student, scores, contrastive, weight, temperature)
+            """KL + α · InfoNCE of the batch's vectors, queries first; without a teacher InfoNCE alone."""
+            loss = _contrastive(vectors, len(rows), batch.relations, stage)
+            if scores is None:
+                return loss
+            student = distill.group_scores(vectors[: len(rows)], vectors[len(rows) :], stage.temperature)
+            lesson = distill.kl(student, scores, stage.teacher_temperature) * len(rows) if rows else vectors.sum() * 0
+            return share_of_mean(lesson, len(rows)) + stage.contrastive_weight * loss
 
-        source = "+".join(dict.fromkeys(row.source for row in rows))
-        return loop.Work(lambda: _accumulate(encoder, ids, loss_of, shape, mix(seed, step)), source)
+        return Part(ids, loss_of)
+
+    def prepare(step: int) -> loop.Work:
+        """The batch of `step`, tokenised, and how its gradient is computed."""
+        places = plan.batch(step)
+        mine = places[len(places) * team.rank // team.world : len(places) * (team.rank + 1) // team.world]
+        rows = [made.rows[i] for i in mine]
+        parts = [part(some) for some in _accumulated(rows, stage.accumulate)]
+        return _work(model, team, parts, seed, step, budget, [made.rows[i].source for i in places])
 
     return prepare
+
+
+class Part(NamedTuple):
+    """A batch with negatives of its own: a step's, or one of several that are accumulated."""
+
+    ids: list[list[int]]
+    loss_of: Callable[[Tensor], Tensor]  # of the vectors, queries first
+
+
+def _contrastive(vectors: Tensor, rows: int, related: contrast.Relations, stage: Stage) -> Tensor:
+    """This rank's share of the mean InfoNCE over all ranks' rows; every rank's passages are everyone's negatives."""
+    queries, passages = gather(vectors[:rows]), gather(vectors[rows:])
+    mine = own_rows(rows, vectors.device)
+    total = contrast.total_loss(
+        queries, passages, everyone(related.to(vectors.device)), stage.temperature, stage.loss, mine
+    )
+    return share_of_mean(total, rows)
+
+
+def _accumulated(rows: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """`rows` cut into as many batches as are accumulated, as equal as can be."""
+    return [rows[len(rows) * k // parts : len(rows) * (k + 1) // parts] for k in range(parts)]
+
+
+def _work(
+    model: Callable[..., Tensor], team: Team, parts: Sequence[Part], seed: int, step: int, budget: Budget,
+    sources: Sequence[str],
+) -> loop.Work:
+    """The step of this rank: the mean of its parts' losses, the gradient of each accumulated."""
+    lengths = [len(row) for part in parts for row in part.ids]
+
+    def compute() -> Tensor:
+        """The loss; its gradient is in place where it is detached."""
+        losses = []
+        for k, part in enumerate(parts):
+            whole = not team.any(sum(map(len, part.ids)) > budget.whole)
+            tokens = sys.maxsize if whole else budget.piece
+            losses.append(cached_step(
+                model, part.ids, functools.partial(_share, part, len(parts)), tokens, mix(seed, step, team.rank, k),
+                keep_graph=whole, last=k == len(parts) - 1,
+            ))  # fmt: skip
+        return sum(losses)
+
+    return loop.Work(compute, "+".join(dict.fromkeys(sources)), tokens=sum(lengths))
 
 
 def _tokens(encoder: Encoder, texts: Sequence[str], sides: Sequence[str], longest: int) -> list[list[int]]:
@@ -276,19 +370,53 @@ def _tokens(encoder: Encoder, texts: Sequence[str], sides: Sequence[str], longes
     return encoder.tokenize([side + text for side, text in zip(sides, texts, strict=True)], "", longest)
 
 
-def _accumulate(
-    encoder: Encoder, ids: list[list[int]], loss_of: Callable[[Tensor], Tensor], shape: Model, seed: int
-) -> Tensor:
-    """The loss of a batch: one graph where that fits into GRAPH_BYTES, else by GradCache, gradient accumulated."""
-    if graph_bytes(shape, sum(map(len, ids))) > GRAPH_BYTES:
-        return cached_step(encoder, ids, loss_of, PIECE, seed)
-    with seeded(seed):
-        return loss_of(encoder(ids))
+def _share(part: Part, parts: int, vectors: Tensor) -> Tensor:
+    """The loss of one of `parts` accumulated batches, as its share of the step's mean."""
+    return part.loss_of(vectors) / parts
 
 
 def graph_bytes(shape: Model, tokens: int) -> int:
     """About what autograd keeps of `tokens` tokens, fp32: a layer's 16 vectors of width and 3 of feed-forward."""
     return 4 * tokens * shape.layers * (16 * shape.width + 3 * shape.feedforward)
+
+
+class Budget(NamedTuple):
+    """How a step is cut; kept in the stage's folder, so that a resumed run cuts the same pieces."""
+
+    piece: int  # padded tokens of a piece of GradCache's
+    whole: int  # tokens of a step up to which it is one piece, without a replay
+
+
+def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage) -> Budget:
+    """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
+    kept = _read_json(work / BUDGET)
+    if kept is None:
+        cuda = team.device.type == "cuda"
+        tokens = _fitting(encoder, stage) if cuda else PIECE
+        kept = Budget(tokens, tokens if cuda else GRAPH_BYTES // graph_bytes(shape, 1))._asdict()
+        if team.main:
+            _write_json(work / BUDGET, kept)
+    return Budget(**kept)
+
+
+def _fitting(encoder: Encoder, stage: Stage) -> int:
+    """Padded tokens of which the graph fits onto this GPU, beside gradients and what AdamW is going to keep."""
+    longest = max(stage.query_tokens, stage.passage_tokens)
+    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
+    moments = [torch.zeros_like(weight) for weight in weights for _ in range(2)]
+
+    def attempt(tokens: int) -> None:
+        """Forwards and backwards, of texts as long as can come, twice: the second time the gradients are there."""
+        for _ in range(2):
+            with loop.autocast(encoder.device, loop.precision(encoder.device).name):
+                encoder([[0] * longest] * (tokens // longest), tokens).sum().backward()
+
+    try:
+        return fitting_budget(attempt, FIRST_BUDGET)
+    finally:
+        del moments
+        encoder.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
 
 
 def _save_every(stage: Stage) -> int:

@@ -1,0 +1,316 @@
+"""`make prove`: a training run killed at every moment that could hurt, resumed, and compared with one left in peace.
+
+    python tests/prove_crash.py
+
+SIGKILL at random moments of a step, before every write, fsync, rename and removal of a save (and of what the resumed
+run does first), with files cut in half, twice in a row, and on one of two processes. Each time: no checkpoint is
+unreadable, at most the steps since the last save are done again, and every step's loss, every evaluation and the final
+weights equal those of the undisturbed run to the bit. Prints a line per kill and exits with 1 when one does not hold.
+Ten minutes on two cores, one thread a process; test_crash.py does three of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+
+from me5lib import scale
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import train_tokenizer
+from me5lib.places import Me5Error
+from me5lib.train import checkpoint, contrast, dist, loop
+from me5lib.train.gradcache import cached_step, mix
+
+STEPS, SAVE_EVERY, SEED, BATCH, BUDGET = 8, 2, 3, 12, 64
+STAGE = dataclasses.replace(scale.load("smoke").train, steps=STEPS, warmup=2, lr=1e-2)
+COLOURS = [("red", "rot"), ("green", "gruen"), ("blue", "blau"), ("white", "weiss"), ("black", "schwarz")]
+PAIRS = [(f"{a} car {i}", f"{b} auto {i}") for a, b in COLOURS for i in range(8)]
+
+
+class Fault(NamedTuple):
+    """Where a process kills itself."""
+
+    kind: str = "none"  # "operation": before the n-th; "torn": the n-th writes half; "moment": in step n, after a delay;
+    # "cut": the same, with half a row at the end of the log
+    number: int = 0
+    delay: float = 0.0
+    rank: int = 0
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def encoder() -> Encoder:
+    """A tiny one, with dropout."""
+    tokenizer = train_tokenizer([text for pair in PAIRS for text in pair], 400)
+    return Encoder.new(scale.Model("random", 1, 16, 2, 32, 400, 32), tokenizer, 0, 0.1)
+
+
+def run(folder: Path, team: dist.Team | None = None, started: Callable[[int], None] = lambda step: None) -> Encoder:
+    """The training that is killed: GradCache in small pieces, checkpoints, evaluations, the best one kept."""
+    team = team or dist.Team.alone(torch.device("cpu"))
+    model = encoder()
+    wrapped = team.wrap(model)
+
+    def prepare(step: int) -> loop.Work:
+        pairs = [PAIRS[(7 * step + 3 * i) % len(PAIRS)] for i in range(BATCH)]
+        pairs = pairs[BATCH * team.rank // team.world : BATCH * (team.rank + 1) // team.world]
+        queries, passages = [q for q, _ in pairs], [p for _, p in pairs]
+        ids = model.tokenize(queries + passages, "query: ")
+        related = contrast.relations(queries, passages)
+
+        def loss_of(vectors: torch.Tensor) -> torch.Tensor:
+            q, p = dist.gather(vectors[: len(pairs)]), dist.gather(vectors[len(pairs) :])
+            total = contrast.total_loss(q, p, dist.everyone(related), 0.05, "one-way", dist.own_rows(len(pairs)))
+            return dist.share_of_mean(total, len(pairs))
+
+        def compute() -> torch.Tensor:
+            started(step)
+            return cached_step(wrapped, ids, loss_of, BUDGET, mix(SEED, step, team.rank))
+
+        return loop.Work(compute, "colours", tokens=sum(map(len, ids)))
+
+    def evaluate(model: Encoder, step: int) -> dict[str, float]:
+        left, right = (model.encode([pair[side] for pair in PAIRS[::8]]) for side in (0, 1))
+        return {"margin": float((left * right).sum(1).mean() - (left @ right.T).mean())}
+
+    loop.train(model, prepare, STAGE, folder, seed=SEED, plan="p", save_every=SAVE_EVERY, progress=False, team=team,
+               evaluate=evaluate, every=3, best=loop.Best("margin"), extra={"budget": BUDGET})  # fmt: skip
+    return model
+
+
+class Operations:
+    """Counts what is done to the disk under `folder`, and calls `before(number, name)` each time.
+
+    The seams of `checkpoint`, safetensors (whose writes Python does not see), and whatever Python opens for writing,
+    renames or removes.
+    """
+
+    def __init__(self, folder: Path, before: Callable[[int, str], None]) -> None:
+        self.folder, self.before, self.count = str(folder.resolve()), before, itertools.count(1)
+        self.torn: Callable[[int, Path], None] = lambda number, path: None
+        for name in ("_write", "sync", "_rename", "_remove"):
+            setattr(checkpoint, name, self._counted(name.strip("_"), getattr(checkpoint, name)))
+        safetensors.torch.save_file = self._counted("safetensors", safetensors.torch.save_file)
+        sys.addaudithook(self._audit)
+
+    def _counted(self, name: str, act: Callable) -> Callable:
+        def counted(*arguments: object, **options: object) -> object:
+            path = next(x for x in arguments if isinstance(x, Path))
+            number = self._note(name, path)
+            done = act(*arguments, **options)
+            self.torn(number, path)
+            return done
+
+        return counted
+
+    def _audit(self, event: str, arguments: tuple) -> None:
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir") or not isinstance(arguments[0], str | Path):
+            return
+        writing = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        inside = str(arguments[0]).startswith(self.folder)
+        nameless = event in ("os.remove", "os.rmdir") and not inside and arguments[1] != -1  # rmtree's, of a handle
+        if nameless or inside and (writing or event != "open"):
+            self._note(event.removeprefix("os."), Path(arguments[0]))
+
+    def _note(self, name: str, path: Path) -> int:
+        number = next(self.count)
+        self.before(number, f"{name} {os.path.relpath(path, self.folder) if path.is_absolute() else path}")
+        return number
+
+
+def child(folder: Path, fault: Fault) -> None:
+    """The killed process: `run` with a fault in it."""
+    team = dist.join()
+
+    def die() -> None:
+        if fault.kind == "cut":
+            os.truncate(folder / "log.jsonl", (folder / "log.jsonl").stat().st_size - 9)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def started(step: int) -> None:
+        if fault.kind in ("moment", "cut") and (fault.number, fault.rank) == (step, team.rank):
+            threading.Timer(fault.delay, die).start()
+
+    def before(number: int, name: str) -> None:
+        if fault.kind == "none" and team.main:
+            print("operation:", name, flush=True)
+        if (fault.kind, fault.number, fault.rank) == ("operation", number, team.rank):
+            die()
+
+    def torn(number: int, path: Path) -> None:
+        if (fault.kind, fault.number) == ("torn", number):
+            for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+                os.truncate(file, file.stat().st_size // 2)
+            die()
+
+    Operations(folder, before).torn = torn
+    run(folder, team, started)
+    dist.leave()
+
+
+def command(folder: Path, fault: Fault) -> list[str]:
+    """The command line of a `child`."""
+    return [sys.executable, str(Path(__file__).resolve()), "child", str(folder), json.dumps(fault)]
+
+
+# ---- one kill, and what must hold ------------------------------------------------------------------------------------
+
+
+def weights(model: Encoder) -> torch.Tensor:
+    """All of them, flat."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def rows(folder: Path) -> list[dict]:
+    """The whole rows of the log: what a kill cut short is no row."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf8").split("\n") if (folder / "log.jsonl").is_file() else []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def killed(folder: Path, fault: Fault, threads: int = 1) -> str:
+    """Start a child, let it kill itself; its output. AssertionError where it did not."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf8"}
+    done = subprocess.run(command(folder, fault), env=environment, capture_output=True, encoding="utf8", timeout=300)
+    wanted = 0 if fault.kind == "none" else -signal.SIGKILL
+    assert done.returncode == wanted, f"exit code {done.returncode}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def kept(folder: Path) -> int:
+    """After a kill: every checkpoint is whole, and no more than the steps since the last save are lost. The last one's
+    step."""
+    folders = sorted((folder / "checkpoints").glob("step-*"))
+    for path in folders:
+        assert not checkpoint.damage(path), f"{path.name}: {checkpoint.damage(path)}"
+    last = int(folders[-1].name[5:]) if folders else 0
+    done = sum("loss" in row for row in rows(folder))
+    assert last >= (done - 1) // SAVE_EVERY * SAVE_EVERY, f"{done} steps were done, the last checkpoint is of {last}"
+    return last
+
+
+def same(folder: Path, other: Path) -> None:
+    """Every step's loss and norm, and every evaluation, to the bit; the same best and last weights; nothing left."""
+    assert rows(folder) == rows(other)
+    for place in ("best", f"checkpoints/step-{STEPS:06d}"):
+        ours, theirs = (safetensors.torch.load_file(at / place / "model.safetensors") for at in (folder, other))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), place
+        assert checkpoint.state(folder / place) == checkpoint.state(other / place)
+    left = [path.relative_to(folder) for path in folder.rglob(".*") if path.name not in (".gitignore",)]
+    assert not left, left
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def operations_of(printed: str) -> list[str]:
+    """Names of all operations of an undisturbed run, the first at index 0."""
+    return [line.removeprefix("operation: ") for line in printed.splitlines() if line.startswith("operation: ")]
+
+
+def save_of(names: list[str], step: int) -> list[int]:
+    """Numbers of the operations of the save at `step`: from its first to the removal of what it makes superfluous."""
+    first = next(i for i, name in enumerate(names) if f"step-{step:06d}" in name)
+    end = next(i for i, name in enumerate(names) if i > first and name == "open log.jsonl")
+    return list(range(first + 1, end + 2))
+
+
+def faults(names: list[str]) -> Iterator[tuple[str, list[Fault]]]:
+    """What is tried: a name, and the faults that come one after the other."""
+    draw = random.Random(0)
+    for _ in range(5):
+        fault = Fault("moment", draw.randrange(STEPS), draw.uniform(0, 0.06))
+        yield f"step {fault.number}, {1000 * fault.delay:.0f} ms in", [fault]
+    for number in save_of(names, 6):
+        name = names[number - 1]
+        if name == names[number - 2] or name.startswith("rem") and "/" not in name and "model" not in name:
+            continue  # a rename is seen by the seam and by Python's audit; of what is removed one file is enough
+        yield f"before {names[number - 1]}", [Fault("operation", number)]
+    for number in save_of(names, 4):
+        if names[number - 1].startswith(("write", "safetensors")):
+            yield f"half of {names[number - 1]}", [Fault("torn", number)]
+    last = max(number for number, name in enumerate(names, 1) if name == "write .best.part")  # it replaces another
+    for number in range(last, len(names) + 1):
+        name = names[number - 1]
+        if "best" in name and name != names[number - 2] and name.startswith(("write", "rename", "remove")):
+            yield f"before {name}", [Fault("operation", number)]
+    yield "in step 5, the log torn", [Fault("cut", 5)]
+    for number in (2, 4, 6, 8):  # what a resumed run does first: it writes its logs anew
+        yield f"in step 5, then at the resumed run's operation {number}", [
+            Fault("moment", 5), Fault("operation", number)
+        ]  # fmt: skip
+
+
+def alone(folder: Path, name: str, chain: list[Fault], straight: Path) -> str:
+    """Kill a run of one process by each of `chain`, finish it, compare."""
+    last = []
+    for fault in chain:
+        killed(folder, fault)
+        last.append(kept(folder))
+    killed(folder, Fault())
+    same(folder, straight)
+    return f"{name}: went on from {', '.join(map(str, last))}"
+
+
+def together(folder: Path, fault: Fault, straight: Path) -> str:
+    """The same with two processes, one of which is killed."""
+    logs = folder / "logs"
+    logs.mkdir(parents=True)
+    try:
+        dist.launch([command(folder / "run", fault)] * 2, logs, 300)
+    except Me5Error as error:
+        assert f"process {fault.rank} of 2 failed with exit code -9" in str(error), error
+    else:
+        raise AssertionError("nobody was killed")
+    last = kept(folder / "run")
+    dist.launch([command(folder / "run", Fault())] * 2, logs, 300)
+    same(folder / "run", straight)
+    return f"two processes, {fault.kind} {fault.number} on rank {fault.rank}: went on from {last}"
+
+
+def prove(folder: Path) -> int:
+    """All of it; how many kills."""
+    began, straight = time.perf_counter(), folder / "straight"
+    names = operations_of(killed(straight, Fault()))
+    tried = list(faults(names))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(alone, folder / str(i), *case, straight) for i, case in enumerate(tried)]
+        for job in jobs:
+            print(job.result(), flush=True)
+    both = folder / "both"
+    both.mkdir()
+    dist.launch([command(both / "run", Fault())] * 2, both, 300)
+    names = operations_of((both / "rank0.log").read_text(encoding="utf8"))
+    save = save_of(names, 6)
+    rename = next(number for number in save if names[number - 1].startswith("rename"))
+    pair = [Fault("moment", 3, 0.02, 0), Fault("moment", 5, 0.02, 1), Fault("operation", rename),
+            Fault("operation", save[len(save) // 3])]  # fmt: skip
+    for i, fault in enumerate(pair):
+        print(together(folder / f"both-{i}", fault, both / "run"), flush=True)
+    kills = sum(len(chain) for _, chain in tried) + len(pair)
+    print(f"{kills} kills: every loss, evaluation and weight equal to the bit ({time.perf_counter() - began:.0f} s)")
+    return kills
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        child(Path(sys.argv[2]), Fault(*json.loads(sys.argv[3])))
+    else:
+        with tempfile.TemporaryDirectory(prefix="me5-") as scratch:
+            prove(Path(scratch))
