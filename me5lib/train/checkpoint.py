@@ -172,7 +172,7 @@ def replace(beside: Path, final: Path) -> None:
     _remove(old)
 
 
-def write_text(path: Path, text: str) -> None:
+def put_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all: beside, flushed, renamed."""
     beside = path.with_name(f".{path.name}.part")
     _write(beside, lambda at: at.write_text(text, encoding="utf8"))

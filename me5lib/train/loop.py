@@ -292,7 +292,7 @@ class _Run:
             "precision": self.number.name, "source": work.source, "batch": work.identity,
             **{name: telemetry.as_json(value) for name, value in figures.items()},
         }  # fmt: skip
-        checkpoint.write_text(path, json.dumps(found, indent=1) + "\n")
+        checkpoint.put_text(path, json.dumps(found, indent=1) + "\n")
         return Me5Error(f"{what}; the batch is named in {path}, the weights are those of the last checkpoint")
 
     def end(self) -> None:

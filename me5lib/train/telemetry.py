@@ -71,7 +71,7 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("log.jsonl", "timings.jsonl"):
             kept = [row for row in _lines(folder / file) if _before(row, start)]
-            checkpoint.write_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
+            checkpoint.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
         self.history = read(folder)
 
     def start(self, row: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Log:
         if self.folder is not None:
             path = self.folder / "run.json"
             past = json.loads(path.read_text(encoding="utf8"))["starts"] if path.is_file() else []
-            checkpoint.write_text(path, json.dumps({"starts": [*past, row]}, indent=1) + "\n")
+            checkpoint.put_text(path, json.dumps({"starts": [*past, row]}, indent=1) + "\n")
 
     def step(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Note a step: its results and its timing."""
