@@ -44,6 +44,7 @@ app.command()(hub_cli.fetch)
 ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
+Processes = Annotated[int, typer.Option(help="Stop unless so many processes train together (0: however many).")]
 Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
 
 
@@ -103,12 +104,22 @@ def run(
 
 
 @app.command()
-def pretrain(scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "") -> None:  # noqa: B006
-    """Stage 1: contrastive pre-training on pairs."""
+def pretrain(
+    scale: ScaleName = "tiny",
+    seed: Seed = 0,
+    overrides: Set = [],  # noqa: B006
+    out: Out = "",
+    processes: Processes = 0,
+) -> None:
+    """Stage 1: contrastive pre-training on pairs; in several processes under torchrun or accelerate launch."""
     dial, folder = _opened(scale, seed, overrides, out)
-    from me5lib.train import stages
+    from me5lib.train import dist, stages
 
-    print(stages.pretrain(dial, seed, folder))
+    team = dist.join(processes or None)
+    made = stages.pretrain(dial, seed, folder, team=team, progress=team.main)
+    if team.main:
+        print(made)
+    dist.leave()
 
 
 @app.command()
@@ -118,15 +129,20 @@ def finetune(
     overrides: Set = [],  # noqa: B006
     out: Out = "",
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
+    processes: Processes = 0,
 ) -> None:
     """Stage 2: supervised fine-tuning of the stage-1 checkpoint, with hard negatives and a teacher."""
     dial, folder = _opened(scale, seed, overrides, out)
     from me5lib.lesson import Lesson
 
     start = None if scratch else Lesson("", dial, seed, folder).checkpoint("stage1")
-    from me5lib.train import stages
+    from me5lib.train import dist, stages
 
-    print(stages.finetune(dial, seed, folder, start=start, name="stage2-only" if scratch else "stage2"))
+    team, name = dist.join(processes or None), "stage2-only" if scratch else "stage2"
+    made = stages.finetune(dial, seed, folder, start=start, name=name, team=team, progress=team.main)
+    if team.main:
+        print(made)
+    dist.leave()
 
 
 @app.command()

@@ -6,7 +6,7 @@ SIGKILL at random moments of a step, before every write, fsync, rename and remov
 run does first), with files cut in half, twice in a row, and on one of two processes. Each time: no checkpoint is
 unreadable, at most the steps since the last save are done again, and every step's loss, every evaluation and the final
 weights equal those of the undisturbed run to the bit. Prints a line per kill and exits with 1 when one does not hold.
-Ten minutes on two cores, one thread a process; test_crash.py does three of them.
+Six minutes on two cores, one thread a process; test_crash.py does three of them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PAIRS = [(f"{a} car {i}", f"{b} auto {i}") for a, b in COLOURS for i in range(8)
 class Fault(NamedTuple):
     """Where a process kills itself."""
 
-    kind: str = "none"  # "operation": before the n-th; "torn": the n-th writes half; "moment": in step n, after a delay;
+    kind: str = "none"  # "operation": before the n-th; "torn": the n-th writes half; "moment": in step n, delayed;
     # "cut": the same, with half a row at the end of the log
     number: int = 0
     delay: float = 0.0
@@ -225,9 +225,9 @@ def operations_of(printed: str) -> list[str]:
 
 
 def save_of(names: list[str], step: int) -> list[int]:
-    """Numbers of the operations of the save at `step`: from its first to the removal of what it makes superfluous."""
+    """Numbers of the operations of the save at `step`: from its first to the one after its last."""
     first = next(i for i, name in enumerate(names) if f"step-{step:06d}" in name)
-    end = next(i for i, name in enumerate(names) if i > first and name == "open log.jsonl")
+    end = next(i for i, name in enumerate(names) if i > first and name in ("open log.jsonl", "sync log.jsonl"))
     return list(range(first + 1, end + 2))
 
 

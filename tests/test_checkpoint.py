@@ -94,21 +94,43 @@ def test_what_was_half_written_is_no_checkpoint(tokenizer, tmp_path):
 
 def test_only_the_last_ones_are_kept(tokenizer, tmp_path):
     encoder, adamw = made(tokenizer)
-    for number in (1, 2, 10, 3):
+    for number in (1, 2, 3, 10):
         checkpoint.save(tmp_path, encoder, adamw, number, "plan", keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000010"]
+    checkpoint.save(tmp_path, encoder, adamw, 4, "plan", keep=2)  # a run that went back: 10 is not its own
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000004"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("how", ["flipped byte", "missing"])
+def test_damage_is_named_and_the_one_before_is_taken(tokenizer, tmp_path, capsys, file, how):
+    encoder, adamw = made(tokenizer)
+    for number in (1, 2):
+        checkpoint.save(tmp_path, encoder, adamw, number, "plan")
+    path = tmp_path / "step-000002" / file
+    if how == "missing":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert checkpoint.latest(tmp_path).name == "step-000001"
+    said = capsys.readouterr().out
+    assert "step-000002 is damaged" in said and file in said
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     encoder, adamw = made(tokenizer)
 
+    checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
+
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(Me5Error, match="no space left"):
-        checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Me5Error, match="no checkpoint of step 2 .*No space left.* the one before is kept; free some"):
+        checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"] and checkpoint.whole(tmp_path / "step-000001")
 
 
 def test_the_fingerprint_does_not_mind_the_order_and_minds_every_value():

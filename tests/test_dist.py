@@ -1,6 +1,8 @@
 """Real processes: the gradient of the right recipe, how far off each mistake is, and that a stuck child is ended."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 
@@ -71,8 +73,19 @@ def test_sharded_parameters_are_refused(name, monkeypatch):
 
 
 def test_a_world_that_did_not_come_together_is_refused():
-    with pytest.raises(Me5Error, match="1 process.es. were launched, 2 were asked for: accelerate launch"):
+    with pytest.raises(Me5Error, match="1 process.es. were launched, 2 were asked for: torchrun --nproc-per-node 2"):
         dist.join(world=2)
+
+
+def test_torchrun_proves_its_own_processes():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+               "me5lib.train.prove"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf8", timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 process(es)") == 2
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("  ours ")]
+    assert len(lines) == 2 and all((line[2], line[4]) == ("1.000000", "1.000000") for line in lines)
 
 
 GATHERED = """

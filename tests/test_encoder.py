@@ -93,6 +93,26 @@ def test_gradients_are_those_of_plain_transformers(encoder, texts):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_start_mark_that_the_configuration_calls_padding_is_trained(tokenizer, texts):
+    from transformers import BertConfig, BertModel
+
+    assert tokenizer.cls_token_id == 0 != tokenizer.pad_token_id
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=64, pad_token_id=0)  # fmt: skip  # as mE5-small's
+    encoder = Encoder(BertModel(config, add_pooling_layer=False), tokenizer, 64)
+    encoder(encoder.tokenize(texts[:8], QUERY))[:, 0].sum().backward()
+    gradient = encoder.backbone.get_input_embeddings().weight.grad
+    assert gradient[0].abs().sum() > 0 and gradient[tokenizer.pad_token_id].abs().sum() == 0
+
+
+def test_no_texts_are_part_of_the_graph(encoder):
+    encoder.zero_grad()
+    vectors = encoder([])
+    assert vectors.shape == (0, encoder.width)
+    vectors.sum().backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in encoder.parameters())
+
+
 def test_piece_and_window_sizes_change_nothing(encoder, texts, monkeypatch):
     whole = encoder.encode(texts, token_budget=10**9)
     for budget in (1, 50, 3000):

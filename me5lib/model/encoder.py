@@ -42,6 +42,11 @@ class Encoder(nn.Module):
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.counts = Counts()
+        words = backbone.get_input_embeddings()
+        if words.padding_idx not in (None, tokenizer.pad_token_id):
+            # mE5-small's configuration calls token 0 padding, which in its vocabulary is `<s>`: torch would never train
+            # it. What the authors' run did is not published; ours trains it, like every token of a text.
+            words.padding_idx = None
 
     @property
     def width(self) -> int:

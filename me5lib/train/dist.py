@@ -6,7 +6,7 @@ DistributedDataParallel then does (the average of the ranks' gradients) is the g
 batch. Ranks may hold unequal numbers of rows, or none. Several such terms can be added: the weight between them is the
 same at every world size.
 
-    team = join()                                             # under accelerate launch or torchrun; alone otherwise
+    team = join()                                             # under torchrun or accelerate launch; alone otherwise
     model = team.wrap(encoder)
     q, p = gather(queries), gather(passages)
     loss = share_of_mean(total_loss(q, p, everyone(related), temperature, rows=own_rows(len(queries))), len(queries))
@@ -119,7 +119,8 @@ def join(world: int | None = None) -> Team:
     """The processes that a launcher (accelerate, torchrun, `launch`) started together; one alone without a launcher.
 
     With `world`, raises `Me5Error` when another number came together: without it, processes that do not find each other
-    would each train alone. Raises `Me5Error` where the launcher was told to shard parameters.
+    would each train alone, and without GPUs `accelerate launch --num_processes 2` starts but one (torchrun starts two).
+    Raises `Me5Error` where the launcher was told to shard parameters.
     """
     told = [name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]
     if told:
@@ -128,7 +129,7 @@ def join(world: int | None = None) -> Team:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if world is not None and launched != world:
         raise Me5Error(f"{launched} process(es) were launched, {world} were asked for: "
-                       f"accelerate launch --num_processes {world}, or torchrun --nproc-per-node {world}")
+                       f"torchrun --nproc-per-node {world}, or on GPUs accelerate launch --num_processes {world}")
     return Team.alone() if launched == 1 else _joined(launched)
 
 

@@ -1,7 +1,7 @@
 """The proof of `dist`: the gradient and the steps of W real processes beside those of one, and the usual mistakes.
 
     prove_gradient(world=2)                        # starts the processes on this machine: works from a notebook
-    accelerate launch -m me5lib.train.prove        # on your own cluster: proves it for the processes launched there
+    torchrun --nproc-per-node 8 -m me5lib.train.prove         # on your own cluster, for the processes launched there
 
 A toy encoder in float64 under DistributedDataParallel, 32 labelled rows with a hard negative each and planted
 duplicates, τ = 0.05. Every variant of `VARIANTS` is measured, for InfoNCE (`loss` a form of `contrast.FORMS`) or for

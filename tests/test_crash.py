@@ -1,0 +1,45 @@
+"""Three kills of many: `prove_crash.py` does them all. The same loss, to the bit, in every step."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import prove_crash
+import pytest
+import torch
+from prove_crash import Fault
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a run that nothing happened to, and what it did to the disk."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, prove_crash.operations_of(prove_crash.killed(folder, Fault(), torch.get_num_threads()))
+
+
+def test_three_kills_leave_no_trace(straight, tmp_path):
+    folder, names = straight
+    save = prove_crash.save_of(names, 6)
+    kinds = [names[number - 1].split()[0] for number in save]
+    assert {"write", "open", "safetensors", "sync", "rename", "remove"} <= set(kinds)
+    rename = max(number for number in save if names[number - 1] == "rename checkpoints/.step-000006.part")
+    half = next(number for number in save if names[number - 1].endswith("part/optimiser.safetensors"))
+    faults = [Fault("moment", 5, 0.01), Fault("operation", rename), Fault("torn", half)]
+    places = [tmp_path / fault.kind for fault in faults]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda place, fault: prove_crash.killed(place, fault, torch.get_num_threads()), places, faults))
+    assert [prove_crash.kept(place) for place in places] == [4, 4, 4]
+    assert not (places[1] / "checkpoints" / "step-000006").exists()
+    assert (places[1] / "checkpoints" / ".step-000006.part").exists()
+    for place in places:
+        prove_crash.run(place)
+        prove_crash.same(place, folder)
+
+
+def test_the_comparison_sees_a_last_bit(straight, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(straight[0], tmp_path / "copy")
+    log = folder / "log.jsonl"
+    loss = prove_crash.rows(folder)[-2]["loss"]
+    log.write_text(log.read_text(encoding="utf8").replace(repr(loss), repr(loss + 2**-50)), encoding="utf8")
+    with pytest.raises(AssertionError):
+        prove_crash.same(folder, straight[0])
