@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from me5lib.data import build, corpus, split
+from me5lib.data import build, cards, corpus, shards, split
 from me5lib.data.corpus import Corpus, common_meanings, open_corpus
 from me5lib.pairs import Labelled, Pair, script
 from me5lib.places import Me5Error
@@ -320,9 +320,33 @@ def test_two_builds_are_equal(smoke, tmp_path, monkeypatch):
     assert [path for path in files if (smoke.folder / path).read_bytes() != (again.folder / path).read_bytes()] == []
 
 
-def test_hub_scales_are_refused_in_one_line():
-    with pytest.raises(Me5Error, match="use smoke or tiny"):
+def test_a_hub_scale_without_its_shards_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path))
+    with pytest.raises(Me5Error, match="lacks wikipedia, mc4, .*: run `me5 fetch --for base`"):
         open_corpus(load("base"))
+
+
+def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path))
+    dial = load("base", ["data.sources=nllb,reddit", "train.steps=40", "train.batch=16"])
+
+    def build(source: str, language: str, rows: int) -> None:
+        texts = pa.table({"query": [f"{language} {i}" for i in range(rows)], "passage": [str(i) for i in range(rows)]})
+        shards.write(texts, tmp_path / "mixture" / source / language / "part-00000")
+
+    build("nllb", "de", 400)
+    build("nllb", "sw", 100)
+    with pytest.raises(Me5Error, match="lacks reddit: me5 mixture build --card reddit"):
+        open_corpus(dial)
+    build("reddit", "en", 50)
+    made = open_corpus(dial)
+    mixture = made.mixture(dial, 0)
+    assert mixture.weights == {name: cards.load(name).paper.rows for name in ("nllb", "reddit")}
+    assert mixture.shares("nllb") == pytest.approx({"de": 2 / 3, "sw": 1 / 3})  # roots of 400 and 100
+    assert made.tasks() == [] and len(mixture.batch(0)) == 16
+    before = made.fingerprint
+    build("reddit", "en", 51)
+    assert open_corpus(dial).fingerprint != before
 
 
 def test_a_damaged_corpus_says_what_to_do(smoke, tmp_path):
