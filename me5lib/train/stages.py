@@ -39,6 +39,7 @@ from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
 from me5lib.train import checkpoint, contrast, distill, groups, loop
 from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
+from me5lib.train.door import Door, identity, read_json, write_json
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.watch import watch
 
@@ -166,11 +167,11 @@ def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
 
     folder = out / "tokenizer"
     known = {"corpus": corpus.fingerprint, "vocabulary": scale.model.vocabulary, "texts": TEXTS_PER_PIECE}
-    if _read_json(folder / "made-with.json") != known:
+    if read_json(folder / "made-with.json") != known:
         beside = out / ".tokenizer.part"
         shutil.rmtree(beside, ignore_errors=True)
         train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, beside)
-        _write_json(beside / "made-with.json", known)
+        write_json(beside / "made-with.json", known)
         checkpoint.replace(beside, folder)
     return AutoTokenizer.from_pretrained(str(folder))
 
@@ -182,60 +183,6 @@ def prefixes(source: str) -> tuple[str, str]:
     return card.query_prefix, card.passage_prefix
 
 
-def identity(folder: Path) -> str:
-    """The fingerprint of a finished stage, or the hash of its weights if it was not made here."""
-    made = _read_json(folder / "stage.json")
-    return made["fingerprint"] if made else checkpoint.sha256(folder / "model.safetensors")
-
-
-class Door:
-    """Where a stage is made (`<name>.part`) and where it stands when finished (`<name>`), and with which settings."""
-
-    def __init__(self, out: Path, name: str, settings: dict[str, Any]) -> None:
-        self.final, self.part, self.settings = out / name, out / f"{name}.part", settings
-        self.fingerprint = checkpoint.fingerprint(settings)
-
-    def finished(self, progress: bool = False) -> bool:
-        """Whether the stage is there, made with these settings; says so with `progress`."""
-        made = _read_json(self.final / "stage.json")
-        found = bool(made) and made["fingerprint"] == self.fingerprint and (self.final / "config.json").is_file()
-        if found and progress:
-            print(f"{self.final.name} was finished before with the same settings: not trained again")
-        return found
-
-    def open(self) -> Path:
-        """The folder to work in; raises `Me5Error` when it holds unfinished work with other settings."""
-        made = _read_json(self.part / "stage.json")
-        if made and made["fingerprint"] != self.fingerprint:
-            if checkpoint.latest(self.part / "checkpoints"):
-                changed = ", ".join(_changes(made["settings"], self.settings))
-                raise Me5Error(f"{self.part} is unfinished work with other settings ({changed}): "
-                               "go back to them to finish it, or delete that folder")
-            shutil.rmtree(self.part)
-        self.part.mkdir(parents=True, exist_ok=True)
-        _write_json(self.part / "stage.json", {"fingerprint": self.fingerprint, "settings": self.settings})
-        return self.part
-
-    def publish(self, encoder: Encoder) -> Path:
-        """Put the trained encoder, its logs and settings in place in one step; an older stage is moved aside."""
-        beside = self.part / "model"
-        encoder.save(beside)
-        for file in self.part.glob("*.json*"):
-            shutil.copy2(file, beside / file.name)
-        if self.final.exists():
-            self._move_aside()
-        beside.rename(self.final)
-        shutil.rmtree(self.part, ignore_errors=True)
-        return self.final
-
-    def _move_aside(self) -> None:
-        made = _read_json(self.final / "stage.json") or {"fingerprint": "unknown", "settings": {}}
-        aside = self.final.with_name(f"{self.final.name}.{made['fingerprint']}")
-        print(f"{self.final} was made with other settings ({', '.join(_changes(made['settings'], self.settings))}): "
-              f"moved to {aside.name}")
-        checkpoint.replace(self.final, aside)
-
-
 def _settings(scale: Scale, seed: int, corpus: Corpus, stage: Stage, **more: Any) -> dict[str, Any]:
     """Everything that decides what a stage becomes, as JSON types."""
     made = {
@@ -244,19 +191,6 @@ def _settings(scale: Scale, seed: int, corpus: Corpus, stage: Stage, **more: Any
         "stage": dataclasses.asdict(stage), "precision": loop.precision(loop.best_device()).name, **more,
     }  # fmt: skip
     return json.loads(json.dumps(made))
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The dials that differ, as `stage.steps`."""
-    old, new = _flat(before), _flat(now)
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for key, value in settings.items():
-        found |= {f"{key}.{dial}": x for dial, x in value.items()} if isinstance(value, dict) else {key: value}
-    return found
 
 
 def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start: Path | None) -> Encoder:
@@ -389,13 +323,13 @@ class Budget(NamedTuple):
 
 def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage) -> Budget:
     """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
-    kept = _read_json(work / BUDGET)
+    kept = read_json(work / BUDGET)
     if kept is None:
         cuda = team.device.type == "cuda"
         tokens = _fitting(encoder, stage) if cuda else PIECE
         kept = Budget(tokens, tokens if cuda else GRAPH_BYTES // graph_bytes(shape, 1))._asdict()
         if team.main:
-            _write_json(work / BUDGET, kept)
+            write_json(work / BUDGET, kept)
     return Budget(**kept)
 
 
@@ -421,12 +355,3 @@ def _fitting(encoder: Encoder, stage: Stage) -> int:
 
 def _save_every(stage: Stage) -> int:
     return max(1, stage.steps // CHECKPOINTS)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf8")
-
