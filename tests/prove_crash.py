@@ -184,9 +184,9 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def killed(folder: Path, fault: Fault, threads: int = 1) -> str:
-    """Start a child, let it kill itself; its output. AssertionError where it did not."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf8"}
+def killed(folder: Path, fault: Fault) -> str:
+    """Start a child of one thread, let it kill itself; its output. AssertionError where it did not."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf8"}
     done = subprocess.run(command(folder, fault), env=environment, capture_output=True, encoding="utf8", timeout=300)
     wanted = 0 if fault.kind == "none" else -signal.SIGKILL
     assert done.returncode == wanted, f"exit code {done.returncode}: {done.stderr[-2000:]}"

@@ -70,16 +70,43 @@ def test_another_plan_is_refused_in_one_line(tokenizer, tmp_path):
     assert torch.equal(weights(encoder), before)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tokenizer, tmp_path, capsys):
+def flip(file, at=-1):
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_file_is_named(tokenizer, tmp_path, capsys):
     encoder, adamw = made(tokenizer)
     good = checkpoint.save(tmp_path, encoder, adamw, 3, "plan")
     bad = checkpoint.save(tmp_path, encoder, adamw, 4, "plan")
-    file = bad / "optimiser.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"!")
-    assert checkpoint.latest(tmp_path) == good
-    assert "damaged" in capsys.readouterr().out
-    (bad / "optimiser.safetensors").unlink()
-    assert checkpoint.latest(tmp_path) == good
+    assert checkpoint.latest(tmp_path) == bad
+    files = [file.relative_to(bad).as_posix() for file in bad.rglob("*") if file.is_file()]
+    assert {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json", "1_Pooling/config.json",
+            "tokenizer.json"} < set(files)  # fmt: skip
+    for name in files:
+        before = (bad / name).read_bytes()
+        flip(bad / name, len(before) // 2)
+        assert checkpoint.latest(tmp_path) == good
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1 and str(bad) in said and f"({name} " in said
+        (bad / name).unlink()
+        assert checkpoint.latest(tmp_path) == good
+        assert f"({name} is missing)" in capsys.readouterr().out
+        (bad / name).write_bytes(before)
+        assert checkpoint.whole(bad)
+    (bad / ".DS_Store").write_bytes(b"of a file browser")
+    assert checkpoint.latest(tmp_path) == bad
+
+
+def test_a_flipped_byte_of_the_manifest_is_not_blamed_on_another_file(tokenizer, tmp_path):
+    path = checkpoint.save(tmp_path, *made(tokenizer), 3, "plan")
+    manifest = path / "manifest.json"
+    for at in range(0, manifest.stat().st_size, 3):
+        before = manifest.read_bytes()
+        flip(manifest, at)
+        assert checkpoint.damage(path).startswith("manifest.json")
+        manifest.write_bytes(before)
 
 
 def test_what_was_half_written_is_no_checkpoint(tokenizer, tmp_path):
@@ -92,45 +119,141 @@ def test_what_was_half_written_is_no_checkpoint(tokenizer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000009"]
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_leftovers_of_a_killed_save_are_tidied_up(tokenizer, tmp_path):
+    encoder, adamw = made(tokenizer)
+    for left in (".step-000001.part", "..step-000001.part.0f1e2d3c", ".step-000000.old"):
+        (tmp_path / left).mkdir()
+    checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
+    assert names(tmp_path) == ["step-000002"]
+
+
 def test_only_the_last_ones_are_kept(tokenizer, tmp_path):
     encoder, adamw = made(tokenizer)
-    for number in (1, 2, 3, 10):
+    for number in (1, 2, 999_999, 1_000_000):
         checkpoint.save(tmp_path, encoder, adamw, number, "plan", keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000010"]
-    checkpoint.save(tmp_path, encoder, adamw, 4, "plan", keep=2)  # a run that went back: 10 is not its own
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000004"]
+    assert names(tmp_path) == ["step-1000000", "step-999999"]
+    assert checkpoint.latest(tmp_path).name == "step-1000000"
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"])
-@pytest.mark.parametrize("how", ["flipped byte", "missing"])
-def test_damage_is_named_and_the_one_before_is_taken(tokenizer, tmp_path, capsys, file, how):
+def test_damaged_later_ones_do_not_push_out_good_earlier_ones(tokenizer, tmp_path):
     encoder, adamw = made(tokenizer)
-    for number in (1, 2):
-        checkpoint.save(tmp_path, encoder, adamw, number, "plan")
-    path = tmp_path / "step-000002" / file
-    if how == "missing":
-        path.unlink()
-    else:
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    assert checkpoint.latest(tmp_path).name == "step-000001"
-    said = capsys.readouterr().out
-    assert "step-000002 is damaged" in said and file in said
+    for number in (4, 6, 8):
+        checkpoint.save(tmp_path, encoder, adamw, number, "plan", keep=3)
+    for number in (6, 8):
+        flip(tmp_path / f"step-{number:06d}" / "model.safetensors")
+    checkpoint.save(tmp_path, encoder, adamw, 5, "plan", keep=2)  # gone on from 4, interrupted
+    assert names(tmp_path) == ["step-000004", "step-000005"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+def test_one_with_a_name_replaces_its_like_and_leaves_the_others_alone(tokenizer, tmp_path):
     encoder, adamw = made(tokenizer)
-
     checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
+    for number in (2, 3):
+        path = checkpoint.save(tmp_path, encoder, adamw, number, "plan", name="best")
+    assert names(tmp_path) == ["best", "step-000001"] and checkpoint.whole(path)
+    assert checkpoint.state(path)["step"] == 3 and checkpoint.latest(tmp_path).name == "step-000001"
 
-    def full(*_):
+
+def test_conditions_and_extras_are_kept(tokenizer, tmp_path):
+    now = checkpoint.conditions(torch.device("cpu"), processes=2)
+    assert now["threads"] == torch.get_num_threads() and now["processes"] == 2
+    assert now["cpu"] == torch.backends.cpu.get_cpu_capability() and now["torch"] == torch.__version__
+    path = checkpoint.save(tmp_path, *made(tokenizer), 3, "plan", terms=now, extra={"budget": 4096})
+    assert checkpoint.state(path) == {"step": 3, "plan": "plan", "conditions": now, "extra": {"budget": 4096}}
+    assert checkpoint.changed(path, now) == []
+    assert checkpoint.changed(path, now | {"threads": 64, "cpu": "AVX2"}) == [
+        f"threads {now['threads']} → 64", f"cpu {now['cpu']} → AVX2"
+    ]  # fmt: skip
+
+
+SEAMS = ("_write", "sync", "_rename", "_remove")
+
+
+def test_a_disk_that_fills_up_at_any_moment_leaves_the_one_before_and_nothing_torn(tokenizer, tmp_path, monkeypatch):
+    encoder, adamw = made(tokenizer)
+    checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
+    good = checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
+    seams = {name: getattr(checkpoint, name) for name in SEAMS}
+    done = []
+
+    def limited(name, limit):
+        def act(*arguments):
+            done.append(name)
+            if len(done) == limit:
+                raise OSError(28, "No space left on device")
+            return seams[name](*arguments)
+
+        return act
+
+    refused = 0
+    for limit in range(1, 200):
+        for name in SEAMS:
+            monkeypatch.setattr(checkpoint, name, limited(name, limit))
+        done.clear()
+        try:
+            checkpoint.save(tmp_path, encoder, adamw, 3, "plan")
+        except Me5Error as error:
+            refused += 1
+            assert "No space left" in str(error) and "\n" not in str(error)
+        assert checkpoint.whole(good) and not [name for name in names(tmp_path) if name.endswith(".part")]
+        last = checkpoint.latest(tmp_path)
+        assert last == good or last.name == "step-000003"
+        if len(done) < limit:
+            break
+    assert refused > 20 and names(tmp_path) == ["step-000002", "step-000003"]
+
+
+class Bare(torch.nn.Linear):
+    """A model that takes less room than its optimiser."""
+
+    def save(self, folder):
+        folder.mkdir()
+        (folder / "weights").write_text("none", encoding="utf8")
+
+
+@pytest.mark.parametrize("limit", [8_000, 50_000, 0])  # bytes: too few for the weights, the vocabulary, AdamW's moments
+def test_a_disk_that_refuses_what_python_does_not_write(tokenizer, tmp_path, limit):
+    resource = pytest.importorskip("resource")
+    encoder, adamw = made(tokenizer)
+    good = checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
+    sizes = [(good / name).stat().st_size for name in ("model.safetensors", "tokenizer.json", "optimiser.safetensors")]
+    assert 8_000 < sizes[0] < 50_000 < sizes[1] and sizes[0] < sizes[2]
+    model = encoder if limit else Bare(4, 4)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 50_000, before[1]))
+    try:
+        with pytest.raises(Me5Error, match="no checkpoint of step 2 .*File too large.*the one before is kept") as error:
+            checkpoint.save(tmp_path, model, adamw, 2, "plan")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value) and names(tmp_path) == ["step-000001"] and checkpoint.whole(good)
+    assert checkpoint.latest(checkpoint.save(tmp_path, encoder, adamw, 2, "plan").parent).name == "step-000002"
+
+
+def test_another_error_while_saving_is_not_blamed_on_the_disk(tokenizer, tmp_path):
+    encoder, adamw = made(tokenizer)
+    encoder.save = lambda folder: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
+    assert names(tmp_path) == []
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    checkpoint.put_text(path, "before")
+
+    def full(path, make):
+        path.write_text("aft", encoding="utf8")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(Me5Error, match="no checkpoint of step 2 .*No space left.* the one before is kept; free some"):
-        checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"] and checkpoint.whole(tmp_path / "step-000001")
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(Me5Error, match="log.jsonl cannot be written .No space left on device.: free some space"):
+        checkpoint.put_text(path, "after")
+    assert path.read_text(encoding="utf8") == "before" and names(tmp_path) == ["log.jsonl"]
 
 
 def test_the_fingerprint_does_not_mind_the_order_and_minds_every_value():

@@ -1,5 +1,6 @@
 """Three kills of many: `prove_crash.py` does them all. The same loss, to the bit, in every step."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import prove_crash
@@ -12,10 +13,19 @@ from prove_crash import Fault
 def straight(tmp_path_factory):
     """The folder of a run that nothing happened to, and what it did to the disk."""
     folder = tmp_path_factory.mktemp("straight")
-    return folder, prove_crash.operations_of(prove_crash.killed(folder, Fault(), torch.get_num_threads()))
+    return folder, prove_crash.operations_of(prove_crash.killed(folder, Fault()))
 
 
-def test_three_kills_leave_no_trace(straight, tmp_path):
+@pytest.fixture
+def one_thread():
+    """As the children have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_three_kills_leave_no_trace(straight, one_thread, tmp_path):
     folder, names = straight
     save = prove_crash.save_of(names, 6)
     kinds = [names[number - 1].split()[0] for number in save]
@@ -25,7 +35,7 @@ def test_three_kills_leave_no_trace(straight, tmp_path):
     faults = [Fault("moment", 5, 0.01), Fault("operation", rename), Fault("torn", half)]
     places = [tmp_path / fault.kind for fault in faults]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda place, fault: prove_crash.killed(place, fault, torch.get_num_threads()), places, faults))
+        list(pool.map(prove_crash.killed, places, faults))
     assert [prove_crash.kept(place) for place in places] == [4, 4, 4]
     assert not (places[1] / "checkpoints" / "step-000006").exists()
     assert (places[1] / "checkpoints" / ".step-000006.part").exists()
@@ -35,8 +45,6 @@ def test_three_kills_leave_no_trace(straight, tmp_path):
 
 
 def test_the_comparison_sees_a_last_bit(straight, tmp_path):
-    import shutil
-
     folder = shutil.copytree(straight[0], tmp_path / "copy")
     log = folder / "log.jsonl"
     loss = prove_crash.rows(folder)[-2]["loss"]

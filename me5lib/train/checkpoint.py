@@ -83,9 +83,11 @@ def save(
         for path in (*sorted(beside.rglob("*")), beside):
             sync(path)
         replace(beside, final)
-    except (OSError, SafetensorError, Me5Error) as error:
+    except Exception as error:
         with contextlib.suppress(OSError):
             _remove(beside)
+        if not _refused(error):
+            raise
         reason = " ".join(str(error).split())
         raise Me5Error(f"no checkpoint of step {step} could be written to {folder} ({reason}): the one before is kept; "
                        "free some space, then run the same command to go on") from None
@@ -173,12 +175,22 @@ def replace(beside: Path, final: Path) -> None:
 
 
 def put_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: beside, flushed, renamed."""
+    """Write a text file whole or not at all: beside, flushed, renamed. Raises `Me5Error` when the disk refuses."""
     beside = path.with_name(f".{path.name}.part")
-    _write(beside, lambda at: at.write_text(text, encoding="utf8"))
-    sync(beside)
-    _rename(beside, path)
-    sync(path.parent)
+    try:
+        _write(beside, lambda at: at.write_text(text, encoding="utf8"))
+        sync(beside)
+        _rename(beside, path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise unwritten(path, error) from None
+
+
+def unwritten(path: Path, error: OSError) -> Me5Error:
+    """What to say when a file cannot be written."""
+    return Me5Error(f"{path} cannot be written ({error.strerror}): free some space, then run the same command to go on")
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -222,6 +234,11 @@ def _rename(before: Path, after: Path) -> None:
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the disk refused; the tokenizers library says so with a bare Exception."""
+    return isinstance(error, OSError | SafetensorError | Me5Error) or "(os error " in str(error)
 
 
 def _tidy(folder: Path, pattern: str) -> None:
