@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from me5lib import scale
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.places import Me5Error
-from me5lib.train import contrast, loop
+from me5lib.train import checkpoint, contrast, dist, gradcache, loop, telemetry
 
 STAGE = dataclasses.replace(scale.load("smoke").train, steps=8, warmup=2, lr=1e-2)
 COLOURS = [("red", "rot"), ("green", "gruen"), ("blue", "blau"), ("white", "weiss"), ("black", "schwarz")]
@@ -116,6 +119,46 @@ def test_ctrl_c_finishes_the_step_keeps_a_checkpoint_and_the_next_call_goes_on(s
     assert torch.equal(weights(model), weights(straight[0]))
 
 
+def test_sigterm_does_the_same_and_tells_the_queue(straight, tmp_path, capsys):
+    def preempt(model, step):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        train(encoder(), tmp_path, save_every=0, evaluate=preempt, every=1)
+    assert isinstance(left.value, loop.Preempted) and left.value.code == 143
+    assert "stopped after step 3" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
+    model = encoder()
+    train(model, tmp_path)
+    assert torch.equal(weights(model), weights(straight[0]))
+
+
+def test_a_signal_within_a_step_is_answered_before_a_long_evaluation(tmp_path):
+    model, looked = torch.nn.Linear(1, 1), []
+
+    def compute():
+        signal.raise_signal(signal.SIGTERM)
+        return model.weight.sum()
+
+    with pytest.raises(loop.Preempted):
+        loop.train(model, lambda step: loop.Work(compute), STAGE, None, seed=0, progress=False, every=1,
+                   evaluate=lambda model, step: looked.append(step) or {})  # fmt: skip
+    assert looked == [0]
+
+
+def test_what_breaks_in_an_evaluation_does_not_cost_the_steps_before_it(tmp_path):
+    def broken(model, step):
+        return {} if step < 4 else {}["no such key"]
+
+    with pytest.raises(KeyError):
+        train(encoder(), tmp_path, save_every=4, evaluate=broken, every=4)
+    assert (tmp_path / "checkpoints" / "step-000004").is_dir()
+
+
 def test_another_plan_is_refused(straight):
     with pytest.raises(Me5Error, match="another plan"):
         train(encoder(), straight[1], plan="q")
@@ -126,6 +169,140 @@ def test_results_and_timings_are_kept_apart(straight):
     assert set(log[0]) == {"step", "loss", "grad_norm", "lr", "source"}
     assert set(timings[0]) == {"step", "seconds", "waited"}
     assert log[0]["source"] == "colours" and len(log) == len(timings) == STAGE.steps
+
+
+def test_a_log_that_a_kill_has_torn_is_mended(straight, tmp_path):
+    folder = shutil.copytree(straight[1], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "step-000008")
+    log = folder / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    assert len(loop.read(folder).steps) == STAGE.steps - 1
+    train(encoder(), folder)
+    assert rows(log) == rows(straight[1] / "log.jsonl")
+    assert [row["step"] for row in rows(folder / "timings.jsonl")] == list(range(STAGE.steps))
+
+
+def test_a_full_disk_stops_the_run_in_a_line_and_nothing_is_lost(straight, tmp_path, monkeypatch):
+    save = checkpoint.save_file
+
+    def full(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    def prepare(step):
+        if step == 5:
+            monkeypatch.setattr(checkpoint, "save_file", full)
+        return work(model)(step)
+
+    model = encoder()
+    with pytest.raises(Me5Error, match="step 6 .*No space left") as refusal:
+        loop.train(model, prepare, STAGE, tmp_path, seed=3, plan="p", save_every=2, progress=False)
+    assert "\n" not in str(refusal.value)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    model = encoder()
+    train(model, tmp_path)
+    assert torch.equal(weights(model), weights(straight[0]))
+    assert rows(tmp_path / "log.jsonl") == rows(straight[1] / "log.jsonl")
+
+
+def test_other_conditions_are_said_in_a_line_and_noted(straight, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(straight[1], tmp_path / "run")
+    train(encoder(), folder)
+    assert "bit" not in capsys.readouterr().out
+    now = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now + 62)
+    train(encoder(), folder)
+    said = capsys.readouterr().out
+    assert f"threads {now} → {now + 62}" in said and "to a tolerance" in said and said.count("\n") == 1
+    starts = json.loads((folder / "run.json").read_text(encoding="utf8"))["starts"]
+    assert [(start["step"], start["threads"]) for start in starts] == [(0, now), (8, now), (8, now + 62)]
+    assert starts[0]["reason"] == loop.precision(torch.device("cpu")).reason
+
+
+def test_tokens_padding_and_what_a_batch_says_of_itself_are_logged(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    figures = {}
+
+    def compute():
+        figures.update(alignment=0.25, uniformity=-2.5)
+        return model.weight.sum()
+
+    loop.train(model, lambda step: loop.Work(compute, "x", 1200, 0.125, figures=figures), STAGE, tmp_path, seed=0,
+               progress=False)  # fmt: skip
+    assert rows(tmp_path / "log.jsonl")[0].items() > {"alignment": 0.25, "uniformity": -2.5}.items()
+    row = rows(tmp_path / "timings.jsonl")[0]
+    assert set(row) == {"step", "seconds", "waited", "tokens_per_s", "mfu", "padding"}
+    assert row["padding"] == 0.125 and row["mfu"] is None
+    assert row["tokens_per_s"] > 1200 / (row["seconds"] + row["waited"] + 0.001)
+
+
+def test_model_flop_utilisation_is_of_what_the_data_sheet_promises(monkeypatch):
+    model = encoder()
+    tables = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name and "LayerNorm" not in name)
+    assert telemetry.worked_on(model) == sum(p.numel() for p in model.parameters()) - tables
+    speed = telemetry.Speed(100_000_000, 1e15, 4)
+    timing = speed.timing(1.5, 0.5, 1_000_000, None)  # 3e14 useful FLOP/s of each device's 1e15
+    assert timing["mfu"] == 0.3 and timing["tokens_per_s"] == 2_000_000
+    cuda = torch.device("cuda")
+    names = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA A100-SXM4-80GB": 312e12,
+             "NVIDIA A10G": 70e12, "NVIDIA L4": 121e12, "NVIDIA L40S": 362e12, "Tesla T4": 65e12,
+             "Another 9000": None}  # fmt: skip
+    for name, promised in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert telemetry.peak(cuda, "bf16") == promised and telemetry.peak(cuda, "fp32") is None
+    assert telemetry.peak(torch.device("cpu"), "bf16") is None
+
+
+def scripted(values):
+    """An evaluator that says what is written down, and the steps it was asked at."""
+    asked = []
+
+    def evaluate(model, step):
+        asked.append(step)
+        return {"score": values[step]}
+
+    return evaluate, asked
+
+
+def test_the_best_evaluation_is_kept_and_found_again(straight, tmp_path):
+    evaluate, _ = scripted({0: 0.1, 2: 0.5, 4: 0.7, 6: float("nan"), 8: 0.6})
+    train(encoder(), tmp_path, evaluate=evaluate, every=2, best=loop.Best("score"))
+    assert checkpoint.whole(tmp_path / "best") and checkpoint.state(tmp_path / "best")["step"] == 4
+    whole = encoder()
+    train(whole, tmp_path / "half", stage=STAGE, evaluate=scripted({0: 1, 4: 0, 8: 2})[0], every=4,
+          best=loop.Best("score", larger=False))  # fmt: skip
+    assert checkpoint.state(tmp_path / "half" / "best")["step"] == 4
+    kept = [weights(Encoder.load(folder / "best")) for folder in (tmp_path, tmp_path / "half")]
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(weights(whole), weights(straight[0]))  # what is kept changes nothing
+
+
+def test_training_stops_early_and_an_interrupted_run_stops_at_the_same_step(tmp_path):
+    values, best = {0: 1.0, 1: 3.0, 2: 2.0, 3: 2.5, 4: 2.9, 5: 9.0}, loop.Best("score", patience=3)
+    evaluate, asked = scripted(values)
+    history = train(encoder(), tmp_path / "straight", evaluate=evaluate, every=1, best=best)
+    assert asked == [0, 1, 2, 3, 4] and [row["step"] for row in history.steps] == [0, 1, 2, 3]
+
+    def interrupted(model, step):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return {"score": values[step]}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(encoder(), tmp_path / "again", evaluate=interrupted, every=1, best=best)
+    evaluate, asked = scripted(values)
+    for left in ([4], []):  # the second time it had stopped already
+        train(encoder(), tmp_path / "again", evaluate=evaluate, every=1, best=best)
+        assert asked == left
+        asked.clear()
+    assert rows(tmp_path / "again" / "log.jsonl") == rows(tmp_path / "straight" / "log.jsonl")
+    assert checkpoint.state(tmp_path / "again" / "best")["step"] == 1
+
+
+def test_a_metric_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(Me5Error, match="no 'accurracy' .* choose one of accuracy, loss"):
+        train(encoder(), tmp_path, evaluate=lambda model, step: {"accuracy": 1.0, "loss": 2.0},
+              best=loop.Best("accurracy"))  # fmt: skip
 
 
 def test_it_learns(straight):
@@ -180,6 +357,186 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_line(value):
     with pytest.raises(Me5Error, match="not finite at step 0"):
         loop.train(model, lambda number: step, STAGE, None, seed=0, progress=False)
     assert torch.isfinite(model.weight).all()
+
+
+def test_the_batch_of_a_step_that_failed_is_written_down_and_nothing_else_is_touched(straight, tmp_path):
+    model = encoder()
+
+    def prepare(step, bad=5):
+        found = work(model)(step)
+        identity = {"step": step, "plan": "0123", "rows": [7 * step, 7 * step + 3]}
+        return found._replace(compute=lambda: found.compute() * (math.nan if step == bad else 1), identity=identity)
+
+    with pytest.raises(Me5Error, match="not finite at step 5 .*failed-step.json") as error:
+        loop.train(model, prepare, STAGE, tmp_path, seed=3, plan="p", save_every=2, progress=False)
+    assert "\n" not in str(error.value)
+    found = json.loads((tmp_path / "failed-step.json").read_text(encoding="utf8"))
+    assert found["batch"] == {"step": 5, "plan": "0123", "rows": [35, 38]}
+    assert found.items() > {"step": 5, "seed": 3, "rank": 0, "loss": "nan", "plan": "p", "source": "colours"}.items()
+    assert found["grad_norm"] == "nan" and found["lr"] == loop.rate(5, STAGE)
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000004"
+    assert len(rows(tmp_path / "log.jsonl")) == 5 and all(p.grad is None for p in model.parameters())
+    five = encoder()
+    with pytest.raises(KeyboardInterrupt):
+        train(five, None, evaluate=lambda model, step: step == 5 and signal.raise_signal(signal.SIGINT) or {}, every=1)
+    assert torch.equal(weights(model), weights(five))
+    model = encoder()
+    loop.train(model, lambda step: prepare(step, None), STAGE, tmp_path, seed=3, plan="p", save_every=2, progress=False)
+    assert torch.equal(weights(model), weights(straight[0])) and not (tmp_path / "failed-step.json").exists()
+
+
+class Doubled(torch.nn.Module):
+    """A linear layer whose gradient underflows in fp16 unless the loss is scaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4, bias=False)
+        torch.nn.init.eye_(self.inner.weight)
+
+    def forward(self, ids):
+        return self.inner(torch.tensor([[float(i) for i in row] for row in ids])).float()
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_fp16_scales_the_loss_also_where_gradients_are_made_piece_by_piece(monkeypatch, replayed):
+    monkeypatch.setattr(loop, "precision", lambda device: loop.Precision("fp16", "asked for"))
+    ids = [[1, 2, 3, 4], [4, 3, 2, 1]]
+    stage = dataclasses.replace(STAGE, steps=1, clip=1.0)
+
+    def gradient(tiny):
+        model = Doubled()
+
+        def compute():
+            if replayed:
+                return gradcache.cached_step(model, ids, lambda vectors: vectors.sum() * tiny, 4, 0)
+            return model(ids).sum() * tiny
+
+        return loop.train(model, lambda step: loop.Work(compute), stage, None, seed=0, progress=False).steps[0]
+
+    row = gradient(2.0**-28)  # less than the smallest number of fp16, 2 ** -24
+    assert row["loss"] == pytest.approx(20 * 2.0**-28) and "skipped" not in row
+    assert row["grad_norm"] == pytest.approx(20 * 2.0**-28)  # each of 16 weights has 5
+
+
+def test_fp16_skips_a_step_that_overflows_and_goes_on_with_half_the_scale(monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "precision", lambda device: loop.Precision("fp16", "asked for"))
+    model, stage = Doubled(), dataclasses.replace(STAGE, steps=4, warmup=0, weight_decay=0.0)
+    model.save = lambda folder: folder.mkdir()
+    step = loop.Work(lambda: model([[1, 1, 1, 1]]).sum() * 2.0)  # 2 ** 16 is beyond fp16, 2 ** 15 is not
+    history = loop.train(model, lambda number: step, stage, tmp_path, seed=0, progress=False, save_every=4)
+    assert [row.get("skipped", False) for row in history.steps] == [True, True, False, False]
+    assert history.steps[0]["loss"] == history.steps[1]["loss"] == history.steps[2]["loss"] > history.steps[3]["loss"]
+    assert checkpoint.state(tmp_path / "checkpoints" / "step-000004")["extra"]["scaler"]["scale"] == 2.0**14
+    assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf8").splitlines()[0])["grad_norm"] is None
+    assert not model._forward_hooks
+    hopeless = loop.Work(lambda: model([[1, 1, 1, 1]]).sum() * 1e30)
+    with pytest.raises(Me5Error, match="not finite at step 17"):
+        stage = dataclasses.replace(stage, steps=30)
+        loop.train(model, lambda number: hopeless, stage, None, seed=0, progress=False)
+
+
+@pytest.mark.parametrize(("native", "capability", "name"), [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"),
+                                                            (False, (6, 0), "fp32")])  # fmt: skip
+def test_a_gpu_without_bf16_takes_fp16(monkeypatch, native, capability, name):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    found = loop.precision(torch.device("cuda"))
+    assert found.name == name and "GPU" in found.reason
+
+
+def test_tensorboard_is_written_where_it_is_asked_for_and_installed(tmp_path, monkeypatch, capsys):
+    model, written, folders = torch.nn.Linear(1, 1), [], []
+
+    def run(folder):
+        loop.train(model, lambda step: loop.Work(model.weight.sum, tokens=5), STAGE, folder, seed=0, progress=False,
+                   evaluate=lambda model, step: {"score": float(step)})  # fmt: skip
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            folders.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def flush(self):
+            pass
+
+        def close(self):
+            folders.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    run(tmp_path / "quiet")
+    assert not folders
+    monkeypatch.setenv("ME5_TRACK", "tensorboard")
+    run(tmp_path / "stage1.part")
+    assert folders == [(str(tmp_path / "tensorboard" / "stage1"), 0), "closed"]
+    assert {("train/loss", 7), ("train/tokens_per_s", 0), ("evaluate/score", 8), ("train/lr", 3)} < set(written)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run(tmp_path / "other")
+    assert "not installed (pip install tensorboard): going on without it" in capsys.readouterr().out
+    monkeypatch.setenv("ME5_TRACK", "tensorflow")
+    with pytest.raises(Me5Error, match="choose tensorboard, wandb or both"):
+        run(tmp_path / "other")
+
+
+def test_weights_and_biases_goes_on_in_the_same_curve(tmp_path, monkeypatch):
+    begun, logged = [], {}
+    made = types.SimpleNamespace(log=lambda numbers, step: logged.update({step: numbers}), finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **told: begun.append(told) or made))
+    monkeypatch.setenv("ME5_TRACK", "wandb")
+    for _ in range(2):
+        train(encoder(), tmp_path / "stage1.part")
+    assert begun[0] == begun[1] and begun[0]["resume"] == "allow" and begun[0]["name"] == "stage1"
+    assert set(logged) == set(range(STAGE.steps)) and logged[3]["train/lr"] == loop.rate(3, STAGE)
+
+
+PAIR = """
+import json, math, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import prove_crash, torch
+from me5lib.places import Me5Error
+from me5lib.train import dist, loop
+
+out, team = Path(sys.argv[1]), dist.join(2)
+
+def preempt(step):
+    if step == 3 and team.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+try:
+    prove_crash.run(out / "run", team, preempt)
+except loop.Preempted as left:
+    said = [left.code]
+model = torch.nn.Linear(1, 1)
+
+def compute():
+    loss = model.weight.sum()
+    return loss * (math.nan if team.rank else 1)
+
+try:
+    loop.train(model, lambda step: loop.Work(compute, identity={"rank": team.rank}), prove_crash.STAGE, out / "bad",
+               seed=0, progress=False, team=team)
+except Me5Error as error:
+    said.append(str(error))
+(out / f"said-{team.rank}.json").write_text(json.dumps(said), encoding="utf8")
+dist.leave()
+"""
+
+
+def test_two_processes_stop_together(tmp_path):
+    dist.launch([[sys.executable, "-c", PAIR, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, 240)
+    for rank, file in enumerate(("failed-step.json", "failed-step.rank-1.json")):
+        code, error = json.loads((tmp_path / f"said-{rank}.json").read_text(encoding="utf8"))
+        assert code == 143 and "not finite at step 0" in error
+        failed = json.loads((tmp_path / "bad" / file).read_text(encoding="utf8"))
+        assert failed["rank"] == rank and failed["batch"] == {"rank": rank} and failed["processes"] == 2
+        assert failed["loss.mean"] == "nan" and (failed["loss"] == "nan") == bool(rank)
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == "step-000004"
+    log = rows(tmp_path / "run" / "log.jsonl")
+    assert [row["step"] for row in log if "loss" in row] == [0, 1, 2, 3]  # one row a step: rank 0 alone writes
+    assert [row["evaluate"]["step"] for row in log if "evaluate" in row] == [0, 3]
+    assert checkpoint.state(tmp_path / "run" / "checkpoints" / "step-000004")["conditions"]["processes"] == 2
 
 
 def test_the_next_batch_is_prepared_in_another_thread_while_a_step_is_computed():

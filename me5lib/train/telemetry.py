@@ -12,7 +12,6 @@ On the screen: a bar. TensorBoard and Weights & Biases get the same numbers wher
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import math
@@ -105,10 +104,7 @@ class Log:
             with (self.folder / file).open("a", encoding="utf8") as out:
                 out.write(json.dumps(row) + "\n")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise Me5Error(f"{self.folder / file} cannot be written ({error.strerror}): free some space, "
-                           "then run the same command to go on from the last checkpoint") from None
+            raise checkpoint.unwritten(self.folder / file, error) from None
 
 
 def peak(device: torch.device, precision: str) -> float | None:
