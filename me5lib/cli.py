@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib import hub_cli, mixture_cli
+from me5lib import hub_cli, mixture_cli, train_cli
 from me5lib.places import Me5Error
+from me5lib.train_cli import OfRank, Out, ScaleName, Seed, Set, speaks
 
 if TYPE_CHECKING:
     from me5lib.scale import Scale
@@ -28,10 +29,13 @@ class Plain(TyperGroup):
         try:
             return super().invoke(ctx)
         except Me5Error as error:
-            print(f"me5: {error}", file=sys.stderr)
+            if speaks() or isinstance(error, OfRank):
+                print(f"me5: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print("me5: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+            if speaks():
+                said = "interrupted; what is finished is kept, the same command goes on from there"
+                print(f"me5: {said}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
@@ -41,11 +45,6 @@ app = typer.Typer(
 )
 app.add_typer(mixture_cli.app, name="mixture")
 app.command()(hub_cli.fetch)
-ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
-Processes = Annotated[int, typer.Option(help="Stop unless so many processes train together (0: however many).")]
-Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
 
 
 def _opened(name: str, seed: int, overrides: list[str], out: str) -> tuple[Scale, Path]:
@@ -103,46 +102,8 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command()
-def pretrain(
-    scale: ScaleName = "tiny",
-    seed: Seed = 0,
-    overrides: Set = [],  # noqa: B006
-    out: Out = "",
-    processes: Processes = 0,
-) -> None:
-    """Stage 1: contrastive pre-training on pairs; in several processes under torchrun or accelerate launch."""
-    dial, folder = _opened(scale, seed, overrides, out)
-    from me5lib.train import dist, stages
-
-    team = dist.join(processes or None)
-    made = stages.pretrain(dial, seed, folder, team=team, progress=team.main)
-    if team.main:
-        print(made)
-    dist.leave()
-
-
-@app.command()
-def finetune(
-    scale: ScaleName = "tiny",
-    seed: Seed = 0,
-    overrides: Set = [],  # noqa: B006
-    out: Out = "",
-    scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
-    processes: Processes = 0,
-) -> None:
-    """Stage 2: supervised fine-tuning of the stage-1 checkpoint, with hard negatives and a teacher."""
-    dial, folder = _opened(scale, seed, overrides, out)
-    from me5lib.lesson import Lesson
-
-    start = None if scratch else Lesson("", dial, seed, folder).checkpoint("stage1")
-    from me5lib.train import dist, stages
-
-    team, name = dist.join(processes or None), "stage2-only" if scratch else "stage2"
-    made = stages.finetune(dial, seed, folder, start=start, name=name, team=team, progress=team.main)
-    if team.main:
-        print(made)
-    dist.leave()
+app.command()(train_cli.pretrain)
+app.command()(train_cli.finetune)
 
 
 @app.command()

@@ -1,12 +1,14 @@
-"""Checkers of notebook 04: the arithmetic of the replay, the cut by a token budget, the table of cosines."""
+"""Checkers of notebook 04: the arithmetic of the replay, the cut by a budget, the table of cosines, the closed form."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from me5lib.exercises import ask, close, exercise
 
 LENGTHS, BUDGET = [5, 1, 9, 40, 1, 9, 2, 30, 5, 9], 32
+LOGITS, TARGET = [1.0, 3.0, 2.0, 0.5], 2
 
 
 @exercise("04.1")
@@ -61,3 +63,30 @@ def table(answer: float) -> str | None:
     if close(answer, 4.0):
         return "4.0 is in GiB (2³⁰ bytes); in GB of 10⁹ bytes it is a little more"
     return "rows × columns × bytes per number, divided by 10⁹"
+
+
+@exercise("04.4")
+def closed_form(answer: Callable) -> str | None:
+    """The softmax, less one at the right passage."""
+    powers = [math.exp(value) for value in LOGITS]
+    share = [power / sum(powers) for power in powers]
+    hot = [float(j == TARGET) for j in range(len(LOGITS))]
+    hints = {
+        "that is the softmax: one thing is missing at the right passage": share,
+        "the sign: raising the right passage's logit must lower the loss": [
+            h - s for h, s in zip(hot, share, strict=True)],
+        "that leaves the sum under the fraction bar out: divide the powers by it": [
+            p - h for p, h in zip(powers, hot, strict=True)],
+        "the other passages count too: raising the logit of any of them raises the loss": [
+            (s - 1) * h for s, h in zip(share, hot, strict=True)],
+    }  # fmt: skip
+    found = [float(value) for value in ask(answer, list(LOGITS), TARGET)]
+    if len(found) != len(LOGITS):
+        return f"one number for each logit: {len(LOGITS)} went in, {len(found)} came out"
+    right = [s - h for s, h in zip(share, hot, strict=True)]
+    if all(close(f, r, 1e-6) for f, r in zip(found, right, strict=True)):
+        return None
+    for hint, wrong in hints.items():
+        if all(close(f, w, 1e-6) for f, w in zip(found, wrong, strict=True)):
+            return hint
+    return f"logits {LOGITS}, the right one at place {TARGET}: the derivatives are {[round(r, 3) for r in right]}"

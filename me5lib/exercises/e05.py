@@ -1,4 +1,4 @@
-"""Checkers of notebook 05: the weight in effect, naming a mistake, a rank's share of the global mean."""
+"""Checkers of notebook 05: the weight in effect, naming a mistake, a rank's share of the mean, a mixed ratio."""
 
 from __future__ import annotations
 
@@ -59,3 +59,21 @@ def rank_loss(answer: Callable) -> str | None:
     if close(mean, 14.0 / 3, 1e-9):
         return "the sum is not divided by the number of rows yet"
     return f"with rows 3, 0 and 1 the average of your three losses is {mean:.3f}; the mean over all rows is 3.5"
+
+
+@exercise("05.4")
+def mixed_ratio(answer: float) -> str | None:
+    """1 - 0.95 = (1 - 1/2) s, so s = 0.1, and 1 - (1 - 1/8) · 0.1 = 0.9125."""
+    if close(answer, 1 - 7 / 8 * 0.1, 2e-3):
+        return None
+    if close(answer, 1 / 8):
+        return "that is InfoNCE alone; here KL, which comes out right, is the larger part of the step"
+    if close(answer, 0.95, 1e-3):
+        return "InfoNCE is now divided by 8 instead of 2, so more of the step is missing"
+    if close(answer, 0.95 / 4) or close(answer, 0.95 * 2 / 8):
+        return "only InfoNCE's part is divided: first find its share s from 0.95 = 1 - (1 - 1/2) s"
+    if close(answer, 0.8, 5e-3):
+        return "what is missing is (1 - 1/W) s: it cannot grow fourfold, for half of InfoNCE was missing already"
+    if close(answer, 0.9, 1e-3):
+        return "that is the step without any InfoNCE, W without end; on 8 processes an eighth of it is left"
+    return "find InfoNCE's share s from 0.95 = 1 - (1 - 1/2) s, then put W = 8 into the same formula"

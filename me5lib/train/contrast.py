@@ -29,6 +29,8 @@ Rows = Tensor | slice
 ALL = slice(None)
 FORMS = ("one-way", "symmetric", "four-way")
 TILE_LOGITS = 2**22  # ours: logits of a tile, 16 MB in fp32; measured from 2**20 to 2**25 (tests/benchmarks/LOG.md)
+NEGLIGIBLE = 1e-30  # ours: smaller shares count as nothing. Near 1e-38 fp32 turns denormal, where a CPU's matrix
+# product takes a hundred times as long: a sharp model at τ = 0.01 has most of its shares there
 
 
 class Relations(NamedTuple):
@@ -314,6 +316,7 @@ def _tile(
     torch.softmax(logits, 1, out=shares)
     loss = (top - right).squeeze(1) - shares.gather(1, where).squeeze(1).log()  # the largest is 1 / Σ exp(s - top)
     if gradients:
+        torch.threshold_(shares, NEGLIGIBLE, 0)
         _add_gradient(gradients, part, anchors, pairs, columns, shares, target.squeeze(1), job.temperature)
     return loss.double().sum()
 

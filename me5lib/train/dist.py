@@ -25,6 +25,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,7 +65,11 @@ class Team:
 
     def wrap(self, model: torch.nn.Module) -> Callable[[Any], Tensor]:
         """`model` itself, or behind DistributedDataParallel: called with token ids, with `no_sync` of its own."""
-        return model if self.prepare is None else _Wrapped(self.prepare(model))
+        if self.prepare is None:
+            return model
+        with warnings.catch_warnings():  # accelerate 1.15 names an option of DistributedDataParallel by its older name
+            warnings.simplefilter("ignore", FutureWarning)
+            return _Wrapped(self.prepare(model))
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so. A collective."""
@@ -254,6 +259,8 @@ def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float
         for number, (command, log) in enumerate(zip(commands, logs, strict=True)):
             with log.open("wb") as sink:
                 environment = {**_environment(), **_seat(number, len(commands)), MEETING: str(meeting)}
+                if torch.cuda.device_count() < len(commands):  # NCCL refuses two ranks on one GPU
+                    environment["CUDA_VISIBLE_DEVICES"] = ""
                 children.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment))
         while any(child.poll() is None for child in children):
             _refuse_failed(children, logs)

@@ -1,5 +1,7 @@
 """Solutions of notebook 04, and wrong answers that each meet a hint of their own."""
 
+import math
+
 
 def cut_by_budget(lengths, budget):
     cut = [[]]
@@ -41,9 +43,35 @@ def empty_first(lengths, budget):
     return [[], *cut] if lengths[cut[0][0]] > budget else cut
 
 
-SOLUTIONS = {"04.1": 4 / 3, "04.2": cut_by_budget, "04.3": 4.294967296}
+def softmax(logits, target):
+    powers = [math.exp(z) for z in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def derivative(logits, target):
+    return [share - (j == target) for j, share in enumerate(softmax(logits, target))]
+
+
+def uphill(logits, target):
+    return [-value for value in derivative(logits, target)]
+
+
+def no_sum(logits, target):
+    return [math.exp(z) - (j == target) for j, z in enumerate(logits)]
+
+
+def only_the_right_one(logits, target):
+    return [(share - 1) * (j == target) for j, share in enumerate(softmax(logits, target))]
+
+
+def one_number(logits, target):
+    return [derivative(logits, target)[target]]
+
+
+SOLUTIONS = {"04.1": 4 / 3, "04.2": cut_by_budget, "04.3": 4.294967296, "04.4": derivative}
 WRONG = {
     "04.1": [2, 1.5, 4, 1, 1.2],
     "04.2": [unsorted, by_sum, drops_the_last, one_each, empty_first],
     "04.3": [1.0737, 2.147, 0.000131, 4.294967e9, 4.0, 268.0],
+    "04.4": [softmax, uphill, no_sum, only_the_right_one, one_number, lambda logits, target: [0.0] * len(logits)],
 }

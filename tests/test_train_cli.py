@@ -1,0 +1,256 @@
+"""`me5 pretrain` and `me5 finetune` as a user meets them: what is refused, resumed, thrown away; launchers; Slurm."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import me5
+from typer.testing import CliRunner
+
+from me5lib import scale
+from me5lib.cli import app
+from me5lib.data.corpus import open_corpus
+from me5lib.places import PACKAGE
+from me5lib.train import loop, stages
+
+ROOT = Path(__file__).resolve().parents[1]
+HUB = ("workshop", "small", "base", "large", "large-instruct")
+SMALL = ("train.steps=6", "train.batch=32")
+SETS = [word for dial in SMALL for word in ("--set", dial)]
+SBATCH = PACKAGE / "slurm" / "pretrain.sbatch"
+
+
+def run(*arguments, **environment):
+    """The command in this process."""
+    return CliRunner(env=environment).invoke(app, list(map(str, arguments)), catch_exceptions=False)
+
+
+def refused(done, *words):
+    """Exit code 2 and one line that holds `words`."""
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 2 and line.startswith("me5: ") and all(word in line for word in words), line
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+@pytest.mark.parametrize("name", HUB)
+def test_a_long_run_wants_yes_and_names_the_plan(command, name, tmp_path):
+    out = tmp_path / "out"
+    done = run(command, "--scale", name, "--out", out)
+    refused(done, f"me5 {command} --scale {name} --plan", "--yes", scale.load(name).model.backbone)
+    assert not out.exists()
+
+
+def test_with_yes_a_run_begins_and_says_what_is_missing(tmp_path):
+    done = run("pretrain", "--scale", "workshop", "--yes", "--out", tmp_path / "out", ME5_CACHE=str(tmp_path / "cache"))
+    refused(done, "lacks", "me5 fetch --for workshop")
+    refused(run("finetune", "--scale", "base", "--yes", "--out", tmp_path / "out"), "no stage1 checkpoint")
+
+
+@pytest.mark.parametrize(("command", "stage"), [("pretrain", "stage1"), ("finetune", "stage2")])
+def test_the_plan_is_printed_and_nothing_else_happens(command, stage, tmp_path):
+    out = tmp_path / "out"
+    done = run(command, "--scale", "base", "--plan", "--tokens", 100, "--use", 0.5, "--out", out)
+    assert done.exit_code == 0 and done.stdout.startswith(f"{stage} at scale base")
+    assert "100 tokens of" in done.stdout and "50% of the data sheet's" in done.stdout
+    assert not out.exists()
+
+
+def test_the_sample_is_the_file_that_ships():
+    done = run("pretrain", "--sbatch-sample")
+    assert done.stdout == SBATCH.read_text(encoding="utf8") and done.exit_code == 0
+    assert subprocess.run(["bash", "-n", str(SBATCH)]).returncode == 0
+    for word in ("--nodes=2", "--signal=B:TERM@120", "--requeue", "HF_HUB_OFFLINE=1"):
+        assert word in done.stdout
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A run folder whose stage 1 was stopped after some steps, as the command would have begun it."""
+    def stop(encoder, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return {}
+
+    dial = scale.load("smoke", SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        stages.pretrain(dial, 0, tmp_path, corpus=open_corpus(dial, False), evaluate=stop, every=1, progress=False)
+    return tmp_path
+
+
+def steps_of(folder):
+    return [row["step"] for row in loop.read(folder / "stage1").steps]
+
+
+def test_resume_goes_on_and_refuses_where_there_is_nothing(unfinished, tmp_path):
+    done = run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished)
+    assert done.exit_code == 0, done.stderr
+    assert re.search(r"going on with .*step-00000[34] \([34] of 6 steps are done\)", done.stdout)
+    assert steps_of(unfinished) == list(range(6))
+    refused(run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished),
+            "nothing to resume", "stage1 is finished there", "leave out --resume")
+    refused(run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", tmp_path / "new"),
+            "nothing to resume", "no checkpoint of stage1 is there")
+
+
+def test_resume_does_not_take_a_damaged_checkpoint_for_something(unfinished):
+    for path in (unfinished / "stage1.part" / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(b"damaged")
+    done = run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished)
+    assert done.exit_code == 2 and "nothing to resume" in done.stderr
+
+
+def test_fresh_throws_away_what_is_unfinished(unfinished):
+    other = [*SETS, "--set", "train.lr=0.001"]
+    refused(run("pretrain", "--scale", "smoke", *other, "--out", unfinished), "stage.lr")  # as without it
+    done = run("pretrain", "--scale", "smoke", *other, "--fresh", "--out", unfinished)
+    assert done.exit_code == 0 and "stage1.part is thrown away" in done.stdout
+    assert "steps 0 … 6" in done.stdout and steps_of(unfinished) == list(range(6))
+
+
+def test_finetune_resumes_only_what_is_there(unfinished):
+    run("pretrain", "--scale", "smoke", *SETS, "--out", unfinished)
+    refused(run("finetune", "--scale", "smoke", "--resume", "--out", unfinished), "no checkpoint of stage2 is there")
+    refused(run("finetune", "--scale", "smoke", "--scratch", "--resume", "--out", unfinished), "stage2-only")
+
+
+def test_other_ranks_are_silent_about_what_all_meet():
+    for rank, lines in (("0", 1), ("1", 0)):
+        done = me5("pretrain", "--scale", "base", RANK=rank)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == lines and done.stdout == ""
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    refused(run("pretrain", "--scale", "smoke", "--processes", 2, "--out", tmp_path), "1 process(es) were launched")
+
+
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+def launched(launcher, *arguments, **environment):
+    """`arguments` of me5 in two processes of one thread each, by a documented line."""
+    words = {"torchrun": ["-m", "torch.distributed.run", *LAUNCHERS[launcher][1:]],
+             "accelerate": ["-m", "accelerate.commands.launch", *LAUNCHERS[launcher][2:], "--main_process_port", "0"]}
+    command = [sys.executable, *words[launcher], "-m", "me5lib", *map(str, arguments)]
+    one = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **environment}
+    return subprocess.run(command, env=os.environ | one, cwd=ROOT, capture_output=True, encoding="utf8",
+                          stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Stage 1 by two processes under torchrun: what was printed, and the folder of the run."""
+    out = tmp_path_factory.mktemp("torchrun")
+    done = launched("torchrun", "pretrain", "--scale", "smoke", "--processes", 2, "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done, out
+
+
+def test_torchrun_trains_together_and_rank_0_alone_speaks(undisturbed):
+    done, out = undisturbed
+    assert done.stdout.splitlines()[-1] == str(out / "stage1") and done.stdout.count(str(out)) == 1
+    assert done.stdout.count("stage 1: steps 0 … 30") == 1 and "me5: " not in done.stderr
+    (start,) = json.loads((out / "stage1" / "run.json").read_text(encoding="utf8"))["starts"]
+    assert start["processes"] == 2 and steps_of(out) == list(range(30))
+
+
+def test_accelerate_launch_trains_together(undisturbed, tmp_path):
+    """The first three steps of the run have the losses of torchrun's, for the plan of the steps is the same."""
+    done = launched("accelerate", "pretrain", "--scale", "smoke", "--processes", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(str(tmp_path)) == 1
+    ours, theirs = ([row["loss"] for row in loop.read(out / "stage1").steps] for out in (tmp_path, undisturbed[1]))
+    assert ours == theirs
+
+
+def test_a_mistake_under_a_launcher_is_said_once(tmp_path):
+    done = launched("torchrun", "pretrain", "--scale", "base", "--out", tmp_path / "out")
+    assert done.returncode != 0 and done.stderr.count("me5: ") == 1 and "--plan" in done.stderr
+
+
+def test_the_documented_lines_are_those_that_were_tried():
+    from me5lib import train_cli
+
+    for text in (train_cli.__doc__, (PACKAGE / "slurm" / "requeue.md").read_text(encoding="utf8")):
+        for words in LAUNCHERS.values():
+            assert " ".join(words[:-1]) + " 8 -m me5lib pretrain --scale base --yes --processes 8" in text
+
+
+QUEUE = """#!{python}
+# sbatch that runs the job here, and again as often as it is requeued; the signal comes once the log has three steps.
+import os, pathlib, re, signal, subprocess, sys, time
+script, arguments, folder = sys.argv[1], sys.argv[2:], pathlib.Path(os.environ["STUB"])
+asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", open(script).read(), re.M))
+assert asked["nodes"] == "2" and asked["signal"] == "B:TERM@120" and "requeue" in asked
+slurm = dict(SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node[1-2]", SLURM_NNODES="2", SLURM_NTASKS="2",
+             SLURM_CPUS_PER_TASK="1")
+for turn in range(3):
+    job = subprocess.Popen(["bash", script, *arguments], env=os.environ | slurm)
+    if turn == 0:
+        log = pathlib.Path(os.environ["STUB_LOG"])
+        while job.poll() is None and not (log.is_file() and log.read_text().count('"loss"') >= 3):
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+    with open(folder / "codes", "a") as codes:
+        codes.write(f"{{job.wait()}}\\n")
+    if not (folder / "requeued").exists():
+        sys.exit(job.returncode)
+    (folder / "requeued").unlink()
+"""
+SCONTROL = """#!/bin/bash
+echo "$@" >> "$STUB/scontrol.log"
+if [[ $1 == show ]]; then echo 127.0.0.1; else touch "$STUB/requeued"; fi
+"""
+SRUN = """#!{python}
+# srun on one machine: a task of each rank, signals handed on, the highest exit code back.
+import os, signal, subprocess, sys
+command = [word for i, word in enumerate(sys.argv[1:]) if not (i == 0 and word.startswith("--"))]
+tasks = [subprocess.Popen(command, env=os.environ | dict(SLURM_PROCID=str(r), SLURM_LOCALID="0")) for r in range(2)]
+signal.signal(signal.SIGTERM, lambda *_: [task.send_signal(signal.SIGTERM) for task in tasks])
+sys.exit(max(128 - code if code < 0 else code for code in [task.wait() for task in tasks]))
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Stubs of sbatch, srun and scontrol, which note in a folder what came."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"sbatch": QUEUE, "srun": SRUN, "scontrol": SCONTROL}.items():
+        (folder / name).write_text(text.format(python=sys.executable) if "{python}" in text else text, encoding="utf8")
+        (folder / name).chmod((folder / name).stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("STUB", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return folder
+
+
+def test_a_job_that_is_signalled_saves_and_goes_on_when_it_is_requeued(undisturbed, tmp_path, slurm, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setenv("STUB_LOG", str(out / "stage1.part" / "log.jsonl"))
+    done = subprocess.run(["sbatch", str(SBATCH), "pretrain", "--scale", "smoke", "--out", str(out)],
+                          capture_output=True, encoding="utf8", timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (slurm / "codes").read_text(encoding="utf8").split() == ["143", "0"]
+    assert "requeue 7" in (slurm / "scontrol.log").read_text(encoding="utf8").splitlines()
+    first, second = json.loads((out / "stage1" / "run.json").read_text(encoding="utf8"))["starts"]
+    assert first["step"] == 0 < second["step"] < 30 and first["processes"] == second["processes"] == 2
+    assert "SIGTERM: stopped after step" in done.stderr and done.stdout.count(str(out / "stage1")) == 1
+    ours, theirs = (loop.read(folder / "stage1").steps for folder in (out, undisturbed[1]))
+    assert ours == theirs  # to the bit
+
+
+def test_a_job_that_fails_is_not_requeued(tmp_path, slurm, monkeypatch):
+    monkeypatch.setenv("STUB_LOG", str(tmp_path / "no-log"))
+    done = subprocess.run(["sbatch", str(SBATCH), "pretrain", "--scale", "huge"], capture_output=True, encoding="utf8")
+    assert done.returncode == 2 and "unknown scale 'huge'" in done.stderr
+    assert (slurm / "codes").read_text(encoding="utf8").split() == ["2"]
+    assert "requeue" not in (slurm / "scontrol.log").read_text(encoding="utf8")
