@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from me5lib.pairs import Pair
+from me5lib.places import Me5Error
 from me5lib.train.contrast import from_pairs, info_nce
-from me5lib.train.gradcache import GraphMeter, cached_step, mix, padding_share, pieces, seeded
+from me5lib.train.gradcache import GraphMeter, cached_step, fitting_budget, mix, padding_share, pieces, seeded
 
 TEXTS, WIDTH, BUDGET = 24, 16, 60
 
@@ -181,3 +182,18 @@ def test_mix_is_stable_and_fits_torch():
     assert mix(1, 2, 3) != mix(1, 23) and mix(1, 2) != mix(2, 1)
     assert mix(0, 1, 2) == 4529435921577843265
     assert all(0 <= mix(0, k) < 2**63 for k in range(100)) and math.isfinite(mix(2**80))
+
+
+def test_the_budget_is_halved_until_a_step_fits():
+    tried = []
+
+    def attempt(budget: int) -> None:
+        tried.append(budget)
+        if budget > 5_000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert fitting_budget(attempt, 32_768) == 4_096 and tried == [32_768, 16_384, 8_192, 4_096]
+    with pytest.raises(Me5Error, match="not even 1,024 tokens"):
+        fitting_budget(lambda budget: attempt(budget + 5_000), 2_048)
+    with pytest.raises(ValueError, match="something else"):  # only running out of memory makes it smaller
+        fitting_budget(lambda budget: (_ for _ in ()).throw(ValueError("something else")), 2_048)

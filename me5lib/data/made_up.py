@@ -74,8 +74,8 @@ def items(card: cards.Card, rows: int, seed: int = 0) -> list[Pair | Labelled]:
     for number, entry in enumerate(card.hub):
         for code in list(entry.languages)[:LANGUAGES] or [entry.language or ""]:
             stream = streaming.Stream(number, code, rows, ())
-            raw = _raw(entry, code, TRIES * rows, f"{card.name} {number} {code} {seed}")
-            found += islice(streaming.make(card, stream, raw, dropped, streaming.known_builders()), rows)
+            made = raw(entry, code, TRIES * rows, f"{card.name} {number} {code} {seed}")
+            found += islice(streaming.make(card, stream, made, dropped, streaming.known_builders()), rows)
     if not found:
         why = "; ".join(reason for (_, reason), _ in dropped.most_common(3))
         raise Me5Error(f"card {card.name}: no made-up row of its columns makes a pair ({why}): mend the card")
@@ -111,8 +111,8 @@ class _Hand(NamedTuple):
         return "\n".join(", ".join(self.draw.choices(known, k=k)) for k in self.draw.choice(self.forms)) + "."
 
 
-def _raw(entry: cards.Hub, language: str, most: int, seed: str) -> Iterator[dict[str, Any]]:
-    """Rows of the entry's columns, the same for the same seed."""
+def raw(entry: cards.Hub, language: str, most: int, seed: str) -> Iterator[dict[str, Any]]:
+    """`most` rows of the entry's columns, in one of its languages (""), the same for the same seed."""
     draw = random.Random(seed)
     kinds = {name: schema.parse(text) for name, text in entry.columns.items()}
     forms = SHORT if entry.builder in labelled.BUILDERS else LONG

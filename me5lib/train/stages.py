@@ -37,7 +37,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
-from me5lib.train import checkpoint, contrast, distill, groups, loop
+from me5lib.train import checkpoint, contrast, distill, groups, loop, tokenised
 from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
 from me5lib.train.door import Door, identity, read_json, write_json
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
@@ -47,7 +47,7 @@ T = TypeVar("T")
 BUDGET = "budget.json"
 LOOKS = 15  # ours: evaluations during stage 1
 FIRST_BUDGET = 2**20  # ours: padded tokens tried first on a GPU; halved until they fit
-PIECE = 16_384  # ours: padded tokens of which GradCache holds the graph on a CPU; half a GB at tiny
+PIECE_BYTES = 2**29  # ours: of which GradCache holds the graph on a CPU; smaller and larger pieces are no faster
 GRAPH_BYTES = 3 * 2**29  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
 TEXTS_PER_PIECE = 3  # ours: training texts read for each piece of the vocabulary
 CHECKPOINTS = 5  # ours: times a stage writes one
@@ -55,12 +55,13 @@ CHECKPOINTS = 5  # ours: times a stage writes one
 
 def pretrain(
     scale: Scale, seed: int, out: Path, *, corpus: Corpus | HubCorpus | None = None, team: Team | None = None,
-    evaluate: loop.Evaluator | None = None, every: int = 0, progress: bool = True,
+    evaluate: loop.Evaluator | None = None, every: int = 0, progress: bool = True, pretokenised: bool = False,
 ) -> Path:
     """Stage 1, contrastive pre-training on unlabelled pairs: the finished folder `out/stage1`.
 
     `evaluate(encoder, step)` is logged before the first step, after the last, and after every `every` steps (0: fifteen
-    times in all); by default it is `watch.watch(corpus)`. It does not change what is trained.
+    times in all); by default it is `watch.watch(corpus)`. With `pretokenised`, token ids are read from a store in the
+    cache, written on its first use (`tokenised.over`). Neither changes what is trained.
     """
     team = team or Team.alone()
     corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
@@ -71,9 +72,11 @@ def pretrain(
         return door.final
     encoder = _ready(first_here(team, lambda: _start(scale, seed, out, corpus, None)), scale.train, team)
     work = first_here(team, door.open)
+    if pretokenised:
+        mixture = first_here(team, lambda: tokenised.over(mixture, encoder, scale.train, prefixes, progress))
     cut = functools.partial(_budget, work, team, encoder, scale.model, scale.train)
     every = every or max(1, scale.train.steps // LOOKS)
-    stage1 = _stage1(encoder, team, mixture, scale.train, seed, first_here(team, cut))
+    stage1 = _stage1(encoder, team, mixture, scale.train, seed, first_here(team, cut), pretokenised)
     loop.train(
         encoder, stage1, scale.train, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
         every=every, save_every=_save_every(scale.train), progress=progress, name="stage 1", team=team,
@@ -96,6 +99,9 @@ def finetune(
     """
     if negatives not in groups.KINDS:
         raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(groups.KINDS)}")
+    if teacher and scale.finetune.query_tokens + scale.finetune.passage_tokens > scale.model.max_tokens:
+        raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
+                       f"must be at most model.max_tokens, {scale.model.max_tokens}")
     team = team or Team.alone()
     corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
@@ -198,17 +204,15 @@ def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start
 
 
 def _stage1(
-    encoder: Encoder, team: Team, mixture: Mixture, stage: Stage, seed: int, budget: Budget
+    encoder: Encoder, team: Team, mixture: Mixture, stage: Stage, seed: int, budget: Budget, pretokenised: bool = False
 ) -> Callable[[int], loop.Work]:
     model = team.wrap(encoder)
+    ready = tokenised.ready if pretokenised else _ready_pairs
 
     def part(pairs: Sequence[Pair]) -> Part:
         """Some pairs of this rank, tokenised, and their share of the loss over all ranks'."""
-        batch = contrast.from_pairs(pairs)
-        sides = [prefixes(pair.source) for pair in pairs]
-        ids = _tokens(encoder, batch.queries, [q for q, _ in sides], stage.query_tokens)
-        ids += _tokens(encoder, batch.passages, [p for _, p in sides], stage.passage_tokens)
-        return Part(ids, lambda vectors: _contrastive(vectors, len(pairs), batch.relations, stage))
+        ids, related = ready(pairs, encoder, stage)
+        return Part(ids, lambda vectors: _contrastive(vectors, len(pairs), related, stage))
 
     def prepare(step: int) -> loop.Work:
         """The batch of `step`, tokenised, and how its gradient is computed."""
@@ -217,6 +221,15 @@ def _stage1(
         return _work(model, team, parts, seed, step, budget, [pair.source for pair in pairs])
 
     return prepare
+
+
+def _ready_pairs(pairs: Sequence[Pair], encoder: Encoder, stage: Stage) -> tuple[list[list[int]], contrast.Relations]:
+    """Ids of the queries, then of the passages, and who belongs to whom."""
+    batch = contrast.from_pairs(pairs)
+    sides = [prefixes(pair.source) for pair in pairs]
+    ids = _tokens(encoder, batch.queries, [q for q, _ in sides], stage.query_tokens)
+    ids += _tokens(encoder, batch.passages, [p for _, p in sides], stage.passage_tokens)
+    return ids, batch.relations
 
 
 def _stage2(
@@ -320,14 +333,19 @@ class Budget(NamedTuple):
     piece: int  # padded tokens of a piece of GradCache's
     whole: int  # tokens of a step up to which it is one piece, without a replay
 
+    @classmethod
+    def on_cpu(cls, shape: Model) -> Budget:
+        """By what a run may hold."""
+        token = graph_bytes(shape, 1)
+        return cls(PIECE_BYTES // token, GRAPH_BYTES // token)
+
 
 def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage) -> Budget:
     """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
     kept = read_json(work / BUDGET)
     if kept is None:
         cuda = team.device.type == "cuda"
-        tokens = _fitting(encoder, stage) if cuda else PIECE
-        kept = Budget(tokens, tokens if cuda else GRAPH_BYTES // graph_bytes(shape, 1))._asdict()
+        kept = (Budget(*[_fitting(encoder, stage)] * 2) if cuda else Budget.on_cpu(shape))._asdict()
         if team.main:
             write_json(work / BUDGET, kept)
     return Budget(**kept)

@@ -79,7 +79,8 @@ def steps(encoder: Any, pairs: Any, ids: list[list[int]], dtype: str) -> Callabl
 
     tiny = scale.load("tiny")
     adamw, n = loop.optimiser(encoder, tiny.train), len(pairs)
-    whole = sum(map(len, ids)) <= stages.GRAPH_BYTES // stages.graph_bytes(tiny.model, 1)
+    budget = stages.Budget.on_cpu(tiny.model)
+    whole = sum(map(len, ids)) <= budget.whole
 
     def step() -> dict[str, float]:
         seconds, start = {}, time.perf_counter()
@@ -97,7 +98,7 @@ def steps(encoder: Any, pairs: Any, ids: list[list[int]], dtype: str) -> Callabl
         related = contrast.from_pairs(pairs).relations
         part("relations")
         with loop.autocast(torch.device("cpu"), dtype):
-            cached_step(encoder, ids, loss_of, sys.maxsize if whole else stages.PIECE, 0, keep_graph=whole)
+            cached_step(encoder, ids, loss_of, sys.maxsize if whole else budget.piece, 0, keep_graph=whole)
         part("loss and gradient")
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), tiny.train.clip)
         adamw.step()

@@ -115,7 +115,7 @@ def _flash() -> bool:
     return find_spec("flash_attn") is not None or find_spec("kernels") is not None
 
 
-def screen(case: Case, ours: list[str], job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def screen(case: Case, ours: list[str], peers: list[str], job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each contender once, its gradient compared with ours in fp32; if it has that dtype, a difference ends all."""
     found: dict[str, dict[str, Any]] = {}
     reference = _once(ours[0], job | {"gradient": "ours", "dtype": "fp32"})
@@ -131,14 +131,15 @@ def screen(case: Case, ours: list[str], job: dict[str, Any]) -> dict[str, dict[s
             print(f"  {name:28} left out: {str(error)[-120:]}", flush=True)
             return
         one["distance"] = spawn(__file__, job | {"role": "compare"})["distance"]
-        print(f"  {name:28} {one['seconds']:8.2f} s   gradient off by {one['distance']:.1e}, loss by "
-              f"{abs(one['loss'] - reference['loss']):.1e}; others {one['others']:.0%}", flush=True)
+        off = abs(one["loss"] - reference["loss"])
+        print(f"  {name:28} {one['seconds']:8.2f} s, {one['added'] / 2**20:6,.0f} MB added; gradient off by "
+              f"{one['distance']:.1e}, loss by {off:.1e}; others {one['others']:.0%}", flush=True)
         if job["dtype"] == "fp32" and not (one["distance"] <= TOLERANCE and _near(one["loss"], reference["loss"])):
             raise SystemExit(f"{case.name}: {name} does not agree with ours")
 
-    for name in ours + contenders(case, job["device"]):
+    for name in ours + (peers or contenders(case, job["device"])):
         run(name)
-    if job["device"] == "cpu":
+    if job["device"] == "cpu" and not peers:
         for name in fastest(found, 3):
             run(f"{name} eager")
     return found
@@ -166,7 +167,7 @@ def measure(case: Case, asked: argparse.Namespace, folder: Path) -> dict[str, An
     print(f"\n{case.name}, {asked.dtype}: {made['tokens']:,} tokens, {made['fill']:.1%} fill, longest "
           f"{made['longest']}; load average {os.getloadavg()[0]:.1f}", flush=True)
     ours = ["ours", *(f"ours {piece}" for piece in asked.pieces)] + (["ours one-pass"] if asked.one_pass else [])
-    screened = screen(case, ours, job)
+    screened = screen(case, ours, asked.peers, job)
     names = list(dict.fromkeys([*ours, DEFAULT, *fastest(screened, 3)]))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(asked.rounds):
@@ -339,8 +340,9 @@ def as_stages(job: dict[str, Any], sides: list[list[list[int]]]) -> tuple[int, b
     case = Case.parse(job["case"])
     layers, width, heads, feedforward = SHAPES[case.shape]
     shape = scale.Model("random", layers, width, heads, feedforward, VOCABULARY, 512)
-    whole = sum(len(row) for side in sides for row in side) <= stages.GRAPH_BYTES // stages.graph_bytes(shape, 1)
-    return (sys.maxsize if whole else stages.PIECE), whole
+    budget = stages.Budget.on_cpu(shape)
+    whole = sum(len(row) for side in sides for row in side) <= budget.whole
+    return (sys.maxsize if whole else budget.piece), whole
 
 
 def of_theirs(job: dict[str, Any]) -> tuple[Any, Prepared]:
@@ -478,6 +480,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     given.add_argument("--rounds", type=int, default=7)
     given.add_argument("--threads", type=int, default=2)
     given.add_argument("--pieces", type=int, nargs="*", default=[], help="of ours, padded tokens a piece")
+    given.add_argument("--peers", nargs="*", default=[], help='only these of theirs, as "st 32" "st 2048t"')
     given.add_argument("--patience", type=int, default=0, help="seconds a run may be repeated, if others disturb it")
     given.add_argument("--one-pass", action="store_true", help="ours also without a replay")
     given.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)

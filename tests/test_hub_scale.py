@@ -1,0 +1,60 @@
+"""A scale of the hub from an empty cache to both stages: fetched by name from a loopback hub, then trained offline."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import fixtures_hub
+import numpy as np
+from loopback import Loopback
+
+from me5lib import scale
+from me5lib.data import cards, made_up
+from me5lib.model.encoder import Encoder
+from me5lib.train import loop, rehearse
+
+DIALS = ("data.sources=wikipedia,nllb,s2orc,stackexchange", "data.labelled=nli,miracl,squad",
+         "model.layers=1", "model.width=32", "model.heads=2", "model.feedforward=64", "train.steps=4",
+         "train.batch=16", "train.warmup=1", "finetune.steps=2", "finetune.batch=8", "finetune.warmup=1",
+         "finetune.teacher_steps=2", "finetune.mine_depth=10")  # fmt: skip
+SETS = [word for dial in DIALS for word in ("--set", dial)]
+ROWS = 100  # of a file
+
+
+def write_hub(root: Path, dial: scale.Scale) -> None:
+    """Every repository that the scale names, by its name: rows of the cards' columns, a backbone of its shape."""
+    for name in (*dial.data.sources, *dial.data.labelled):
+        for number, entry in enumerate(cards.load(name).hub):
+            for code, tag in list(entry.languages.items())[:2] or [(entry.language or "", "")]:
+                file = fixtures_hub.named(entry.files.replace("{language}", tag), 0, 1)
+                path = root / "datasets" / entry.repository / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fixtures_hub.write(path, entry, made_up.raw(entry, code, ROWS, f"{name} {number} {code}"))
+    texts = [f"{a}, {b}" for a in made_up.names("en") for b in made_up.names("de")[:20]]
+    rehearse.write_backbone(dial.model, texts, root / "models" / dial.model.backbone)
+
+
+def test_from_the_hub_to_both_stages(client, tmp_path):
+    dial = scale.load("workshop", DIALS)
+    write_hub(tmp_path / "root", dial)
+    out = tmp_path / "out"
+
+    def me5(*words: str, endpoint: str = "http://127.0.0.1:9", **more: str) -> str:
+        command = [sys.executable, "-m", "me5lib", *words, *SETS]
+        done = subprocess.run(command, env=client.environment(endpoint, **more), capture_output=True, encoding="utf8")
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    with Loopback(tmp_path / "root", fails=lambda n: 503 if n % 7 == 3 else 0) as server:
+        told = me5("fetch", "--for", "workshop", endpoint=server.endpoint)
+        assert all(f"\n{name}: " in f"\n{told}" for name in (*dial.data.sources, *dial.data.labelled))
+    unplugged = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "USE_TORCH": "1"}
+    for command in ("pretrain", "finetune"):
+        me5(command, "--scale", "workshop", "--yes", "--out", str(out), **unplugged)
+    first, second = (loop.read(out / stage).steps for stage in ("stage1", "stage2"))
+    assert [row["step"] for row in first] == [0, 1, 2, 3] and {row["source"] for row in first} <= set(dial.data.sources)
+    assert len(second) == 2 and all(np.isfinite(row["loss"]) for row in first + second)
+    vectors = [Encoder.load(path).encode(["ein Satz", "a sentence"])
+               for path in (tmp_path / "root" / "models" / dial.model.backbone, out / "stage1", out / "stage2")]
+    assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-3) for one in vectors)
+    assert all(np.abs(a - b).max() > 1e-6 for a, b in zip(vectors, vectors[1:], strict=False))  # both stages learnt
