@@ -1,7 +1,7 @@
 # make tiny     environment, offline packs, every notebook at SCALE=tiny, a report
 # make test     environment, the test suite
 # make lab      JupyterLab on the notebooks
-# make prove    the mixture at the paper's size, killed builds and trainings, reading against datasets
+# make prove    the mixture at the paper's size, killed builds and trainings, benchmarks (hours)
 # make smoke    every notebook at SCALE=smoke: seconds each, no download beyond the environment
 #
 # PYTHON is the interpreter that the environment is made of (3.11 or later); a torch that it can import is reused.
@@ -30,7 +30,13 @@ prove: $(READY)
 	$(BIN)/python tests/prove_mixture.py
 	$(BIN)/python tests/prove_build.py 10
 	$(BIN)/python tests/prove_crash.py
+	$(BIN)/python -m me5lib.train.prove
 	$(BIN)/python tests/benchmarks/mixture_reading.py
+	$(BIN)/python tests/benchmarks/training_step.py
+	$(BIN)/python tests/benchmarks/loss_stage.py
+	$(BIN)/python tests/benchmarks/big_step.py
+	$(BIN)/python tests/benchmarks/two_processes.py
+	$(BIN)/python tests/benchmarks/gpu.py
 
 lab: $(READY)
 	$(BIN)/python -m jupyter lab notebooks

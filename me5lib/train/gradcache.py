@@ -7,7 +7,7 @@ a graph, (2) the loss and its gradient with respect to the vectors, (3) embed ea
 push its part of that gradient through. Texts are sorted by length and cut by a budget of tokens, so that little is
 padding. A piece's dropout is drawn from its own seed: replaying it needs no stored state.
 
-Cost: every forward twice (about a third more arithmetic), the graph of one piece instead of all. While all pieces'
+Cost: nearly every forward twice (up to a third more arithmetic), the graph of one piece instead of all. While all pieces'
 graphs fit into memory, `keep_graph=True` is faster and has the same gradient: sorted pieces, one pass, no replay.
 """
 
@@ -34,7 +34,7 @@ def cached_step(
 
     `encoder` maps n lists of token ids to vectors [n, d]; `loss_of` maps the vectors of the whole batch, in the order
     of `token_ids`, to a scalar. `token_budget` bounds the padded tokens of a piece; `seed` stands for (seed, step,
-    rank): see `mix`. A single piece needs no replay, and with `keep_graph` none is made. Under
+    rank): see `mix`. The last piece needs no replay, and with `keep_graph` none is made. Under
     DistributedDataParallel the gradient is reduced once, with the last piece, or not at all unless `last` (of several
     accumulated batches only the last is). There a single piece is replayed too, unless `keep_graph`, which all ranks
     must then give with a single piece each: they must meet at the same collectives in the same order, and
@@ -49,21 +49,33 @@ def cached_step(
         with seeded(mix(seed, k)):
             return encoder([token_ids[i] for i in cut[k]])
 
-    if keep_graph or (len(cut) == 1 and not parallel):
-        with nullcontext() if last else no_sync():
-            loss = loss_of(torch.cat([embed(k) for k in range(len(cut))])[order])
-            loss.backward()
-        return loss.detach()
+    replayed = len(cut) - _graphs_kept(len(cut), keep_graph, parallel)
     with torch.no_grad():
-        vectors = torch.cat([embed(k) for k in range(len(cut))])[order]
+        vectors = [embed(k) for k in range(replayed)]
     torch.clear_autocast_cache()  # older torch would reuse the weights cast in the first pass, which have no gradient
-    vectors.requires_grad_()
-    loss = loss_of(vectors)
-    loss.backward()
-    for k, piece in enumerate(cut):
-        with nullcontext() if last and k == len(cut) - 1 else no_sync():
-            embed(k).backward(vectors.grad[piece])
+    with no_sync() if replayed or not last else nullcontext():
+        kept = [embed(k) for k in range(replayed, len(cut))]
+        leaves = torch.cat([*vectors, *(part.detach() for part in kept)])[order].requires_grad_()
+        loss = loss_of(leaves)
+        loss.backward()
+        if kept:
+            torch.cat(kept).backward(leaves.grad[[i for piece in cut[replayed:] for i in piece]])
+            del kept
+    for k in range(replayed):
+        with nullcontext() if last and k == replayed - 1 else no_sync():
+            embed(k).backward(leaves.grad[cut[k]])
     return loss.detach()
+
+
+def _graphs_kept(pieces: int, keep_graph: bool, parallel: bool) -> int:
+    """Of how many pieces, the last ones, the graph waits for the loss, so that they need no replay.
+
+    One costs nothing on a CPU, where a replayed piece's graph will want that memory next. A GPU's is filled so far that
+    the loss's own might not fit beside it.
+    """
+    if keep_graph:
+        return pieces
+    return 0 if parallel or (pieces > 1 and torch.cuda.is_available()) else 1
 
 
 def fitting_budget(attempt: Callable[[int], object], first: int, least: int = 1_024) -> int:
