@@ -312,9 +312,11 @@ def _tile(
     if job.margin is not None:
         first = logits[:, columns[0]]
         first.masked_fill_(first > right - (1 - job.margin) * right.abs(), -torch.inf).scatter_(1, target, right)
-    top, where = logits.max(1, keepdim=True)
     torch.softmax(logits, 1, out=shares)
-    loss = (top - right).squeeze(1) - shares.gather(1, where).squeeze(1).log()  # the largest is 1 / Σ exp(s - top)
+    share = shares.gather(1, target)
+    loss = -share.log()
+    if (lost := share.squeeze(1) < NEGLIGIBLE).any():  # too small to be taken the logarithm of
+        loss[lost] = logits[lost].logsumexp(1, keepdim=True) - right[lost]
     if gradients:
         torch.threshold_(shares, NEGLIGIBLE, 0)
         _add_gradient(gradients, part, anchors, pairs, columns, shares, target.squeeze(1), job.temperature)
