@@ -28,7 +28,7 @@ from me5lib.pairs import Labelled, Pair, text_key
 Rows = Tensor | slice
 ALL = slice(None)
 FORMS = ("one-way", "symmetric", "four-way")
-TILE_LOGITS = 2**22  # ours: logits of a tile, 16 MB in fp32; measured from 2**20 to 2**25 (tests/benchmarks/LOG.md)
+TILE_LOGITS = 2**22  # ours: logits of a tile, 16 MB in fp32; measured from 2**20 to 2**23 (tests/benchmarks/LOG.md)
 NEGLIGIBLE = 1e-30  # ours: smaller shares count as nothing. Near 1e-38 fp32 turns denormal, where a CPU's matrix
 # product takes a hundred times as long: a sharp model at τ = 0.01 has most of its shares there
 
