@@ -7,8 +7,8 @@ a graph, (2) the loss and its gradient with respect to the vectors, (3) embed ea
 push its part of that gradient through. Texts are sorted by length and cut by a budget of tokens, so that little is
 padding. A piece's dropout is drawn from its own seed: replaying it needs no stored state.
 
-Cost: nearly every forward twice (up to a third more arithmetic), the graph of one piece instead of all. While all pieces'
-graphs fit into memory, `keep_graph=True` is faster and has the same gradient: sorted pieces, one pass, no replay.
+Cost: nearly every forward twice (up to a third more arithmetic), the graph of one piece instead of all. While all
+pieces' graphs fit into memory, `keep_graph=True` is faster and has the same gradient: sorted pieces, no replay.
 """
 
 from __future__ import annotations
