@@ -7,6 +7,7 @@ Rows of the cards go to `<cache>/hub` (see `data.hub`), the backbone and its tok
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -14,8 +15,6 @@ import typer
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from me5lib.data.cards import Card
     from me5lib.data.streaming import Plan
 
@@ -57,6 +56,9 @@ def fetch(
     for name, number in asked.items():
         _told(name, hub.draw(cards.load(name), number, heat, progress=sys.stderr.isatty()))
     print(f"{dial.model.backbone}: {backbone(dial.model.backbone, pickle)}")
+    teacher, _, revision = dial.finetune.teacher.partition("@")
+    if teacher != "trained" and not Path(teacher).exists():
+        print(f"{teacher}: {backbone(teacher, revision=revision or None)}")
 
 
 def _told(name: str, folder: Path) -> None:
@@ -102,20 +104,22 @@ def expected(card: Card, plan: Plan) -> Expected:
     return Expected(sum(stream.rows for stream in plan.streams), files, megabytes, bounded)
 
 
-def backbone(name: str, pickle: bool = False) -> str:
+def backbone(name: str, pickle: bool = False, revision: str | None = None) -> str:
     """Have a model and its tokenizer in the hub client's cache: safetensors, JSON and vocabulary files; its folder.
 
-    Weights that are only there as a pickle are left unless `pickle`. Raises `Me5Error` where there are none then.
+    `revision`: a branch, tag or commit (None: the main branch). Weights that are only there as a pickle are left unless
+    `pickle`. Raises `Me5Error` where there are none then.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     from me5lib.data import streaming
 
-    who = f"backbone {name}"
-    listed = streaming.ask(who, name, lambda: [file.rfilename for file in HfApi().model_info(name).siblings or ()])
+    who = f"model {name}"
+    about = streaming.ask(who, name, lambda: HfApi().model_info(name, revision=revision))
+    listed = [file.rfilename for file in about.siblings or ()]
     safe = any(file.endswith(".safetensors") for file in listed)
     patterns = [*SAFE, *(("pytorch_model*.bin",) if pickle and not safe else ())]
-    folder = streaming.ask(who, name, lambda: snapshot_download(name, allow_patterns=patterns))
+    folder = streaming.ask(who, name, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns))
     if not safe and not pickle:
         raise Me5Error(f"{name} has no weights as safetensors, and a pickle is not fetched unasked: its tokenizer and "
                        "configuration are there; add --allow-pickle to take *.bin (read as plain tensors only)")

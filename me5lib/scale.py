@@ -71,7 +71,8 @@ class Stage:
     teacher_temperature: float = 1.0
     mine_depth: int = 0  # negatives are taken from the top `mine_depth` of the stage-1 model
     margin: float = 0.0  # a candidate is dropped as a false negative above `margin` × the positive's score
-    teacher_steps: int = 0  # steps to train the small cross-encoder
+    teacher: str = "trained"  # a hub id of a cross-encoder, or `trained`: a small one of one's own
+    teacher_steps: int = 0  # steps to train that small one
     accumulate: int = 1  # batches, each with its own negatives, that a rank's share of a step is cut into
     gradient_checkpointing: int = 0  # 1: layers are computed again in the backward pass instead of kept
     freeze_positions: int = 0  # 1: position embeddings are not trained
@@ -175,6 +176,7 @@ _TINY = {
         "teacher_temperature": ours(1.0, "SimLM uses the teacher's raw logits"),
         "mine_depth": ours(30, "scaled from the top 200 of SimLM to small corpora"),
         "margin": ours(0.95, "NV-Retriever's relative margin"),
+        "teacher": ours("trained", "offline: no cross-encoder in the package index"),
         "teacher_steps": ours(50, "under a minute on two cores"),
     },
     "evaluate": {
@@ -218,6 +220,34 @@ _SMOKE = {
     },
 }
 
+_ABLATE = {
+    "data": _TINY_DATA,
+    "model": {
+        **_TINY["model"],
+        "width": ours(128, "half of tiny: an experiment trains some eighty models"),
+        "heads": ours(2, "64 dimensions a head, as in the paper's backbones"),
+        "feedforward": ours(512, "four times the width, as in the paper's backbones"),
+        "vocabulary": ours(16_000, "half of tiny: fewer pairs to learn its rows from"),
+    },
+    "train": {
+        **_TINY["train"],
+        "steps": ours(300, "about half a minute on two cores"),
+        "batch": ours(256, "half of tiny, for more steps in the same time"),
+        "warmup": ours(30, "a tenth of the steps"),
+    },
+    "finetune": {
+        **_TINY["finetune"],
+        "steps": ours(60, "a fifth of stage 1; ten seconds on two cores, with what it needs"),
+        "batch": ours(64, "half of tiny, for more steps in the same time"),
+        "warmup": ours(6, "a tenth of the steps"),
+        "teacher_steps": ours(40, "a few seconds on two cores"),
+    },
+    "evaluate": {
+        **_TINY["evaluate"],
+        "map_sentences": ours(10, "no map is drawn"),
+    },
+}
+
 _STAGE_1 = {
     "steps": paper(30_000, "30k steps of 32k pairs, about one pass over 1B pairs"),
     "batch": paper(32_768, "32k"),
@@ -243,6 +273,7 @@ _STAGE_2 = {
     "teacher_temperature": ours(1.0, "SimLM uses the teacher's raw logits"),
     "mine_depth": ours(200, "SimLM mines from the top 200; mE5's depth is not published"),
     "margin": ours(0.95, "NV-Retriever's relative margin; mE5's filter is not published"),
+    "teacher": ours("BAAI/bge-reranker-v2-m3", "the paper's cross-encoder is not public; a public multilingual one"),
 }
 
 _HUB_DATA = {
@@ -290,6 +321,7 @@ _LARGE = _published("xlm-roberta-large", 24, 1024, 16, 250_002, 1e-4)
 PRESETS: dict[str, dict] = {
     "smoke": _SMOKE,
     "tiny": _TINY,
+    "ablate": _ABLATE,
     "workshop": _published(
         "microsoft/Multilingual-MiniLM-L12-H384", 12, 384, 12, 250_037, 3e-4,
         steps=ours(2_000, "about two hours on one GPU"), batch=ours(4_096, "one GPU"),

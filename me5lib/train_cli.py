@@ -6,6 +6,7 @@
     accelerate launch --multi_gpu --num_processes 8 -m me5lib pretrain --scale base --yes --processes 8
     torchrun --standalone --nproc-per-node 8 -m me5lib pretrain --scale base --yes --processes 8
     me5 pretrain --sbatch-sample > pretrain.sbatch                           # two nodes, under Slurm
+    me5 finetune --from intfloat/multilingual-e5-small --data my.csv         # your own file; or .jsonl, .parquet
 
 Unfinished work is gone on with. Under a launcher rank 0 alone speaks; an error that another rank meets is said with its
 number. With --processes another number of them is refused: accelerate launch without --multi_gpu would start one, and
@@ -19,13 +20,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from me5lib.places import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
+    from me5lib.data.own import OwnCorpus
     from me5lib.scale import Scale, Stage
     from me5lib.train.dist import Team
 
@@ -46,6 +48,23 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Rehearse a scale of the
                                                         "made-up rows, minutes.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Refuse to start with another number of processes.")]
 Sample = Annotated[bool, typer.Option("--sbatch-sample", help="Print a job script for Slurm.")]
+Pretokenised = Annotated[bool, typer.Option("--pretokenised", help="Read token ids from a store, written to the cache "
+                                                                   "on first use. What is trained is the same.")]
+START = "intfloat/multilingual-e5-small"
+From = Annotated[str, typer.Option("--from", help=f"With --data: the model to start from, a hub id or a folder "
+                                                  f"(default: {START}).")]
+Data = Annotated[str, typer.Option("--data", help="Train on your own file: .csv, .jsonl or .parquet, of queries and "
+                                                  "their passages; with a dev split and a table before and after.")]
+Query = Annotated[str, typer.Option(help="With --data: its column of queries (default: guessed by name).")]
+Passage = Annotated[str, typer.Option(help="Its column of right passages.")]
+Negatives = Annotated[str, typer.Option(help="Its columns of wrong passages, as n1,n2.")]
+Language = Annotated[str, typer.Option(help="Its column of language codes.")]
+Encoding = Annotated[str, typer.Option(help="How the file is encoded.")]
+Symmetric = Annotated[bool, typer.Option("--symmetric", help="Both columns are queries, as of duplicate questions.")]
+Epochs = Annotated[float | None, typer.Option(help="With --data: passes over it (default: 2).")]
+Steps = Annotated[int | None, typer.Option(help="With --data: steps, instead of --epochs.")]
+Teaches = Annotated[str, typer.Option("--teacher", help="With --data: learn from a cross-encoder too: the hub id of "
+                                                        "one, or `trained`, a small one of your own (default: none).")]
 
 
 class OfRank(Me5Error):
@@ -60,7 +79,7 @@ def speaks() -> bool:
 def pretrain(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "", plan: Plan = False,  # noqa: B006
     tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None, dry_run: DryRun = False,
-    processes: Processes = None, sbatch_sample: Sample = False,
+    processes: Processes = None, sbatch_sample: Sample = False, pretokenised: Pretokenised = False,
 ) -> None:
     """Stage 1: contrastive pre-training on pairs."""
     if sbatch_sample:
@@ -72,21 +91,30 @@ def pretrain(
     if _only_told(dial, seed, out, "stage1", plan, tokens, use, dry_run, processes):
         return
     _refuse_unasked(dial, dial.train, "pretrain", yes)
-    folder = _folder(dial, seed, out)
+    folder = _folder(dial.name, seed, out)
     with _team(processes) as team:
         _begin(team, folder, "stage1", dial.train.steps, resume)
         from me5lib.train import stages
 
-        _say(team, stages.pretrain(dial, seed, folder, team=team, progress=team.main))
+        _say(team, stages.pretrain(dial, seed, folder, team=team, progress=team.main, pretokenised=pretokenised))
 
 
 def finetune(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
     plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None,
-    dry_run: DryRun = False, processes: Processes = None,
+    dry_run: DryRun = False, processes: Processes = None, start_from: From = "", data: Data = "",
+    query_column: Query = "", passage_column: Passage = "", negative_columns: Negatives = "",
+    language_column: Language = "", encoding: Encoding = "utf8", symmetric: Symmetric = False, epochs: Epochs = None,
+    steps: Steps = None, teacher: Teaches = "",
 ) -> None:
-    """Stage 2: supervised fine-tuning of the stage-1 checkpoint, with hard negatives and a teacher."""
+    """Stage 2: supervised fine-tuning of the stage-1 checkpoint, or of any mE5 on your own file (--data)."""
+    own = _Own(data, start_from, query_column, passage_column, negative_columns, language_column, encoding, symmetric,
+               epochs, steps, teacher)
+    own.refuse_mixtures(scale, {"--scratch": scratch, "--dry-run": dry_run})
+    if data:
+        _tune(own, seed, overrides, out, plan, resume, processes)
+        return
     from me5lib import scale as scales
 
     dial = scales.load(scale, overrides)
@@ -95,7 +123,7 @@ def finetune(
     _refuse_unasked(dial, dial.finetune, "finetune", yes)
     from me5lib.lesson import Lesson
 
-    folder = _folder(dial, seed, out)
+    folder = _folder(dial.name, seed, out)
     start = None if scratch else Lesson("", dial, seed, folder).checkpoint("stage1")
     name = "stage2-only" if scratch else "stage2"
     with _team(processes) as team:
@@ -103,6 +131,97 @@ def finetune(
         from me5lib.train import stages
 
         _say(team, stages.finetune(dial, seed, folder, start=start, name=name, team=team, progress=team.main))
+
+
+class _Own(NamedTuple):
+    """What `finetune` was asked of one's own file."""
+
+    data: str
+    start: str
+    query: str
+    passage: str
+    negatives: str
+    language: str
+    encoding: str
+    symmetric: bool
+    epochs: float | None
+    steps: int | None
+    teacher: str
+
+    def refuse_mixtures(self, scale: str, others: dict[str, bool]) -> None:
+        """Raise `Me5Error` for options of a scale and of one's own file together, or of the file without it."""
+        if not self.data:
+            if self != _Own("", "", "", "", "", "", "utf8", False, None, None, ""):
+                raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's "
+                               "own dials are set as --set finetune.steps=100")
+            return
+        if wrong := next((name for name, given in others.items() if given), "--scale" if scale != "tiny" else ""):
+            raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
+        if self.epochs and self.steps:
+            raise Me5Error("--epochs and --steps say the same: leave one of them out")
+
+    def read(self) -> OwnCorpus:
+        """The corpus of the file."""
+        from me5lib.data import own
+
+        columns = {"query": self.query or None, "passage": self.passage or None, "language": self.language or None}
+        wrong = [name.strip() for name in self.negatives.split(",") if name.strip()]
+        return own.read(self.data, **columns, negatives=wrong, encoding=self.encoding, symmetric=self.symmetric)
+
+    def fitted(self, team: Team, corpus: OwnCorpus, start: Path, overrides: list[str]) -> Scale:
+        """The dials, said with their reasons and with the time that they will take."""
+        from me5lib.model.encoder import Encoder
+        from me5lib.train import own
+
+        encoder = Encoder.load(start)  # on the CPU at first: what is measured for a dial is the same on all ranks
+        dial = own.fit(corpus, encoder, self.start or START, epochs=self.epochs or own.EPOCHS, steps=self.steps,
+                       overrides=overrides, teacher=self.teacher)
+        if team.main:
+            print(f"{self.start or START}, to be tuned with", *own.lines(dial), sep="\n")
+            print(own.estimate(corpus, encoder.to(team.device), dial), flush=True)
+        return dial
+
+
+def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resume: bool | None,
+          processes: int | None) -> None:
+    """Fine-tune on one's own file: read it, choose the dials, train, and compare before with after on the dev split."""
+    from me5lib import places
+
+    corpus = own.read()
+    name = f"own-{corpus.name}"  # a file may be called tiny, too
+    folder = places.run_folder(name, seed, out) if plan else _folder(name, seed, out)
+    with _team(processes) as team:
+        from me5lib.train import own as tuning
+        from me5lib.train import stages
+
+        _say(team, "\n".join(corpus.lines()))
+        model = own.start or START
+        start = stages.first_here(team, lambda: tuning.open_start(model, folder, lambda line: _say(team, line)))
+        dial = own.fitted(team, corpus, start, overrides)
+        if plan:
+            return
+        if team.main:
+            _say(team, f"data card: {corpus.write(folder / 'data')}")
+        _begin(team, folder, tuning.NAME, dial.finetune.steps, resume)
+        tuned = tuning.finetune(corpus, start, folder, dial, seed=seed, teacher=bool(own.teacher), team=team,
+                                progress=team.main)
+        if team.main:
+            _compared(team, corpus, start, tuned, folder)
+        _say(team, tuned)
+
+
+def _compared(team: Team, corpus: OwnCorpus, start: Path, tuned: Path, folder: Path) -> None:
+    """Print what was mined and the table before and after, and keep the table."""
+    from me5lib.evaluate.own import compare
+    from me5lib.model.encoder import Encoder
+    from me5lib.train.loop import precision
+    from me5lib.train.own import mined
+
+    models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}
+    fast = precision(team.device).name
+    found = compare(corpus, models, precision=fast if fast == "bf16" else "fp32")
+    found.table.to_csv(folder / "dev.csv", index_label="model")
+    _say(team, f"{mined(tuned)}\n{found}\n")
 
 
 def _only_told(dial: Scale, seed: int, out: str, name: str, plan: bool, tokens: float | None, use: float | None,
@@ -131,10 +250,10 @@ def _refuse_unasked(dial: Scale, stage: Stage, command: str, yes: bool) -> None:
                        f"--scale {dial.name} --plan`, then add --yes; or choose --scale smoke or tiny")
 
 
-def _folder(dial: Scale, seed: int, out: str) -> Path:
+def _folder(name: str, seed: int, out: str) -> Path:
     from me5lib import places
 
-    return places.out(dial.name, seed, out)
+    return places.out(name, seed, out)
 
 
 @contextmanager

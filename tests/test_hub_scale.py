@@ -16,7 +16,7 @@ from me5lib.train import loop, rehearse
 DIALS = ("data.sources=wikipedia,nllb,s2orc,stackexchange", "data.labelled=nli,miracl,squad",
          "model.layers=1", "model.width=32", "model.heads=2", "model.feedforward=64", "train.steps=4",
          "train.batch=16", "train.warmup=1", "finetune.steps=2", "finetune.batch=8", "finetune.warmup=1",
-         "finetune.teacher_steps=2", "finetune.mine_depth=10")  # fmt: skip
+         "finetune.teacher=trained", "finetune.teacher_steps=2", "finetune.mine_depth=10")  # fmt: skip
 SETS = [word for dial in DIALS for word in ("--set", dial)]
 ROWS = 100  # of a file
 

@@ -51,3 +51,22 @@ def test_bad_input_is_one_clear_line(name, override, message):
 def test_a_scale_cannot_be_changed_by_accident():
     with pytest.raises(dataclasses.FrozenInstanceError):
         scale.load("tiny").train.steps = 1
+
+
+def test_the_teacher_is_a_public_one_of_the_hub_and_trained_offline():
+    teachers = {name: scale.load(name).finetune.teacher for name in scale.PRESETS}
+    offline = {name for name in scale.PRESETS if scale.load(name).offline}
+    assert offline == {"smoke", "tiny", "ablate"} and {teachers.pop(name) for name in offline} == {"trained"}
+    assert set(teachers.values()) == {"BAAI/bge-reranker-v2-m3"}
+    assert scale.load("base").provenance["finetune.teacher"][0] == "ours"
+    assert scale.load("tiny", ["finetune.teacher=some/reranker"]).finetune.teacher == "some/reranker"
+
+
+def test_ablate_is_tiny_made_smaller():
+    tiny, ablate = scale.load("tiny"), scale.load("ablate")
+    assert ablate.data == tiny.data and ablate.offline
+    for room in ("model", "train", "finetune", "evaluate"):
+        small, large = dataclasses.asdict(getattr(ablate, room)), dataclasses.asdict(getattr(tiny, room))
+        assert all(small[key] <= large[key] for key in small if isinstance(small[key], int | float)), room
+    assert ablate.train.steps * ablate.train.batch * 4 < tiny.train.steps * tiny.train.batch
+    assert ablate.finetune.query_tokens + ablate.finetune.passage_tokens <= ablate.model.max_tokens

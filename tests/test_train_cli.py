@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typer.testing import CliRunner
 
 from me5lib import scale
 from me5lib.cli import app
+from me5lib.data import made_up
 from me5lib.data.corpus import open_corpus
 from me5lib.places import PACKAGE
-from me5lib.train import loop, stages
+from me5lib.train import loop, rehearse, stages, tokenised
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB = ("workshop", "small", "base", "large", "large-instruct")
@@ -127,6 +129,70 @@ def test_other_ranks_are_silent_about_what_all_meet():
 
 def test_another_number_of_processes_is_refused(tmp_path):
     refused(run("pretrain", "--scale", "smoke", "--processes", 2, "--out", tmp_path), "1 process(es) were launched")
+
+
+def test_pretokenised_reads_from_the_store(tmp_path, monkeypatch):
+    stores, over = [], tokenised.over
+    monkeypatch.setattr(tokenised, "over", lambda *given: stores.append(given) or over(*given))
+    done = run("pretrain", "--scale", "smoke", "--set", "train.steps=2", "--set", "train.batch=16", "--pretokenised",
+               "--out", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert len(stores) == 1 and steps_of(tmp_path) == [0, 1]
+
+
+@pytest.fixture
+def faq(tmp_path):
+    """A file of one's own, and a small model to start from."""
+    names = [f"{a} {b}" for a in made_up.names("en")[:8] for b in made_up.names("de")[:6]]
+    lines = [f"{name[::-1]} {i * 7919 % 97},{name} {i * 6007 % 89}" for i, name in enumerate(names)]
+    path = tmp_path / "faq.csv"
+    path.write_text("\n".join(["query,positive", *lines]), encoding="utf8")
+    rehearse.write_backbone(scale.Model("x", 1, 32, 2, 64, 2_000, 64), lines, tmp_path / "start")
+    return ["finetune", "--data", path, "--from", tmp_path / "start", "--out", tmp_path / "out"]
+
+
+def test_options_of_a_scale_and_of_your_own_file_do_not_mix(faq):
+    refused(run("finetune", "--from", "x"), "--from", "belong to --data FILE")
+    refused(run("finetune", "--query-column", "x"), "belong to --data FILE")
+    refused(run("finetune", "--steps", 3), "--set finetune.steps=100")
+    refused(run(*faq, "--scale", "base"), "--scale does not go with --data")
+    refused(run(*faq, "--scratch"), "--scratch does not go with --data")
+    refused(run(*faq, "--dry-run"), "--dry-run does not go with --data")
+    refused(run(*faq, "--steps", 3, "--epochs", 2), "leave one of them out")
+
+
+def test_a_mistake_in_your_own_file_is_one_line(faq, tmp_path):
+    refused(run(*faq, "--passage-column", "answer"), "no column 'answer'", "'query', 'positive'")
+    refused(run("finetune", "--data", tmp_path / "nothing.csv"), "there is no file")
+    (tmp_path / "bad.csv").write_bytes(b"query,positive\na,\xff\n")
+    refused(run("finetune", "--data", tmp_path / "bad.csv"), "line 2 is not utf8", "--encoding")
+
+
+def test_the_plan_of_your_own_file_trains_nothing(faq, tmp_path):
+    done = run(*faq, "--plan", "--epochs", 1, "--set", "finetune.lr=0.001")
+    assert done.exit_code == 0, done.stderr
+    assert "query = 'query', passage = 'positive'" in done.stdout and "ours: set by hand" in done.stdout
+    assert re.search(r"^about (< )?\d+ s on .*: mining (< )?\d+ s, training (< )?\d+ s", done.stdout, re.M)
+    assert not (tmp_path / "out").exists()
+
+
+def test_your_own_file_is_resumed_or_begun_anew_like_a_stage(faq, tmp_path, monkeypatch):
+    rate = loop.rate
+
+    def interrupted(step, stage):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return rate(step, stage)
+
+    monkeypatch.setattr(loop, "rate", interrupted)
+    done = run(*faq, "--steps", 4)
+    assert done.exit_code == 130 and "the same command goes on" in done.stderr
+    monkeypatch.setattr(loop, "rate", rate)
+    refused_text = run(*faq, "--steps", 5).stderr
+    assert "model.part is unfinished work with other settings" in refused_text and "stage.steps" in refused_text
+    done = run(*faq, "--steps", 4, "--resume")
+    assert done.exit_code == 0 and re.search(r"going on with .*\(2 of 4 steps are done\)", done.stdout), done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "model")
 
 
 LAUNCHERS = {

@@ -1,4 +1,4 @@
-"""Checkers of notebook 07: the weight of a hard negative, the margin, what a teacher's opinion costs."""
+"""Checkers of notebook 07: the weight of a hard negative, the margin, a teacher's opinion, what a filter is worth."""
 
 from __future__ import annotations
 
@@ -66,3 +66,17 @@ def divergence(answer: float) -> str | None:
     if close(answer, terms[0], 5e-3):
         return "that is the first term only: the second, negative one belongs to it"
     return None if close(answer, sum(terms), 5e-3) else "Σ t · ln(t / s) over the two passages"
+
+
+@exercise("07.4")
+def precision(answer: float) -> str | None:
+    """12 dropped, 9 of them among the 10 lies of 200 candidates: 0.75."""
+    if close(answer, 9 / 10, 5e-3):
+        return "that is the recall, the share of the lies that it drops; precision is a share of what it drops"
+    if close(answer, 3 / 190, 2e-3):
+        return "that is what it costs, the share of the real negatives that are lost"
+    if close(answer, 9 / 200, 2e-3) or close(answer, 12 / 200, 2e-3):
+        return "a share of all candidates says little: most of them were never in question"
+    if close(answer, 3 / 12, 5e-3):
+        return "that is the share of the dropped that were no lies; precision counts those that were"
+    return None if close(answer, 9 / 12, 5e-3) else "of the 12 that were dropped, how many were rightly dropped?"

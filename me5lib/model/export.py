@@ -36,7 +36,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         _write_files(encoder, beside)
         replace(beside, folder)
     except (OSError, SafetensorError) as error:
-        raise Me5Error(f"cannot write {folder} ({_first_line(error)}): free some space or choose --out") from None
+        raise Me5Error(f"cannot write {folder} ({first_line(error)}): free some space or choose --out") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -117,7 +117,7 @@ def read(folder_or_hub_id: str | Path) -> tuple[PreTrainedModel, PreTrainedToken
 
     where = _where(folder_or_hub_id)
     only_safe = True if Path(where).is_dir() else None  # some hub models, MiniLM among them, have no safetensors
-    with _quiet():
+    with quiet():
         try:
             backbone, report = AutoModel.from_pretrained(
                 where, add_pooling_layer=False, dtype="float32", output_loading_info=True, use_safetensors=only_safe
@@ -129,7 +129,7 @@ def read(folder_or_hub_id: str | Path) -> tuple[PreTrainedModel, PreTrainedToken
         raise Me5Error(f"the checkpoint {where} lacks weights ({sorted(report['missing_keys'])[0]} …): make it again")
     if tokenizer.pad_token_id is None:
         raise Me5Error(f"the tokenizer of {where} has no padding token: mE5 needs XLM-R's")
-    return backbone, tokenizer, min(_positions(backbone.config), tokenizer.model_max_length)
+    return backbone, tokenizer, min(positions(backbone.config), tokenizer.model_max_length)
 
 
 def _where(folder_or_hub_id: str | Path) -> str:
@@ -148,22 +148,23 @@ def _where(folder_or_hub_id: str | Path) -> str:
 
 def _cannot_read(where: str, error: Exception) -> str:
     if Path(where).is_dir():
-        return f"the checkpoint {where} cannot be read ({_first_line(error)}): make it again"
-    return f"{where} is neither a folder here nor to be had from the hub ({_first_line(error)})"
+        return f"the checkpoint {where} cannot be read ({first_line(error)}): make it again"
+    return f"{where} is neither a folder here nor to be had from the hub ({first_line(error)})"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, on one line of at most 160 characters."""
     return " ".join(str(error).split())[:160]
 
 
-def _positions(config) -> int:
+def positions(config) -> int:
     """Positions that a text may fill: XLM-R counts them from its padding id + 1 (514 → 512), BERT from 0."""
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     return config.max_position_embeddings - offset
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading without transformers' reports and bars: what matters of them is checked and raised here."""
     from transformers.utils import logging
 

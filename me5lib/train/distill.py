@@ -1,35 +1,60 @@
-"""The teacher: a small cross-encoder that reads query and passage together, and the loss that hands on what it knows.
+"""Teachers, which read query and passage together, and the loss that hands on what they know.
+
+    teacher = open_teacher("BAAI/bge-reranker-v2-m3", device)      # a cross-encoder of the hub, or a folder
+    for places, scores in teacher.pieces([("Wie alt?", "Zwölf Jahre."), …], lengths=(192, 192)): …
 
 The paper's stage 2 learns from a cross-encoder's scores: KL(teacher ‖ student) over each query's own group (its
 positive and its hard negatives) plus α · InfoNCE over the batch (form from E5 and SimLM's code; mE5's teacher is not
-public).
+public). Two kinds of teacher are here, and both score pairs sorted by length, in pieces of a budget of tokens.
 
-Ours: the teacher has the student's own backbone, one joint input `<s> query: … </s> passage: … </s>`, and is read off
+`Reranker`: any cross-encoder with one logit that `AutoModelForSequenceClassification` loads, safetensors only, by hub
+id (`id@revision` pins one) or folder; it reads bare texts, in the form of its own tokenizer.
+
+`Teacher`, ours: the student's own backbone, one joint input `<s> query: … </s> passage: … </s>`, read off
 by the two segments' mean vectors after they have attended to each other: their cosine over τ, plus a small network on
 [q, p, |q − p|, q ∘ p] whose last layer starts at zero. So before its first step it knows about what the encoder knows
-that it starts from. A teacher that is no better than the student teaches nothing: `compare` measures both on held-out
-groups, and stage 2 trusts the teacher only if it wins.
+that it starts from; it is trained with SimLM's listwise softmax. A teacher that is no better than the student teaches
+nothing: `Verdict` measures both on held-out groups, and stage 2 trusts the teacher only if it wins.
 
-Cost: a joint input per passage: four passages a query cost about twice what embedding them apart costs.
+Cost: a joint input per passage: four passages a query cost about twice what embedding them apart costs, by our own
+teacher. bge-reranker-v2-m3 (XLM-R large) is 2 · 303 M operations a token.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from me5lib.model.encoder import Encoder, average_pool, by_length
+from me5lib.model import export
+from me5lib.model.encoder import CPU_PIECE, GPU_PIECE, Encoder, average_pool, by_length
+from me5lib.model.text import clean
 from me5lib.pairs import Labelled
+from me5lib.places import Me5Error, sha256
+from me5lib.train import checkpoint
 from me5lib.train.contrast import widen
 from me5lib.train.loop import autocast, precision
+from me5lib.train.score_cache import Pair, score_all
 
-PIECE = 4096  # padded tokens at once, as in training (ours)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+PIECE = 4096  # padded tokens at once in training (ours)
+ENCODED = 1_024  # ours: pairs held at once as the tokenizers library has them, with 80 bytes for each token
+TRAINED = "trained"  # the dial `finetune.teacher`: a small one of one's own
+SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
+ABOUT, HEAD = "teacher.json", "head.safetensors"
 Prefixes = tuple[str, str]
+Scored = Iterator[tuple[np.ndarray, np.ndarray]]  # places among the pairs that were given, and their logits
 
 
 class Groups(NamedTuple):
@@ -55,12 +80,15 @@ class Verdict(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """A cross-encoder over a copy of `encoder`'s backbone."""
+    """A cross-encoder over a copy of `encoder`'s backbone. It reads texts with their prefixes on."""
+
+    prefixed = True
 
     def __init__(self, encoder: Encoder, temperature: float, seed: int) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
         self.temperature = temperature
+        self.name, self.identity = "the teacher trained here", {}  # which weights: known when it is loaded
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first, last = nn.Linear(4 * encoder.width, encoder.width), nn.Linear(encoder.width, 1)
@@ -108,17 +136,189 @@ class Teacher(nn.Module):
         features = torch.cat([query, passage, (query - passage).abs(), query * passage], dim=-1)
         return widen(cosine) + widen(self.head(features).squeeze(-1))
 
-    @torch.no_grad()
     def score(
         self, queries: Sequence[str], groups: Sequence[Sequence[str]], prefixes: Prefixes, lengths: tuple[int, int]
     ) -> np.ndarray:
         """Scores of texts, fp32 [B, G], without gradient, in the precision that training has on this machine."""
+        asked, found = prefixes
+        pairs = [(asked + query, found + text) for query, group in zip(queries, groups, strict=True) for text in group]
+        return score_all(pairs, functools.partial(self.pieces, lengths=lengths)).reshape(len(queries), -1)
+
+    def pieces(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> Scored:
+        """Logits of `pairs`, prefixes on, piece by piece: (places [n], fp32 [n]); sides are cut to `lengths` tokens."""
+        _refuse_longer(self.name, self.encoder.max_tokens, lengths)
         self.eval()
-        device = self.encoder.device
-        parts = [slice(start, start + 256) for start in range(0, len(queries), 256)]
-        with autocast(device, precision(device).name):
-            found = [self(self.tokenize(queries[part], groups[part], prefixes, lengths)) for part in parts]
-        return torch.cat(found).cpu().numpy()
+        self.encoder.choose_attention()
+        asked, found = (self.encoder.tokenize(side, "", most) for side, most in zip(zip(*pairs, strict=True), lengths,
+                                                                                    strict=True))  # fmt: skip
+        rows, cuts = [q + p[1:] for q, p in zip(asked, found, strict=True)], [len(q) for q in asked]
+        for piece in by_length([len(row) for row in rows], _budget(self.encoder.device)):
+            yield piece, self._logits([rows[i] for i in piece], [cuts[i] for i in piece])
+
+    @torch.inference_mode()
+    def _logits(self, rows: list[list[int]], cuts: list[int]) -> np.ndarray:
+        with autocast(self.encoder.device, precision(self.encoder.device).name):
+            return self._piece(rows, cuts).cpu().numpy()
+
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write a folder that `Teacher.load` and `finetune.teacher` take: safetensors and JSON, whole or not at all.
+
+        `about` (JSON types) is kept in its `teacher.json`: what it was made of, and how good it is.
+        """
+        from safetensors.torch import save_file
+
+        beside = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(beside, ignore_errors=True)
+        self.encoder.save(beside / "encoder")
+        try:
+            save_file({name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}, beside / HEAD)
+            told = json.dumps({**(about or {}), "temperature": self.temperature}, indent=1, sort_keys=True) + "\n"
+            (beside / ABOUT).write_text(told, encoding="utf8")
+            checkpoint.replace(beside, folder)
+        except OSError as error:
+            raise checkpoint.unwritten(folder, error) from None
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Teacher:
+        """A teacher that `save` wrote. Raises `Me5Error` for a folder that is none, or is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            about = json.loads((folder / ABOUT).read_text(encoding="utf8"))
+            teacher = cls(Encoder.load(folder / "encoder").to(device), about["temperature"], 0)
+            teacher.head.load_state_dict(load_file(folder / HEAD))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            why = export.first_line(error)
+            raise Me5Error(f"{folder} is no whole teacher ({why}): make it again with `me5 teach`") from None
+        teacher.name, teacher.identity = str(folder), {"files": fingerprint(folder)}
+        return teacher.eval()
+
+
+class Reranker:
+    """A cross-encoder of the hub, or of a folder of that form: one logit a pair of bare texts."""
+
+    prefixed = False
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, identity: dict[str, Any]
+    ) -> None:
+        """`identity` says which weights these are, in JSON types."""
+        self.model, self.tokenizer, self.name, self.identity = model.eval(), tokenizer, name, identity
+        self.raw = tokenizer.backend_tokenizer
+        self.raw.no_truncation(), self.raw.no_padding()
+        self.segments = "token_type_ids" in tokenizer.model_input_names
+
+    @classmethod
+    def load(cls, name: str, device: torch.device) -> Reranker:
+        """The cross-encoder of a folder or a hub id (`id@revision`: of that one), in fp32, on `device`.
+
+        Raises `Me5Error` where it cannot be had (offline: it was not fetched), has no safetensors, is no cross-encoder
+        (no classifier among its weights), or gives more than one logit.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder, identity = _have(name)
+        try:
+            with export.quiet():
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    str(folder), dtype="float32", use_safetensors=True, output_loading_info=True
+                )
+                tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            why = export.first_line(error)
+            raise Me5Error(f"the teacher {name} cannot be read ({why}): a cross-encoder with weights as safetensors is "
+                           "wanted") from None
+        if report["missing_keys"]:
+            raise Me5Error(f"{name} is no cross-encoder (it lacks {sorted(report['missing_keys'])[0]}): choose a "
+                           "reranker, or finetune.teacher=trained")
+        if model.config.num_labels != 1:
+            many = model.config.num_labels
+            raise Me5Error(f"{name} gives {many} logits a pair, a teacher needs one: choose a reranker")
+        return cls(model.to(device), tokenizer, name, identity)
+
+    def pieces(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> Scored:
+        """Logits of `pairs` piece by piece: (places [n], fp32 [n]); each side is cut to its number of `lengths` tokens,
+        special ones not counted."""
+        room = export.positions(self.model.config) - self.raw.num_special_tokens_to_add(True)
+        _refuse_longer(self.name, room, lengths)
+        parts = (pairs[start : start + ENCODED] for start in range(0, len(pairs), ENCODED))
+        rows = [row for part in parts for row in self._encoded(part, lengths)]
+        for piece in by_length([row.shape[1] for row in rows], _budget(self.model.device)):
+            yield piece, self._logits([rows[i] for i in piece])
+
+    def _encoded(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> list[np.ndarray]:
+        """Token and type ids, int32 [2, tokens], of each pair in the form of this model's tokenizer. The same query
+        comes with each passage of its group: it is cut into tokens once."""
+        sides = []
+        for side, most in zip(zip(*pairs, strict=True), lengths, strict=True):
+            texts = list(dict.fromkeys(side))
+            found = self.raw.encode_batch(clean(texts)[0], add_special_tokens=False)
+            for encoding in found:
+                encoding.truncate(most)
+            known = dict(zip(texts, found, strict=True))
+            sides.append([known[text] for text in side])
+        joint = (self.raw.post_process(query, passage) for query, passage in zip(*sides, strict=True))
+        return [np.array([both.ids, both.type_ids], np.int32) for both in joint]
+
+    @torch.inference_mode()
+    def _logits(self, rows: list[np.ndarray]) -> np.ndarray:
+        def padded(numbers: Iterator[np.ndarray], padding: int) -> Tensor:
+            return nn.utils.rnn.pad_sequence(list(map(torch.from_numpy, numbers)), True, padding).to(self.model.device)
+
+        given = {"input_ids": padded((row[0] for row in rows), self.tokenizer.pad_token_id),
+                 "attention_mask": padded((np.ones(row.shape[1], np.int64) for row in rows), 0)}
+        given |= {"token_type_ids": padded((row[1] for row in rows), 0)} if self.segments else {}
+        with autocast(self.model.device, precision(self.model.device).name):
+            return self.model(**given).logits.squeeze(-1).float().cpu().numpy()
+
+
+def open_teacher(name: str, device: torch.device) -> Teacher | Reranker:
+    """The teacher that `finetune.teacher` names: a folder of `me5 teach`, or a cross-encoder by folder or hub id."""
+    folder = Path(name).expanduser()
+    return Teacher.load(folder, device) if (folder / ABOUT).is_file() else Reranker.load(name, device)
+
+
+def origin(name: str) -> str:
+    """What tells one teacher from another before it is loaded: the hash of its folder's files, or its hub id."""
+    folder = Path(name).expanduser()
+    return fingerprint(folder) if folder.is_dir() else name
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits of the files of a model's folder that decide what it says: weights, JSON, vocabulary."""
+    files = sorted({file for pattern in SAFE for file in folder.rglob(pattern)})
+    sums = json.dumps([[file.relative_to(folder).as_posix(), sha256(file)] for file in files])
+    return hashlib.blake2b(sums.encode("utf8"), digest_size=8).hexdigest()
+
+
+def _have(name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a reranker, from the hub client's cache or the hub itself, and which weights are in it."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, {"files": fingerprint(folder)}
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        found = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(SAFE)))
+    except (OSError, ValueError) as error:
+        why = export.first_line(error)
+        raise Me5Error(f"the teacher {name} is neither a folder here nor to be had from the hub ({why}): `me5 fetch` "
+                       "it where there is a network, or set finetune.teacher=trained") from None
+    return found, {"model": repository, "revision": found.name}
+
+
+def _budget(device: torch.device) -> int:
+    """Padded tokens that go through a teacher together, without gradient."""
+    return CPU_PIECE if device.type == "cpu" else GPU_PIECE
+
+
+def _refuse_longer(name: str, room: int, lengths: tuple[int, int]) -> None:
+    if sum(lengths) > room:
+        raise Me5Error(f"{name} reads {room} tokens of query and passage together: set finetune.query_tokens and "
+                       f"finetune.passage_tokens, {lengths[0]} and {lengths[1]} now, to less")
 
 
 def listwise(scores: Tensor) -> Tensor:
@@ -139,13 +339,6 @@ def group_scores(queries: Tensor, passages: Tensor, temperature: float) -> Tenso
     """The student's logits over each query's own group: [B, G] of queries [B, d], passages [B·G, d]."""
     groups = widen(passages).view(len(queries), -1, passages.shape[-1])
     return torch.einsum("bd,bgd->bg", widen(queries), groups) / temperature
-
-
-def stage2_loss(
-    student: Tensor, teacher: Tensor | None, contrastive: Tensor, weight: float, temperature: float
-) -> Tensor:
-    """KL(teacher ‖ student) + `weight` · InfoNCE; without a teacher InfoNCE alone. All are means over the batch."""
-    return contrastive if teacher is None else kl(student, teacher, temperature) + weight * contrastive
 
 
 def first_place(scores: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import Model, Scale, Stage
-from me5lib.train import checkpoint, loop, plan, stages
+from me5lib.train import checkpoint, distill, loop, plan, stages
 from me5lib.train.dist import Team
 from me5lib.train.watch import bitext_accuracy
 
@@ -110,7 +110,8 @@ def shrunk(dial: Scale, shape: Model, backbone: Path) -> Scale:
         return dataclasses.replace(stage, steps=STEPS, batch=BATCH, warmup=1)
 
     model = dataclasses.replace(shape, backbone=str(backbone))
-    return dataclasses.replace(dial, model=model, train=cut(dial.train), finetune=cut(dial.finetune))
+    second = dataclasses.replace(cut(dial.finetune), teacher=distill.TRAINED)  # nothing of the hub is there
+    return dataclasses.replace(dial, model=model, train=cut(dial.train), finetune=second)
 
 
 def fitting(shape: Model, memory: int, disk: int) -> Shape:

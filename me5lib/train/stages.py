@@ -85,31 +85,29 @@ def pretrain(
 
 
 def finetune(
-    scale: Scale, seed: int, out: Path, *, start: Path | None, name: str = "stage2", negatives: str = "mined",
+    scale: Scale, seed: int, out: Path, *, start: Path | str | None, name: str = "stage2", negatives: str = "mined",
     teacher: bool = True, corpus: Corpus | HubCorpus | None = None, team: Team | None = None,
     evaluate: loop.Evaluator | None = None, progress: bool = True,
 ) -> Path:
     """Stage 2, fine-tuning on labelled examples with hard negatives and a teacher: the finished folder `out/<name>`.
 
-    `start` is a stage-1 folder, or None for random weights over the same vocabulary. `negatives`: "mined" (each
-    example's own wrong answers first, then the start model's nearest; without a start model the same as "labelled"),
-    "bm25", "random", or "labelled" (own ones, then random). With `teacher`, a small cross-encoder is trained from the
-    same start and its KL term is used if it is better than the start model on held-out examples.
+    `start` is a stage-1 folder, a hub id, or None for random weights over the same vocabulary. `negatives`: "mined"
+    (each example's own wrong answers first, then the start model's nearest; without a start model the same as
+    "labelled"), "bm25", "random", or "labelled" (own ones, then random); an example that comes again has the next ones.
+    With `teacher`, the cross-encoder that `finetune.teacher` names scores them, or a small one that is trained from the
+    same start, and its KL term is used if it is better than the start model on held-out examples.
     From random weights the learning rate is stage 1's (ours: stage 2's own would leave them nearly as they were).
     """
-    if negatives not in groups.KINDS:
-        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(groups.KINDS)}")
-    if teacher and scale.finetune.query_tokens + scale.finetune.passage_tokens > scale.model.max_tokens:
-        raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
-                       f"must be at most model.max_tokens, {scale.model.max_tokens}")
+    _refuse_stage2(scale, negatives, teacher)
     team = team or Team.alone()
     corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
-    rows = corpus.labelled()
-    plan = groups.Plan(rows, stage, seed, scale.data.language_temperature)
+    sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
+    rows, faults = groups.tidy(corpus.labelled())
+    plan = groups.Plan(rows, stage, seed, _heat(scale, corpus))
     settings = _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
-        start=identity(start) if start else "random weights",
+        start=_origin(start), teacher_files=distill.origin(stage.teacher) if teacher else "",
     )  # fmt: skip
     door = Door(out, name, settings)
     if door.finished(progress):
@@ -117,16 +115,48 @@ def finetune(
     encoder = _ready(first_here(team, lambda: _start(scale, seed, out, corpus, start)), stage, team)
     work = first_here(team, door.open)
     made = first_here(team, lambda: groups.make(  # mined and scored once, by rank 0; the others read what it wrote
-        encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher,
-        dev=corpus.labelled("dev"), prefixes=prefixes, seed=seed, progress=progress and team.main,
+        encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher, faults=faults,
+        dev=groups.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
     ))  # fmt: skip
     cut = functools.partial(_budget, work, team, encoder, scale.model, stage)
-    stage2 = _stage2(encoder, team, plan, made, stage, seed, first_here(team, cut))
+    stage2 = _stage2(encoder, team, plan, made, stage, seed, first_here(team, cut), sides)
     loop.train(
         encoder, stage2, stage, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
         save_every=_save_every(stage), progress=progress, name=name, team=team,
     )  # fmt: skip
     return _published(door, encoder, team)
+
+
+def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
+    """Raise `Me5Error` for what cannot work, before anything is read."""
+    if negatives not in groups.KINDS:
+        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(groups.KINDS)}")
+    stage, most = scale.finetune, scale.model.max_tokens
+    trained = teacher and stage.teacher == distill.TRAINED
+    if trained and stage.query_tokens + stage.passage_tokens > most:
+        raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
+                       f"must be at most model.max_tokens, {most}")
+
+
+def _heat(scale: Scale, corpus: Corpus | HubCorpus) -> float:
+    """How the sizes of labelled sets are tempered: what was drawn from the hub not at all. It has the paper's numbers
+    already, and languages were tempered then; so twice 1,596k draws are two passes over every set."""
+    return 1.0 if isinstance(corpus, HubCorpus) else scale.data.language_temperature
+
+
+def _origin(start: Path | str | None) -> str:
+    """What tells one start from another. Raises `Me5Error` for a hub id that cannot be had."""
+    if start is None:
+        return "random weights"
+    if Path(start).expanduser().exists() or isinstance(start, Path):
+        return identity(Path(start).expanduser())
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return f"{start}@{Path(hf_hub_download(start, 'config.json')).parent.name}"
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise Me5Error(f"{start} is neither a folder here nor to be had from the hub ({why})") from None
 
 
 def first_here(team: Team, make: Callable[[], T]) -> T:
@@ -199,7 +229,7 @@ def _settings(scale: Scale, seed: int, corpus: Corpus, stage: Stage, **more: Any
     return json.loads(json.dumps(made))
 
 
-def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start: Path | None) -> Encoder:
+def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start: Path | str | None) -> Encoder:
     return Encoder.load(start) if start else Encoder.new(scale.model, vocabulary(corpus, scale, out), seed)
 
 
@@ -233,7 +263,8 @@ def _ready_pairs(pairs: Sequence[Pair], encoder: Encoder, stage: Stage) -> tuple
 
 
 def _stage2(
-    encoder: Encoder, team: Team, plan: groups.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget
+    encoder: Encoder, team: Team, plan: groups.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget,
+    prefixes: groups.Prefixes,
 ) -> Callable[[int], loop.Work]:
     model = team.wrap(encoder)
 
@@ -249,21 +280,17 @@ def _stage2(
         def loss_of(vectors: Tensor) -> Tensor:
             """KL + α · InfoNCE of the batch's vectors, queries first; without a teacher InfoNCE alone."""
             loss = _contrastive(vectors, len(rows), batch.relations, stage)
-            if scores is None:
-                return loss
-            student = distill.group_scores(vectors[: len(rows)], vectors[len(rows) :], stage.temperature)
-            lesson = distill.kl(student, scores, stage.teacher_temperature) * len(rows) if rows else vectors.sum() * 0
-            return share_of_mean(lesson, len(rows)) + stage.contrastive_weight * loss
+            return loss if scores is None else _lesson(vectors, scores, stage) + stage.contrastive_weight * loss
 
         return Part(ids, loss_of)
 
     def prepare(step: int) -> loop.Work:
         """The batch of `step`, tokenised, and how its gradient is computed."""
-        places = plan.batch(step)
-        mine = places[len(places) * team.rank // team.world : len(places) * (team.rank + 1) // team.world]
-        rows = [made.rows[i] for i in mine]
+        drawn = plan.draws(step)
+        mine = drawn[len(drawn) * team.rank // team.world : len(drawn) * (team.rank + 1) // team.world]
+        rows = [made.group(i, turn, stage.hard_negatives) for i, turn in mine]
         parts = [part(some) for some in _accumulated(rows, stage.accumulate)]
-        return _work(model, team, parts, seed, step, budget, [made.rows[i].source for i in places])
+        return _work(model, team, parts, seed, step, budget, [made.rows[i].source for i, _ in drawn])
 
     return prepare
 
@@ -283,6 +310,19 @@ def _contrastive(vectors: Tensor, rows: int, related: contrast.Relations, stage:
         queries, passages, everyone(related.to(vectors.device)), stage.temperature, stage.loss, mine
     )
     return share_of_mean(total, rows)
+
+
+def _lesson(vectors: Tensor, scores: Tensor, stage: Stage) -> Tensor:
+    """This rank's share of the mean KL(teacher ‖ student) over all ranks' rows, each over its own group.
+
+    `vectors`: of its n queries, then of their passages; `scores` [n, G]. The student's logits are those of InfoNCE: its
+    cosines over the stage's τ, as in SimLM's code.
+    """
+    rows = len(scores)
+    if not rows:
+        return share_of_mean(vectors.sum() * 0, rows)
+    student = distill.group_scores(vectors[:rows], vectors[rows:], stage.temperature)
+    return share_of_mean(distill.kl(student, scores, stage.teacher_temperature) * rows, rows)
 
 
 def _accumulated(rows: Sequence[T], parts: int) -> list[Sequence[T]]:

@@ -14,8 +14,8 @@ Lengths are log-normal, both sides alike, cut at 128 tokens (what E5 and our pre
 Contenders of sentence-transformers: mini_batch_size 32 (its default) and 8 … 256, mini_batch_num_tokens 512 … 16,384,
 and the three fastest once more with plain attention instead of torch's fused kernel (ours takes the plain one on a
 CPU). All are run at least once, and what they give is compared with ours: loss, and relative L2 distance of the
-flattened gradient, at most `TOLERANCE` in fp32. The three fastest go on to the interleaved rounds; the best median of those is
-"its best".
+flattened gradient, at most `TOLERANCE` in fp32. The three fastest go on to the interleaved rounds; the best median of
+those is "its best".
 Ours: as `me5lib.train.stages` would cut the step ("ours"), and with other pieces (`--pieces`); on a GPU the largest
 that fits.
 

@@ -1,0 +1,310 @@
+"""Fine-tuning on your own file: a model of the hub or of a folder, dials that fit a small file, an estimate, stage 2.
+
+    corpus = own.read("faq.csv")                                   # me5lib.data.own
+    start = open_start("intfloat/multilingual-e5-small", out)      # a folder
+    dial = fit(corpus, Encoder.load(start), str(start))
+    model = finetune(corpus, start, out, dial)                     # out/model, which SentenceTransformer loads
+
+The start model must read texts as mE5 does: average pooling over all tokens, "query: " and "passage: " before them,
+cosines. A model that pools otherwise is refused: it would be trained as something that it is not.
+
+Every dial is the paper's where it says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…`
+changes it. Cost: `estimate` tells, from some steps of this model on this machine with texts of this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from me5lib import scale
+from me5lib.data import streaming
+from me5lib.data.own import OwnCorpus
+from me5lib.model.encoder import Encoder
+from me5lib.pairs import Labelled, text_key
+from me5lib.places import Me5Error
+from me5lib.scale import Given, Scale, Stage, card, e5, ours, paper
+from me5lib.train import groups, loop, stages
+from me5lib.train.dist import Team
+
+MODEL = "intfloat/multilingual-e5-small"
+NAME = "model"  # of the finished stage's folder
+FILES = ["*.json", "*.model", "*.txt", "*.safetensors", "[0-9]_*/config.json"]  # what a model is made of
+BESIDE = ["onnx/*", "openvino/*"]  # and what mE5's repositories hold besides, the same weights again
+EPOCHS = 2.0  # the paper's
+MOST_BATCH, LEAST_BATCH = 64, 8  # ours: what a laptop bears; and fewer negatives teach little
+SAMPLED = 200  # ours: examples that tell how high random and right passages score
+STEPS_AN_EPOCH = 8  # ours: a small file has a smaller batch, or its two epochs would be a step or two
+PIECES = {"cpu": (256, 1024), "cuda": (4096, 16384)}  # ours: tokens of the two steps that `estimate` times
+MEMORY_SPEED = {"cpu": 8e9, "cuda": 1e12}  # ours: bytes a second, for AdamW: a laptop's and a GPU's, cautiously
+DISK_SPEED = 4e8  # ours: bytes a second that a checkpoint is written with, and summed
+ADAMW_BYTES = 40  # a weight: weight, gradient and two moments read, three of them written, and the norm of the gradient
+
+Say = Callable[[str], object]
+
+
+def open_start(model: str | Path, out: Path, say: Say = print) -> Path:
+    """The folder of a start model, given as a folder or a hub id (fetched into the hub client's cache, once).
+
+    One without safetensors is written anew, under `out`/start. Raises `Me5Error` for a model that cannot be had, that
+    pools otherwise, or that is no encoder.
+    """
+    folder = Path(model).expanduser()
+    if not folder.exists() and str(model).count("/") <= 1 and not folder.is_absolute() and str(model)[0] != ".":
+        folder = _fetched(str(model))
+    _refuse_other_pooling(str(model), folder, say)
+    if (folder / "model.safetensors").is_file() or not folder.is_dir():
+        return folder
+    copy = out / "start" / str(model).replace("/", "--")
+    if not (copy / "config.json").is_file():
+        Encoder.load(str(model)).save(copy)
+    return copy
+
+
+def _fetched(name: str) -> Path:
+    """The snapshot of a hub id; what is there already serves where the hub is not to be had."""
+    from huggingface_hub import constants, snapshot_download
+
+    alone = constants.is_offline_mode()
+
+    def fetch() -> str:
+        return snapshot_download(name, allow_patterns=FILES, ignore_patterns=BESIDE, local_files_only=alone)
+
+    try:
+        return Path(fetch() if alone else streaming.ask("--from (no such folder is here)", name, fetch))
+    except (OSError, ValueError, streaming.Unreachable) as error:
+        raise Me5Error(f"{name} is neither a folder here nor to be had from the hub "
+                       f"({' '.join(str(error).split())[:160]})") from None
+
+
+def _refuse_other_pooling(name: str, folder: Path, say: Say) -> None:
+    """Raise `Me5Error` for a sentence-transformers model that is not average pooling and L2 norm."""
+    listed = _json(folder / "modules.json") or []
+    kinds = [module["type"].rpartition(".")[2] for module in listed]
+    if strange := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise Me5Error(f"{name} has a module {strange[0]} after its backbone, which mE5 has not: start from another")
+    for module in listed:
+        about = _json(folder / module["path"] / "config.json") or {}
+        mode = about.get("pooling_mode", "mean" if about.get("pooling_mode_mean_tokens", True) else "another")
+        if module["type"].endswith("Pooling") and mode not in ("mean", ["mean"], ("mean",)):
+            raise Me5Error(f"{name} does not pool by the average of all tokens, as mE5 does: start from another")
+    prompts = {p for p in (_json(folder / "config_sentence_transformers.json") or {}).get("prompts", {}).values() if p}
+    if prompts - {"query: ", "passage: "}:
+        say(f"{name} has prompts of its own ({', '.join(map(repr, sorted(prompts)))}): mE5's are used instead")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
+
+
+def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float = EPOCHS, steps: int | None = None,
+        overrides: Sequence[str] = (), teacher: str = "") -> Scale:
+    """The dials for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
+
+    `teacher` is for the dial of that name: "trained", the hub id of a cross-encoder, or "" for none.
+
+    Raises `Me5Error` for an unknown dial, or one that says nothing about a fine-tuning on one's own file.
+    """
+    given = {override.partition("=")[0]: override for override in overrides}
+    base = scale.load("base", overrides)  # refuses what is no dial, or no value
+    if idle := [key for key in given if not key.startswith("finetune.") and key != "data.language_temperature"]:
+        raise Me5Error(f"{idle[0]} decides nothing with --data: the dials are finetune.… and data.language_temperature")
+    fixed = {key.partition(".")[2]: getattr(base.finetune, key.partition(".")[2]) for key in given
+             if key.startswith("finetune.")}
+    chosen = _chosen(corpus, encoder, epochs, steps, fixed)
+    if teacher:
+        chosen["teacher"] = ours(teacher, "asked for")
+    stage = dataclasses.replace(base.finetune, **{key: value.value for key, value in chosen.items()}, **fixed)
+    temperature = base.data.language_temperature if "data.language_temperature" in given else 1.0
+    data = scale.Data((), (corpus.name,), temperature, 1.0, float(np.mean(corpus.dev)))
+    told = {f"finetune.{key}": (value.source, value.why) for key, value in chosen.items()}
+    told["data.language_temperature"] = ("ours", "by rows: an epoch is then each example once")
+    told |= {key: ("ours", "set by hand") for key in given}
+    return dataclasses.replace(base, name=corpus.name, data=data, model=_shape(encoder, start), finetune=stage,
+                               provenance=told)
+
+
+def _chosen(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None, fixed: dict) -> dict[str, Given]:
+    """The dials of the stage that are not `fixed`, from the file's size, the lengths of its texts, the model's size."""
+    rows = corpus.labelled()
+    if not epochs > 0 or (steps is not None and steps < 1):
+        raise Me5Error("--epochs and --steps must be above zero")
+    batch = fixed.get("batch") or _batch(len(rows))
+    many = fixed.get("steps") or steps or math.ceil(epochs * len(rows) / batch)
+    asked, found = _longest(corpus, encoder)
+    pool = len({text_key(text) for row in rows for text in (*row.positives, *row.negatives)})
+    chosen = {
+        "steps": ours(many, "set by hand" if steps else f"{epochs:g} epochs of {len(rows):,} examples (the paper: 2)"),
+        "batch": ours(batch, f"at most {MOST_BATCH} for memory and time on a CPU, and so that an epoch has some steps"),
+        "lr": paper(_rate(encoder.width), "stage 2 of the model of this width (its batch was 512)"),
+        "warmup": ours(many // 10, "a tenth of the steps"),
+        "temperature": card(0.01, "FAQ of the card: the model was trained at it"),
+        "query_tokens": ours(asked, "the file's longest query, or E5's 192 (recollection, unverified)"),
+        "passage_tokens": ours(found, "the file's longest passage, or E5's 192 (recollection, unverified)"),
+        "hard_negatives": ours(max(1, min(3, pool - 1)), "E5's 7 (recollection, unverified) takes twice the time"),
+        "contrastive_weight": e5(0.2, "recollection of E5's Table 11 (unverified); used with --teacher only"),
+        "mine_depth": ours(max(1, min(50, pool)), "a small file's 200th passage is a random one"),
+        "margin": ours(0.95, "set by hand") if "margin" in fixed else _margin(rows, corpus, encoder, asked, found),
+        "teacher_steps": ours(max(1, many // 2), "half of the student's; used with --teacher trained only"),
+    }
+    return {key: value for key, value in chosen.items() if key not in fixed}
+
+
+def _margin(rows: Sequence[Labelled], corpus: OwnCorpus, encoder: Encoder, asked: int, found: int) -> Given:
+    """NV-Retriever's 0.95 for scores whose zero is what random passages have: mE5's lie between 0.7 and 1, where 0.95
+    of a right passage's score would leave next to no candidate."""
+    some = [rows[i] for i in np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int)]
+    sides = corpus.prefixes()
+    queries = encoder.encode([row.query for row in some], sides[0], max_tokens=asked)
+    passages = encoder.encode([row.positives[0] for row in some], sides[1], max_tokens=found)
+    right, chance = float((queries * passages).sum(1).mean()), float((queries @ passages.T).mean())
+    if not right > chance > 0:
+        return ours(0.95, "NV-Retriever's relative margin")
+    return ours(round(1 - 0.05 * (right - chance) / right, 3), "NV-Retriever's 0.95 of the way from what random "
+                f"passages score ({chance:.2f}) to what right ones do ({right:.2f})")
+
+
+def _batch(rows: int) -> int:
+    """A power of two, so that an epoch has `STEPS_AN_EPOCH` steps where the file is large enough for that."""
+    fitting = 2 ** int(math.log2(max(1, rows // STEPS_AN_EPOCH)))
+    return min(rows, MOST_BATCH, max(LEAST_BATCH, fitting))
+
+
+def _rate(width: int) -> float:
+    """The paper's learning rate of stage 2 for the model of that width; of the nearest where there is none."""
+    rates = {384: "small", 768: "base", 1024: "large"}
+    return scale.load(rates[min(rates, key=lambda known: abs(known - width))]).finetune.lr
+
+
+def _longest(corpus: OwnCorpus, encoder: Encoder, most: int = 192) -> tuple[int, int]:
+    """Tokens of the longest query and the longest passage, prefix and all, at most `most` and what the model reads."""
+    sides = corpus.prefixes()
+    texts = [row.query for row in corpus.rows], [t for row in corpus.rows for t in (*row.positives, *row.negatives)]
+    lengths = [max(map(len, encoder.tokenize(sorted(set(side), key=len)[-512:], prefix)))
+               for side, prefix in zip(texts, sides, strict=True)]
+    return tuple(min(most, encoder.max_tokens, 8 * math.ceil(longest / 8)) for longest in lengths)
+
+
+def _shape(encoder: Encoder, start: str) -> scale.Model:
+    known = encoder.backbone.config
+    return scale.Model(start, known.num_hidden_layers, known.hidden_size, known.num_attention_heads,
+                       known.intermediate_size, known.vocab_size, encoder.max_tokens)
+
+
+def lines(dial: Scale) -> list[str]:
+    """Every dial with its value, where it comes from, and why."""
+    values = {f"finetune.{key}": value for key, value in dataclasses.asdict(dial.finetune).items()}
+    values["data.language_temperature"] = dial.data.language_temperature
+    return [f"  {key:28}{values[key]!s:>8}  {source}: {why}" for key, (source, why) in dial.provenance.items()]
+
+
+class Estimate(NamedTuple):
+    """Seconds that a fine-tuning will take here, and what that rests on."""
+
+    mining: float
+    training: float
+    evaluation: float
+    tokens: int  # of all steps, hard negatives included
+    device: str
+
+    def __str__(self) -> str:
+        parts = f"mining {_time(self.mining)}, training {_time(self.training)}, evaluation {_time(self.evaluation)}"
+        return (f"about {_time(sum(self[:3]))} on {self.device}: {parts} (estimated from two small steps; "
+                f"{self.tokens / 1e6:.2g} M tokens to train on)")
+
+
+def estimate(corpus: OwnCorpus, encoder: Encoder, dial: Scale) -> Estimate:
+    """How long mining, training and the evaluation before and after will take; the encoder is left as it was.
+
+    Two steps forwards and backwards are timed, of few and of more tokens of the file's own texts: what they have in
+    common is a step's fixed cost. AdamW's, and that of the checkpoints, is reckoned from the weights. A teacher is not
+    in it.
+    """
+    stage, kind = dial.finetune, "cuda" if encoder.device.type == "cuda" else "cpu"
+    fixed, token = _timed(encoder, _sample(corpus, encoder, stage), PIECES[kind])
+    asked, found = _mean_tokens(corpus, encoder, stage)
+    rows, weights = corpus.labelled(), sum(p.numel() for p in encoder.parameters())
+    step = stage.batch * (asked + (1 + stage.hard_negatives) * found)
+    replay = 4 / 3 if kind == "cpu" and step > stages.Budget.on_cpu(dial.model).whole else 1  # GradCache's
+    update = fixed + ADAMW_BYTES * weights / MEMORY_SPEED[kind]
+    saves = stage.steps // max(1, stage.steps // stages.CHECKPOINTS) * 3 * 4 * weights / DISK_SPEED
+    passages = len({text for row in rows for text in (*row.positives, *row.negatives)})
+    dev = corpus.retrieval()
+    looked_at = len(dev.queries) * asked + len(dev.documents) * found
+    device = torch.cuda.get_device_name() if kind == "cuda" else f"{os.cpu_count()} CPU cores"
+    training = stage.steps * (update + token * step * replay) + saves
+    return Estimate(token / 3 * (len(rows) * asked + passages * found), training, 2 * token / 3 * looked_at,
+                    int(stage.steps * step), device)
+
+
+def _sample(corpus: OwnCorpus, encoder: Encoder, stage: Stage) -> list[list[int]]:
+    """Token ids of some passages, as a step has them."""
+    some = corpus.labelled()[:64]
+    return encoder.tokenize([row.positives[0] for row in some], corpus.prefixes()[1], stage.passage_tokens)
+
+
+def _mean_tokens(corpus: OwnCorpus, encoder: Encoder, stage: Stage, most: int = 500) -> tuple[float, float]:
+    """Mean tokens of a query and of a passage, as they are cut, of some that are spread over the file."""
+    rows = corpus.labelled()
+    some = [rows[i] for i in np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+    sides = corpus.prefixes()
+    asked = encoder.tokenize([row.query for row in some], sides[0], stage.query_tokens)
+    found = encoder.tokenize([row.positives[0] for row in some], sides[1], stage.passage_tokens)
+    return float(np.mean(list(map(len, asked)))), float(np.mean(list(map(len, found))))
+
+
+def _timed(encoder: Encoder, texts: list[list[int]], sizes: tuple[int, int]) -> tuple[float, float]:
+    """Seconds of a step without any token, and of each token: a line through two steps of about `sizes` tokens."""
+    seconds, tokens = [], []
+    for size in (sizes[0], *sizes):  # the very first one warms up
+        ids = [texts[i % len(texts)] for i in range(max(1, round(size * len(texts) / sum(map(len, texts)))))]
+        began = time.perf_counter()
+        with loop.autocast(encoder.device, loop.precision(encoder.device).name):
+            encoder(ids).sum().backward()
+        if encoder.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+        tokens.append(sum(map(len, ids)))
+        encoder.zero_grad(set_to_none=True)
+    slope = (seconds[2] - seconds[1]) / max(1, tokens[2] - tokens[1])
+    slope = slope if slope > 0 else seconds[2] / tokens[2]
+    return max(0.0, seconds[1] - slope * tokens[1]), slope
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def finetune(corpus: OwnCorpus, start: Path, out: Path, dial: Scale, *, seed: int = 0, teacher: bool = False,
+             team: Team | None = None, progress: bool = True) -> Path:
+    """Stage 2 on the file, from `start`: the finished folder `out`/model. Unfinished work is gone on with.
+
+    Negatives are the file's own and the start model's nearest; a teacher is trained only when it is asked for (ours:
+    it doubles the time, and on a small file it seldom beats a start model that was pre-trained).
+    """
+    return stages.finetune(dial, seed, out, start=start, name=NAME, negatives="mined", teacher=teacher, corpus=corpus,
+                           team=team, progress=progress)
+
+
+def mined(folder: Path) -> str:
+    """One line on what was mined for a stage, from its report.json; with advice where the margin left too little."""
+    found = _json(folder / "report.json")
+    report, filling = found["mining"], found["filling"]
+    dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
+    said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \
+           f"(dropped: {dropped or 'none'})"
+    if (drawn := filling.get(groups.RANDOM, 0)) > filling["there"] / 2:
+        said += (f"; {drawn:,} of {filling['there']:,} negatives are random ones, for want of others: if the margin "
+                 "dropped most, raise it (--set finetune.margin=0.99)")
+    return said

@@ -1,0 +1,364 @@
+"""The groups of stage 2: negatives that rotate by pass, bad input that is counted, teachers, and work that goes on."""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from me5lib import scale, teach_cli
+from me5lib.data.hub_corpus import HubCorpus
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import train_tokenizer
+from me5lib.pairs import Labelled, text_key
+from me5lib.places import Me5Error
+from me5lib.train import distill, groups, mining, stages, teach
+from me5lib.train.dist import Team, launch
+
+COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
+ROWS = [Labelled(f"which {COLOURS[i % 6]} thing is number {i}", (f"{COLOURS[i % 6]} answer {i}",),
+                 tuple(f"{COLOURS[(i + j) % 6]} mistake {i} {j}" for j in range(1, 6)), "s", "en")
+        for i in range(24)]  # fmt: skip
+
+
+def stage_of(**dials):
+    given = {"steps": 6, "batch": 8, "hard_negatives": 2, "teacher_steps": 2, "query_tokens": 16, "passage_tokens": 16}
+    return dataclasses.replace(scale.load("smoke").finetune, **given | dials)
+
+
+def sides(source):
+    return "query: ", "passage: "
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    texts = [text for row in ROWS for text in (row.query, *row.positives, *row.negatives)]
+    return Encoder.new(scale.Model("random", 1, 16, 2, 32, 400, 48), train_tokenizer(texts, 400), 0)
+
+
+def make(encoder, folder, rows=ROWS, kind="labelled", dev=(), stage=None, **options):
+    folder.mkdir(exist_ok=True)
+    stage = stage or stage_of()
+    plan = groups.Plan(rows, stage, 0, 1.0)
+    given = {"mines": False, "with_teacher": False, "progress": False} | options
+    return groups.make(encoder, rows, plan, stage, folder, kind=kind, dev=dev, prefixes=sides, seed=0, **given), plan
+
+
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_drawn_from_the_hub_is_gone_through_as_often_as_the_dial_says():
+    """6,234 steps of 512 are two passes over 1,596k; here 24 steps of 10 over 120 rows in three sets of unlike size."""
+    sizes = {"large": 70, "middle": 40, "small": 10}
+    rows = [Labelled(f"{name} {i}", ("a",), (), name, "en") for name, n in sizes.items() for i in range(n)]
+    corpus = HubCorpus.__new__(HubCorpus)
+    heat = stages._heat(scale.load("tiny"), corpus)
+    plan = groups.Plan(rows, stage_of(steps=24, batch=10), 0, heat)
+    times = Counter(i for step in range(24) for i in plan.batch(step))
+    assert set(times) == set(range(120)) and set(times.values()) == {2}
+    hub = scale.load("workshop").finetune
+    assert hub.steps * hub.batch == pytest.approx(2 * 1_596_000, rel=1e-3)
+
+
+def test_every_pass_over_an_example_has_the_next_of_its_negatives(encoder, tmp_path):
+    made, plan = make(encoder, tmp_path / "w")
+    seen = {i: [] for i in range(24)}
+    for step in range(6):
+        for i, turn in plan.draws(step):
+            assert turn == len(seen[i])
+            seen[i].append(made.group(i, turn, 2).negatives)
+    assert list(seen.values()) == [[row.negatives[:2], row.negatives[2:4]] for row in ROWS]
+    assert plan.passes() == dict.fromkeys(range(24), 2) and plan.used() == list(range(24))
+
+
+def test_fewer_negatives_than_passes_want_come_round_again_with_their_scores():
+    row = Labelled("q", ("p", "other"), ("a", "b", "c"), "s", "en", (9.0, 1.0, 2.0, 3.0))
+    assert groups.turned(row, 2, 0)[2::3] == (("a", "b"), (9.0, 1.0, 2.0))
+    assert groups.turned(row, 2, 1)[2::3] == (("c", "a"), (9.0, 3.0, 1.0))
+    assert groups.turned(row, 2, 2)[2::3] == (("b", "c"), (9.0, 2.0, 3.0))
+    assert groups.turned(row, 3, 5) == row
+
+
+def test_mining_finds_as_many_as_all_passes_want(encoder):
+    bare = [row._replace(negatives=()) for row in ROWS]
+    stage = stage_of(margin=10.0)
+    one, report = groups.negatives(bare, "mined", encoder, stage, sides, 0)
+    found, _, filling = groups.over_passes(bare, "mined", encoder, stage, sides, 0, [3] * 12 + [1] * 12)
+    assert [len(row.negatives) for row in found] == [6] * 12 + [2] * 12 and not filling and report.short == 0
+    assert all(a.negatives[:2] == b.negatives for a, b in zip(found, one, strict=True))  # the first pass is as ever
+    assert all(len(set(row.negatives)) == len(row.negatives) for row in found)
+    many, *_ = groups.over_passes(bare, "random", None, stage, sides, 0, [3] * 24)
+    assert all(len(set(row.negatives)) == 6 for row in many)
+
+
+def batches(team, made, plan, monkeypatch):
+    """The examples of every step, as the stage asks for them."""
+    seen = []
+    monkeypatch.setattr(stages, "_tokens", lambda encoder, texts, prefixes, longest: seen.append(list(texts)) or [[0]])
+    prepare = stages._stage2(None, team, plan, made, stage_of(), 0, stages.Budget(9, 9), sides)
+    for step in (3, 0, 5, 3):
+        prepare(step)
+    return seen
+
+
+def test_any_world_size_and_a_resume_meet_the_same_groups(encoder, tmp_path, monkeypatch):
+    made, plan = make(encoder, tmp_path / "w")
+    again, _ = make(None, tmp_path / "w")
+    assert again == made
+    whole = batches(Team.alone(torch.device("cpu")), made, plan, monkeypatch)
+    assert whole[:2] == whole[6:] != whole[2:4]
+    for world in (2, 3):
+        ranks = [batches(Team(r, world, torch.device("cpu"), lambda model: model), made, plan, monkeypatch)
+                 for r in range(world)]
+        assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_examples_are_dropped_and_counted():
+    good = ROWS[0]
+    rows = [good, good._replace(positives=()), good._replace(query=" "), good._replace(positives=("", "right")),
+            good._replace(positives=(" ",)),
+            good._replace(negatives=("RED  answer 0", good.query.upper(), "wrong", ""))]  # fmt: skip
+    kept, faults = groups.tidy(rows)
+    assert kept == [good, good._replace(positives=("right",)), rows[-1]._replace(negatives=rows[-1].negatives[:3])]
+    assert faults == {"examples without a positive": 2, "examples without a query": 1, "empty passages": 2,
+                      "negatives that are a positive too": 1, "negatives that are the query": 1}
+    assert groups.own_negatives(kept[-1]) == ["wrong"]
+    assert groups.tidy(ROWS) == (ROWS, {})
+
+
+def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsys):
+    few = [row._replace(negatives=row.negatives[: i % 3]) for i, row in enumerate(ROWS)]
+    lone = [Labelled("eine Frage", ("eine Antwort",), (), "s", "de"), Labelled("dritte", ("ja",), ("nein",), "s", "fr"),
+            Labelled("noch eine", ("eine Antwort",), (), "s", "de")]  # fmt: skip
+    stage = stage_of(steps=3, batch=27)
+    made, _ = make(encoder, tmp_path / "w", [*few, *lone], stage=stage, progress=True, faults={"empty passages": 7})
+    told = capsys.readouterr().out
+    counts = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["filling"]
+    short = [row for row in few if len(row.negatives) < 2]
+    assert counts[groups.SHORT] == len(short) + 3
+    assert counts[groups.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4 and counts[groups.ELSEWHERE] == 4
+    assert counts[groups.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
+    assert "7 empty passages" in told and f"{counts[groups.RANDOM]} random passages filled in" in told
+    assert made.rows[25].negatives == ("nein", "nein")
+    for row in made.rows.values():
+        assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
+
+
+def test_an_example_to_which_nothing_is_wrong_is_refused():
+    rows = [Labelled("a", ("yes",), (), "s", "en"), Labelled("b", ("Yes ",), (), "t", "de")]
+    with pytest.raises(Me5Error, match="no wrong answer to 'a'"):
+        groups.negatives(rows, "labelled", None, stage_of(), sides, 0)
+
+
+@pytest.mark.parametrize(("scores", "fault"), [
+    ((1.0, 2.0), "2 with another number of scores than passages"), ((1.0,) * 6, "2 with another number"),
+    ((1.0, float("nan"), 0, 0, 0), "2 with scores that are no numbers"), (None, "2 without scores"),
+])  # fmt: skip
+def test_kept_scores_that_do_not_fit_are_counted_and_refused(tmp_path, scores, fault):
+    rows = [row._replace(negatives=row.negatives[:4], teacher_scores=(1.0, 0.0, 0.5, 0.2, 0.1)) for row in ROWS]
+    rows[3:5] = [row._replace(teacher_scores=scores) for row in rows[3:5]]
+    groups._write(tmp_path, dict(enumerate(rows)), "report.json", {})
+    with pytest.raises(Me5Error, match=f"of 24 groups {fault}"):
+        groups._read(tmp_path)
+
+
+# ---- teachers --------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """A teacher that knows by heart: a passage that says the query's colour is right."""
+
+    prefixed, name, identity = False, "the told one", {"model": "told"}
+
+    def __init__(self, sign=1.0, stop=math.inf):
+        self.sign, self.stop, self.asked = sign, stop, []
+
+    def pieces(self, pairs, lengths):
+        for start in range(0, len(pairs), 5):
+            at = np.arange(start, min(start + 5, len(pairs)))
+            if len(self.asked) >= self.stop:
+                raise KeyboardInterrupt
+            self.asked += [pairs[i] for i in at]
+            yield at, np.array([self.sign * self.of(*pairs[i]) for i in at], np.float32)
+
+    @staticmethod
+    def of(query, passage):
+        return float(passage.split()[0] in query) + len(passage) / 1000
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """Puts a teacher in the place of the hub's."""
+    monkeypatch.setattr(groups, "cache", lambda: tmp_path / "cache")
+
+    def put(teacher):
+        monkeypatch.setattr(distill, "open_teacher", lambda name, device: teacher)
+        return teacher
+
+    return put
+
+
+NAMED = stage_of(teacher="owner/reranker")
+
+
+def test_a_better_teacher_scores_every_group_of_every_pass_and_is_in_the_report(encoder, tmp_path, told, capsys):
+    teacher = told(Told())
+    made, plan = make(encoder, tmp_path / "w", stage=NAMED, with_teacher=True, dev=ROWS, progress=True)
+    said = re.search(r"the told one (\S+), start model (\S+) first of 8 .24 held-out", capsys.readouterr().out)
+    assert made.taught and float(said[1]) > float(said[2])
+    for i, row in made.rows.items():
+        right = [Told.of(row.query, text) for text in (row.positives[0], *row.negatives)]
+        assert row.teacher_scores == pytest.approx(right, abs=1e-4) and len(right) == 5
+        turned = made.group(i, 1, 2)
+        assert turned.teacher_scores == pytest.approx([right[0], *right[3:]], abs=1e-4)
+    report = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["teacher"]
+    assert report["trusted"] and report["queries"] == 24 and report["weights"] == {"model": "told"}
+    assert len(teacher.asked) == len(set(teacher.asked))
+
+
+def test_a_teacher_that_is_no_better_is_not_used_and_one_that_nobody_can_judge_only_if_it_was_named(
+    encoder, tmp_path, told, capsys
+):
+    told(Told(sign=-1.0))
+    made, _ = make(encoder, tmp_path / "w", stage=NAMED, with_teacher=True, dev=ROWS, progress=True)
+    assert not made.taught and "not used" in capsys.readouterr().out
+    assert all(row.teacher_scores is None for row in made.rows.values())
+    made, _ = make(encoder, tmp_path / "v", stage=NAMED, with_teacher=True, progress=True)
+    assert made.taught and "no held-out example judges it; used all the same" in capsys.readouterr().out
+    made, _ = make(encoder, tmp_path / "u", with_teacher=True)
+    assert not made.taught
+
+
+def test_interrupted_scoring_goes_on_without_mining_again_or_scoring_a_pair_twice(encoder, tmp_path, told, monkeypatch):
+    options = {"stage": NAMED, "with_teacher": True, "dev": ROWS[:6], "kind": "mined", "mines": True}
+    whole = told(Told())
+    right, _ = make(encoder, tmp_path / "whole", **options)
+    first = told(Told(stop=100))
+    first.identity = {"model": "told", "revision": 2}
+    with pytest.raises(KeyboardInterrupt):
+        make(encoder, tmp_path / "part", **options)
+    monkeypatch.setattr(mining, "dense", lambda *_, **__: pytest.fail("mined again"))
+    second = told(Told())
+    second.identity = first.identity
+    made, _ = make(encoder, tmp_path / "part", **options)
+    assert made == right and sorted(first.asked + second.asked) == sorted(whole.asked)
+    assert {path.name for path in (tmp_path / "part").iterdir()} == {"groups.jsonl", "report.json"}
+
+
+def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_interrupted(
+    encoder, tmp_path, monkeypatch
+):
+    options = {"stage": stage_of(teacher_steps=3), "with_teacher": True, "dev": ROWS[:6]}
+    monkeypatch.setattr(distill.Verdict, "trusted", True)
+    right, _ = make(encoder, tmp_path / "whole", **options)
+    asked, pieces, stop = [], distill.Teacher.pieces, [100]
+
+    def noting(self, pairs, lengths):
+        for at, scores in pieces(self, pairs, lengths):
+            if len(asked) >= stop[0]:
+                raise KeyboardInterrupt
+            asked.extend(pairs[i] for i in at)
+            yield at, scores
+
+    monkeypatch.setattr(distill, "_budget", lambda device: 60)
+    monkeypatch.setattr(distill.Teacher, "pieces", noting)
+    with pytest.raises(KeyboardInterrupt):
+        make(encoder, tmp_path / "part", **options)
+    assert 100 <= len(asked) < 110
+    monkeypatch.setattr(groups, "train_teacher", lambda *_: pytest.fail("trained again"))
+    stop[0] = math.inf
+    made, _ = make(encoder, tmp_path / "part", **options)
+    assert len(asked) == len(set(asked)) > 110
+    for i, row in made.rows.items():
+        assert row[:5] == right.rows[i][:5]
+        assert row.teacher_scores == pytest.approx(right.rows[i].teacher_scores, abs=0.05)
+
+
+RANK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_groups as the
+from me5lib.train import distill, dist, groups, stages
+folder, team = Path(sys.argv[1]), dist.join(2)
+teacher = the.Told()
+groups.cache, distill.open_teacher = lambda: folder, lambda name, device: teacher
+made, _ = stages.first_here(team, lambda: the.make(the.Bare(), folder / "w", stage=the.NAMED, with_teacher=True))
+assert made.taught and len(teacher.asked) == (24 * 5 if team.main else 0), len(teacher.asked)
+(folder / f"rank{team.rank}.txt").write_text(repr(made), encoding="utf8")
+team.barrier()
+dist.leave()
+"""
+
+
+class Bare:
+    """As much of an encoder as a stage needs that neither mines nor judges."""
+
+    device = torch.device("cpu")
+
+
+def test_of_two_processes_one_scores_and_the_other_reads(tmp_path):
+    launch([[sys.executable, "-c", RANK, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, timeout=120)
+    first, second = ((tmp_path / f"rank{r}.txt").read_text(encoding="utf8") for r in range(2))
+    assert first == second and "teacher_scores=(" in first
+
+
+# ---- me5 teach -------------------------------------------------------------------------------------------------------
+
+
+def written(path, rows, listed=False):
+    lines = [json.dumps([i, *row]) if listed else json.dumps({"query": row.query, "positives": row.positives,
+             "negatives": row.negatives}) for i, row in enumerate(rows)]  # fmt: skip
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def many():
+    wrong = {colour: tuple(f"{other} answer" for other in COLOURS if other != colour) for colour in COLOURS}
+    return [Labelled(f"which {colour} thing is number {i}", (f"{colour} answer",), wrong[colour], teach.OWN, "und")
+            for i in range(30) for colour in COLOURS]  # fmt: skip
+
+
+def test_a_teacher_is_trained_judged_kept_and_loaded_again(encoder, many, tmp_path, capsys):
+    encoder.save(tmp_path / "start")
+    data = written(tmp_path / "groups.jsonl", [*many, many[0]._replace(positives=())])
+    dials = ["finetune.teacher_steps=60", "finetune.batch=16", "finetune.lr=0.003", "finetune.query_tokens=16",
+             "finetune.passage_tokens=16"]  # fmt: skip
+    teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, dials)
+    told = capsys.readouterr().out
+    shown = re.search(r"teacher (\S+), its start (\S+), chance 0.125; stage 2 would listen", told)
+    assert shown and float(shown[1]) > 0.9 > float(shown[2]) + 0.2 and "1 examples without a positive" in told
+    teacher = distill.open_teacher(str(tmp_path / "out"), encoder.device)
+    held = [row for row in many if text_key(row.query) < int(teach.DEV_SHARE * 2**64) - 2**63]
+    scores = teacher.score([row.query for row in held], [[row.positives[0], *row.negatives] for row in held],
+                           ("query: ", "passage: "), (16, 16))  # fmt: skip
+    assert 5 < len(held) < 40 and (scores.argmax(1) == 0).mean() > 0.9
+    about = json.loads((tmp_path / "out" / "teacher.json").read_text(encoding="utf8"))
+    assert about["verdict"]["teacher"] == pytest.approx(float(shown[1]), abs=1e-3)
+    with pytest.raises(Me5Error, match="is there already"):
+        teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out")
+
+
+def test_examples_are_read_from_both_forms_and_bad_lines_are_named(many, tmp_path):
+    plain = list(teach.examples(written(tmp_path / "a.jsonl", many)))
+    listed = list(teach.examples(written(tmp_path / "b.jsonl", many, listed=True)))
+    assert plain == listed == many
+    (tmp_path / "c.jsonl").write_text('{"query": "q", "positive": "p", "language": "de"}\n\n', encoding="utf8")
+    assert list(teach.examples(tmp_path / "c.jsonl")) == [Labelled("q", ("p",), (), teach.OWN, "de")]
+    bad = ("{", "[1, 2]", '{"query": "q"}', '{"query": 3, "positives": ["p"]}', '{"query": "q", "positives": [3]}')
+    for line in bad:
+        (tmp_path / "d.jsonl").write_text(f'{{"query": "q", "positives": ["p"]}}\n{line}\n', encoding="utf8")
+        with pytest.raises(Me5Error, match="line 2 is no example"):
+            list(teach.examples(tmp_path / "d.jsonl"))
+    with pytest.raises(Me5Error, match="there is no file"):
+        list(teach.examples(tmp_path / "none.jsonl"))
