@@ -44,14 +44,16 @@ print(json.dumps({"streams": sorted(shards), "batch": mixture.batch(0), "labelle
 
 @pytest.fixture
 def workshop(tmp_path) -> list[str]:
-    """Repositories of all cards and of the backbone; the arguments that make the scale train on all of them."""
+    """Repositories of all cards, backbone and teacher; the arguments that make the scale train on all of them."""
     for card in cards.hub().values():
         for entry in card.hub:
             fixtures_hub.write_repository(tmp_path / "root", entry, 40, 2)
-    model = tmp_path / "root" / "models" / scale.load("workshop").model.backbone
-    model.mkdir(parents=True)
-    for name in ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "setup.py"):
-        (model / name).write_text("{}", encoding="utf8")
+    dial = scale.load("workshop")
+    for hub_id in (dial.model.backbone, dial.finetune.teacher):
+        model = tmp_path / "root" / "models" / hub_id
+        model.mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "setup.py"):
+            (model / name).write_text("{}", encoding="utf8")
     tables = {number: ",".join(name for name, card in cards.hub().items() if card.paper.table == number)
               for number in (1, 2)}
     return [f"data.sources={tables[1]}", f"data.labelled={tables[2]}"]
@@ -68,10 +70,12 @@ def test_fetch_fills_the_cache_and_the_scale_then_opens_offline(client, tmp_path
         assert {line.split()[0] for line in planned.splitlines()} >= set(",".join(workshop).replace("=", ",").split(",")
                                                                         ) - {"data.sources", "data.labelled"}
         done = client(FETCH, "fetch", "--rows", 60, *sets, endpoint=server.endpoint)
-        asked = {path.rpartition("/")[2] for _, path, _ in server.requests if "/resolve/" in path}
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= asked
-        assert not {"pytorch_model.bin", "setup.py"} & asked
-    assert len(done.stdout.splitlines()) == 9 + 14 + 1
+        asked = [path for _, path, _ in server.requests if "/resolve/" in path]
+        for hub_id in (scale.load("workshop").model.backbone, scale.load("workshop").finetune.teacher):
+            files = {path.rpartition("/")[2] for path in asked if hub_id in path}
+            assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+            assert not {"pytorch_model.bin", "setup.py"} & files
+    assert len(done.stdout.splitlines()) == 9 + 14 + 2
     found = json.loads(client(OPENED, *workshop, HF_HUB_OFFLINE="1").stdout)
     assert {source for source, _ in found["streams"]} == set(workshop[0].partition("=")[2].split(","))
     assert found["sources"] == sorted(workshop[1].partition("=")[2].split(",")) and found["labelled"] >= 14 * 20
