@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from me5lib.train.mining import Found, MiningReport, Rule
 
 WAYS = ("dense", "bm25", "random")
+NEAR = 1.06  # ours: see `near` of the scales
 SHARD = 10_000  # ours: queries of a shard
 AT_ONCE = 16_384  # ours: passages that are encoded between two looks at the bar
 VECTORS = "passages.npy"
@@ -50,10 +51,10 @@ class Settings(NamedTuple):
     depth: int
     skip: int
     negatives: int
+    near: float | None
     margin: float | None
     absolute_margin: float | None
     max_score: float | None
-    near: float | None
     within: bool
     spread: bool
     index: str
@@ -82,11 +83,11 @@ def mine(
     depth: Annotated[int, typer.Option(min=1, help="Candidates of a query.")] = 200,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many of the best before them.")] = 0,
     negatives: Annotated[int, typer.Option(min=1, help="Negatives of a query, its own included.")] = 7,
-    margin: Annotated[float, typer.Option(help="Drop what scores above this share of the positive (0: off).")] = 0.95,
+    near: Annotated[float | None, typer.Option(help="Drop what is so much liker a positive than neighbours are to each "
+                                                 "other (default: 1.06 with --by dense; 0: off).")] = None,
+    margin: Annotated[float | None, typer.Option(help="Drop what scores above this share of the positive.")] = None,
     absolute_margin: Annotated[float | None, typer.Option(help="Drop what scores less than this below it.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Drop what scores above this.")] = None,
-    near: Annotated[float | None, typer.Option(help="Drop what is so much liker a positive than neighbours are "
-                                                 "to each other: 1.06 (--by dense).")] = None,
     within: Annotated[bool, typer.Option("--within-language/--across", help="Search passages of the query's language, "
                                                                              "or of all.")] = True,
     spread: Annotated[bool, typer.Option("--sample/--hardest", help="Draw among the rest, or take the best.")] = False,
@@ -95,7 +96,8 @@ def mine(
     shard: Annotated[int, typer.Option(min=1, help="Queries of a shard.")] = SHARD,
 ) -> None:
     """Mine hard negatives for your pairs. The same command goes on after a crash with the shards that are missing."""
-    asked = Settings(by, depth, skip, negatives, margin or None, absolute_margin, max_score, near, within, spread,
+    near = NEAR if near is None and by == "dense" else near or None
+    asked = Settings(by, depth, skip, negatives, near, margin or None, absolute_margin, max_score, within, spread,
                      index, seed, shard)
     _refuse(asked, model)
     rows, faults = read(data)

@@ -45,7 +45,7 @@ TRUE = ("EXAMS wrong options", "other sections")
 KINDS = (*PLANTED, *TRUE)
 LEAST = 50  # passages of a world
 ENDS = re.compile(r"(?<=[.!?。！？؟])\s*")
-DEFAULT = ("relative margin", 0.95)
+DEFAULT = ("near a positive", 1.06)
 FILTERS: dict[str, tuple[Callable[[float], mining.Rule], np.ndarray]] = {
     "relative margin": (mining.relative_margin, np.round(np.arange(0.3, 1.201, 0.025), 3)),
     "absolute margin": (mining.absolute_margin, np.round(np.arange(-0.2, 0.401, 0.025), 3)),

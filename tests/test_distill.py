@@ -15,7 +15,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error
-from me5lib.train import distill, groups, stages
+from me5lib.train import distill, drawing, groups, stages
 from me5lib.train.dist import Team, launch
 from me5lib.train.loop import Precision
 from me5lib.train.score_cache import score_all
@@ -300,7 +300,7 @@ def examples():
 def measured(team, stage, steps=(0, 1, 2)):
     """Loss and gradient of some steps, as the stage has them."""
     toy, rows = Toy(), examples()
-    plan = groups.Plan(rows, stage, 0, 1.0)
+    plan = drawing.Plan(rows, stage, 0, 1.0)
     made = groups.Made(dict(enumerate(rows)), True)
     prepare = stages._stage2(toy, team, plan, made, stage, 0, stages.Budget(2**20, 2**20), lambda source: PREFIXES)
     found = []
@@ -314,7 +314,7 @@ def measured(team, stage, steps=(0, 1, 2)):
 def by_hand(stage, step):
     """KL and InfoNCE of a step in plain loops: means over its rows."""
     toy, rows = Toy(), examples()
-    drawn = groups.Plan(rows, stage, 0, 1.0).draws(step)
+    drawn = drawing.Plan(rows, stage, 0, 1.0).draws(step)
     group = []
     for i, turn in drawn:
         places = [(turn * 2 + j) % 4 for j in range(2)]

@@ -18,7 +18,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error
-from me5lib.train import distill, groups, mining, stages, teach
+from me5lib.train import distill, drawing, groups, mining, picking, stages, teach, teaching
 from me5lib.train.dist import Team, launch
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
@@ -45,7 +45,7 @@ def encoder():
 def make(encoder, folder, rows=ROWS, kind="labelled", dev=(), stage=None, **options):
     folder.mkdir(exist_ok=True)
     stage = stage or stage_of()
-    plan = groups.Plan(rows, stage, 0, 1.0)
+    plan = drawing.Plan(rows, stage, 0, 1.0)
     given = {"mines": False, "with_teacher": False, "progress": False} | options
     return groups.make(encoder, rows, plan, stage, folder, kind=kind, dev=dev, prefixes=sides, seed=0, **given), plan
 
@@ -59,7 +59,7 @@ def test_what_was_drawn_from_the_hub_is_gone_through_as_often_as_the_dial_says()
     rows = [Labelled(f"{name} {i}", ("a",), (), name, "en") for name, n in sizes.items() for i in range(n)]
     corpus = HubCorpus.__new__(HubCorpus)
     heat = stages._heat(scale.load("tiny"), corpus)
-    plan = groups.Plan(rows, stage_of(steps=24, batch=10), 0, heat)
+    plan = drawing.Plan(rows, stage_of(steps=24, batch=10), 0, heat)
     times = Counter(i for step in range(24) for i in plan.batch(step))
     assert set(times) == set(range(120)) and set(times.values()) == {2}
     hub = scale.load("workshop").finetune
@@ -79,21 +79,21 @@ def test_every_pass_over_an_example_has_the_next_of_its_negatives(encoder, tmp_p
 
 def test_fewer_negatives_than_passes_want_come_round_again_with_their_scores():
     row = Labelled("q", ("p", "other"), ("a", "b", "c"), "s", "en", (9.0, 1.0, 2.0, 3.0))
-    assert groups.turned(row, 2, 0)[2::3] == (("a", "b"), (9.0, 1.0, 2.0))
-    assert groups.turned(row, 2, 1)[2::3] == (("c", "a"), (9.0, 3.0, 1.0))
-    assert groups.turned(row, 2, 2)[2::3] == (("b", "c"), (9.0, 2.0, 3.0))
-    assert groups.turned(row, 3, 5) == row
+    assert drawing.turned(row, 2, 0)[2::3] == (("a", "b"), (9.0, 1.0, 2.0))
+    assert drawing.turned(row, 2, 1)[2::3] == (("c", "a"), (9.0, 3.0, 1.0))
+    assert drawing.turned(row, 2, 2)[2::3] == (("b", "c"), (9.0, 2.0, 3.0))
+    assert drawing.turned(row, 3, 5) == row
 
 
 def test_mining_finds_as_many_as_all_passes_want(encoder):
     bare = [row._replace(negatives=()) for row in ROWS]
     stage = stage_of(margin=10.0)
-    one, report = groups.negatives(bare, "mined", encoder, stage, sides, 0)
-    found, _, filling = groups.over_passes(bare, "mined", encoder, stage, sides, 0, [3] * 12 + [1] * 12)
+    one, report = picking.pick(bare, "mined", encoder, stage, sides, 0)
+    found, _, filling = picking.over_passes(bare, "mined", encoder, stage, sides, 0, [3] * 12 + [1] * 12)
     assert [len(row.negatives) for row in found] == [6] * 12 + [2] * 12 and not filling and report.short == 0
     assert all(a.negatives[:2] == b.negatives for a, b in zip(found, one, strict=True))  # the first pass is as ever
     assert all(len(set(row.negatives)) == len(row.negatives) for row in found)
-    many, *_ = groups.over_passes(bare, "random", None, stage, sides, 0, [3] * 24)
+    many, *_ = picking.over_passes(bare, "random", None, stage, sides, 0, [3] * 24)
     assert all(len(set(row.negatives)) == 6 for row in many)
 
 
@@ -127,12 +127,12 @@ def test_bad_examples_are_dropped_and_counted():
     rows = [good, good._replace(positives=()), good._replace(query=" "), good._replace(positives=("", "right")),
             good._replace(positives=(" ",)),
             good._replace(negatives=("RED  answer 0", good.query.upper(), "wrong", ""))]  # fmt: skip
-    kept, faults = groups.tidy(rows)
+    kept, faults = drawing.tidy(rows)
     assert kept == [good, good._replace(positives=("right",)), rows[-1]._replace(negatives=rows[-1].negatives[:3])]
     assert faults == {"examples without a positive": 2, "examples without a query": 1, "empty passages": 2,
                       "negatives that are a positive too": 1, "negatives that are the query": 1}
-    assert groups.own_negatives(kept[-1]) == ["wrong"]
-    assert groups.tidy(ROWS) == (ROWS, {})
+    assert picking.own_negatives(kept[-1]) == ["wrong"]
+    assert drawing.tidy(ROWS) == (ROWS, {})
 
 
 def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsys):
@@ -144,10 +144,10 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
     told = capsys.readouterr().out
     counts = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["filling"]
     short = [row for row in few if len(row.negatives) < 2]
-    assert counts[groups.SHORT] == len(short) + 3
-    assert counts[groups.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4 and counts[groups.ELSEWHERE] == 4
-    assert counts[groups.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
-    assert "7 empty passages" in told and f"{counts[groups.RANDOM]} random passages filled in" in told
+    assert counts[picking.SHORT] == len(short) + 3
+    assert counts[picking.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4 and counts[picking.ELSEWHERE] == 4
+    assert counts[picking.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
+    assert "7 empty passages" in told and f"{counts[picking.RANDOM]} random passages filled in" in told
     assert made.rows[25].negatives == ("nein", "nein")
     for row in made.rows.values():
         assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
@@ -156,7 +156,7 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
 def test_an_example_to_which_nothing_is_wrong_is_refused():
     rows = [Labelled("a", ("yes",), (), "s", "en"), Labelled("b", ("Yes ",), (), "t", "de")]
     with pytest.raises(Me5Error, match="no wrong answer to 'a'"):
-        groups.negatives(rows, "labelled", None, stage_of(), sides, 0)
+        picking.pick(rows, "labelled", None, stage_of(), sides, 0)
 
 
 @pytest.mark.parametrize(("scores", "fault"), [
@@ -198,7 +198,7 @@ class Told:
 @pytest.fixture
 def told(monkeypatch, tmp_path):
     """Puts a teacher in the place of the hub's."""
-    monkeypatch.setattr(groups, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(teaching, "cache", lambda: tmp_path / "cache")
 
     def put(teacher):
         monkeypatch.setattr(distill, "open_teacher", lambda name, device: teacher)
@@ -274,7 +274,7 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
     with pytest.raises(KeyboardInterrupt):
         make(encoder, tmp_path / "part", **options)
     assert 100 <= len(asked) < 110
-    monkeypatch.setattr(groups, "train_teacher", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(teaching, "train_teacher", lambda *_: pytest.fail("trained again"))
     stop[0] = math.inf
     made, _ = make(encoder, tmp_path / "part", **options)
     assert len(asked) == len(set(asked)) > 110
@@ -288,10 +288,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_groups as the
-from me5lib.train import distill, dist, groups, stages
+from me5lib.train import distill, dist, stages, teaching
 folder, team = Path(sys.argv[1]), dist.join(2)
 teacher = the.Told()
-groups.cache, distill.open_teacher = lambda: folder, lambda name, device: teacher
+teaching.cache, distill.open_teacher = lambda: folder, lambda name, device: teacher
 made, _ = stages.first_here(team, lambda: the.make(the.Bare(), folder / "w", stage=the.NAMED, with_teacher=True))
 assert made.taught and len(teacher.asked) == (24 * 5 if team.main else 0), len(teacher.asked)
 (folder / f"rank{team.rank}.txt").write_text(repr(made), encoding="utf8")

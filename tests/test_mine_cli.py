@@ -71,8 +71,8 @@ def refused(done, *words):
 
 
 def test_mined_rows_are_those_of_the_library(data, model, tmp_path):
-    """Against a search written down here: cosines of the language's passages, what lies above 0.95 of the positive's
-    left out, the best that remain."""
+    """Against a search written down here: cosines of the language's passages; what is over 1.06 times as like the
+    positive as both are to their four nearest left out, the best that remain."""
     out = tmp_path / "mined"
     done = mine("--data", data, "--model", model, "--out", out, "--negatives", 3, "--depth", 30, "--shard", 30)
     assert done.exit_code == 0, done.output
@@ -80,18 +80,22 @@ def test_mined_rows_are_those_of_the_library(data, model, tmp_path):
     assert [row["query"] for row in found] == [row["query"] for row in pairs()]
     for language in FACTS:
         own = [row for row in pairs() if row["language"] == language]
-        texts = [text for row in own for text in (row["positive"], *row.get("negatives", []))]
+        texts = list(dict.fromkeys(text for row in own for text in (row["positive"], *row.get("negatives", []))))
         vectors, asked = encoder.encode(texts, PASSAGE), encoder.encode([row["query"] for row in own], QUERY)
+        alike = vectors @ vectors.T
+        crowd = np.sort(alike, axis=1)[:, -5:-1].mean(axis=1)
         for query, row in zip(asked, own, strict=True):
             scores, wrong = vectors @ query, row.get("negatives", [])
-            limit = 0.95 * scores[texts.index(row["positive"])]
+            right = texts.index(row["positive"])
             best = [texts[j] for j in np.argsort(-scores, kind="stable")[:30]
-                    if scores[j] <= limit and texts[j] not in (row["positive"], *wrong)]
+                    if alike[j, right] <= 1.06 * (crowd[j] + crowd[right]) / 2
+                    and texts[j] not in (row["positive"], *wrong)]
             (mined,) = [one for one in found if one["query"] == row["query"]]
             assert mined["negatives"] == [*wrong, *best][:3] and mined["positives"] == [row["positive"]]
             assert mined["language"] == language
     report = json.loads((out / "report.json").read_text(encoding="utf8"))
     assert report["kept"] == sum(len(row["negatives"]) for row in found) - 2
+    assert report["dropped"]["near a positive"] > 0
     assert report["candidates"] == 80 * 30 == report["kept"] + sum(report["dropped"].values())
     assert set(report["by_language"]) == set(FACTS) and f"{report['kept']:,} kept" in done.stdout
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -104,7 +108,7 @@ def test_within_a_language_or_across(by, data, model, tmp_path):
     mixed = {}
     for way in ("--within-language", "--across"):
         out = tmp_path / way
-        done = mine("--data", data, "--by", by, "--model", model, "--out", out, way, "--margin", 0, "--negatives", 4)
+        done = mine("--data", data, "--by", by, "--model", model, "--out", out, way, "--near", 0, "--negatives", 4)
         assert done.exit_code == 0, done.output
         mixed[way] = sum((text in german) != (row["language"] == "de") for row in rows_of(out)
                          for text in row["negatives"] if "own" not in text and "another" not in text)

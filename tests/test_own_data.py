@@ -423,7 +423,7 @@ def test_the_dials_fit_the_file_and_say_why(corpus, start):
     assert stage.temperature == 0.01 and stage.query_tokens <= encoder.max_tokens == dial.model.max_tokens == 64
     assert dial.data.language_temperature == 1 and dial.model.backbone == tuning.MODEL
     told = "\n".join(tuning.lines(dial))
-    for key in ("steps", "batch", "lr", "hard_negatives", "margin", "passage_tokens"):
+    for key in ("steps", "batch", "lr", "hard_negatives", "near", "passage_tokens"):
         assert re.search(rf"finetune\.{key} +\S+  (ours|paper): \w", told), key
     shorter = tuning.fit(corpus, encoder, tuning.MODEL, steps=5, overrides=["finetune.batch=16", "finetune.lr=0.5"])
     assert (shorter.finetune.steps, shorter.finetune.batch, shorter.finetune.lr) == (5, 16, 0.5)
@@ -434,24 +434,6 @@ def test_the_dials_fit_the_file_and_say_why(corpus, start):
                            ({"overrides": ["finetune.stepz=5"]}, ["did you mean finetune.steps"])):
         with refused(*words):
             tuning.fit(corpus, encoder, tuning.MODEL, **options)
-
-
-def test_the_margin_counts_from_what_random_passages_score(corpus, start):
-    encoder, rows = Encoder.load(start), corpus.labelled()
-    queries = encoder.encode([row.query for row in rows], "query: ")
-    passages = encoder.encode([row.positives[0] for row in rows], "passage: ")
-    cosines = queries @ passages.T
-    right, chance = np.diag(cosines).mean(), cosines.mean()
-    wanted = chance + 0.95 * (right - chance)
-    margin = tuning.fit(corpus, encoder, tuning.MODEL).finetune.margin
-    assert 0 < chance < right and margin * right == pytest.approx(wanted, abs=1e-3) and margin > 0.96
-
-    class Opposite:
-        def encode(self, texts, prefix, max_tokens):
-            return np.full((len(texts), 1), 1.0 if prefix == "query: " else -1.0)
-
-    assert tuning._margin(rows, corpus, Opposite(), 8, 8).value == 0.95
-    assert tuning.fit(corpus, encoder, tuning.MODEL, overrides=["finetune.margin=0.9"]).finetune.margin == 0.9
 
 
 def test_the_estimate_is_of_the_right_size_and_changes_nothing(corpus, start):

@@ -17,7 +17,7 @@ from me5lib.data.corpus import open_corpus
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error
-from me5lib.train import contrast, dist, groups, loop, stages, watch
+from me5lib.train import contrast, dist, drawing, groups, loop, picking, stages, watch
 from me5lib.train.dist import Team
 
 SMALL = ["train.steps=6", "train.batch=32", "finetune.steps=3", "finetune.batch=8", "finetune.teacher_steps=3"]
@@ -270,13 +270,13 @@ ROWS = [Labelled(f"question {i} about {w}", (f"answer {i} {w}",), (f"wrong {i}",
         for i, w in enumerate(["cars", "trains", "ships", "planes", "bikes"] * 4)]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", groups.KINDS)
+@pytest.mark.parametrize("kind", picking.KINDS)
 def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, base):
     encoder = Encoder.load(base / "stage1")
     other = [row._replace(language="de", query=row.query + " de") for row in ROWS[:3]]
     other = [row._replace(positives=(row.positives[0] + " de",), negatives=()) for row in other]
-    found, _ = groups.negatives([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
-    pools = {"en": set(groups.passages(ROWS)), "de": set(groups.passages(other))}
+    found, _ = picking.pick([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
+    pools = {"en": set(picking.passages(ROWS)), "de": set(picking.passages(other))}
     for row, before in zip(found, [*ROWS, *other], strict=True):
         assert len(row.negatives) == 3 and set(row.negatives) <= pools[row.language]
         assert not set(row.negatives) & set(before.positives)
@@ -290,23 +290,23 @@ def stages_prefixes(source):
 
 def test_the_plan_uses_every_example_of_a_stream_before_any_comes_again():
     stage = small("finetune.steps=10", "finetune.batch=4").finetune
-    plan = groups.Plan(ROWS, stage, 0, 0.5)
+    plan = drawing.Plan(ROWS, stage, 0, 0.5)
     drawn = [i for step in range(10) for i in plan.batch(step)]
     assert sorted(drawn[:20]) == list(range(20)) == sorted(drawn[20:])
-    assert plan.used() == list(range(20)) and plan.fingerprint != groups.Plan(ROWS, stage, 1, 0.5).fingerprint
+    assert plan.used() == list(range(20)) and plan.fingerprint != drawing.Plan(ROWS, stage, 1, 0.5).fingerprint
 
 
 def test_a_wrong_answer_that_reads_like_a_right_one_is_left_out():
     row = Labelled("Which?", ("Two ",), ("two", "Three", "which?", "THREE", "four"), "s", "en")
-    assert groups.own_negatives(row) == ["Three", "four"]
+    assert picking.own_negatives(row) == ["Three", "four"]
 
 
 def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():
-    found = groups.dev_groups(ROWS, 0, limit=10, size=6)
+    found = picking.dev_groups(ROWS, 0, limit=10, size=6)
     assert len(found) == 10 and all(len(row.negatives) == 5 for row in found)
     assert all(row.negatives[0].startswith("wrong") for row in found)
     assert all(row.positives[0] not in row.negatives for row in found)
-    assert groups.dev_groups([], 0) == []
+    assert picking.dev_groups([], 0) == []
 
 
 def test_the_watched_languages_are_of_different_scripts(corpus):

@@ -280,7 +280,7 @@ def margin_trade(margins: list[float], lies: list[float], kept: list[float], cho
     figure, axis = canvas(7.0, 3.4)
     axis.plot(margins, lies, "--s", color=COLOURS[1], markersize=4, label="planted right answers let through")
     axis.plot(margins, kept, "-o", color=COLOURS[0], markersize=4, label="other candidates kept")
-    axis.axvline(chosen, color=GREY, linewidth=1, linestyle=":", label=f"this scale's margin {chosen:g}")
+    axis.axvline(chosen, color=GREY, linewidth=1, linestyle=":", label=f"NV-Retriever's {chosen:g}")
     axis.set(xlabel="margin: share of the positive's score that is allowed", ylabel="share", ylim=(-0.03, 1.03))
     axis.legend(frameon=False, fontsize=8)
     return figure

@@ -129,8 +129,8 @@ def _positives(facts: _Facts) -> list[Finding]:
             "answers: mine again with `mining.choose`, which drops the same text")))
     if facts.scores and (share := facts.scores["above"] / facts.scores["scored"]) > ABOVE:
         found.append(Finding(name, share, (
-            f"{share:.1%} of the negatives score above the right answer, so many of them probably are right: mine with "
-            "a margin (0.95), or look at them and lower it")))
+            f"{share:.1%} of the negatives score above the right answer, so many of them probably are right: look "
+            "at them, and filter more (`near`, lower than 1.06, or a margin)")))
     return found
 
 

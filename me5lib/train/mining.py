@@ -1,13 +1,13 @@
 """Hard negatives: passages that a search finds for a query although they are not its answer, and which of them lie.
 
-    found = dense(queries, positives, passages, encode, encode, depth=30)  # or bm25(...), or random(...): `search`
-    negatives, report = choose(found, queries, positives, passages, n=3, margin=0.95, rules=[max_score(0.9)])
+    found = dense(queries, positives, passages, encode, encode, depth=30, likeness=True)  # or bm25(...), random(...)
+    negatives, report = choose(found, queries, positives, passages, n=3, rules=[near_positive(1.06)])
     print(*lines(report), sep="\n")                                        # what every rule dropped, with samples
 
 A search gives the best `depth` passages of every query, and the score of the query's own positive by the same measure.
 `choose` then drops what is probably right after all: the same text as a positive or as the query, and whatever a `Rule`
-says, NV-Retriever's relative margin first (Moreira et al. 2024). Both ends are pure functions of their inputs: no
-random state, and nothing is padded: a query that is left with fewer negatives gets fewer, and is counted.
+says: likeness to a positive, NV-Retriever's relative margin (Moreira et al. 2024), others. Both ends are pure functions
+of their inputs: no random state, and nothing is padded: a query that is left with fewer gets fewer, and is counted.
 
 Cost: `choose` holds a few times what was found; a text's key is its dearest part, some µs a passage.
 """
@@ -145,7 +145,7 @@ def _teacher_scores(score: Score, pairs: list[tuple[str, str]]) -> np.ndarray:
 
 def choose(
     found: Found, queries: Sequence[str], positives: Sequence[Sequence[str]], passages: Sequence[str],
-    n: int, margin: float | None = 0.95, spread: bool = False, seed: int = 0, examples: int = 20, *,
+    n: int, margin: float | None = None, spread: bool = False, seed: int = 0, examples: int = 20, *,
     rules: Sequence[Rule] = (), own: Sequence[Sequence[str]] = (), languages: Sequence[str] = (),
     passage_languages: Sequence[str] = (),
 ) -> tuple[list[list[str]], MiningReport]:

@@ -30,10 +30,10 @@ from me5lib import scale
 from me5lib.data import streaming
 from me5lib.data.own import OwnCorpus
 from me5lib.model.encoder import Encoder
-from me5lib.pairs import Labelled, text_key
+from me5lib.pairs import text_key
 from me5lib.places import Me5Error
 from me5lib.scale import Given, Scale, Stage, card, e5, ours, paper
-from me5lib.train import groups, loop, stages
+from me5lib.train import loop, picking, stages
 from me5lib.train.dist import Team
 
 MODEL = "intfloat/multilingual-e5-small"
@@ -42,7 +42,6 @@ FILES = ["*.json", "*.model", "*.txt", "*.safetensors", "[0-9]_*/config.json"]  
 BESIDE = ["onnx/*", "openvino/*"]  # and what mE5's repositories hold besides, the same weights again
 EPOCHS = 2.0  # the paper's
 MOST_BATCH, LEAST_BATCH = 64, 8  # ours: what a laptop bears; and fewer negatives teach little
-SAMPLED = 200  # ours: examples that tell how high random and right passages score
 STEPS_AN_EPOCH = 8  # ours: a small file has a smaller batch, or its two epochs would be a step or two
 PIECES = {"cpu": (256, 1024), "cuda": (4096, 16384)}  # ours: tokens of the two steps that `estimate` times
 MEMORY_SPEED = {"cpu": 8e9, "cuda": 1e12}  # ours: bytes a second, for AdamW: a laptop's and a GPU's, cautiously
@@ -127,6 +126,7 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float = EPOC
     temperature = base.data.language_temperature if "data.language_temperature" in given else 1.0
     data = scale.Data((), (corpus.name,), temperature, 1.0, float(np.mean(corpus.dev)))
     told = {f"finetune.{key}": (value.source, value.why) for key, value in chosen.items()}
+    told |= {key: base.provenance[key] for key in ("finetune.near", "finetune.margin")}
     told["data.language_temperature"] = ("ours", "by rows: an epoch is then each example once")
     told |= {key: ("ours", "set by hand") for key in given}
     return dataclasses.replace(base, name=corpus.name, data=data, model=_shape(encoder, start), finetune=stage,
@@ -153,24 +153,9 @@ def _chosen(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | Non
         "hard_negatives": ours(max(1, min(3, pool - 1)), "E5's 7 (recollection, unverified) takes twice the time"),
         "contrastive_weight": e5(0.2, "recollection of E5's Table 11 (unverified); used with --teacher only"),
         "mine_depth": ours(max(1, min(50, pool)), "a small file's 200th passage is a random one"),
-        "margin": ours(0.95, "set by hand") if "margin" in fixed else _margin(rows, corpus, encoder, asked, found),
         "teacher_steps": ours(max(1, many // 2), "half of the student's; used with --teacher trained only"),
     }
     return {key: value for key, value in chosen.items() if key not in fixed}
-
-
-def _margin(rows: Sequence[Labelled], corpus: OwnCorpus, encoder: Encoder, asked: int, found: int) -> Given:
-    """NV-Retriever's 0.95 for scores whose zero is what random passages have: mE5's lie between 0.7 and 1, where 0.95
-    of a right passage's score would leave next to no candidate."""
-    some = [rows[i] for i in np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int)]
-    sides = corpus.prefixes()
-    queries = encoder.encode([row.query for row in some], sides[0], max_tokens=asked)
-    passages = encoder.encode([row.positives[0] for row in some], sides[1], max_tokens=found)
-    right, chance = float((queries * passages).sum(1).mean()), float((queries @ passages.T).mean())
-    if not right > chance > 0:
-        return ours(0.95, "NV-Retriever's relative margin")
-    return ours(round(1 - 0.05 * (right - chance) / right, 3), "NV-Retriever's 0.95 of the way from what random "
-                f"passages score ({chance:.2f}) to what right ones do ({right:.2f})")
 
 
 def _batch(rows: int) -> int:
@@ -298,13 +283,13 @@ def finetune(corpus: OwnCorpus, start: Path, out: Path, dial: Scale, *, seed: in
 
 
 def mined(folder: Path) -> str:
-    """One line on what was mined for a stage, from its report.json; with advice where the margin left too little."""
+    """One line on what was mined for a stage, from its report.json; with advice where the search left too little."""
     found = _json(folder / "report.json")
     report, filling = found["mining"], found["filling"]
     dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
     said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \
            f"(dropped: {dropped or 'none'})"
-    if (drawn := filling.get(groups.RANDOM, 0)) > filling["there"] / 2:
-        said += (f"; {drawn:,} of {filling['there']:,} negatives are random ones, for want of others: if the margin "
-                 "dropped most, raise it (--set finetune.margin=0.99)")
+    if (drawn := filling.get(picking.RANDOM, 0)) > filling["there"] / 2:
+        said += (f"; {drawn:,} of {filling['there']:,} negatives are random ones, for want of others: if a filter "
+                 "dropped most, loosen it (--set finetune.near=1.2)")
     return said

@@ -37,7 +37,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
-from me5lib.train import checkpoint, contrast, distill, groups, loop, tokenised
+from me5lib.train import checkpoint, contrast, distill, drawing, groups, loop, picking, tokenised
 from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
 from me5lib.train.door import Door, identity, read_json, write_json
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
@@ -103,8 +103,8 @@ def finetune(
     corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
     sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
-    rows, faults = groups.tidy(corpus.labelled())
-    plan = groups.Plan(rows, stage, seed, _heat(scale, corpus))
+    rows, faults = drawing.tidy(corpus.labelled())
+    plan = drawing.Plan(rows, stage, seed, _heat(scale, corpus))
     settings = _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
         start=_origin(start), teacher_files=distill.origin(stage.teacher) if teacher else "",
@@ -116,7 +116,7 @@ def finetune(
     work = first_here(team, door.open)
     made = first_here(team, lambda: groups.make(  # mined and scored once, by rank 0; the others read what it wrote
         encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher, faults=faults,
-        dev=groups.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
+        dev=drawing.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
     ))  # fmt: skip
     cut = functools.partial(_budget, work, team, encoder, scale.model, stage)
     stage2 = _stage2(encoder, team, plan, made, stage, seed, first_here(team, cut), sides)
@@ -129,8 +129,8 @@ def finetune(
 
 def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
     """Raise `Me5Error` for what cannot work, before anything is read."""
-    if negatives not in groups.KINDS:
-        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(groups.KINDS)}")
+    if negatives not in picking.KINDS:
+        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(picking.KINDS)}")
     stage, most = scale.finetune, scale.model.max_tokens
     trained = teacher and stage.teacher == distill.TRAINED
     if trained and stage.query_tokens + stage.passage_tokens > most:
@@ -263,8 +263,8 @@ def _ready_pairs(pairs: Sequence[Pair], encoder: Encoder, stage: Stage) -> tuple
 
 
 def _stage2(
-    encoder: Encoder, team: Team, plan: groups.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget,
-    prefixes: groups.Prefixes,
+    encoder: Encoder, team: Team, plan: drawing.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget,
+    prefixes: picking.Prefixes,
 ) -> Callable[[int], loop.Work]:
     model = team.wrap(encoder)
 

@@ -24,7 +24,7 @@ from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error, sha256
 from me5lib.scale import Stage
-from me5lib.train import groups, loop
+from me5lib.train import drawing, loop, picking, teaching
 from me5lib.train.distill import Verdict
 
 DEV_SHARE = 0.1  # ours: of the examples, to judge the teacher by
@@ -50,7 +50,7 @@ def teach(
     """
     if out.exists():
         raise Me5Error(f"{out} is there already: choose another --out, or delete it")
-    rows, faults = groups.tidy(examples(data))
+    rows, faults = drawing.tidy(examples(data))
     train, dev = _split(rows, data)
     encoder = Encoder.load(start).to(loop.best_device())
     if stage.query_tokens + stage.passage_tokens > encoder.max_tokens:
@@ -58,14 +58,14 @@ def teach(
                        "finetune.query_tokens and finetune.passage_tokens to less")
     steps = stage.teacher_steps or math.ceil(len(train) / stage.batch)
     stage = dataclasses.replace(stage, steps=steps, teacher_steps=steps)
-    plan = groups.Plan(train, stage, seed, 1.0)
+    plan = drawing.Plan(train, stage, seed, 1.0)
     passes = plan.passes()
-    chosen, _, filling = groups.over_passes(
+    chosen, _, filling = picking.over_passes(
         [train[i] for i in passes], "labelled", None, stage, prefixes, seed, list(passes.values())
     )
     made = dict(zip(passes, chosen, strict=True))
-    teacher = groups.train_teacher(encoder, made, plan, stage, prefixes, seed, progress)
-    verdict = groups.compare(teacher, encoder, groups.dev_groups(dev, seed), stage, prefixes)
+    teacher = teaching.train_teacher(encoder, made, plan, stage, prefixes, seed, progress)
+    verdict = teaching.compare(teacher, encoder, picking.dev_groups(dev, seed), stage, prefixes)
     teacher.save(out, _about(data, start, stage, seed, verdict))
     return Taught(verdict, len(rows), faults, dict(filling))
 
