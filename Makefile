@@ -31,10 +31,12 @@ prove: $(READY)
 	$(BIN)/python tests/prove_build.py 10
 	$(BIN)/python tests/prove_crash.py
 	$(BIN)/python -m me5lib.train.prove
+	$(BIN)/python tests/prove_false_negatives.py
 	$(BIN)/python tests/benchmarks/mixture_reading.py
 	$(BIN)/python tests/benchmarks/training_step.py
 	$(BIN)/python tests/benchmarks/loss_stage.py
 	$(BIN)/python tests/benchmarks/big_step.py
+	$(BIN)/python tests/benchmarks/mining.py
 	$(BIN)/python tests/benchmarks/two_processes.py
 	$(BIN)/python tests/benchmarks/gpu.py
 

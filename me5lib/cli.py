@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from me5lib import hub_cli, mine_cli, mixture_cli, teach_cli, train_cli
+from me5lib.experiments.cli import experiment
 from me5lib.places import Me5Error
 from me5lib.train_cli import OfRank, Out, ScaleName, Seed, Set, speaks
 
@@ -106,6 +107,7 @@ app.command()(train_cli.pretrain)
 app.command()(train_cli.finetune)
 app.command()(mine_cli.mine)
 app.command()(teach_cli.teach)
+app.command()(experiment)
 
 
 @app.command()

@@ -71,10 +71,11 @@ def refused(done, *words):
 
 
 def test_mined_rows_are_those_of_the_library(data, model, tmp_path):
-    """Against a search written down here: cosines of the language's passages; what is over 1.06 times as like the
-    positive as both are to their four nearest left out, the best that remain."""
+    """Against a search written down here: cosines of the language's passages; what is liker the
+    positive than both are to their four nearest left out, the best that remain."""
     out = tmp_path / "mined"
-    done = mine("--data", data, "--model", model, "--out", out, "--negatives", 3, "--depth", 30, "--shard", 30)
+    done = mine("--data", data, "--model", model, "--out", out, "--negatives", 3, "--depth", 30, "--shard", 30,
+                "--near", 1)
     assert done.exit_code == 0, done.output
     found, encoder = rows_of(out), Encoder.load(model)
     assert [row["query"] for row in found] == [row["query"] for row in pairs()]
@@ -88,7 +89,7 @@ def test_mined_rows_are_those_of_the_library(data, model, tmp_path):
             scores, wrong = vectors @ query, row.get("negatives", [])
             right = texts.index(row["positive"])
             best = [texts[j] for j in np.argsort(-scores, kind="stable")[:30]
-                    if alike[j, right] <= 1.06 * (crowd[j] + crowd[right]) / 2
+                    if alike[j, right] <= (crowd[j] + crowd[right]) / 2
                     and texts[j] not in (row["positive"], *wrong)]
             (mined,) = [one for one in found if one["query"] == row["query"]]
             assert mined["negatives"] == [*wrong, *best][:3] and mined["positives"] == [row["positive"]]
@@ -106,6 +107,9 @@ def test_mined_rows_are_those_of_the_library(data, model, tmp_path):
 def test_within_a_language_or_across(by, data, model, tmp_path):
     german = {row["positive"] for row in pairs() if row["language"] == "de"}
     mixed = {}
+    mine("--data", data, "--by", by, "--model", model, "--out", tmp_path / "given")
+    given = json.loads((tmp_path / "given" / "settings.json").read_text(encoding="utf8"))
+    assert (given["near"], given["margin"]) == (1.06 if by == "dense" else None, None)
     for way in ("--within-language", "--across"):
         out = tmp_path / way
         done = mine("--data", data, "--by", by, "--model", model, "--out", out, way, "--near", 0, "--negatives", 4)
@@ -212,7 +216,7 @@ def test_csv_and_several_positives(tmp_path):
         made.writerow(["question", "answer"])
         made.writerows([row["query"], row["positive"]] for row in pairs()[:12])
         made.writerow([pairs()[0]["query"], "a second right answer to the capital of France"])
-    assert mine("--data", path, "--by", "bm25", "--out", tmp_path / "out", "--margin", 0).exit_code == 0
+    assert mine("--data", path, "--by", "bm25", "--out", tmp_path / "out").exit_code == 0
     found = rows_of(tmp_path / "out")
     assert len(found) == 12 and len(found[0]["positives"]) == 2
     assert not set(found[0]["positives"]) & set(found[0]["negatives"])

@@ -1,4 +1,4 @@
-"""Checkers of notebook 08: reciprocal rank, a paired interval, what an interval says."""
+"""Checkers of notebook 08: reciprocal rank, a paired interval, what an interval says, seeds and queries drawn again."""
 
 from __future__ import annotations
 
@@ -62,3 +62,24 @@ def reading(answer: str) -> str | None:
     if said == "equal":
         return "not finding a difference is not finding that there is none: +0.028 is in the interval too"
     return None if said == "undecided" else 'answer with one of "better", "worse", "equal", "undecided"'
+
+
+@exercise("08.4")
+def seeds_and_queries(answer: Callable[[np.ndarray], tuple[float, float]]) -> str | None:
+    """`both(values)`: 2.5 % and 97.5 % of the mean of [seeds, queries], both drawn again, the same queries for all."""
+    of_seed, of_query = np.linspace(-0.3, 0.3, 6)[:, None], np.linspace(-0.5, 0.5, 20)[None]
+    low, high = (float(end) for end in ask(answer, of_seed + of_query))
+    wide = (high - low) / (2 * 1.96)
+    by_seed, by_query = of_seed.std() / 6**0.5, of_query.std() / 20**0.5
+    if low > high:
+        return "the lower end comes first"
+    if wide > 2 * np.hypot(by_seed, by_query):
+        return "that is the spread of single scores; asked for is that of their mean"
+    if wide < 0.85 * by_query:
+        return "you drew single scores: the 20 queries of a seed share its luck, so they are not 120 witnesses"
+    if isclose(wide, by_query, rel_tol=0.12):
+        return "the queries were drawn again, the seeds were not: as if other seeds had to give the same"
+    if isclose(wide, by_seed, rel_tol=0.12):
+        return "the seeds were drawn again, the queries were not: as if no other queries could be asked"
+    fine = 0.91 * np.hypot(by_seed, by_query) < wide < 1.2 * np.hypot(by_seed, by_query)
+    return None if fine else "draw rows, draw columns, both with replacement; mean of what is left; 1,000 times"

@@ -51,9 +51,35 @@ def _one_error(a, b):
     return (a - b).mean() - error, (a - b).mean() + error
 
 
-SOLUTIONS = {"08.1": reciprocal_rank, "08.2": interval, "08.3": "undecided"}
+def both(values):
+    """95 % of the mean over seeds and queries drawn with replacement, the same queries for every drawn seed."""
+    rng, (seeds, queries) = np.random.default_rng(1), values.shape
+    means = [values[rng.integers(0, seeds, seeds)][:, rng.integers(0, queries, queries)].mean() for _ in range(2000)]
+    return tuple(np.percentile(means, [2.5, 97.5]))
+
+
+def _queries_only(values):
+    return interval(values.mean(0), 0)
+
+
+def _seeds_only(values):
+    rng = np.random.default_rng(1)
+    means = values.mean(1)[rng.integers(0, len(values), (2000, len(values)))].mean(1)
+    return tuple(np.percentile(means, [2.5, 97.5]))
+
+
+def _single_scores(values):
+    return interval(values.ravel(), 0)
+
+
+def _spread(values):
+    return tuple(np.percentile(values, [2.5, 97.5]))
+
+
+SOLUTIONS = {"08.1": reciprocal_rank, "08.2": interval, "08.3": "undecided", "08.4": both}
 WRONG = {
     "08.1": [_place, _upside_down, _from_zero, _hit],
     "08.2": [_apart, _of_queries, _turned, _one_error],
     "08.3": ["better", "worse", "equal"],
+    "08.4": [_queries_only, _seeds_only, _single_scores, _spread],
 }

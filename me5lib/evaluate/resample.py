@@ -1,0 +1,72 @@
+"""Intervals of a comparison over seeds and queries: the hierarchical bootstrap that the experiments report.
+
+    means = resampled(stack, seed=0)                     # stack [arms, seeds, queries] → [arms, draws]
+    interval(means[0], level=0.95)                       # of an arm's mean
+    interval(means[1] - means[0], level=0.95)            # of a difference, paired by seed and by query
+
+A score depends on the seed that a model was trained with and on the query that it is asked. Both were drawn, so both
+are drawn again: in a draw the seeds are resampled with replacement, and the queries with replacement, the same ones for
+every seed and every arm. What makes a query hard for all, or a seed bad for all, cancels in a difference.
+
+Seeds are few, and drawing S of S makes intervals too narrow by √((S − 1) / S). So S − 1 of them are drawn, which gives
+the variance of a mean of seeds without bias (McCarthy and Snowden 1985; the arms and their units are ours). With one
+seed nothing is known of other seeds, and the interval is one over queries alone. A percentile interval of five seeds
+still covers less than it says when seeds differ much: see `COVERAGE`.
+
+Cost: a matrix product [arms · seeds, queries] × [queries, draws]: 8 arms, 5 seeds, 4,000 queries in a few seconds.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+DRAWS = 10_000  # ours: 36 of them lie beyond each end of a 99.3 % interval (seven comparisons)
+BLOCK = 250  # draws that are held at once
+
+
+class Interval(NamedTuple):
+    """A mean and the two ends of its percentile interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of a difference says: "ahead" or "behind" where it leaves out 0, else "undecided"."""
+        return "ahead" if self.low > 0 else "behind" if self.high < 0 else "undecided"
+
+
+def resampled(stack: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+    """The mean of every arm in each of `draws` resamples: float64 [arms, draws] of `stack` [arms, seeds, queries].
+
+    Every arm meets the same resamples. Raises ValueError for a stack of another shape, an empty one, or NaN in it.
+    """
+    stack = np.asarray(stack, dtype=np.float64)
+    if stack.ndim != 3 or not stack.size:
+        raise ValueError(f"scores of shape {stack.shape}: [arms, seeds, queries] is wanted, none of them 0")
+    if not np.isfinite(stack).all():
+        raise ValueError("scores that are not finite: every arm needs a score of every query under every seed")
+    arms, seeds, queries = stack.shape
+    rng = np.random.default_rng(seed)
+    of_seeds = weights(rng, seeds, max(1, seeds - 1), draws)
+    flat, found = stack.reshape(arms * seeds, queries), np.empty((arms, draws))
+    for start in range(0, draws, BLOCK):
+        part = slice(start, min(start + BLOCK, draws))
+        by_seed = flat @ weights(rng, queries, queries, part.stop - part.start).T
+        found[:, part] = np.einsum("asd,ds->ad", by_seed.reshape(arms, seeds, -1), of_seeds[part])
+    return found
+
+
+def weights(rng: np.random.Generator, units: int, drawn: int, draws: int) -> np.ndarray:
+    """Shares of `units` among `drawn` of them, drawn with replacement: float64 [draws, units], each row sums to 1."""
+    chosen = rng.integers(0, units, (draws, drawn)) + units * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * units).reshape(draws, units) / drawn
+
+
+def interval(means: np.ndarray, level: float, value: float) -> Interval:
+    """The percentile interval of resampled `means` [draws] at `level` (0.95), around the `value` that was measured."""
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high))

@@ -1,0 +1,386 @@
+"""Experiments: intervals against closed forms and brute force; the plan before the run; resume; every arm reported."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import typer
+from typer.testing import CliRunner
+
+from me5lib import experiments, scale
+from me5lib.data.corpus import open_corpus
+from me5lib.evaluate import searches
+from me5lib.evaluate.resample import Interval, interval, resampled
+from me5lib.experiments import arms, cli, plan
+from me5lib.places import Me5Error
+from me5lib.train import drawing, groups, loop, picking, stages
+
+SMALL = ["train.steps=4", "train.batch=16", "finetune.steps=2", "finetune.batch=8", "finetune.teacher_steps=2"]
+
+
+def small():
+    return scale.load("smoke", SMALL)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return open_corpus(small(), progress=False)
+
+
+# Intervals ------------------------------------------------------------------------------------------------------------
+
+
+def crossed(seeds, queries, seed=0, of_seed=0.1, of_query=0.3, noise=0.2):
+    """Scores [seeds, queries] with an effect of the seed, of the query, and of both."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_query, queries)
+            + rng.normal(0, noise, (seeds, queries)))  # fmt: skip
+
+
+def test_the_spread_of_resampled_means_is_that_of_the_closed_form():
+    # two-way analysis of variance; of S seeds S - 1 are drawn, of Q queries Q
+    values = crossed(5, 60)
+    by_seed, by_query = values.mean(1) - values.mean(), values.mean(0) - values.mean()
+    rest = values - values.mean() - by_seed[:, None] - by_query
+    right = (by_seed**2).mean() / 4 + (by_query**2).mean() / 60 + (rest**2).mean() / (4 * 60)
+    means = resampled(values[None], draws=20_000)[0]
+    assert means.mean() == pytest.approx(values.mean(), abs=3 * means.std() / 20_000**0.5)
+    assert means.var() == pytest.approx(right, rel=0.04)
+
+
+def test_the_interval_is_that_of_a_loop_that_draws_seeds_and_queries():
+    values, rng = crossed(4, 30, of_seed=0.2), np.random.default_rng(5)
+    means = [values[np.ix_(rng.integers(0, 4, 3), rng.integers(0, 30, 30))].mean() for _ in range(6_000)]
+    found = interval(resampled(values[None])[0], 0.95, values.mean())
+    wide = found.high - found.low
+    assert [found.low, found.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.04 * wide)
+    assert found.mean == values.mean()
+
+
+def test_with_one_seed_it_is_scipys_bootstrap_over_queries():
+    values = crossed(1, 80)
+    right = scipy.stats.bootstrap((values[0],), np.mean, n_resamples=10_000, method="percentile", rng=1)
+    found, ends = interval(resampled(values[None])[0], 0.95, values.mean()), right.confidence_interval
+    assert [found.low, found.high] == pytest.approx([ends.low, ends.high], abs=0.04 * (ends.high - ends.low))
+
+
+def test_differences_are_paired_by_seed_and_by_query():
+    values = crossed(3, 40, noise=0)
+    means = resampled(np.stack([values, values + 0.05]))
+    assert np.allclose(means[1] - means[0], 0.05)
+    assert interval(means[1] - means[0], 0.95, 0.05).verdict == "ahead"
+    assert (resampled(np.stack([values, values[:, ::-1]]))[0] - means[0] == 0).all()  # the same draws every time
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(0.1, 0.2, "ahead"), (-0.2, -0.1, "behind"),
+                                                  (-0.1, 0.1, "undecided"), (0.0, 0.1, "undecided")])  # fmt: skip
+def test_a_verdict_needs_an_interval_without_0(low, high, said):
+    assert Interval((low + high) / 2, low, high).verdict == said
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.zeros((1, 0, 4)), np.full((1, 2, 2), np.nan)])
+def test_scores_that_cannot_be_resampled_are_refused(bad):
+    with pytest.raises(ValueError, match="scores"):
+        resampled(bad)
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def test_reciprocal_ranks_by_hand_and_by_sorting():
+    scores = np.array([[0.9, 0.2, 0.5, 0.7], [0.1, 0.8, 0.3, 0.2], [0.5, 0.5, 0.5, 0.5]])
+    right = np.array([[0, 0, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0]], dtype=bool)
+    assert searches.reciprocal_ranks(scores, right) == pytest.approx([1 / 3, 1, 1 / 2.5])
+    rng = np.random.default_rng(0)
+    scores, right = rng.random((50, 9)), rng.random((50, 9)) < 0.2
+    right[np.arange(50), rng.integers(0, 9, 50)] = True
+    for found, row, own in zip(searches.reciprocal_ranks(scores, right), scores, right, strict=True):
+        order = [bool(own[j]) for j in np.argsort(-row)]
+        first = order.index(True)
+        assert found == 1 / (1 + sum(not hit for hit in order[:first]))
+
+
+def test_every_search_has_an_answer_and_none_was_trained_on(corpus):
+    tests = searches.searches(corpus)
+    assert set(tests) == set(plan.OFFLINE) and all(tests.values())
+    assert all(part.right.any(axis=1).all() and part.right.shape == (len(part.queries), len(part.passages))
+               for parts in tests.values() for part in parts)  # fmt: skip
+    trained = {(row.query, row.language) for row in corpus.labelled()}
+    dev = corpus.labelled("dev")
+    assert sum(len(part.queries) for part in tests["dev"]) == len(dev)
+    assert not trained & {(row.query, row.language) for row in dev}
+
+
+def test_rules_without_a_model_score_what_they_should(corpus):
+    tests = searches.searches(corpus)
+    perfect = searches.measure(tests, lambda search: search.right.astype(float))
+    assert all((values == 1).all() for values in perfect.values())
+    level = searches.measure(tests, lambda search: np.zeros(search.right.shape))
+    assert level["bitext"].mean() == 0 and level["dev"].max() < 1
+    once, again = (searches.measure(tests, searches.chance(3)) for _ in range(2))
+    assert all((once[name] == again[name]).all() for name in tests)
+    assert searches.measure(tests, searches.trigrams)["bitext"].mean() > once["bitext"].mean()
+
+
+# The plan -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_a_plan_has_one_primary_metric_and_arms_that_can_be_compared(name):
+    found = experiments.planned(name, small(), seeds=3)
+    names = [arm.name for arm in found.arms]
+    assert len(set(names)) == len({arm.folder for arm in found.arms}) == len(names)
+    assert all(arm.against in names for arm in found.arms if arm.against) and found.seeds == (0, 1, 2)
+    content = found.as_json()
+    assert content == json.loads(json.dumps(content)) and content["primary metric"] == "dev"
+    assert "provenance" not in content["scale"] and content["scale"]["train"]["steps"] == 4
+    assert all(arm.name in "\n".join(found.lines()) for arm in found.arms)
+
+
+def test_the_controls_have_as_many_steps_as_two_stages():
+    by_name = {arm.name: arm for arm in experiments.planned("stages", small()).arms}
+    two, longer, mixed = (by_name[name] for name in ("two stages", "stage 2 only, all steps", "mixed in one stage"))
+    assert two.pairs + two.labelled == longer.labelled == mixed.pairs + mixed.labelled == 6
+    assert mixed.mixed and not two.mixed and by_name["stage 2 only"].labelled == two.labelled
+    assert not any(arm.teacher or arm.negatives != "labelled" for arm in by_name.values())
+
+
+def test_negatives_differ_in_one_thing_at_a_time():
+    found = {arm.name: arm for arm in experiments.planned("negatives", small()).arms}
+    for arm in found.values():
+        if arm.name.endswith("+ KD"):
+            other = found[arm.against]
+            assert dataclasses.replace(arm, name="", teacher=False, against="") == dataclasses.replace(
+                other, name="", against="")
+    assert found["mined, filtered"].filtered and not found["mined"].filtered
+    assert {arm.negatives for arm in found.values()} == set(picking.KINDS)
+
+
+def test_together_the_differences_hold_at_95_percent():
+    found = experiments.planned("stages", small())
+    assert found.level == pytest.approx(1 - 0.05 / 7)
+
+
+def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("ME5_OUT", str(tmp_path))
+    full, quick = (experiments.planned("stages", scale.load("ablate"), quick=quick) for quick in (False, True))
+    assert quick.scale.train.steps == full.scale.train.steps // 5 and quick.seeds == (0, 1) and len(full.seeds) >= 5
+    assert "quick" in "\n".join(quick.lines())
+    homes = [experiments.home(full.scale, quick) for quick in (False, True)]
+    assert homes == [tmp_path / "experiments" / "ablate", tmp_path / "experiments" / "ablate-quick"]
+    assert experiments.home(full.scale, True, str(tmp_path / "mine")) == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(("name", "seeds", "said"), [("stage", 5, "choose one of stages, negatives"),
+                                                    ("stages", 0, "at least one seed")])  # fmt: skip
+def test_a_plan_that_cannot_be_is_refused(name, seeds, said):
+    with pytest.raises(Me5Error, match=said):
+        experiments.planned(name, small(), seeds)
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def pretended(monkeypatch, base, stop_at=None):
+    """No training: scores by the arm's name; the (seed, arm) that were asked for; asserts that the plan stands."""
+    asked = []
+
+    def measured(self, arm, seed):
+        content = json.loads((base / self.plan.experiment / "plan.json").read_text(encoding="utf8"))
+        assert content["arms"] == json.loads(json.dumps([dataclasses.asdict(each) for each in self.plan.arms]))
+        if len(asked) == stop_at:
+            raise KeyboardInterrupt
+        asked.append((seed, arm.name))
+        rng = np.random.default_rng([seed, len(arm.name)])
+        scores = {metric: rng.random(20).round(5).tolist() for metric in self.plan.metrics}
+        facts = {"teacher": {"trusted": seed == 0}} if arm.teacher else {}
+        return {"scores": scores, "facts": facts, "conditions": {"threads": 1}, "seconds": 1.0}
+
+    monkeypatch.setattr(arms.Lab, "measured", measured)
+    return asked
+
+
+def test_the_plan_is_written_before_any_arm_and_no_other_is_let_in(monkeypatch, tmp_path):
+    asked = pretended(monkeypatch, tmp_path)
+    first = experiments.planned("stages", small(), seeds=2)
+    experiments.run(first, tmp_path, progress=False)
+    before = (tmp_path / "stages" / "plan.json").read_text(encoding="utf8")
+    assert len(asked) == 2 * len(first.arms)
+    for other in (experiments.planned("stages", small(), seeds=3),
+                  experiments.planned("stages", scale.load("smoke", [*SMALL, "train.lr=1e-3"]), seeds=2),
+                  dataclasses.replace(first, arms=first.arms[:-1])):  # fmt: skip
+        with pytest.raises(Me5Error, match="was written before the run") as refusal:
+            experiments.run(other, tmp_path, progress=False)
+        assert "\n" not in str(refusal.value)
+    assert (tmp_path / "stages" / "plan.json").read_text(encoding="utf8") == before
+    assert len(asked) == 2 * len(first.arms)
+    experiments.run(experiments.planned("negatives", small(), seeds=1), tmp_path, progress=False)  # beside it is fine
+
+
+def test_a_kill_costs_one_arm(monkeypatch, tmp_path):
+    todo = experiments.planned("negatives", small(), seeds=2)
+    first = pretended(monkeypatch, tmp_path, stop_at=5)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.run(todo, tmp_path, progress=False)
+    assert not (tmp_path / "negatives" / "results.json").exists()
+    second = pretended(monkeypatch, tmp_path)
+    results = experiments.run(todo, tmp_path, progress=False)
+    assert Counter([*first, *second]) == Counter((seed, arm.name) for seed in (0, 1) for arm in todo.arms)
+    again = pretended(monkeypatch, tmp_path)
+    assert experiments.run(todo, tmp_path, progress=False) == results and not again
+
+
+def test_every_arm_is_reported_with_its_interval_and_difference(monkeypatch, tmp_path):
+    pretended(monkeypatch, tmp_path)
+    todo = experiments.planned("negatives", small(), seeds=3)
+    results = experiments.run(todo, tmp_path, progress=False)
+    folder = tmp_path / "negatives"
+    assert results == json.loads((folder / "results.json").read_text(encoding="utf8"))
+    assert [arm["name"] for arm in results["arms"]] == [arm.name for arm in todo.arms]
+    table = pd.read_csv(folder / "table.csv")
+    assert list(table["arm"]) == [arm.name for arm in todo.arms]
+    assert {"plan", "corpus", "scale", "seeds", "conditions", "quick"} <= set(results)
+    for arm in results["arms"]:
+        assert arm["dev"]["low"] <= arm["dev"]["mean"] <= arm["dev"]["high"] and len(arm["dev"]["seeds"]) == 3
+        assert bool(arm["difference"]) == bool(arm["against"])
+        assert arm["KD used"] == (1 if arm["teacher"] else None)
+    png = (folder / "figure.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 10_000
+    assert "seconds" not in (folder / "results.json").read_text(encoding="utf8")
+
+
+def test_a_difference_is_that_of_the_scores(monkeypatch, tmp_path):
+    pretended(monkeypatch, tmp_path)
+    results = experiments.run(experiments.planned("stages", small(), seeds=2), tmp_path, progress=False)
+    by_name = {arm["name"]: arm for arm in results["arms"]}
+
+    def scores(name):
+        found = [(tmp_path / "stages" / "arms" / f"seed-{s}.{name}.json").read_text(encoding="utf8") for s in (0, 1)]
+        return np.array([json.loads(text)["scores"]["dev"] for text in found])
+
+    arm, other = scores("mixed-in-one-stage"), scores("two-stages")
+    found = by_name["mixed in one stage"]["difference"]["dev"]
+    assert found["mean"] == pytest.approx((arm - other).mean(), abs=1e-6)
+    assert found["seeds ahead"] == (arm.mean(1) > other.mean(1)).sum()
+    assert by_name["two stages"]["dev"]["seeds"] == pytest.approx(other.mean(1).tolist(), abs=1e-6)
+
+
+def test_two_at_once_are_refused(tmp_path):
+    with experiments._alone(tmp_path), pytest.raises(Me5Error, match="at work in"):
+        experiments.run(experiments.planned("stages", small(), seeds=1), tmp_path)
+
+
+def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path):
+    trained = Counter()
+    train = loop.train
+    monkeypatch.setattr(loop, "train", lambda *a, **k: trained.update([k["name"]]) or train(*a, **k))
+    for name in experiments.NAMES:
+        results = experiments.run(experiments.planned(name, small(), seeds=1), tmp_path, progress=False)
+        assert all(0 <= arm[metric]["mean"] <= 1 for arm in results["arms"] for metric in results["metrics"])
+    assert trained["stage 1"] == 1 and trained["mixed-in-one-stage"] == 1 and trained["teacher"] == 5
+    assert sorted(path.name for path in (tmp_path / "seed-0").iterdir()) == ["stage1", "tokenizer"]
+    record = json.loads((tmp_path / "negatives" / "arms" / "seed-0.mined-KD.json").read_text(encoding="utf8"))
+    assert record["facts"]["teacher"]["queries"] > 0 and record["conditions"]["threads"] >= 1
+
+
+def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, tmp_path, corpus):
+    seen, made = [], []
+    work, make = arms._work, groups.make
+    monkeypatch.setattr(arms, "_work", lambda *a: seen.append(a[3]) or work(*a))
+    monkeypatch.setattr(groups, "make", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    dial = small()
+    folder = arms.mixed(dial, 0, tmp_path, corpus, "mixed")
+    drawn, examples = corpus.mixture(dial, 0), drawing.tidy(corpus.labelled())[0]
+    labelled = drawing.Plan(examples, dial.finetune, 0, dial.data.language_temperature)
+    right = [drawn.batch(k) for k in range(4)]
+    right += [[made[0].group(i, turn, 3) for i, turn in labelled.draws(k)] for k in range(2)]
+    assert Counter(map(tuple, seen)) == Counter(map(tuple, right))
+    assert len(loop.read(folder).steps) == 6
+    assert arms.mixed(dial, 0, tmp_path, corpus, "mixed") == folder and len(made) == 1  # found again
+
+
+def test_batches_are_shuffled_each_once():
+    turns = arms.shuffled(30, 10, 3)
+    assert sorted(turns) == [(False, k) for k in range(30)] + [(True, k) for k in range(10)]
+    for kind in (False, True):
+        own = [turn for labelled, turn in turns if labelled is kind]
+        assert own == sorted(own)
+    assert 0 < sum(labelled for labelled, _ in turns[:20]) < 10 and turns != arms.shuffled(30, 10, 4)
+
+
+def test_a_step_of_the_mixed_control_is_that_of_its_stage(tmp_path, corpus):
+    dial = small()
+    folder = stages.pretrain(dial, 0, tmp_path, corpus=corpus, evaluate=arms._blind, progress=False)
+    from me5lib.model.encoder import Encoder
+
+    encoder, again = Encoder.load(folder), Encoder.load(folder)
+    mixture = corpus.mixture(dial, 0)
+    whole = stages.Budget(2**20, 2**20)
+    right = stages._stage1(encoder, stages.Team.alone(), mixture, dial.train, 0, whole)(2).compute()
+    found = arms._work(again, dial, dial.train, mixture.batch(2), 0, 2).compute()
+    assert float(found) == pytest.approx(float(right), rel=1e-5)
+    grads = [np.concatenate([w.grad.numpy().ravel() for w in model.parameters()]) for model in (encoder, again)]
+    assert np.allclose(grads[0], grads[1], atol=1e-6)
+
+
+# The hub and the command ----------------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    app = typer.Typer()
+    app.command()(cli.experiment)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_scale_of_the_hub_is_told_and_not_started():
+    done = command("stages", "--scale", "workshop")
+    assert isinstance(done.exception, Me5Error) and "--yes" in str(done.exception)
+    assert "mteb-english" in done.output and "2,000 on pairs, 6,234 on labelled examples" in done.output
+    assert "trigrams" not in done.output
+
+
+def test_the_english_subset_is_known_to_mteb():
+    import mteb
+
+    tasks = mteb.get_tasks(tasks=list(plan.ENGLISH), languages=["eng"])
+    assert sorted(task.metadata.name for task in tasks) == sorted(plan.ENGLISH)
+
+
+def test_tasks_of_mteb_are_scored_in_order(tmp_path, corpus):
+    from me5lib.evaluate import baselines, table
+    from me5lib.evaluate.tasks import build
+    from me5lib.model.encoder import Encoder
+
+    dial = small()
+    encoder = Encoder.new(dial.model, stages.vocabulary(corpus, dial, tmp_path), 0)
+    tasks = [task for task in build(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
+    found = arms.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
+    row = baselines.random_weights(dial.model, encoder, 0)
+    scores = table.evaluate({"untrained": row}, tasks, tmp_path / "table", progress=False)
+    assert found == pytest.approx([scores[scores.task == t.metadata.name].score.mean() for t in tasks], abs=1e-4)
+
+
+def test_the_command_prints_every_arm(monkeypatch, tmp_path):
+    pretended(monkeypatch, tmp_path)
+    options = [part for override in SMALL for part in ("--set", override)]
+    done = command("stages", "--scale", "smoke", "--quick", "--out", str(tmp_path), *options)
+    assert done.exit_code == 0, done.exception
+    shown = done.output.split("primary metric")[-1]
+    assert all(arm.name in shown for arm in experiments.planned("stages", small()).arms)
+    assert str(tmp_path / "stages") in shown
+
+
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_stored_results_are_those_of_a_full_run(name):
+    found = experiments.stored(name)
+    if found is None:
+        pytest.skip("no full run is stored")
+    assert found["experiment"] == name and not found["quick"] and len(found["seeds"]) >= 5
+    assert len(found["plan"]) == 16 and found["conditions"]
+    assert [arm["name"] for arm in found["arms"]] == [
+        arm.name for arm in experiments.planned(name, scale.load("ablate")).arms]
+    assert len(experiments.table(found)) == len(found["arms"])
