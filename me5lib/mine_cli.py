@@ -279,6 +279,7 @@ def _search(pool: Pool, out: Path, asked: Settings, encoder: Encoder | None, pro
     made: dict[str, search.Words] = {}
 
     def words(rows: list[Labelled], part: slice, language: str) -> Found:
+        """BM25, its index made once a language."""
         if language not in made:
             made[language] = search.Words(pool.texts[part])
         own = pool.texts[part]
@@ -304,6 +305,7 @@ def _dense(pool: Pool, vectors: np.ndarray, asked: Settings, encoder: Encoder) -
     made: dict[str, search.Index] = {}
 
     def dense(rows: list[Labelled], part: slice, language: str) -> Found:
+        """Cosines, the index made once a language."""
         if language not in made:
             made[language] = search.Index(vectors[part], asked.index)
         owner = np.repeat(np.arange(len(rows)), [len(row.positives) for row in rows])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from me5lib.places import Me5Error
-from me5lib.train import loop, mining, search
+from me5lib.train import exact, loop, mining, search
 
 RNG = np.random.default_rng(0)
 
@@ -29,8 +29,8 @@ def way(request, monkeypatch):
 @pytest.mark.parametrize(("q", "p", "k"), [(5, 40, 7), (9, 40, 40), (3, 4, 10), (1, 1, 1), (6, 700, 2), (6, 700, 30),
                                            (0, 5, 2), (9, 65, 4), (9, 64, 4)])
 def test_top_k_is_exact_across_blocks(monkeypatch, way, q, p, k):
-    monkeypatch.setattr(search, "BLOCK_QUERIES", 4)
-    monkeypatch.setattr(search, "BLOCK_PASSAGES", 64)
+    monkeypatch.setattr(exact, "BLOCK_QUERIES", 4)
+    monkeypatch.setattr(exact, "BLOCK_PASSAGES", 64)
     queries, passages = unit(q), unit(p)
     rows, scores = mining.top_k(queries, passages, k)
     assert rows.shape == scores.shape == (q, min(k, p)) and rows.tolist() == brute(queries, passages, k)
@@ -47,14 +47,14 @@ def test_scores_that_bf16_cannot_tell_apart_are_told_apart(way, spread):
     queries = passages[:40] + spread * rng.standard_normal((40, 64)) / 8
     passages, queries = ((v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (passages, queries))
     rows, _ = mining.top_k(queries, passages, 20)
-    exact = queries.astype(np.float64) @ passages.astype(np.float64).T
-    best = np.argsort(-exact, axis=1)[:, :20]
-    gaps = np.take_along_axis(exact, best, 1) - np.take_along_axis(exact, rows, 1)
+    true = queries.astype(np.float64) @ passages.astype(np.float64).T
+    best = np.argsort(-true, axis=1)[:, :20]
+    gaps = np.take_along_axis(true, best, 1) - np.take_along_axis(true, rows, 1)
     assert np.abs(gaps).max() < 5e-7  # the same rows, but where fp32 itself sees a tie
-    near = search._Coarse.of(passages).sweep(queries, 20)
+    near = exact._Coarse.of(passages).sweep(queries, 20)
     assert (near is not None) == (spread == 3e-1)  # of the narrower ones bf16 leaves too many open
     if near is not None:
-        assert 20 < near.shape[1] <= search.WIDE * 20
+        assert 20 < near.shape[1] <= exact.WIDE * 20
         assert all(set(row) <= set(own) for row, own in zip(best.tolist(), near.tolist(), strict=True))
 
 
@@ -65,13 +65,13 @@ def test_where_bf16_tells_nothing_apart_fp32_does(way):
     passages[:, 1] = np.linspace(-1, 1, 3000, dtype=np.float32)  # the mean of which is no passage
     queries = np.array([[1, 0, 0, 0], [-1, 0, 0, 0]], np.float32)
     if way == "bf16":
-        assert search._Coarse.of(passages).sweep(queries, 3) is None
+        assert exact._Coarse.of(passages).sweep(queries, 3) is None
     rows, _ = mining.top_k(queries, passages, 3)
     assert rows.tolist() == brute(queries, passages, 3)
 
 
 def test_equal_scores_are_given_in_the_order_of_the_passages(monkeypatch, way):
-    monkeypatch.setattr(search, "BLOCK_PASSAGES", 32)
+    monkeypatch.setattr(exact, "BLOCK_PASSAGES", 32)
     passages = np.ones((80, 2), np.float32)
     rows, _ = mining.top_k(passages[:2], passages, 2)
     assert rows.tolist() == [[0, 1]] * 2
@@ -91,7 +91,7 @@ def test_scores_that_are_equal_in_fp32_only_are_too(way):
 
 def test_best_passages_that_come_last_are_found(monkeypatch, way):
     """Scores that rise with the row are the worst case: every block beats all before it."""
-    monkeypatch.setattr(search, "BLOCK_PASSAGES", 48)
+    monkeypatch.setattr(exact, "BLOCK_PASSAGES", 48)
     passages = np.linspace(0, 1, 500, dtype=np.float32)[:, None]
     rows, _ = mining.top_k(np.ones((3, 1), np.float32), passages, 3)
     assert rows.tolist() == [[499, 498, 497]] * 3

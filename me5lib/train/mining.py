@@ -23,7 +23,8 @@ import numpy as np
 from me5lib.data.deal import mix
 from me5lib.pairs import text_key
 from me5lib.places import Me5Error
-from me5lib.train.search import Found, Index, Words, bm25, dense, nearest, random, refuse_without_positive, top_k
+from me5lib.train.exact import top_k
+from me5lib.train.search import Found, Index, Words, bm25, dense, nearest, random, refuse_without_positive
 
 __all__ = ["Found", "Index", "Words", "bm25", "dense", "nearest", "random", "top_k"]  # mining is search and choice
 
@@ -99,6 +100,7 @@ def near_positive(highest: float = 1.06) -> Rule:
     """
 
     def drops(found: Found, _: np.ndarray) -> np.ndarray:
+        """Likeness above the threshold; bool [Q, depth]."""
         if found.likeness is None:
             raise Me5Error("near_positive needs the candidates' likeness to the positives: dense(…, likeness=True)")
         return found.likeness > highest
@@ -121,6 +123,7 @@ def teacher(
         return np.concatenate([np.empty(0, np.float32), *found])
 
     def drops(found: Found, left: np.ndarray) -> np.ndarray:
+        """The teacher's score above the positive's limit, of those left; bool [Q, depth]."""
         asked = np.flatnonzero(left.any(axis=1))
         owner = np.repeat(asked, [len(positives[i]) for i in asked])
         own = np.full(len(left), -np.inf, np.float32)
