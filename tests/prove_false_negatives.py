@@ -288,10 +288,10 @@ def draw(curves: dict[str, list[Measured]], best: dict[str, float], path: Path) 
         axis.axvline(best[name], color="black", lw=0.8, ls=":")
         if name == DEFAULT[0]:
             axis.axvline(DEFAULT[1], color="black", lw=1.2)
-            axis.text(DEFAULT[1], 1.015, " default", ha="center", va="bottom", fontsize=8)
+            axis.text(DEFAULT[1], 0.02, " default", fontsize=8)
         axis.set(title=name, xlabel="threshold", ylabel="share dropped", ylim=(-0.02, 1.02))
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle("Planted false negatives (solid: to be dropped) and true ones (dashed: to be kept), held-out half")
     figure.savefig(path, dpi=110)
 
