@@ -168,7 +168,7 @@ def test_together_the_differences_hold_at_95_percent():
 def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("ME5_OUT", str(tmp_path))
     full, quick = (experiments.planned("stages", scale.load("ablate"), quick=quick) for quick in (False, True))
-    assert quick.scale.train.steps == full.scale.train.steps // 5 and quick.seeds == (0, 1) and len(full.seeds) >= 5
+    assert quick.scale.train.steps == full.scale.train.steps // 10 and quick.seeds == (0, 1) and len(full.seeds) >= 5
     assert "quick" in "\n".join(quick.lines())
     homes = [experiments.home(full.scale, quick) for quick in (False, True)]
     assert homes == [tmp_path / "experiments" / "ablate", tmp_path / "experiments" / "ablate-quick"]

@@ -88,8 +88,8 @@ def figure(results: Mapping[str, Any]) -> Figure:
     left.set_ylim(len(arms) - 0.4, -0.8)
     left.set_xlabel(f"{LABELS.get(first, first)}; 95 % interval; grey: seeds", fontsize=9)
     several = {arm["against"] for arm in arms if arm["against"]}
-    whom = several.pop() if len(several) == 1 else "random, and KD minus the same without"
-    right.set_xlabel(f"minus {whom}; 95 % for all together", fontsize=9)
+    whom = several.pop() if len(several) == 1 else "random; KD minus the same without"
+    right.set_xlabel(f"minus {whom}; 95 % of all together", fontsize=8)
     canvas.suptitle(title(results), fontsize=10)
     return canvas
 
