@@ -129,9 +129,124 @@ def test_what_is_kept_is_bounded():
 
 
 def test_the_two_protocols_never_share_results():
-    names = [Protocol(Recorder(), "x", protocol, revision="0", **options).mteb_model_meta.revision
+    encoder = small_encoder()
+    names = [Protocol(encoder, "x", protocol, **options).mteb_model_meta.revision
              for protocol, options in (("paper", {}), ("mteb", {}), ("paper", {"max_tokens": 8}))]
     assert len(set(names)) == 3
+
+
+def test_a_given_name_and_revision_are_the_models_own():
+    for protocol in ("paper", "mteb"):
+        meta = Protocol(Recorder(), "intfloat/multilingual-e5-small", protocol, revision="fd1525a9").mteb_model_meta
+        assert (meta.name, meta.revision) == ("intfloat/multilingual-e5-small", "fd1525a9")
+        assert meta.embed_dim == 384  # as mteb's list of models has it
+    assert Protocol(Recorder(), "stage 2", revision="0").mteb_model_meta.name == "me5/stage-2"
+    assert Protocol(Recorder(), "me5/stage2", revision="0").mteb_model_meta.name == "me5/stage2"
+
+
+def small_encoder():
+    from me5lib.model.encoder import Encoder
+    from me5lib.model.text import train_tokenizer
+
+    words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
+    return Encoder.new(scale.load("smoke").model, train_tokenizer(words, 330), 0)
+
+
+class Lists(Recorder):
+    """A recorder that also remembers which lists it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: list[list[str]] = []
+
+    def encode(self, texts, prefix="", *, normalise=True):
+        self.lists.append(list(texts))
+        return super().encode(texts, prefix, normalise=normalise)
+
+
+def test_documents_are_handed_on_as_they_come_in_every_run():
+    task = with_titles(retrieval.MockRetrievalTask())
+    given = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default",
+             "prompt_type": mteb.types.PromptType.document}
+    fresh, used = Lists(), Lists()
+    seen_before = Protocol(used, "used", revision="0")
+    seen_before.encode([{"text": ["b", "a"], "body": ["b", "a"]}], **given)
+    for model in (Protocol(fresh, "fresh", revision="0"), seen_before):
+        model.encode([{"text": ["a", "b", "a"], "body": ["a", "b", "a"]}], **given)
+    assert fresh.lists == [["a", "b", "a"]] == used.lists[1:]
+
+
+def test_what_is_kept_is_of_one_task():
+    recorder = Lists()
+    model = Protocol(recorder, "recorder", revision="0")
+    for task in (mock_sts.MockSTSTask(), mock_clustering.MockClusteringTask()):
+        for _ in range(2):
+            model.encode([{"text": ["a"]}], task_metadata=task.metadata, hf_split="test", hf_subset="default")
+    assert recorder.lists == [["a"], ["a"]]
+
+
+def renamed(task, name: str):
+    """The task under another name, which is what the rules go by."""
+    task.metadata = task.metadata.model_copy(update={"name": name})
+    return task
+
+
+def instructed(task, protocol: str = "paper") -> set[tuple[str, bool]]:
+    """Strings put before texts, with the norm, of a model that reads instructions."""
+    recorder = Recorder()
+    model = Protocol(recorder, "recorder", protocol, revision="0", instruct=True)
+    mteb.evaluate(model, task, cache=None, show_progress_bar=False)
+    return {(prefix, normalise) for prefix, _, normalise in recorder.seen}
+
+
+BANKING = "Instruct: Given a online banking query, find the corresponding intents\nQuery: "
+UBUNTU = "Instruct: Retrieve duplicate questions from AskUbuntu forum\nQuery: "
+CLAIM = "Instruct: Given a scientific claim, retrieve documents that support or refute the claim\nQuery: "
+
+
+def test_instructions_of_the_paper_and_of_todays_mteb():
+    banking = renamed(mock_classification.MockClassificationTask(), "Banking77Classification")
+    assert instructed(banking) == {(BANKING, False)}
+    ubuntu = renamed(reranking.MockRerankingTask(), "AskUbuntuDupQuestions")
+    assert instructed(ubuntu) == {(UBUNTU, True)}
+    assert instructed(renamed(retrieval.MockRetrievalTask(), "SciFact")) == {(CLAIM, True), ("", True)}
+    own = reranking.MockRerankingTask.metadata.prompt or reranking.MockRerankingTask.abstask_prompt
+    assert instructed(reranking.MockRerankingTask(), "mteb") == {(f"Instruct: {own}\nQuery: ", True), ("", True)}
+    found = instructed(mock_classification.MockClassificationTask(), "mteb")
+    assert len(found) == 1 and all(p.startswith("Instruct: ") and norm for p, norm in found)
+
+
+def test_mtebs_instructions_are_those_of_its_own_wrapper():
+    from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
+    from mteb.types import PromptType
+
+    theirs = InstructSentenceTransformerModel.__new__(InstructSentenceTransformerModel)
+    theirs.instruction_template = "Instruct: {instruction}\nQuery: "
+    for name in ("Banking77Classification", "SciFact", "SciDocsRR", "STS17", "SummEval", "BUCC", "QuoraRetrieval",
+                 "TwitterURLCorpus", "TwentyNewsgroupsClustering", "MIRACLRetrieval"):  # fmt: skip
+        metadata = mteb.get_task(name).metadata
+        side = PromptType.query if metadata.type in ("Retrieval", "Reranking") else None
+        ours = Protocol(Recorder(), "x", "mteb", revision="0", instruct=True).rule(metadata)
+        assert ours.query == theirs.get_task_instruction(metadata, side), name
+        assert ours.document == ("" if side else ours.query)
+
+
+def test_a_task_without_an_instruction_is_refused_in_one_line():
+    with pytest.raises(Me5Error, match=r"no instruction for MockClassificationTask \(Classification\): leave it out"):
+        instructed(mock_classification.MockClassificationTask())
+
+
+def test_another_model_keeps_its_own_prompts():
+    recorder = Recorder()
+    recorder.own_prompts = {}
+    for protocol in ("paper", "mteb"):
+        mteb.evaluate(Protocol(recorder, "r", protocol, revision="0"), mock_sts.MockSTSTask(), cache=None,
+                      show_progress_bar=False)
+    recorder.own_prompts = {"query": "ask: ", "STS": "same: "}
+    mteb.evaluate(Protocol(recorder, "r", revision="0"), mock_sts.MockSTSTask(), cache=None, show_progress_bar=False)
+    assert [prefix for prefix, *_ in recorder.seen] == [""] * (n := len(recorder.seen) // 3 * 2) + ["same: "] * (n // 2)
+    rule = Protocol(recorder, "r", revision="0").rule(retrieval.MockRetrievalTask().metadata)
+    assert rule[:2] == ("ask: ", "")
 
 
 def test_fingerprint_follows_the_weights_and_the_vocabulary(tmp_path):

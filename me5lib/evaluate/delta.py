@@ -1,0 +1,200 @@
+"""What the protocol alone is worth: one model under both protocols, task by task, and why it moved.
+
+    protocol_delta(runs.measured(out))          # task | paper | mteb | delta | why
+    metric_changes()                            # where mteb 2's metrics are not mteb 1.0.2's, and which files say so
+
+The reasons are not written down per task: they are what differs between the two rules of `evaluate.prompts`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from me5lib.evaluate import prompts
+from me5lib.model.text import PASSAGE
+from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+NEEDED = ("model", "revision", "protocol", "dtype", "task", "dataset_revision", "mteb_version", "split", "subset",
+          "metric", "value")
+NOTHING = "the same texts and the same norm"
+
+
+class MetricChange(NamedTuple):
+    """A metric of mteb 1.0.2, which the authors' scripts asked for, beside that of the mteb in use (read at 2.26)."""
+
+    task_type: str
+    tasks: str  # which of the type
+    then: str  # mteb 1.0.2
+    now: str  # mteb 2.26
+    moves: str  # whether a score of the paper's tables can move, and how
+    source: str  # files of the two packages
+
+
+METRIC_CHANGES = (
+    MetricChange(
+        "Retrieval", "all",
+        "nDCG@10 of pytrec_eval through beir; a hit whose id is the query's is dropped in every task",
+        "nDCG@10 of pytrec_eval; such hits are dropped only where the task says so (ArguAna, QuoraRetrieval, …); "
+        "queries without a relevant document are left out",
+        "only where ids of queries and documents coincide by chance (MIRACL; mteb issues 642 and 833)",
+        "1.0.2 abstasks/AbsTaskRetrieval.py (beir DenseRetrievalExactSearch); "
+        "2.26 abstasks/retrieval.py, _evaluators/retrieval_evaluator.py"),
+    MetricChange(
+        "Reranking", "AskUbuntuDupQuestions, SciDocsRR, StackOverflowDupQuestions",
+        "map: sklearn's average_precision_score over a query's list, ties averaged, samples without a positive or a "
+        "negative left out",
+        "map_at_1000 of pytrec_eval over the same candidates, ties by id, a document that stands twice counted once, "
+        "rounded to 5 digits",
+        "ties and repeated documents only",
+        "1.0.2 evaluation/evaluators/RerankingEvaluator.py; 2.26 tasks/reranking/eng/*.py, "
+        "_evaluators/retrieval_metrics.py"),
+    MetricChange(
+        "Reranking", "MindSmallReranking",
+        "map, each document by its nearest of the user's read articles",
+        "max_over_subqueries_map_at_1000: the articles are queries of their own, merged by the largest score",
+        "ties and repeated documents only",
+        "1.0.2 evaluation/evaluators/RerankingEvaluator.py (torch.amax); 2.26 tasks/reranking/eng/"
+        "mind_small_reranking.py (max_over_subqueries)"),
+    MetricChange(
+        "PairClassification", "all",
+        "the largest AP of cosine, dot product, Euclidean and Manhattan",
+        "max_ap: the same, and the model's own similarity, which is the cosine here",
+        "no; Table 7 seems to print the cosine's AP, the cards the largest (PAPER.md, Table 7)",
+        "1.0.2 evaluation/evaluators/PairClassificationEvaluator.py; 2.26 abstasks/pair_classification.py"),
+    MetricChange(
+        "Classification", "all",
+        "accuracy, mean of 10 logistic regressions on 8 texts per label (more in some tasks), drawn by numpy's global "
+        "generator",
+        "the same, drawn by a generator that is seeded anew",
+        "other texts are drawn: a few tenths of a point either way",
+        "1.0.2 abstasks/AbsTaskClassification.py; 2.26 abstasks/classification.py (_undersample_data)"),
+    MetricChange(
+        "Classification", "ToxicConversationsClassification",
+        "32 texts per label", "16 texts per label",
+        "yes, fewer texts to learn from",
+        "1.0.2 tasks/Classification/ToxicConversationsClassification.py; 2.26 tasks/classification/eng/"
+        "toxic_conversations_classification.py"),
+    MetricChange(
+        "Clustering", "all",
+        "v_measure of mini-batch k-means, started as often as the sklearn of the day does (three times before 1.4)",
+        "the same, n_init=\"auto\" (one start), a seeded one",
+        "yes, k-means from one start: tenths of a point, more on small sets",
+        "1.0.2 evaluation/evaluators/ClusteringEvaluator.py; 2.26 _evaluators/clustering_evaluator.py"),
+    MetricChange(
+        "STS", "all",
+        "Spearman of the cosine", "Spearman of the cosine (cosine_spearman)", "no",
+        "1.0.2 evaluation/evaluators/STSEvaluator.py; 2.26 _evaluators/any_sts_evaluator.py, abstasks/sts.py"),
+    MetricChange(
+        "Summarization", "SummEval",
+        "the mean of Spearman's rho and of its p-values together (mteb issue 1156)",
+        "the same in SummEval, kept on purpose; SummEvalSummarization.v2 has rho alone", "no",
+        "1.0.2 evaluation/evaluators/SummarizationEvaluator.py; 2.26 _evaluators/text/summarization_evaluator.py "
+        "(DeprecatedSummarizationEvaluator)"),
+    MetricChange(
+        "BitextMining", "BUCC, Tatoeba",
+        "weighted F1 of the top-1 by cosine; of BUCC's first side the sentences with gold, its English pool whole",
+        "the same (BUCC.v2 has a smaller pool)", "no",
+        "1.0.2 evaluation/evaluators/BitextMiningEvaluator.py; 2.26 abstasks/text/bitext_mining.py, "
+        "tasks/bitext_mining/multilingual/bucc_bitext_mining.py"),
+)  # fmt: skip
+
+
+def metric_changes() -> pd.DataFrame:
+    """`METRIC_CHANGES` as a table: where a number of today's mteb is not the paper's, whatever the protocol."""
+    import pandas as pd
+
+    return pd.DataFrame(METRIC_CHANGES)
+
+
+def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_score",
+                   instruct: bool | None = None) -> pd.DataFrame:
+    """One model under both protocols: `task`, `subsets`, `paper`, `mteb`, `delta` (mteb minus paper), `why`.
+
+    `measured` has the columns `NEEDED`, values in per cent. A task's value is the mean over the splits and subsets
+    that both protocols have (`subsets`: how many); a task that one of them lacks is left out. `instruct`: whether the
+    model reads instructions; None: whether its name says so. Raises `Me5Error` where a protocol is missing, where
+    nothing is common, and where the two are of different models, revisions, precisions, data sets' revisions or
+    versions of mteb: that would be a difference of more than the protocol.
+    """
+    import pandas as pd
+
+    paper, mteb = (_only(measured, protocol, model, metric) for protocol in ("paper", "mteb"))
+    for column in ("model", "revision", "dtype", "mteb_version"):
+        _one(pd.concat([paper, mteb]), column)
+    both = paper.merge(mteb, on=["task", "split", "subset"], suffixes=("_paper", "_mteb"))
+    if both.empty:
+        raise Me5Error("the two protocols have no task in common: run the same tasks with --protocol paper and mteb")
+    mixed = both[both["dataset_revision_paper"] != both["dataset_revision_mteb"]]
+    if len(mixed):
+        raise Me5Error(f"{mixed['task'].iloc[0]} was measured on two revisions of its data: run it again under both "
+                       "protocols")
+    grouped = both.groupby("task", sort=False)
+    table = grouped[["value_paper", "value_mteb"]].mean().set_axis(["paper", "mteb"], axis=1)
+    table.insert(0, "subsets", grouped.size())
+    table["delta"] = table["mteb"] - table["paper"]
+    instruct = "instruct" in str(paper["model"].iloc[0]).lower() if instruct is None else instruct
+    table["why"] = [why(task, instruct) for task in table.index]
+    return table.reset_index()
+
+
+def why(task: str, instruct: bool = False) -> str:
+    """What differs between the two protocols for an mteb task, from their rules. Raises `Me5Error` for no such task."""
+    import mteb
+
+    try:
+        metadata = mteb.get_task(task).metadata
+    except KeyError:
+        raise Me5Error(f"mteb has no task {task}: check the name") from None
+    parts = getattr(metadata, "tasks", ())  # of CQADupstackRetrieval: only the forums are encoded, all in one way
+    about = parts[0].metadata if parts else metadata
+    paper, now = (prompts.rule(protocol, about, instruct) for protocol in ("paper", "mteb"))
+    return "; ".join(_reasons(metadata.type, paper, now)) or NOTHING
+
+
+def _reasons(task_type: str, paper: prompts.Rule, now: prompts.Rule) -> list[str]:
+    found = []
+    if paper.query != now.query:
+        kind = "instruction" if paper.query.startswith("Instruct: ") else "prefix"
+        found.append(f"another {kind}: {now.query!r}" if now.query else f"{kind} dropped")
+    sided = task_type in prompts.SIDED
+    if sided and paper.document != now.document:
+        place = "Quora's documents" if task_type == "Retrieval" else "documents"
+        found.append(f"{place} as passages" if now.document == PASSAGE else f"{place} without instruction")
+    if paper.normalise != now.normalise:
+        found.append("normalised before the classifier")
+    return found
+
+
+def _only(measured: pd.DataFrame, protocol: str, model: str, metric: str) -> pd.DataFrame:
+    """The rows of one protocol, model and metric."""
+    missing = [column for column in NEEDED if column not in measured]
+    if missing:
+        raise Me5Error(f"the measured values lack the columns {', '.join(missing)}: take them from runs.measured")
+    of_model = measured[measured["model"] == model] if model else measured
+    if of_model.empty:
+        raise Me5Error(f"nothing measured of {model or 'any model'}: {_known(measured['model'].unique())}")
+    found = of_model[(of_model["protocol"] == protocol) & (of_model["metric"] == metric)]
+    if found.empty:
+        raise Me5Error(f"no {metric} measured under the protocol {protocol}: run `me5 evaluate` with "
+                       f"--protocol {protocol}")
+    if found.duplicated(["task", "split", "subset"]).any():
+        for column in ("model", "revision", "dtype", "mteb_version", "dataset_revision"):
+            _one(found, column)
+    return found
+
+
+def _one(found: pd.DataFrame, column: str) -> None:
+    """Raises `Me5Error` when more than one value stands in a column that must not be mixed."""
+    values = found[column].unique()
+    if len(values) > 1:
+        raise Me5Error(f"values of more than one {column.replace('_', ' ')} are mixed ({', '.join(map(str, values))}): "
+                       "choose one")
+
+
+def _known(names: Sequence[str]) -> str:
+    return f"there is {', '.join(map(str, names))}" if len(names) else "run `me5 evaluate` first"

@@ -1,0 +1,283 @@
+"""Models opened by folder and by hub id: which are E5s, what they give, and one line for what cannot be opened."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loopback import Loopback, missing
+
+from me5lib.evaluate import models
+from me5lib.evaluate.models import open_model
+from me5lib.evaluate.protocol import Protocol
+from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
+from me5lib.places import Me5Error
+
+TEXTS = ["kal mel", "nel pol rel sel tal ul " * 20, "mel", "a title and a body", ""]
+
+
+@cache
+def tokenizer_like_xlm_rs():
+    return train_tokenizer([f"{a}{b} {b}{a} title body" for a in "klmnoprstu" for b in "aeiou"] * 4, 400)
+
+
+def small(where: Path, seed: int = 0) -> Path:
+    """mE5-small in little: a BertModel whose configuration calls token 0 padding, XLM-R's tokenizer, spare rows."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tokenizer_like_xlm_rs()
+    config = BertConfig(vocab_size=len(tokenizer) + 35, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=64, max_position_embeddings=512, type_vocab_size=2, pad_token_id=0,
+                        initializer_range=0.2)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertModel(config)
+        model.get_input_embeddings().weight.data[0] = 1.0  # torch leaves a padding row at zero: trained it is not
+        model.save_pretrained(where)
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return small(tmp_path_factory.mktemp("models") / "stage 2")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory) -> Path:
+    """LaBSE in little: the first token's vector, a dense layer, a norm."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+
+    where = tmp_path_factory.mktemp("models")
+    backbone = Transformer(str(small(where / "backbone", 1)), max_seq_length=64)
+    dense = Dense(32, 16, activation_function=torch.nn.Tanh())
+    model = SentenceTransformer(modules=[backbone, Pooling(32, pooling_mode="cls"), dense, Normalize()], device="cpu")
+    model.save(str(where / "LaBSE"))
+    return where / "LaBSE"
+
+
+def by_hand(folder: Path, texts: list[str], prefix: str) -> np.ndarray:
+    """Each text alone, so that nothing is padded; the mean of its token vectors; unit length."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    found = []
+    for text in texts:
+        ids = tokenizer(prefix + text, max_length=512, truncation=True, return_tensors="pt")["input_ids"]
+        assert tokenizer.pad_token_id not in ids and ids[0, 0] == 0
+        with torch.no_grad():
+            mean = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].mean(0)
+        found.append(mean / mean.norm())
+    return torch.stack(found).numpy()
+
+
+def test_a_model_shaped_as_me5_small_is_read_right(folder):
+    """Its padding id is 0 in the configuration and 1 in the tokenizer, its table has more rows than the vocabulary."""
+    opened = open_model(str(folder), device="cpu")
+    inner = opened.encoder.encoder
+    assert inner.backbone.config.pad_token_id == 0 != inner.tokenizer.pad_token_id == 1
+    assert len(inner.tokenizer) == inner.backbone.config.vocab_size - 35 and inner.max_tokens == 512
+    np.testing.assert_allclose(opened.encoder.encode(TEXTS, QUERY), by_hand(folder, TEXTS, QUERY), atol=1e-5)
+
+
+def test_no_text_is_read_further_than_512_tokens(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "long")
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        content = json.loads((copy / name).read_text(encoding="utf8")) | {key: 600}
+        (copy / name).write_text(json.dumps(content), encoding="utf8")
+    from transformers import BertConfig, BertModel
+
+    longer = BertModel(BertConfig.from_pretrained(copy))
+    longer.save_pretrained(copy)
+    assert open_model(str(copy), device="cpu").encoder.encoder.max_tokens == 512
+
+
+def test_the_tokenizer_is_xlm_rs_though_the_model_is_a_bert(folder, tmp_path):
+    """The hub's mE5-small says so by the tokenizer's class; a BERT tokenizer would lower case and split on its own."""
+    copy = shutil.copytree(folder, tmp_path / "named")
+    path = copy / "tokenizer_config.json"
+    named = json.loads(path.read_text(encoding="utf8")) | {"tokenizer_class": "XLMRobertaTokenizer"}
+    path.write_text(json.dumps(named), encoding="utf8")
+    tokenizer = open_model(str(copy), device="cpu").encoder.encoder.tokenizer
+    assert (tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id) == (0, 1, 2)
+    assert "Bert" not in type(tokenizer).__name__ and tokenizer.tokenize("kal")[0].startswith("▁")
+
+
+def test_name_and_revision_of_a_folder(folder, tmp_path):
+    opened, again = open_model(str(folder), device="cpu"), open_model(str(folder), device="cpu")
+    assert opened.name == "me5/stage-2" and opened.revision == again.revision and len(opened.revision) == 16
+    assert not opened.instruct
+    assert open_model(str(small(tmp_path / "other", 5)), device="cpu").revision != opened.revision
+    model = Protocol(opened.encoder, opened.name, revision=opened.revision, instruct=opened.instruct)
+    assert (model.mteb_model_meta.name, model.mteb_model_meta.revision) == (opened.name, opened.revision)
+
+
+def test_bf16_is_near_and_options_win(folder):
+    exact = open_model(str(folder), device="cpu").encoder.encode(TEXTS, QUERY)
+    rough = open_model(str(folder), dtype="bf16", device="cpu").encoder
+    near = rough.encode(TEXTS, QUERY)
+    assert (near * exact).sum(1).min() > 0.999 and not np.array_equal(near, exact)
+    np.testing.assert_array_equal(rough.encode(TEXTS, QUERY, precision="fp32"), exact)
+
+
+def test_another_model_encodes_as_sentence_transformers_does(baseline):
+    from sentence_transformers import SentenceTransformer
+
+    opened = open_model(str(baseline), device="cpu")
+    assert opened.name == "me5/LaBSE" and not opened.instruct
+    expected = SentenceTransformer(str(baseline), device="cpu").encode(TEXTS)
+    for prefix, normalise in ((QUERY, True), (PASSAGE, True), ("", False)):
+        found = opened.encoder.encode(TEXTS, prefix, normalise=normalise)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_its_prompts_are_put_before_by_their_side(baseline, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    copy = shutil.copytree(baseline, tmp_path / "prompted")
+    path = copy / "config_sentence_transformers.json"
+    named = json.loads(path.read_text(encoding="utf8")) | {"prompts": {"query": "ask: ", "document": ""}}
+    path.write_text(json.dumps(named), encoding="utf8")
+    encoder = open_model(str(copy), device="cpu").encoder
+    assert encoder.own_prompts == {"query": "ask: "}
+    expected = SentenceTransformer(str(copy), device="cpu").encode_query(TEXTS)
+    np.testing.assert_allclose(encoder.encode(TEXTS, "ask: "), expected, atol=1e-6)
+
+
+def described(where: Path, prompts: dict | None = None, pooling: str = "mean", modules: bool = True) -> Path:
+    """The JSON files of a sentence-transformers model, without weights."""
+    (where / "1_Pooling").mkdir(parents=True)
+    content = {"1_Pooling/config.json": {f"pooling_mode_{pooling}_tokens": True, "word_embedding_dimension": 8},
+               "config.json": {}}
+    if modules:
+        content["modules.json"] = [{"type": f"sentence_transformers.models.{kind}"} for kind in (
+            "Transformer", "Pooling", "Normalize")]
+    if prompts is not None:
+        content["config_sentence_transformers.json"] = {"prompts": prompts}
+    for name, value in content.items():
+        (where / name).write_text(json.dumps(value), encoding="utf8")
+    return where
+
+
+@pytest.mark.parametrize(("name", "about", "on_hub", "expected"), [
+    ("intfloat/multilingual-e5-base", {}, True, True),
+    ("intfloat/e5-large-v2", {"modules": False}, True, True),
+    ("someone/my-mE5-tuned", {}, True, True),
+    ("someone/tuned", {"prompts": {"query": QUERY, "document": PASSAGE}}, True, True),
+    ("someone/tuned", {"prompts": {"query": "Instruct: Find.\nQuery: "}}, True, True),
+    ("someone/plain-transformers", {"modules": False}, True, True),
+    ("sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", {}, True, False),
+    ("intfloat/e5-mistral-7b-instruct", {"pooling": "last"}, True, False),
+    ("someone/arctic", {"prompts": {"query": QUERY}}, True, False),
+    ("me5/stage2", {}, False, True),
+    ("me5/labse", {"pooling": "cls"}, False, False),
+    ("me5/bge", {"prompts": {"query": "Represent: "}}, False, False),
+])  # fmt: skip
+def test_which_models_are_e5s(name, about, on_hub, expected, tmp_path):
+    assert models.is_e5(name, described(tmp_path / "files", **about), on_hub) is expected
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    (("my-e5-instruct", None), True), (("stage2", {"query": "Instruct: Find.\nQuery: "}), True),
+    (("my-e5-instruct", {"query": QUERY, "passage": PASSAGE}), False),
+])  # fmt: skip
+def test_which_folders_read_instructions(change, expected, folder, tmp_path):
+    name, prompts = change
+    copy = shutil.copytree(folder, tmp_path / name)
+    if prompts:
+        about = json.dumps({"prompts": prompts})
+        (copy / "config_sentence_transformers.json").write_text(about, encoding="utf8")
+    assert open_model(str(copy), device="cpu").instruct is expected
+
+
+def test_short_names():
+    assert models.full_id("multilingual-e5-small") == "intfloat/multilingual-e5-small"
+    assert models.full_id("LaBSE") == "sentence-transformers/LaBSE"
+    assert models.full_id("a/b") == "a/b"
+    sizes = {name: (known.layers, known.width) for name, known in models.KNOWN.items() if "multilingual" in name}
+    assert list(sizes.values()) == [(12, 384), (12, 768), (24, 1024), (24, 1024)]
+    assert [name for name, known in models.KNOWN.items() if known.instruct] == [
+        "intfloat/multilingual-e5-large-instruct"]
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (({"where": "./nowhere"}), "no model folder .*nowhere: check the path"),
+    (({"where": ""}), "no model given"),
+    (({"where": "{empty}"}), r"no model in .* \(config.json is missing\)"),
+    (({"where": "{folder}", "revision": "main"}), "is a folder, which has no revisions"),
+    (({"where": "{folder}", "dtype": "int8"}), "unknown dtype 'int8': choose one of fp32, bf16, fp16"),
+    (({"where": "{folder}", "device": "cuda:99"}), "no device 'cuda:99' here"),
+    (({"where": "{torn}"}), "cannot be read .*make"),
+    (({"where": "{weightless}"}), "cannot be read .*make"),
+])  # fmt: skip
+def test_what_cannot_be_opened_is_one_line(arguments, line, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (shutil.copytree(folder, tmp_path / "torn") / "modules.json").write_text("[{", encoding="utf8")
+    (shutil.copytree(folder, tmp_path / "weightless") / "model.safetensors").unlink()
+    places = {name: tmp_path / name for name in ("empty", "torn", "weightless")} | {"folder": folder}
+    with pytest.raises(Me5Error, match=line) as caught:
+        open_model(**{key: value.format(**places) for key, value in arguments.items()})
+    assert "\n" not in str(caught.value)
+
+
+HUB = """
+import json, sys
+import huggingface_hub.constants
+from me5lib.evaluate.models import open_model
+from me5lib.places import Me5Error
+
+found = []
+for where, revision in json.loads(sys.argv[1]):
+    huggingface_hub.constants.HF_HUB_OFFLINE = revision == "offline"
+    revision = revision.removeprefix("offline")
+    try:
+        opened = open_model(where, revision=revision, device="cpu")
+        vectors = opened.encoder.encode(["kal mel"], "query: ")
+        found.append([opened.name, opened.revision, opened.instruct, vectors[0, :4].tolist()])
+    except Me5Error as error:
+        found.append(str(error))
+print("FOUND" + json.dumps(found))
+"""
+
+
+class Strict(Loopback):
+    """A hub that does not know the revision `nonesuch`."""
+
+    def answer(self, target, body, span):
+        return missing("RevisionNotFound") if "nonesuch" in target else super().answer(target, body, span)
+
+
+def test_models_of_a_hub(folder, baseline, tmp_path, client):
+    for name, source in (("intfloat/multilingual-e5-small", folder), ("sentence-transformers/LaBSE", baseline),
+                         ("intfloat/multilingual-e5-large-instruct", folder)):
+        shutil.copytree(source, tmp_path / "hub" / "models" / name)
+        for unwanted in ("pytorch_model.bin", "onnx/model.onnx", "onnx/config.json"):
+            path = tmp_path / "hub" / "models" / name / unwanted
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"not for us")
+    (tmp_path / "hub" / "models" / "someone" / "empty").mkdir(parents=True)
+    (tmp_path / "hub" / "models" / "someone" / "empty" / "README.md").write_text("nothing\n", encoding="utf8")
+    asked = [("multilingual-e5-small", ""), ("intfloat/multilingual-e5-large-instruct", "main"), ("LaBSE", ""),
+             ("someone/missing", ""), ("intfloat/multilingual-e5-small", "nonesuch"), ("someone/empty", ""),
+             ("multilingual-e5-small", "offline"), ("someone/else", "offline")]
+    with Strict(tmp_path / "hub") as hub:
+        said = client(HUB, json.dumps(asked), endpoint=hub.endpoint, USE_TORCH="1").stdout
+        paths = [path for _, path, _ in hub.requests]
+    small, instruct, other, *refused, again, unseen = json.loads(said.split("FOUND")[1])
+    expected = open_model(str(folder), device="cpu").encoder.encode(["kal mel"], QUERY)[0, :4]
+    assert small[0] == "intfloat/multilingual-e5-small" and len(small[1]) == 40 and not small[2]
+    assert instruct[2] and other[0] == "sentence-transformers/LaBSE"
+    np.testing.assert_allclose([small[3], instruct[3]], [expected, expected], atol=1e-6)
+    own = open_model(str(baseline), device="cpu").encoder.encode(["kal mel"])[0, :4]
+    np.testing.assert_allclose(other[3], own, atol=1e-6)
+    assert [line.split(":")[0] for line in refused] == [
+        "someone/missing is neither a folder here nor a model on the hub",
+        "intfloat/multilingual-e5-small has no revision nonesuch on the hub",
+        "someone/empty on the hub holds no model (config.json is missing)"]
+    assert not [path for path in paths if path.endswith((".bin", ".onnx", "onnx/config.json"))]
+    assert again == small and unseen.startswith("someone/else is not in the cache and the hub is out of reach")
