@@ -100,3 +100,118 @@ def test_instructions_are_there_for_the_instruct_model():
     prompts = reference.instruct_prompts()
     found = prompts.set_index("task").loc["SciFact", "instruction"]
     assert found == "Given a scientific claim, retrieve documents that support or refute the claim"
+
+
+def test_expected_rows_are_the_published_ones():
+    three, four, five = (reference.expected(number) for number in (3, 4, 5))
+    for row in rows("mteb_eng_v1_per_task"):
+        own = three[(three["task"] == row["task"]) & (three["model"] == f"intfloat/multilingual-e5-{row['model']}")]
+        assert own["value"].item() == float(row["model_card"])
+    for row in rows("miracl_per_language"):
+        own = four[(four["subset"] == row["lang"]) & (four["model"] == "intfloat/multilingual-e5-large-instruct")]
+        assert own.set_index("metric")["value"].to_dict() == {
+            "ndcg_at_10": float(row["instruct_ndcg10"]), "recall_at_100": float(row["instruct_r100"])}
+    for row in rows("tatoeba_per_language"):
+        own = five[(five["subset"] == row["pair"]) & (five["model"] == "intfloat/multilingual-e5-base")]
+        assert own["value"].item() == float(row["base_card_f1"])
+    assert {n: int(t["mean"].sum()) for n, t in ((3, three), (4, four), (5, five))} == {3: 7, 4: 12, 5: 12}
+
+
+def test_expected_rows_say_at_which_coordinates():
+    for number, cells in ((3, 56), (4, 32), (5, 116)):
+        table = reference.expected(number, "small")
+        assert list(table.columns) == [*reference.COORDINATES, "mean", "source"]
+        own = table[~table["mean"]]
+        assert len(own) == cells and not own.duplicated(["task", "split", "subset", "metric"]).any()
+        assert (own["protocol"] == "paper").all() and own["source"].str.len().min() > 5
+    assert set(reference.expected(3, "small").query("task == 'MSMARCO'")["split"]) == {"dev"}
+    four = reference.expected(4, "base")
+    assert set(four["dtype"]) == set(four["mteb_version"]) == {""}, "nobody published these"
+    assert set(reference.expected(5, "large").query("not mean")["mteb_version"]) == {"1.0.2"}
+
+
+def test_expected_rows_are_those_that_mteb_evaluates():
+    import mteb
+
+    tasks = {task.metadata.name: task for task in mteb.get_benchmark("MTEB(eng, v1)").tasks}
+    own = reference.expected(3, "small").query("not mean").set_index("task")
+    assert set(own.index) == set(tasks)
+    for name, task in tasks.items():
+        assert list(task.eval_splits) == [own.loc[name, "split"]], name
+        subsets = list(getattr(task, "hf_subsets", None) or ["default"])
+        assert subsets == [own.loc[name, "subset"]], name
+    for name in ("BUCC", "Tatoeba"):
+        known = mteb.get_task(name)
+        pairs = reference.expected(5, "small").query("not mean and task == @name")["subset"]
+        assert set(known.hf_subsets) == set(pairs) and known.eval_splits == ["test"]
+    languages = reference.expected(4, "small").query("not mean")["subset"]
+    assert set(languages) < set(mteb.get_task("MIRACLRetrieval").hf_subsets)
+
+
+def test_models_by_any_of_their_names_and_no_others():
+    for name in ("small", "mE5-small", "intfloat/multilingual-e5-small"):
+        assert reference.model_named(name) == "intfloat/multilingual-e5-small"
+    with pytest.raises(Me5Error, match="no figures for 'tiny'"):
+        reference.model_named("tiny")
+    with pytest.raises(Me5Error, match="Table 4 does not have LaBSE"):
+        reference.expected(4, "LaBSE")
+
+
+def test_tables_3_to_5_recomputed_with_the_exceptions_listed():
+    table = reference.recomputation()
+    assert table["table"].value_counts().to_dict() == {3: 4, 4: 12, 5: 8}
+    apart = {(row.table, row.model) for row in table.itertuples() if abs(row.printed - row.recomputed) > 0.0500001}
+    assert apart == {(3, "mE5-base"), (4, "mE5-large")} == {
+        (row.table, row.model) for row in table[~table["holds"]].itertuples()}
+
+
+def test_all_inconsistencies_are_listed():
+    found = reference.inconsistencies()
+    assert found["what"].value_counts().to_dict() == {"average": 3, "cell": 13, "label": 1, "total": 1}
+    cells = found[found["what"] == "cell"]
+    apart = [row for row in rows("mteb_eng_v1_per_task")
+             if abs(float(row["paper_table7"]) - float(row["model_card"])) > 0.0500001]
+    assert sorted(cells["where"]) == sorted(f"Table 7, {row['task']}, mE5-{row['model']}" for row in apart)
+    pairs = cells[cells["note"].str.contains("cosine")]
+    assert len(pairs) == 4 and ((pairs["printed"] - pairs["found"]).abs() > 0.07).all()
+    said = pairs["note"].str.extract(r"found ([\d.]+)")[0].astype(float)
+    assert (pairs["printed"] - said).abs().max() <= 0.05
+    rest = cells.drop(pairs.index)
+    assert ((rest["printed"] - rest["found"]).abs() < 0.0551).all(), "what two roundings can do"
+
+
+def test_means_of_the_categories():
+    table = reference.categories()
+    assert list(table.columns) == list(reference.SIZES) and len(table) == 8
+    sts = [float(r["model_card"]) for r in rows("mteb_eng_v1_per_task") if (r["type"], r["model"]) == ("STS", "large")]
+    assert table.loc["STS (10)", "large"] == pytest.approx(fmean(sts)) and len(sts) == 10
+
+
+def test_scripts_of_the_languages_are_cldrs():
+    from babel.core import get_global
+
+    likely, table = get_global("likely_subtags"), reference.languages()
+    names = {"Latn": "Latin", "Cyrl": "Cyrillic", "Arab": "Arabic", "Deva": "Devanagari", "Beng": "Bengali",
+             "Hebr": "Hebrew", "Grek": "Greek", "Ethi": "Ethiopic", "Armn": "Armenian", "Geor": "Georgian",
+             "Hans": "Han", "Hant": "Han", "Jpan": "Japanese", "Kore": "Korean", "Khmr": "Khmer", "Mlym": "Malayalam",
+             "Taml": "Tamil", "Telu": "Telugu", "Thai": "Thai"}
+    known = {code: likely.get(row.short, "").split("_")[1:2] for code, row in table.iterrows()}
+    known = {code: names.get(script[0], script[0]) for code, script in known.items() if script}
+    assert len(known) >= 90
+    assert {code: script for code, script in known.items() if table.loc[code, "script"] != script} == {}
+    assert {r["pair"][:3] for r in rows("tatoeba_per_language")} | {"eng"} == set(table.index)
+    assert {r["lang"] for r in rows("miracl_per_language")} <= set(table["short"])
+    assert table["short"].is_unique
+
+
+def test_revisions_of_the_data_are_the_cards():
+    import mteb
+
+    known = reference.dataset_revisions()
+    tasks = {row["task"]: row["type"] for row in rows("mteb_eng_v1_per_task")} | {"BUCC": "", "Tatoeba": ""}
+    assert set(known) == {task for task, kind in tasks.items() if kind != "Retrieval"}
+    assert all(len(revision) == 40 and not revision.strip("0123456789abcdef") for revision in known.values())
+    today = {task: mteb.get_task(task).metadata.revision for task in known}
+    same = [task for task in known if today[task] == known[task]]
+    assert len(same) >= 20, "the rest were uploaded anew since"
+    assert not {"BUCC", "Tatoeba"} & set(same)

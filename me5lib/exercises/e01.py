@@ -1,4 +1,4 @@
-"""Checkers of notebook 01: average pooling, the gap that a temperature asks for, and which prefix goes where."""
+"""Checkers of notebook 01: average pooling, the gap that a temperature asks for, prefixes, and who sees the norm."""
 
 from __future__ import annotations
 
@@ -77,3 +77,21 @@ def which_prefix(answer: dict[str, str]) -> str | None:
     if any("bitext" in name for name in passages):
         return "a sentence and its translation are the same kind of text: both sides get the same prefix, query"
     return "classification has one side only; all that is not retrieval is read as a query"
+
+
+@exercise("01.4")
+def norm_matters(answer: dict[str, bool]) -> str | None:
+    """The norm moves whatever sees the vectors themselves; a cosine divides it out."""
+    if any(value is ... for value in answer.values()):
+        raise Open
+    yes = {name for name, value in answer.items() if value}
+    vectors = {"classification by logistic regression", "clustering by k-means"}
+    if yes == vectors:
+        return None
+    if cosines := sorted(yes - vectors):
+        return f"{cosines[0]}: a cosine divides by both lengths, so it is the same with and without the norm"
+    if not yes:
+        return "not every task compares by cosine: two of these are given the vectors themselves"
+    if yes == {"classification by logistic regression"}:
+        return "k-means goes by Euclidean distance, and that sees lengths"
+    return "a logistic regression weighs the numbers in a vector, and longer vectors have larger ones"

@@ -1,10 +1,10 @@
-"""Checkers of notebook 10: weighted F1, the protocol's prefixes, the margin over the better baseline."""
+"""Checkers of notebook 10: weighted F1, prefixes, the margin over the better baseline, verdicts, roundings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from me5lib.exercises import ask, close, exercise
+from me5lib.exercises import Open, ask, close, exercise
 
 Q, P = "query: ", "passage: "
 
@@ -62,3 +62,51 @@ def margin(answer: Callable[[dict, dict], float]) -> str | None:
     if close(found, (0.9 + 0.7 + 0.5 + 0.1) / 4 - (0.6 + 0.6 + 0.5) / 3):
         return "the two means are over different languages: xx has no baseline, so leave it out on both sides"
     return None if close(found, right) else "choose the baseline of the highest mean, then average model − baseline"
+
+
+@exercise("10.4")
+def verdict_of(answer: Callable[[float | None, float | None, str], str]) -> str | None:
+    """`verdict_of(expected, measured, dtype)`: within 0.1 in fp32, 0.3 in half precision; None where there is none."""
+    cases = {
+        (75.7, 75.65, "fp32"): "agrees", (75.7, 75.9, "fp32"): "differs", (75.7, 75.5, "fp32"): "differs",
+        (75.7, 75.9, "bf16"): "agrees", (75.7, 75.5, "fp16"): "agrees", (75.7, 76.1, "bf16"): "differs",
+        (5.0, 5.2, "fp32"): "differs", (75.7, None, "fp32"): "not measured", (None, 75.7, "fp32"): "not published",
+    }  # fmt: skip
+    found = {case: ask(answer, *case) for case in cases}
+    wrong = [case for case, right in cases.items() if found[case] != right]
+    if not wrong:
+        return None
+    missing = [case for case in wrong if None in case]
+    if len(missing) == 2 and found[missing[0]] == found[missing[1]]:
+        return "a value that is missing is no difference: say on which side it is missing"
+    if len(missing) == 2:
+        return "`not measured` is a published value that nobody measured; you have the two the other way round"
+    if all(case[2] != "fp32" for case in wrong):
+        return "half precision moves a score by a few tenths: its tolerance is 0.3, not that of fp32"
+    higher, lower = ((75.7, value, "fp32") in wrong for value in (75.9, 75.5))
+    if higher != lower:
+        side = "higher" if higher else "lower"
+        return f"a model that scores {side} than published differs, too: take the absolute difference"
+    if higher:
+        return "0.2 is too much in fp32: there the tolerance is 0.1, for every task"
+    case = wrong[0]
+    return f"expected {case[0]}, measured {case[1]}, {case[2]}: {cases[case]}, you say {found[case]}"
+
+
+@exercise("10.5")
+def roundings(answer: tuple[float, float]) -> str | None:
+    """59.446 once: 59.4; over 59.45: 59.5."""
+    once, twice = answer
+    if once is ... or twice is ...:
+        raise Open
+    if close(once, 59.4, 1e-6) and close(twice, 59.5, 1e-6):
+        return None
+    if close(once, 59.5, 1e-6) and close(twice, 59.4, 1e-6):
+        return "the other way round: (a) is rounded once"
+    if close(once, 59.4, 1e-6) and close(twice, 59.4, 1e-6):
+        return "(b) goes over 59.45, which is rounded up, as one does by hand"
+    if close(once, 59.5, 1e-6):
+        return "(a): 59.446 is nearer to 59.4 than to 59.5"
+    if close(twice, 59.45, 1e-6):
+        return "(b) has two steps: 59.45 is the first, and it still has two decimals"
+    return "both have one decimal, and lie beside 59.446"

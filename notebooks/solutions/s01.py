@@ -13,12 +13,19 @@ PREFIXES = {
     "a question that may be a duplicate (Quora retrieval, the searched side)": "query: ",
 }
 
+NORM = {
+    "retrieval by cosine": False,
+    "STS by the rank correlation of cosines": False,
+    "classification by logistic regression": True,
+    "clustering by k-means": True,
+}
+
 
 def _average(hidden, mask):
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
 
 
-SOLUTIONS = {"01.1": _average, "01.2": 0.05 * (math.log(1023) + math.log(9)), "01.3": PREFIXES}
+SOLUTIONS = {"01.1": _average, "01.2": 0.05 * (math.log(1023) + math.log(9)), "01.3": PREFIXES, "01.4": NORM}
 
 WRONG = {
     "01.1": [
@@ -41,5 +48,12 @@ WRONG = {
         PREFIXES | {"its translation, in bitext mining": "passage: "},
         PREFIXES | {"a question that may be a duplicate (Quora retrieval, the searched side)": "passage: "},
         PREFIXES | {"a tweet, in classification": ""},
+    ],
+    "01.4": [
+        dict.fromkeys(NORM, False),
+        dict.fromkeys(NORM, True),
+        NORM | {"clustering by k-means": False},
+        NORM | {"classification by logistic regression": False},
+        NORM | {"retrieval by cosine": True},
     ],
 }

@@ -52,9 +52,27 @@ def _worse(model, baselines):
     return fmean(model[code] - worst[code] for code in model if code in worst)
 
 
-SOLUTIONS = {"10.1": 5 / 9, "10.2": prefixes, "10.3": margin}
+def _judge(half=0.3, full=0.1, distance=lambda expected, measured: abs(measured - expected), missing=None):
+    """A verdict with these tolerances and this distance; `missing`: what to say of (nothing published, measured)."""
+    words = missing or ("not published", "not measured")
+
+    def verdict_of(expected, measured, dtype):
+        if expected is None or measured is None:
+            return words[0] if expected is None else words[1]
+        return "agrees" if distance(expected, measured) <= (full if dtype == "fp32" else half) + 1e-9 else "differs"
+
+    return verdict_of
+
+
+verdict_of = _judge()
+SOLUTIONS = {"10.1": 5 / 9, "10.2": prefixes, "10.3": margin, "10.4": verdict_of, "10.5": (59.4, 59.5)}
 WRONG = {
     "10.1": [2 / 3, 1 / 2, 5 / 6, 4 / 7],
     "10.2": [_swapped, _as_mteb, _reranking_too, _type_only, _no_space],
     "10.3": [lambda model, baselines: -margin(model, baselines), _best_of_each, _unpaired, _worse],
+    "10.4": [_judge(half=0.1), _judge(full=0.3), _judge(missing=("differs", "differs")),
+             _judge(missing=("not measured", "not published")),
+             _judge(distance=lambda expected, measured: expected - measured),
+             _judge(distance=lambda expected, measured: measured - expected)],
+    "10.5": [(59.4, 59.4), (59.5, 59.4), (59.5, 59.5), (59.4, 59.45), (59, 60)],
 }

@@ -1,0 +1,125 @@
+"""What tests of the tables share: a tiny model, made-up data sets of Tables 4 and 5 for a loopback hub, one process
+that imports everything once and then runs several commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+LANGUAGES = ("sw", "bn", "hi", "te", "th")
+
+# Argument: JSON of [words of the command, file for a line per encoded batch or "", the batch to be killed at or 0].
+# Each command runs in a forked process; ENDED says how.
+FARM = """
+import hashlib, json, os, signal, sys
+
+import mteb, torch
+from me5lib import cli
+from me5lib.model import encoder
+from me5lib.model.encoder import Encoder
+
+for room in ("models", "protocol", "runs", "vectors", "compare", "table"):
+    __import__("me5lib.evaluate." + room)
+torch.set_num_threads(1)
+encoder.CPU_PIECE = 2**16  # a tiny model spends its time on calls
+encode = Encoder.encode
+
+def step(words, log, kill):
+    calls = []
+    def counted(self, texts, prefix="", **options):
+        calls.append(len(texts))
+        if len(calls) == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = encode(self, texts, prefix, **options)
+        with open(log or os.devnull, "a") as file:
+            file.write(json.dumps([prefix, [hashlib.md5(t.encode()).hexdigest()[:12] for t in texts]]) + "\\n")
+        return found
+    Encoder.encode = counted
+    sys.argv = ["me5", *words]
+    cli.app(words)
+
+for words, log, kill in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        try:
+            step(words, log, kill)
+        except SystemExit as end:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code or 0)
+    _, status = os.waitpid(child, 0)
+    print("ENDED", os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
+"""
+
+
+def tiny(folder: Path) -> Path:
+    """A random mE5-shaped model of one layer, 16 wide, that reads 24 bytes: the time of a test goes elsewhere."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ("<s>", "<pad>", "</s>", "<unk>")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({word: i for i, word in enumerate((*special, *letters))}, [], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    words = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", cls_token="<s>", eos_token="</s>",
+                                    sep_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=24)
+    config = BertConfig(vocab_size=len(words) + 3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=24, type_vocab_size=2, pad_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def write_tables(root: Path) -> None:
+    """MIRACL's five small languages, BUCC and Tatoeba as mteb expects them on the hub, a few made-up rows each."""
+    datasets = root / "datasets" / "mteb"
+    miracl, bucc, tatoeba = {}, {}, []
+    for code in LANGUAGES:
+        texts = [f"{code} {i} kala mela" for i in range(80)]
+        miracl[f"{code}-corpus"] = [{"_id": f"d{i}", "title": f"t{i}", "text": text} for i, text in enumerate(texts)]
+        miracl[f"{code}-queries"] = [{"_id": f"q{i}", "text": texts[i]} for i in range(4)]
+        miracl[f"{code}-qrels"] = [{"query-id": f"q{i}", "corpus-id": f"d{i}", "score": 1} for i in range(4)]
+    for pair in ("de-en", "fr-en", "ru-en", "zh-en"):
+        pool = [f"{pair} pool {i}" for i in range(90)]
+        bucc[pair] = [{"sentence1": [f"{pair} own {i}" for i in range(90)], "sentence2": pool,
+                       "gold": [[i, i + 3] for i in range(1, 20)]}]
+    for code in tatoeba_subsets():
+        tatoeba += [{"sentence1": f"{code} {i} sala", "sentence2": f"sala {i} {code}", "lang": code} for i in range(3)]
+    write(datasets / "MIRACLRetrieval", miracl, "dev")
+    write(datasets / "BUCC", bucc, "test")
+    write(datasets / "tatoeba-bitext-mining", {"default": tatoeba}, "test")
+
+
+def tatoeba_subsets() -> list[str]:
+    """Tatoeba's 112 pairs, from the paper's side of it."""
+    import csv
+
+    from me5lib.places import PACKAGE
+
+    with (PACKAGE / "evaluate" / "tables" / "tatoeba_per_language.csv").open(encoding="utf8", newline="") as file:
+        reader = csv.DictReader(file)
+        return [row[reader.fieldnames[0]] for row in reader]
+
+
+def write(folder: Path, configs: dict[str, list[dict]], split: str) -> None:
+    """A repository of Parquet files with a README that names its configurations."""
+    named = []
+    for name, rows in configs.items():
+        path = folder / name / f"{split}.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        named.append({"config_name": name, "data_files": [{"split": split, "path": f"{name}/{split}.parquet"}]})
+    text = f"---\nconfigs: {json.dumps(named)}\n---\nMade up.\n"
+    (folder / "README.md").write_text(text, encoding="utf8")
+
+
+def ends(output: str) -> list[int]:
+    """How each command of FARM ended: its exit code, or the signal."""
+    return [int(line.split()[1]) for line in output.splitlines() if line.startswith("ENDED")]

@@ -1,0 +1,92 @@
+"""Pictures of the tables: every bar is a row of the comparison, in the order of scripts and families."""
+
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from me5lib.evaluate import reference
+from me5lib.evaluate.compare import compare
+from me5lib.show import tables
+from me5lib.show.figures import COLOURS, GREY, keep
+
+
+@pytest.fixture(scope="module")
+def found():
+    """The card's values of mE5-small on Tatoeba as if measured in fp32: one is off, one is missing."""
+    frame = reference.expected(5, "small")
+    frame = frame[~frame["mean"] & (frame["task"] == "Tatoeba")][list(reference.COORDINATES)].assign(dtype="fp32")
+    frame = frame[frame["subset"] != "deu-eng"]
+    rows = compare(frame.assign(value=frame["value"] + 5 * (frame["subset"] == "fra-eng")), 5)
+    return rows[rows["task"] == "Tatoeba"]
+
+
+def test_bars_stand_by_script_and_family(found):
+    bars = tables.bars(found)
+    assert len(bars) == 112 and {bar.language for bar in bars} == {r[:3] for r in reference.tatoeba()["pair"]}
+    assert [bar.script for bar in bars[:60]] == ["Latin"] * 60 and bars[-1].script != "Latin"
+    for names in ([bar.script for bar in bars], [(bar.script, bar.family) for bar in bars]):
+        changes = [a for a, b in zip(names, [None, *names], strict=False) if a != b]
+        assert len(changes) == len(set(changes)), "a group stands in two places"
+    germanic = [bar.expected for bar in bars if (bar.script, bar.family) == ("Latin", "Germanic")]
+    assert germanic[1:] == sorted(germanic[1:], reverse=True) or germanic == sorted(germanic, reverse=True)
+
+
+def test_a_bar_per_language_and_a_mark_per_published_value(found, tmp_path):
+    figure = tables.language_bars(found, "Tatoeba, mE5-small", "F1")
+    drawn = {}
+    for axis in figure.axes:
+        for label, bar in zip(axis.get_xticklabels(), axis.patches, strict=True):
+            drawn[label.get_text()[:3]] = (bar.get_height(), to_hex(bar.get_facecolor()))
+    by_pair = found.set_index("subset")
+    assert len(figure.axes) == 2 and len(drawn) == 112
+    assert drawn["fra"] == (pytest.approx(by_pair.loc["fra-eng", "expected"] + 5), COLOURS[1].lower())
+    assert drawn["deu"] == (pytest.approx(by_pair.loc["deu-eng", "expected"]), GREY.lower())
+    assert drawn["jpn"] == (pytest.approx(by_pair.loc["jpn-eng", "measured"]), COLOURS[0].lower())
+    keep(figure, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 20_000
+
+
+def test_sixteen_languages_take_one_panel():
+    frame = reference.expected(4, "small")
+    rows = compare(frame[~frame["mean"]][list(reference.COORDINATES)], 4)
+    figure = tables.language_bars(rows[rows["metric"] == "ndcg_at_10"], "MIRACL", "nDCG@10")
+    assert len(figure.axes) == 1 and len(figure.axes[0].patches) == 16
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert "zh · Han" in labels and "sw · Bantu" in labels
+
+
+def test_no_language_is_an_error(found):
+    with pytest.raises(ValueError, match="no language"):
+        tables.language_bars(found[found["subset"].str.startswith("mean")], "", "")
+
+
+def test_codes_of_both_kinds_are_known():
+    assert tables.kin("deu") == tables.kin("de") == ("Latin", "Germanic")
+    assert tables.kin("cmn") == tables.kin("zh") == ("Han", "Sinitic")
+    assert tables.kin("lb") == ("Latin", "unknown") and tables.kin("kn") == ("Knda", "unknown")
+    assert tables.kin("sr-latn") == ("Latin", "Slavic") and tables.kin("zh-hant") == ("Han", "Sinitic")
+    assert tables.kin("qqq") == tables.UNKNOWN
+
+
+def test_share_against_score(tmp_path):
+    shares = {"de": 0.4, "fr": 0.3, "ru": 0.2, "sw": 0.1, "th": 0.0}
+    figure = tables.share_against_score(shares, {"de": 0.9, "fr": 0.8, "ru": 0.7, "th": 0.1, "am": 0.2}, "share", "F1")
+    axis = figure.axes[0]
+    dots = {(x, y) for line in axis.get_lines() for x, y in line.get_xydata()}
+    assert dots == {(0.4, 0.9), (0.3, 0.8), (0.2, 0.7)}
+    assert "3 languages" in axis.get_title(loc="left") and "+1.00" in axis.get_title(loc="left")
+    assert "not trained on: am th" in axis.get_xlabel()
+    keep(figure, tmp_path / "share.png")
+    with pytest.raises(ValueError, match="1 languages"):
+        tables.share_against_score(shares, {"de": 0.9}, "share", "F1")
+
+
+def test_a_dot_per_category_and_model(tmp_path):
+    others = {"LaBSE": 45.2, "BGE-large-en-v1.5": 64.2}
+    figure = tables.category_dots(reference.categories(), others)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")}
+    assert list(lines) == [*reference.SIZES, *others]
+    assert lines["large"].get_xdata()[-1] == pytest.approx(61.50, abs=0.005)
+    assert list(lines["LaBSE"].get_xdata()) == [45.2] and list(lines["LaBSE"].get_ydata()) == [8]
+    keep(figure, tmp_path / "categories.png")
+    assert isinstance(reference.categories(), pd.DataFrame)
