@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib import hub_cli, mine_cli, mixture_cli, teach_cli, train_cli
+from me5lib import evaluate_cli, hub_cli, mine_cli, mixture_cli, teach_cli, train_cli
 from me5lib.experiments.cli import experiment
 from me5lib.places import Me5Error
 from me5lib.train_cli import OfRank, Out, ScaleName, Seed, Set, speaks
@@ -111,16 +111,29 @@ app.command()(experiment)
 
 
 @app.command()
-def evaluate(scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "") -> None:  # noqa: B006
-    """The table: every checkpoint of the run and the lexical baselines on the offline tasks, through mteb."""
+def evaluate(
+    scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
+    model: evaluate_cli.Model = "", table: evaluate_cli.Table = "", tasks: evaluate_cli.Tasks = "",
+    protocol: evaluate_cli.Way = "paper", dtype: evaluate_cli.Dtype = "fp32", languages: evaluate_cli.Languages = "",
+    quick: evaluate_cli.Quick = False, revision: evaluate_cli.Revision = "", against: evaluate_cli.Against = "",
+    plan: evaluate_cli.Plan = False, speed: evaluate_cli.Speed = None, yes: evaluate_cli.Yes = False,
+    again: evaluate_cli.Again = False, devices: evaluate_cli.Devices = "", drop_vectors: evaluate_cli.Drop = False,
+) -> None:
+    """The paper's tables with any model (--model); or every checkpoint of a run and the baselines, offline."""
+    if model or table or tasks:
+        evaluate_cli.tables(evaluate_cli.Asked(
+            model, table, tasks, protocol, dtype, languages, quick, revision, out, against, plan, speed, yes, again,
+            devices, drop_vectors,
+        ))  # fmt: skip
+        return
     dial, folder = _opened(scale, seed, overrides, out)
     from me5lib.data.corpus import open_corpus
-    from me5lib.evaluate import table
+    from me5lib.evaluate import table as tables
 
-    _, scores = table.standard_scores(dial, seed, folder, open_corpus(dial))
+    _, scores = tables.standard_scores(dial, seed, folder, open_corpus(dial))
     path = folder / "evaluation" / "scores.csv"
     scores.to_csv(path, index=False)
-    means = table.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
+    means = tables.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
     print(means.to_string(float_format="{:.3f}".format, na_rep=""))
     print(f"means over languages, between 0 and 1; every language and direction: {path}")
 

@@ -2,6 +2,7 @@
 
 Rows of the cards go to `<cache>/hub` (see `data.hub`), the backbone and its tokenizer to the hub client's own cache
 (`HF_HOME`). Afterwards the scale runs with `HF_HUB_OFFLINE=1`. `--plan` says what would come, from file listings alone.
+`--for table3` (or 4, 5) fetches what `me5 evaluate --table 3` reads: mteb's data sets, and the model named by --model.
 """
 
 from __future__ import annotations
@@ -33,14 +34,21 @@ class Expected(NamedTuple):
 
 
 def fetch(
-    scale: Annotated[str, typer.Option("--for", help="The scale to fetch for.")] = "workshop",
+    scale: Annotated[str, typer.Option("--for", help="The scale to fetch for; or table3, table4, table5, for `me5 "
+                                       "evaluate`.")] = "workshop",
     rows: Annotated[int | None, typer.Option(min=1, help="Rows per card (default: what the scale draws).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be fetched.")] = False,
     rate: Annotated[float, typer.Option(min=0.01, help="MB/s that --plan reckons with.")] = RATE,
     overrides: Annotated[list[str], typer.Option("--set", help="A dial, as data.sources=nllb,xp3.")] = [],  # noqa: B006
     pickle: Annotated[bool, typer.Option("--allow-pickle", help="Take *.bin where there are no safetensors.")] = False,
+    model: Annotated[str, typer.Option("--model", help="For a table: the model to evaluate, a hub id.")] = "",
+    revision: Annotated[str, typer.Option("--revision", help="Its commit, branch or tag.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Of table4 the five small corpora only.")] = False,
 ) -> None:
-    """Fill the cache with a scale's rows and its backbone, on a machine with a network."""
+    """Fill the cache with what a scale trains on, or a table is measured on, on a machine with a network."""
+    if scale.startswith("table"):
+        _fetch_table(scale, model, revision, quick, plan, pickle)
+        return
     from me5lib import scale as scales
     from me5lib.data import cards, hub
 
@@ -59,6 +67,24 @@ def fetch(
     teacher, _, revision = dial.finetune.teacher.partition("@")
     if teacher != "trained" and not Path(teacher).exists():
         print(f"{teacher}: {backbone(teacher, revision=revision or None)}")
+
+
+def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, pickle: bool) -> None:
+    """The data of a table's tasks into the cache of `datasets`, as mteb loads them, and the model into the hub's."""
+    from me5lib.evaluate import models, runs, suites
+
+    tasks = [task for number in suites.tables(name.removeprefix("table"))
+             for task in suites.table_tasks(number, quick)]
+    for task in tasks:
+        amount = suites.amount(task)
+        size = f"{amount.texts:,.0f} texts, {amount.characters / 1e6:,.1f} M characters" if amount else "size unknown"
+        if not plan:
+            runs.load(task)
+            for part in suites.parts(task):
+                part.unload_data()
+        print(f"{task.metadata.name}: {size}")
+    if model and not plan:
+        print(f"{model}: {backbone(models.full_id(model), pickle, revision or None)}")
 
 
 def _told(name: str, folder: Path) -> None:

@@ -1,0 +1,322 @@
+"""Runs of mteb's tasks: what is finished stays, bad files are named, ways and revisions never mix; and real tasks."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import fixtures_tables
+import mteb
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+from filelock import FileLock
+from mteb.mocks.mock_tasks import bitext_mining as mock_bitext
+from mteb.mocks.mock_tasks import retrieval
+
+from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
+from me5lib.evaluate import runs, suites, tasks
+from me5lib.evaluate.models import Opened
+from me5lib.evaluate.protocol import Protocol
+from me5lib.places import Me5Error
+
+Q, P = "query: ", "passage: "
+
+
+class Counting:
+    """A text encoder that counts how many texts it was given."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+
+    def encode(self, texts, prefix="", *, normalise=True):
+        self.texts += len(texts)
+        rows = [np.random.default_rng(list(t.lower().encode())).normal(size=8) for t in texts]
+        return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
+
+
+def opened(name: str = "own/model", revision: str = "aa11") -> Opened:
+    return Opened(name, revision, Counting(), False)
+
+
+def material(last: str = "Q99") -> list[mteb.AbsTask]:
+    """A bitext of 100 pairs, and a retrieval of two queries."""
+    words = [f"q{i}" for i in range(100)]
+    found = RetrievalSet({"q": "one", "r": "two"}, {"a": ("", "ONE"), "b": ("", "two")}, {"q": {"a"}, "r": {"a"}})
+    return tasks.build([Bitext("Tatoeba", {"de": (words, [*(w.upper() for w in words[:-1]), last])}),
+                        Retrieval("MIRACL", {"sw": found, "te": found})])
+
+
+def files(out: Path) -> dict[str, Path]:
+    return {path.stem: path for path in out.glob("*/results/*/*/*.json") if path.name != "model_meta.json"}
+
+
+def test_results_lie_as_mteb_lays_them_and_are_not_made_twice(tmp_path):
+    model = opened()
+    paths = runs.evaluate(model, material(), tmp_path, command="me5 evaluate")
+    assert paths == [tmp_path / "paper-fp32" / "results" / "own__model" / "aa11" / f"{name}.json"
+                     for name in ("Tatoeba", "MIRACL")]
+    cache = mteb.ResultCache(tmp_path / "paper-fp32")
+    loaded = cache.load_task_result("Tatoeba", "own/model", "aa11")
+    assert (loaded.task_name, loaded.mteb_version) == ("Tatoeba", mteb.__version__)
+    before, texts = [path.read_bytes() for path in paths], model.encoder.texts
+    assert runs.evaluate(model, material(), tmp_path) == paths
+    assert [path.read_bytes() for path in paths] == before and model.encoder.texts == texts
+    (run,) = json.loads((tmp_path / "paper-fp32" / "run.json").read_text("utf8"))["runs"]  # the second did nothing
+    assert (run["command"], run["model"], run["revision"], run["protocol"], run["dtype"]) == (
+        "me5 evaluate", "own/model", "aa11", "paper", "fp32")
+    assert run["tasks"].keys() == {"Tatoeba", "MIRACL"} and run["versions"]["mteb"] == mteb.__version__
+    assert run["begun"] <= run["finished"] and run["hardware"]
+
+
+def test_measured_has_every_value_with_its_coordinates_and_ways_stand_apart(tmp_path):
+    runs.evaluate(opened(), material(), tmp_path)
+    runs.evaluate(opened(), material(), tmp_path, protocol="mteb")
+    runs.evaluate(opened(), material()[:1], tmp_path, dtype="bf16")
+    runs.evaluate(opened(revision="bb22"), material()[:1], tmp_path)
+    found = runs.measured(tmp_path)
+    assert tuple(found.columns) == runs.COLUMNS and not found.duplicated(list(runs.COLUMNS[:-1])).any()
+    ways = found.groupby(["revision", "protocol", "dtype"])["task"].unique().map(sorted).to_dict()
+    both = ["MIRACL", "Tatoeba"]
+    assert ways == {("aa11", "paper", "fp32"): both, ("aa11", "mteb", "fp32"): both,
+                    ("aa11", "paper", "bf16"): ["Tatoeba"], ("bb22", "paper", "fp32"): ["Tatoeba"]}
+    mine = found[(found["revision"] == "aa11") & (found["protocol"] == "paper") & (found["dtype"] == "fp32")]
+    assert set(mine["model"]) == {"own/model"} and set(mine["mteb_version"]) == {mteb.__version__}
+    value = mine.set_index(["task", "subset", "metric"])["value"]
+    assert set(value["MIRACL"].index) == {(language, metric) for language in ("sw", "te")
+                                          for metric in ("main_score", "ndcg_at_10", "recall_at_100")}
+    gain = 100 * (1 + 1 / np.log2(3)) / 2  # the right one first for one query, second for the other
+    assert value["MIRACL", "te", "ndcg_at_10"] == pytest.approx(gain, abs=0.01)
+    assert value["MIRACL", "te", "recall_at_100"] == 100
+    assert value["Tatoeba", "de-en", "f1"] == value["Tatoeba", "de-en", "main_score"] == 100
+    assert {metric for _, metric in value["Tatoeba"].index} == {"main_score", "f1", "accuracy"}
+    revisions = dict(zip(mine["task"], mine["dataset_revision"], strict=True))
+    assert revisions == {task.metadata.name: task.metadata.revision for task in material()}
+
+
+def test_a_task_with_some_of_its_subsets_is_gone_on_with(tmp_path):
+    model, (_, task) = opened(), material()
+    task.hf_subsets = ["sw"]
+    runs.evaluate(model, [task], tmp_path)
+    (first,) = runs.read(files(tmp_path)["MIRACL"]).scores["test"]
+    runs.evaluate(model, material()[1:], tmp_path)
+    rows = runs.read(files(tmp_path)["MIRACL"]).scores["test"]
+    assert [row["hf_subset"] for row in rows] == ["sw", "te"] and rows[0] == first
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda text: text[: len(text) // 2], "Unterminated|Expecting"),
+    (lambda text: "", "Expecting value"),
+    (lambda text: "[1]", "indices"),
+    (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "scores"}), "lacks 'scores'"),
+    (lambda text: text.replace('"Tatoeba"', '"SciFact"'), "it is of task SciFact"),
+])  # fmt: skip
+def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage, words):
+    runs.evaluate(opened(), material()[:1], tmp_path)
+    path = files(tmp_path)["Tatoeba"]
+    whole = path.read_text("utf8")
+    path.write_text(damage(whole), encoding="utf8")
+    with pytest.raises(Me5Error, match=rf"{path} is damaged \(.*({words}).*: delete it, or run"):
+        runs.measured(tmp_path)
+    model = opened()
+    runs.evaluate(model, material()[:1], tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"me5: the result file {path} is damaged (") and line.endswith("it is made again")
+    assert runs.read(path).scores == json.loads(whole)["scores"]
+    assert model.encoder.texts == 0  # its vectors were still there
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"mteb_version": "1.0.2"}, f"mteb 1.0.2, not {mteb.__version__}"),
+    ({"dataset_revision": "0" * 40}, f"data revision {'0' * 40}, not "),
+])  # fmt: skip
+def test_a_result_of_other_coordinates_is_refused_before_any_work(tmp_path, change, words):
+    runs.evaluate(opened(), material(), tmp_path)
+    path = files(tmp_path)["MIRACL"]
+    whole = path.read_text("utf8")
+    path.write_text(json.dumps(json.loads(whole) | change), encoding="utf8")
+    model, new = opened(), material(last="other")
+    with pytest.raises(Me5Error, match=rf"{path} is of {words}.*choose another --out, or add --again to replace it"):
+        runs.evaluate(model, [material()[1], new[0]], tmp_path)
+    assert model.encoder.texts == 0 and json.loads(path.read_text("utf8")) == json.loads(whole) | change
+    runs.evaluate(model, material()[1:], tmp_path, again=True)
+    assert json.loads(path.read_text("utf8"))["scores"] == json.loads(whole)["scores"]
+
+
+def test_other_texts_under_the_same_name_are_another_data_revision(tmp_path):
+    runs.evaluate(opened(), material()[:1], tmp_path)
+    with pytest.raises(Me5Error, match="is of data revision"):
+        runs.evaluate(opened(), material(last="other")[:1], tmp_path)
+
+
+def test_files_of_two_revisions_in_one_folder_are_refused(tmp_path):
+    for revision in ("aa11", "bb22"):
+        runs.evaluate(opened(revision=revision), material()[:1], tmp_path)
+    folder = files(tmp_path)["Tatoeba"].parent
+    other = folder.with_name("bb22" if folder.name == "aa11" else "aa11")
+    for path in other.iterdir():
+        shutil.copy(path, folder / path.name)
+    with pytest.raises(Me5Error, match=rf"{folder} holds results of revision {other.name} .*results of two revisions"):
+        runs.measured(tmp_path)
+
+
+def test_one_run_at_a_time_and_places_that_are_none(tmp_path):
+    (tmp_path / "paper-fp32").mkdir()
+    with FileLock(tmp_path / "paper-fp32" / ".lock"), pytest.raises(Me5Error, match="another run writes into"):
+        runs.evaluate(opened(), material(), tmp_path)
+    with pytest.raises(Me5Error, match="no results in .*: run `me5 evaluate"):
+        runs.measured(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("", encoding="utf8")
+    with pytest.raises(Me5Error, match="cannot write to .*choose another folder with --out"):
+        runs.evaluate(opened(), material(), tmp_path / "file")
+
+
+def quora() -> mteb.AbsTask:
+    """A retrieval whose documents are read without their titles."""
+    task = retrieval.MockRetrievalTask()
+    task.metadata = task.metadata.model_copy(update={"name": "QuoraRetrieval"})
+    task.load_data()
+    for split in task.dataset["default"].values():
+        corpus = split["corpus"]
+        titles = [f"title {i}" for i in range(len(corpus))]
+        split["corpus"] = Dataset.from_dict({"id": corpus["id"][:], "text": corpus["text"][:], "title": titles})
+        split["queries"] = Dataset.from_dict({"id": split["queries"]["id"][:], "text": corpus["text"][:2]})
+    return task
+
+
+@pytest.mark.parametrize("make", [quora, mock_bitext.MockMultilingualBitextMiningTask, mock_bitext.MockBitextMiningTask,
+                                  mock_bitext.MockMultilingualParallelBitextMiningTask, retrieval.MockRetrievalTask])
+def test_scores_are_those_of_mteb_without_the_shortcuts(tmp_path, make, capfd):
+    """Texts read as columns, bitexts as plain lists: what mteb's own loaders give."""
+    plain = Protocol(Counting(), "own/model", revision="aa11")
+    expected = mteb.evaluate(plain, make(), cache=None, co2_tracker=False, show_progress_bar=False).task_results[0]
+    capfd.readouterr()
+    (path,) = runs.evaluate(opened(), [make()], tmp_path)
+    assert runs.read(path).scores == json.loads(json.dumps(expected.to_dict()["scores"]))
+    assert capfd.readouterr().err == ""
+
+
+def test_vectors_go_when_they_are_not_wanted(tmp_path):
+    runs.evaluate(opened(), material()[:1], tmp_path / "kept")
+    runs.evaluate(opened(), material()[:1], tmp_path / "dropped", keep=False)
+    assert list((tmp_path / "kept").rglob("*.safetensors")) and not list((tmp_path / "dropped").rglob("*.safetensors"))
+    pd.testing.assert_frame_equal(runs.measured(tmp_path / "kept"), runs.measured(tmp_path / "dropped"))
+
+
+def test_suites_are_the_papers_tables(shared):
+    three = suites.table_tasks(3)
+    names = set(pd.read_csv(shared / "reference" / "mteb_eng_v1_per_task.csv")["task"])
+    assert {task.metadata.name for task in three} == names and len(three) == 56
+    splits = {task.metadata.name: task.eval_splits for task in three}
+    assert splits.pop("MSMARCO") == ["dev"] and set(map(tuple, splits.values())) == {("test",)}
+    assert {len(task.hf_subsets) for task in three} == {1}
+    (four,), (quick,) = suites.table_tasks(4), suites.table_tasks(4, quick=True)
+    languages = set(pd.read_csv(shared / "reference" / "miracl_per_language.csv")["lang"])
+    assert set(four.hf_subsets) == languages and len(languages) == 16 and four.eval_splits == ["dev"]
+    assert set(quick.hf_subsets) == {"sw", "bn", "hi", "te", "th"}
+    bucc, tatoeba = suites.table_tasks(5)
+    assert (bucc.metadata.name, sorted(bucc.hf_subsets)) == ("BUCC", ["de-en", "fr-en", "ru-en", "zh-en"])
+    assert len(tatoeba.hf_subsets) == 112
+
+
+def test_languages_narrow_the_tasks_that_have_several():
+    by_code = suites.narrowed(suites.table_tasks(5), ["de", "jpn-eng"])
+    assert {task.metadata.name: set(task.hf_subsets) for task in by_code} == {
+        "BUCC": {"de-en"}, "Tatoeba": {"deu-eng", "jpn-eng"}}
+    (only,) = suites.narrowed(suites.table_tasks(5), ["swh"])
+    assert (only.metadata.name, list(only.hf_subsets)) == ("Tatoeba", ["swh-eng"])
+    whole, _ = suites.named_tasks(["SciFact", "Tatoeba"], ["deu"])
+    assert whole.hf_subsets == ["default"]
+    with pytest.raises(Me5Error, match="has a subset for en"):  # the other side of every pair
+        suites.narrowed(suites.table_tasks(5), ["en"])
+    with pytest.raises(Me5Error, match=r"none of the tasks \(BUCC, Tatoeba\) has a subset for xx, qq"):
+        suites.narrowed(suites.table_tasks(5), ["de", "xx", "qq"])
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: suites.named_tasks(["SciFacts"]), "mteb knows no task 'SciFacts': did you mean SciFact?"),
+    (lambda: suites.named_tasks(["qqqqqqq"]), "mteb knows no task 'qqqqqqq': "),
+    (lambda: suites.tables("6"), "--table 6: the tables that can be measured are 3, 4 and 5"),
+    (lambda: suites.tables(""), "--table : the tables"),
+])  # fmt: skip
+def test_wrong_names_are_one_line(call, words):
+    with pytest.raises(Me5Error) as raised:
+        call()
+    assert str(raised.value).startswith(words) and "\n" not in str(raised.value)
+
+
+def test_how_much_text_a_task_has():
+    scifact, tatoeba, forum = suites.named_tasks(["SciFact", "Tatoeba", "CQADupstackRetrieval"])
+    found = suites.amount(scifact)
+    assert found[:2] == pytest.approx((5183 + 300, 7771451 + 27104))  # as its statistics file says
+    assert found.tokens == pytest.approx(5183 * (7771451 / 5183 / 3.8 + 4) + 300 * (27104 / 300 / 3.8 + 4))
+    tatoeba.hf_subsets = ["deu-eng"]
+    assert 1900 < suites.amount(tatoeba).texts <= 2000 and 100_000 < suites.amount(tatoeba).characters < 105_000
+    assert suites.amount(forum).texts > 450_000  # the twelve together
+    assert suites.amount(suites.table_tasks(4, quick=True)[0]).texts > 1_600_000
+    assert suites.tables("all") == (3, 4, 5) and suites.tables("5, 3") == (3, 5)
+
+
+PAIRS = 12  # of Tatoeba, where it is killed
+
+
+def encoded(path: Path) -> Counter:
+    """How often each (prefix, text) went through the encoder."""
+    rows = map(json.loads, path.read_text("utf8").splitlines())
+    return Counter((prefix, text) for prefix, texts in rows for text in texts)
+
+
+def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp_path):
+    """STSBenchmark, SciFact and Tatoeba 112, whole, by hub id; and by folder, killed in SciFact's corpus, then in
+    Tatoeba: no text twice, and the same scores to the last digit."""
+    sys.path.insert(0, str(shared / "hub"))
+    import localhub
+
+    hub = shared / "hub" / "root"
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "datasets").symlink_to(hub / "datasets")
+    folder = fixtures_tables.tiny(tmp_path / "root" / "models" / "own" / "e5-tiny")
+    server, endpoint = localhub.serve(tmp_path / "root", log=tmp_path / "asked")
+    words = ["evaluate", "--tasks", "STSBenchmark,SciFact,Tatoeba", "--yes"]
+    by_id = [*words, "--model", "own/e5-tiny", "--revision", "c" * 40, "--out", str(tmp_path / "straight")]
+    pairs = ",".join(list(mteb.get_task("Tatoeba").hf_subsets)[:PAIRS])
+    killed = [*words, "--model", str(folder), "--out", str(tmp_path / "killed"), "--languages", pairs]
+    steps = [(by_id, "0.log", 0), (killed, "1.log", 7), (killed, "2.log", 15), (killed, "3.log", 0)]
+    given = json.dumps([(words, str(tmp_path / log), kill) for words, log, kill in steps])
+    try:
+        done = subprocess.run([sys.executable, "-c", fixtures_tables.FARM, given], capture_output=True, encoding="utf8",
+                              env=client.environment(endpoint, USE_TORCH="1", OMP_NUM_THREADS="1"))
+    finally:
+        server.shutdown()
+        sys.path.remove(str(shared / "hub"))
+    assert fixtures_tables.ends(done.stdout) == [0, 9, 9, 0], done.stderr[-3000:]
+    assert "superseded" not in done.stderr
+    asked = (tmp_path / "asked").read_text("utf8")
+    for name in ("STSBenchmark", "SciFact", "Tatoeba"):
+        data = mteb.get_task(name).metadata.dataset
+        assert f"/datasets/{data['path']}/resolve/{data['revision']}/" in asked, name
+    assert f"own/e5-tiny/resolve/{'c' * 40}/model.safetensors" in asked
+
+    straight, again = (runs.measured(tmp_path / name) for name in ("straight", "killed"))
+    assert set(straight["model"]) == {"own/e5-tiny"} and set(straight["revision"]) == {"c" * 40}
+    assert set(again["model"]) == {"me5/e5-tiny"} and again["revision"].nunique() == 1
+    assert straight.groupby("task")["subset"].nunique().to_dict() == {"STSBenchmark": 1, "SciFact": 1, "Tatoeba": 112}
+    assert again.groupby("task")["subset"].nunique().to_dict() == {"STSBenchmark": 1, "SciFact": 1, "Tatoeba": PAIRS}
+    about = ["task", "dataset_revision", "mteb_version", "split", "subset", "metric"]
+    both = again.merge(straight, on=about, how="left", validate="one_to_one")
+    np.testing.assert_array_equal(both["value_x"], both["value_y"])
+
+    whole, *parts = (encoded(tmp_path / f"{i}.log") for i in range(4))
+    assert sum(n for (prefix, _), n in whole.items() if prefix == P) == 5183
+    assert max(sum(parts, Counter()).values()) == 1 and set().union(*parts) <= set(whole)
+    assert {P} < {prefix for prefix, _ in parts[0]} and {prefix for prefix, _ in parts[2]} == {Q}
+    passages = [sum(prefix == P for prefix, _ in part) for part in parts]
+    assert passages[0] > 0 < passages[1] and sum(passages) == 5183  # killed in the corpus
+    assert sum(prefix == Q for prefix, _ in parts[1]) > 0 < len(parts[2])  # and in Tatoeba
+    history = json.loads((tmp_path / "killed" / "paper-fp32" / "run.json").read_text("utf8"))["runs"]
+    assert [list(run["tasks"]) for run in history] == [["STSBenchmark", "SciFact", "Tatoeba"], ["SciFact", "Tatoeba"],
+                                                       ["Tatoeba"]]
+    assert [bool(run["finished"]) for run in history] == [False, False, True]
