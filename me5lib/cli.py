@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib import evaluate_cli, hub_cli, mine_cli, mixture_cli, teach_cli, train_cli
+from me5lib import evaluate_cli, export_cli, hub_cli, mine_cli, mixture_cli, teach_cli, train_cli
 from me5lib.experiments.cli import experiment
 from me5lib.places import Me5Error
 from me5lib.train_cli import OfRank, Out, ScaleName, Seed, Set, speaks
@@ -108,6 +108,7 @@ app.command()(train_cli.finetune)
 app.command()(mine_cli.mine)
 app.command()(teach_cli.teach)
 app.command()(experiment)
+app.command()(export_cli.export)
 
 
 @app.command()

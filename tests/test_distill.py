@@ -15,7 +15,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error
-from me5lib.train import distill, drawing, groups, stages
+from me5lib.train import distill, drawing, groups, loop, stages
 from me5lib.train.dist import Team, launch
 from me5lib.train.loop import Precision
 from me5lib.train.score_cache import score_all
@@ -134,7 +134,8 @@ def test_the_students_scores_are_its_cosines(encoder):
     rows = [Labelled("red car", ("car red",), ("blue house", "green house"), "s", "en"),
             Labelled("blue car", ("car blue",), ("red house", "white house"), "s", "en")]
     found = distill.student_scores(encoder, rows, PREFIXES, LENGTHS)
-    left, right = encoder.encode(["blue car"], "query: "), encoder.encode(["white house"], "passage: ")
+    fast = {"precision": loop.precision(encoder.device).name}
+    left, right = encoder.encode(["blue car"], "query: ", **fast), encoder.encode(["white house"], "passage: ", **fast)
     assert found.shape == (2, 3) and found[1, 2] == pytest.approx(float(left[0] @ right[0]), abs=1e-5)
 
 

@@ -105,6 +105,21 @@ def test_a_start_mark_that_the_configuration_calls_padding_is_trained(tokenizer,
     assert gradient[0].abs().sum() > 0 and gradient[tokenizer.pad_token_id].abs().sum() == 0
 
 
+def test_without_a_gradient_the_vectors_are_the_same(encoder, texts):
+    ids = encoder.tokenize(texts, QUERY)
+    learnt = encoder(ids, 100).detach()
+    with torch.no_grad():
+        assert torch.equal(encoder(ids, 100), learnt)
+
+
+def test_encoding_never_holds_the_token_vectors_of_all_texts(encoder, texts):
+    seen = []
+    handle = encoder.backbone.get_input_embeddings().register_forward_hook(lambda *call: seen.append(len(call[2])))
+    encoder.encode(texts, token_budget=200)
+    handle.remove()
+    assert len(seen) > 10 and max(seen) <= 200
+
+
 def test_no_texts_are_part_of_the_graph(encoder):
     encoder.zero_grad()
     vectors = encoder([])
@@ -175,10 +190,16 @@ def test_encode_leaves_the_mode_and_the_gradients_alone(tokenizer, texts):
     assert all(p.grad is None for p in encoder.parameters())
 
 
-def test_bfloat16_is_near_and_still_gives_fp32(encoder, texts):
-    fast = encoder.encode(texts, precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_and_still_gives_fp32(encoder, texts, precision):
+    fast = encoder.encode(texts, precision=precision)
     assert fast.dtype == np.float32
-    assert 0 < abs(fast - encoder.encode(texts)).max() < 0.02
+    full = encoder.encode(texts)
+    assert 0 < abs(fast - full).max() < 0.02 and (fast * full).sum(1).min() > 0.999
+    np.testing.assert_array_equal(encoder.encode(texts), full)  # and nothing of it stays behind
+
+
+def test_an_unknown_precision_is_refused(encoder, texts):
     with pytest.raises(ValueError, match="precision"):
         encoder.encode(texts, precision="fp8")
 

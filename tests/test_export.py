@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from me5lib import scale
+from me5lib.export_cli import export
+from me5lib.model import check
 from me5lib.model.encoder import Encoder, average_pool
+from me5lib.model.export import instruct_prompts, write
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer, vocabulary_sha256
 from me5lib.places import Me5Error
 
@@ -172,3 +175,77 @@ def test_hub_id_offline_is_one_clear_line(monkeypatch):
     with pytest.raises(Me5Error, match="intfloat/multilingual-e5-small is neither a folder here") as caught:
         Encoder.load("intfloat/multilingual-e5-small")
     assert "\n" not in str(caught.value)
+
+
+def test_an_instruct_model_has_its_instruction_as_prompt(encoder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    write(encoder, tmp_path / "model", instruct_prompts("Find songs"))
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    texts = ["la la la", "ein Lied"]
+    expected = encoder.encode([f"Instruct: Find songs\nQuery: {text}" for text in texts], "")
+    np.testing.assert_allclose(theirs.encode_query(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_document(texts), encoder.encode(texts, ""), atol=1e-5)
+
+
+def test_what_fails_while_a_folder_is_completed_leaves_the_old_one(encoder, folder):
+    before = (folder / "model.safetensors").read_bytes()
+
+    def refuse(beside):
+        (beside / "README.md").write_text("half", encoding="utf8")
+        raise Me5Error("the export is refused")
+
+    for target in (folder, folder.with_name("new")):
+        with pytest.raises(Me5Error, match="the export is refused"):
+            write(encoder, target, also=refuse)
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+    assert (folder / "model.safetensors").read_bytes() == before and not (folder / "README.md").exists()
+
+
+# me5 export
+
+
+def test_export_replaces_its_own_folder_and_nothing_else(encoder, folder, tmp_path):
+    export(model=str(folder), to=tmp_path / "mine")
+    np.testing.assert_array_equal(Encoder.load(tmp_path / "mine").encode(["a b"]), encoder.encode(["a b"]))
+    (tmp_path / "mine" / "stale").write_text("", encoding="utf8")
+    export(model=str(folder), to=tmp_path / "mine")
+    assert not (tmp_path / "mine" / "stale").exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1").write_text("years", encoding="utf8")
+    for target, said in (("thesis", "no earlier export"), ("thesis/chapter1", "no earlier export"),
+                         ("checkpoint", "is the model itself")):  # fmt: skip
+        with pytest.raises(Me5Error, match=said):
+            export(model=str(folder), to=tmp_path / target)
+    assert (tmp_path / "thesis" / "chapter1").read_text("utf8") == "years"
+
+
+def test_an_instruct_model_is_told_by_its_prompts(encoder, tmp_path):
+    write(encoder, tmp_path / "model", instruct_prompts("Find songs"))
+    export(model=str(tmp_path / "model"), to=tmp_path / "mine", instruction="Find poems")
+    prompts = json.loads((tmp_path / "mine" / "config_sentence_transformers.json").read_text("utf8"))["prompts"]
+    assert prompts == {"query": "Instruct: Find poems\nQuery: ", "passage": "", "document": ""}
+
+
+def test_a_failed_check_writes_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "TOLERANCE", 0.0)
+    with pytest.raises(Me5Error, match="the export is refused"):
+        export(model=str(folder), to=tmp_path / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_what_export_refuses_is_said_in_one_line(folder, tmp_path):
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text("utf8").replace('"mean"', '"cls"'), encoding="utf8")
+    for options, said in (({}, "is no E5"), ({"license": "My own!"}, "no identifier"), ({"revision": "x"}, "revision")):
+        with pytest.raises(Me5Error, match=said) as caught:
+            export(model=str(folder), to=tmp_path / "mine", **options)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(Me5Error, match="no model folder"):
+        export(model=str(tmp_path / "nowhere"), to=tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_model_with_prefixes_takes_no_instruction(folder, tmp_path):
+    with pytest.raises(Me5Error, match="reads prefixes, not instructions"):
+        export(model=str(folder), to=tmp_path / "mine", instruction="Find songs")

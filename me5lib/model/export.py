@@ -1,7 +1,8 @@
 """A checkpoint on disk: what `transformers` and `sentence-transformers` (6.x) need, and how it is read back.
 
 Safetensors and JSON only, no pickle. Written beside and renamed into place, so a folder is whole or absent. The
-prefixes are saved as prompts: `encode_query` and `encode_document` add them by themselves.
+prefixes (of an instruct model: its instruction) are saved as prompts, which `encode_query` and `encode_document` of
+sentence-transformers add by themselves.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from me5lib.model.text import PASSAGE, QUERY
+from me5lib.model.text import PASSAGE, QUERY, instruct
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
@@ -24,16 +25,29 @@ if TYPE_CHECKING:
     from me5lib.model.encoder import Encoder
 
 PROMPTS = {"query": QUERY, "passage": PASSAGE, "document": PASSAGE}
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # of the authors' card
 
 
-def write(encoder: Encoder, folder: Path) -> None:
-    """Write `encoder` to `folder`, replacing what was there in one step. Raises `Me5Error` when the disk refuses."""
+def instruct_prompts(task: str = INSTRUCTION) -> dict[str, str]:
+    """Prompts of an instruct model: the instruction before a query, nothing before a document (the authors' card)."""
+    return {"query": instruct(task, ""), "passage": "", "document": ""}
+
+
+def write(
+    encoder: Encoder, folder: Path, prompts: Mapping[str, str] = PROMPTS, also: Callable[[Path], None] | None = None
+) -> None:
+    """Write `encoder` to `folder`, replacing what was there in one step. Raises `Me5Error` when the disk refuses.
+
+    `also(beside)` adds to the folder, or checks it, before it takes its place; when it raises, nothing is changed.
+    """
     from safetensors import SafetensorError
 
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         beside.mkdir(parents=True)
-        _write_files(encoder, beside)
+        _write_files(encoder, beside, prompts)
+        if also is not None:
+            also(beside)
         replace(beside, folder)
     except (OSError, SafetensorError) as error:
         raise Me5Error(f"cannot write {folder} ({first_line(error)}): free some space or choose --out") from None
@@ -50,7 +64,7 @@ def replace(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_files(encoder: Encoder, folder: Path) -> None:
+def _write_files(encoder: Encoder, folder: Path, prompts: Mapping[str, str]) -> None:
     import safetensors.torch
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
@@ -63,7 +77,7 @@ def _write_files(encoder: Encoder, folder: Path) -> None:
     for circumstance in ("is_local", "local_files_only"):  # of an earlier load: no property of the tokenizer
         encoder.tokenizer.init_kwargs.pop(circumstance, None)
     encoder.tokenizer.save_pretrained(str(folder))
-    for name, content in sentence_transformers_files(encoder.width).items():
+    for name, content in sentence_transformers_files(encoder.width, prompts).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf8")
 
@@ -80,10 +94,10 @@ def _unused_pooler(width: int, state: dict) -> dict:
     return {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
 
 
-def sentence_transformers_files(width: int) -> dict[str, object]:
+def sentence_transformers_files(width: int, prompts: Mapping[str, str] = PROMPTS) -> dict[str, object]:
     """The JSON files that make a transformers folder a sentence-transformers model: file name → content.
 
-    Average pooling with the prompt counted in, L2 norm, and the two prefixes as prompts.
+    Average pooling with the prompt counted in, L2 norm, and the prompts: the two prefixes, unless others are given.
     """
     package = "sentence_transformers"
     modules = (
@@ -103,7 +117,7 @@ def sentence_transformers_files(width: int) -> dict[str, object]:
         "2_Normalize/config.json": {f"module_{way}_name": "sentence_embedding" for way in ("input", "output")},
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
-            "prompts": PROMPTS,
+            "prompts": dict(prompts),
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
