@@ -37,6 +37,7 @@ prove: $(READY)
 	$(BIN)/python tests/benchmarks/loss_stage.py
 	$(BIN)/python tests/benchmarks/big_step.py
 	$(BIN)/python tests/benchmarks/mining.py
+	$(BIN)/python tests/benchmarks/encode.py --texts 1000
 	$(BIN)/python tests/benchmarks/two_processes.py
 	$(BIN)/python tests/benchmarks/gpu.py
 

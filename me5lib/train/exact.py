@@ -189,6 +189,7 @@ def _merged(
 
 
 def refuse_vectors(queries: np.ndarray, passages: np.ndarray) -> None:
+    """Raise `Me5Error` for vectors of different width, and for one that is not finite."""
     if queries.shape[1] != passages.shape[1]:
         raise Me5Error(f"queries have {queries.shape[1]} dimensions and passages {passages.shape[1]}: "
                        "encode both with one model")
