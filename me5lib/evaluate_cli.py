@@ -255,23 +255,43 @@ def _devices(asked: Asked) -> list[str]:
 
 
 def _tell(asked: Asked, numbers: Sequence[int], out: Path, opened: Opened) -> None:
-    """Hold each table against the paper's, where the paper has the model: one line each, and files beside."""
-    from me5lib.evaluate import compare, reference, runs
+    """What the protocol is worth where both were run, and each table held against the paper's, where the paper has the
+    model: a line each, and files beside. Tasks that were trained on are marked in the files."""
+    from me5lib.evaluate import compare, contamination, reference, runs
 
     folder = runs.home(out, asked.protocol, asked.dtype)
     print(f"results in mteb's format: {folder / 'results'}")
+    measured = runs.measured(out)
+    _tell_delta(measured, asked, out, opened)
     try:
         against = reference.model_named(asked.against or opened.name)
     except Me5Error:
         if asked.against:
             raise
         return
-    found = _of_run(runs.measured(out), asked, opened)
+    found = _of_run(measured, asked, opened)
     for number in numbers:
         rows = compare.compare(found, number, against)
-        (folder / f"table{number}.md").write_text(compare.markdown(rows) + "\n", encoding="utf8")
+        (folder / f"table{number}.md").write_text(compare.markdown(contamination.joined(rows)) + "\n", encoding="utf8")
         compare.log_line(out, rows, _command())
         print(compare.summary(rows))
+
+
+def _tell_delta(measured: pd.DataFrame, asked: Asked, out: Path, opened: Opened) -> None:
+    """`protocol_delta`, printed and as CSV, where this model was measured under both protocols."""
+    from me5lib.evaluate.delta import protocol_delta
+
+    wanted = {"model": opened.name, "revision": opened.revision, "dtype": asked.dtype, "metric": "main_score"}
+    for column, value in wanted.items():
+        measured = measured[measured[column] == value]
+    by_protocol = measured.groupby("protocol")["task"].agg(set)
+    if set(by_protocol.index) != {"paper", "mteb"} or not set.intersection(*by_protocol):
+        return
+    moved = protocol_delta(measured, instruct=opened.instruct)
+    path = out / "protocol_delta.csv"
+    moved.to_csv(path, index=False, encoding="utf8")
+    print(moved.to_string(index=False, float_format="{:.2f}".format))
+    print(f"one model under both protocols: {path}")
 
 
 def _of_run(measured: pd.DataFrame, asked: Asked, opened: Opened) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from mteb.mocks.mock_tasks import bitext_mining as mock_bitext
 from mteb.mocks.mock_tasks import retrieval
 
+from me5lib import evaluate_cli
 from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
 from me5lib.evaluate import runs, suites, tasks
 from me5lib.evaluate.models import Opened
@@ -95,6 +96,20 @@ def test_measured_has_every_value_with_its_coordinates_and_ways_stand_apart(tmp_
     assert {metric for _, metric in value["Tatoeba"].index} == {"main_score", "f1", "accuracy"}
     revisions = dict(zip(mine["task"], mine["dataset_revision"], strict=True))
     assert revisions == {task.metadata.name: task.metadata.revision for task in material()}
+
+
+def test_the_command_shows_what_the_protocol_is_worth_once_both_were_run(tmp_path, capsys):
+    model, told = opened(), []
+    for protocol in ("paper", "mteb"):
+        runs.evaluate(model, material()[:1], tmp_path, protocol=protocol)
+        evaluate_cli._tell(evaluate_cli.Asked("own/model", "", "Tatoeba", protocol), (), tmp_path, model)
+        told.append(capsys.readouterr().out)
+    assert "protocol_delta.csv" in told[1] and "protocol_delta.csv" not in told[0]
+    (row,) = pd.read_csv(tmp_path / "protocol_delta.csv").to_dict("records")
+    found = runs.measured(tmp_path).query("metric == 'main_score'").groupby("protocol")["value"].mean()
+    assert row["task"] == "Tatoeba" and row["why"] == "prefix dropped" and row["subsets"] == 2
+    assert [row["paper"], row["mteb"], row["delta"]] == pytest.approx(
+        [found["paper"], found["mteb"], found["mteb"] - found["paper"]])
 
 
 def test_a_task_with_some_of_its_subsets_is_gone_on_with(tmp_path):
