@@ -230,6 +230,7 @@ def _mined(
 ) -> tuple[list[Labelled], MiningReport]:
     """Rows with their negatives, in order, and what became of the candidates."""
     from me5lib.train import mining
+    from me5lib.train.picking import distinct
 
     found: list[Labelled | None] = [None] * len(rows)
     reports = []
@@ -241,7 +242,7 @@ def _mined(
         chosen, report = mining.choose(
             search(own, part, language), [row.query for row in own], [row.positives for row in own], texts,
             asked.negatives, asked.margin, asked.spread, asked.seed, rules=_rules(asked),
-            own=[_distinct(row.negatives) for row in own],
+            own=[distinct(row.negatives) for row in own],
             languages=[row.language for row in own], passage_languages=pool.languages[part],
         )  # fmt: skip
         reports.append(report)
@@ -256,15 +257,6 @@ def _rules(asked: Settings) -> list[Rule]:
     makers = {mining.absolute_margin: asked.absolute_margin, mining.max_score: asked.max_score,
               mining.near_positive: asked.near}
     return [make(value) for make, value in makers.items() if value is not None]
-
-
-def _distinct(texts: Sequence[str]) -> list[str]:
-    from me5lib.pairs import text_key
-
-    found: dict[int, str] = {}
-    for text in texts:
-        found.setdefault(text_key(text), text)
-    return list(found.values())
 
 
 def _search(pool: Pool, out: Path, asked: Settings, encoder: Encoder | None, progress: bool) -> Search:

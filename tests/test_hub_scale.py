@@ -9,7 +9,7 @@ import numpy as np
 from loopback import Loopback
 
 from me5lib import scale
-from me5lib.data import cards, made_up
+from me5lib.data import made_up
 from me5lib.model.encoder import Encoder
 from me5lib.train import loop, rehearse
 
@@ -23,13 +23,7 @@ ROWS = 100  # of a file
 
 def write_hub(root: Path, dial: scale.Scale) -> None:
     """Every repository that the scale names, by its name: rows of the cards' columns, a backbone of its shape."""
-    for name in (*dial.data.sources, *dial.data.labelled):
-        for number, entry in enumerate(cards.load(name).hub):
-            for code, tag in list(entry.languages.items())[:2] or [(entry.language or "", "")]:
-                file = fixtures_hub.named(entry.files.replace("{language}", tag), 0, 1)
-                path = root / "datasets" / entry.repository / file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fixtures_hub.write(path, entry, made_up.raw(entry, code, ROWS, f"{name} {number} {code}"))
+    fixtures_hub.write_rows(root, dial, ROWS)
     texts = [f"{a}, {b}" for a in made_up.names("en") for b in made_up.names("de")[:20]]
     rehearse.write_backbone(dial.model, texts, root / "models" / dial.model.backbone)
 

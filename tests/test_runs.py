@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from filelock import FileLock
+from fixtures_tables import Counting
 from mteb.mocks.mock_tasks import bitext_mining as mock_bitext
 from mteb.mocks.mock_tasks import retrieval
 
@@ -25,18 +26,6 @@ from me5lib.evaluate.protocol import Protocol
 from me5lib.places import Me5Error
 
 Q, P = "query: ", "passage: "
-
-
-class Counting:
-    """A text encoder that counts how many texts it was given."""
-
-    def __init__(self) -> None:
-        self.texts = 0
-
-    def encode(self, texts, prefix="", *, normalise=True):
-        self.texts += len(texts)
-        rows = [np.random.default_rng(list(t.lower().encode())).normal(size=8) for t in texts]
-        return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
 
 
 def opened(name: str = "own/model", revision: str = "aa11") -> Opened:

@@ -12,7 +12,7 @@ import torch
 from loopback import Loopback
 
 from me5lib import scale
-from me5lib.data import cards, made_up
+from me5lib.data import made_up
 from me5lib.data.hub_corpus import DEV_SHARE
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
@@ -37,14 +37,7 @@ print(stages.finetune(dial, 0, Path(sys.argv[1]), start=dial.model.backbone))
 
 def write_hub(root: Path, dial: scale.Scale) -> None:
     """The repositories of the cards' rows, of a backbone, and of a cross-encoder of XLM-R's classes, random."""
-    for name in (*dial.data.sources, *dial.data.labelled):
-        for number, entry in enumerate(cards.load(name).hub):
-            for code, tag in list(entry.languages.items())[:2] or [(entry.language or "", "")]:
-                file = fixtures_hub.named(entry.files.replace("{language}", tag), 0, 1)
-                path = root / "datasets" / entry.repository / file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rows = list(made_up.raw(entry, code, ROWS, f"{name} {number} {code}"))
-                fixtures_hub.write(path, entry, [row for row in rows if not held_out(row)])
+    fixtures_hub.write_rows(root, dial, ROWS, lambda row: not held_out(row))
     texts = [f"{a}, {b}" for a in made_up.names("en") for b in made_up.names("de")[:20]]
     backbone = root / "models" / dial.model.backbone
     rehearse.write_backbone(dial.model, texts, backbone)

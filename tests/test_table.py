@@ -7,24 +7,13 @@ import mteb
 import numpy as np
 import pandas as pd
 import pytest
+from fixtures_tables import Counting
 
 from me5lib import scale
 from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
 from me5lib.evaluate import baselines, table, tasks
 from me5lib.evaluate.protocol import Protocol
 from me5lib.places import Me5Error
-
-
-class Counting:
-    """A text encoder that counts how many texts it was given."""
-
-    def __init__(self) -> None:
-        self.texts = 0
-
-    def encode(self, texts, prefix="", *, normalise=True):
-        self.texts += len(texts)
-        rows = [np.random.default_rng(list(t.lower().encode())).normal(size=8) for t in texts]
-        return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
 
 
 def material(last: str = "DREI") -> list:

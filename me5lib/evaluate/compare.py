@@ -17,6 +17,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from me5lib.evaluate.prompts import FORUMS
 from me5lib.evaluate.reference import COORDINATES, MODELS, TABLES, expected, model_named
 from me5lib.places import Me5Error, checkout
 
@@ -30,9 +31,7 @@ COLUMNS = ("task", "split", "subset", "metric", "expected", "measured", "delta",
 ONE_RUN = ("model", "revision", "protocol", "dtype", "mteb_version")  # a comparison has one value of each
 LOG = "reproduction.md"
 _KEY = ["task", "split", "subset", "metric"]
-_FORUMS = {f"CQADupstack{name}Retrieval" for name in (
-    "Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
-    "Webmasters", "Wordpress")}  # whose mean is CQADupstackRetrieval
+_FORUMS = {f"CQADupstack{name}Retrieval" for name in FORUMS}
 _COLOURS = {AGREES: "#DDF2E8", DIFFERS: "#FBE3D6"}
 _LOG_COLUMNS = ("date", "commit", "command", "hardware", "table", "model", "revision", "protocol", "dtype", "mteb",
                 "verdict")

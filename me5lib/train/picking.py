@@ -79,7 +79,7 @@ def _streams(rows: Sequence[Labelled]) -> list[tuple[tuple[str, str], list[int]]
 
 def passages(rows: Sequence[Labelled]) -> list[str]:
     """All different passages of `rows` (positives and negatives), each text once, in order of appearance."""
-    return _distinct(text for row in rows for text in (*row.positives, *row.negatives))
+    return distinct(text for row in rows for text in (*row.positives, *row.negatives))
 
 
 def _pools(rows: Sequence[Labelled]) -> Pools:
@@ -89,10 +89,10 @@ def _pools(rows: Sequence[Labelled]) -> Pools:
 
 def own_negatives(row: Labelled) -> list[str]:
     """The wrong answers that a row brings along, without any that reads like its query or a right answer of it."""
-    return _distinct((row.query, *row.positives, *row.negatives))[len(_distinct((row.query, *row.positives))) :]
+    return distinct((row.query, *row.positives, *row.negatives))[len(distinct((row.query, *row.positives))) :]
 
 
-def _distinct(texts: Iterable[str]) -> list[str]:
+def distinct(texts: Iterable[str]) -> list[str]:
     """`texts` without those that say the same (`text_key`) as an earlier one."""
     found: dict[int, str] = {}
     for text in texts:
@@ -141,7 +141,7 @@ def _filled(
     queries, right = [rows[i].query for i in short], [rows[i].positives for i in short]
     draws, _ = mining.choose(mining.random(queries, pool, 8 * n, seed), queries, right, pool, 2 * n, margin=None)
     for i, more in zip(short, draws, strict=True):
-        both = _distinct([*picked[i], *more])
+        both = distinct([*picked[i], *more])
         if not both:
             both = _elsewhere(rows[i], pools)
             counts[ELSEWHERE] += min(n, len(both))
