@@ -37,7 +37,7 @@ AnyScale = Annotated[str, typer.Option("--scale", help="smoke, tiny (offline, mi
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
 Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
-Plan = Annotated[bool, typer.Option("--plan", help="Only say what it will take: hours, GB, GPUs.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Only say what it will take: hours, GB, GPUs; of --data: dials.")]
 Tokens = Annotated[float | None, typer.Option(min=1, help="Tokens of a pair that --plan reckons with (in stage 2, of "
                                               "an example with its negatives; default: half of the most).")]
 Use = Annotated[float | None, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that --plan reckons with.")]
@@ -48,8 +48,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Rehearse a scale of the
                                                         "made-up rows, minutes.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Refuse to start with another number of processes.")]
 Sample = Annotated[bool, typer.Option("--sbatch-sample", help="Print a job script for Slurm.")]
-Pretokenised = Annotated[bool, typer.Option("--pretokenised", help="Read token ids from a store, written to the cache "
-                                                                   "on first use. What is trained is the same.")]
 START = "intfloat/multilingual-e5-small"
 From = Annotated[str, typer.Option("--from", help=f"With --data: the model to start from, a hub id or a folder "
                                                   f"(default: {START}).")]
@@ -79,7 +77,7 @@ def speaks() -> bool:
 def pretrain(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "", plan: Plan = False,  # noqa: B006
     tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None, dry_run: DryRun = False,
-    processes: Processes = None, sbatch_sample: Sample = False, pretokenised: Pretokenised = False,
+    processes: Processes = None, sbatch_sample: Sample = False,
 ) -> None:
     """Stage 1: contrastive pre-training on pairs."""
     if sbatch_sample:
@@ -96,7 +94,7 @@ def pretrain(
         _begin(team, folder, "stage1", dial.train.steps, resume)
         from me5lib.train import stages
 
-        _say(team, stages.pretrain(dial, seed, folder, team=team, progress=team.main, pretokenised=pretokenised))
+        _say(team, stages.pretrain(dial, seed, folder, team=team, progress=team.main))
 
 
 def finetune(
@@ -169,16 +167,14 @@ class _Own(NamedTuple):
         return own.read(self.data, **columns, negatives=wrong, encoding=self.encoding, symmetric=self.symmetric)
 
     def fitted(self, team: Team, corpus: OwnCorpus, start: Path, overrides: list[str]) -> Scale:
-        """The dials, said with their reasons and with the time that they will take."""
+        """The dials, said with their reasons."""
         from me5lib.model.encoder import Encoder
         from me5lib.train import own
 
-        encoder = Encoder.load(start)  # on the CPU at first: what is measured for a dial is the same on all ranks
-        dial = own.fit(corpus, encoder, self.start or START, epochs=self.epochs or own.EPOCHS, steps=self.steps,
-                       overrides=overrides, teacher=self.teacher)
+        dial = own.fit(corpus, Encoder.load(start), self.start or START, epochs=self.epochs or own.EPOCHS,
+                       steps=self.steps, overrides=overrides, teacher=self.teacher)
         if team.main:
             print(f"{self.start or START}, to be tuned with", *own.lines(dial), sep="\n")
-            print(own.estimate(corpus, encoder.to(team.device), dial), flush=True)
         return dial
 
 

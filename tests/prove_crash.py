@@ -63,7 +63,7 @@ def encoder() -> Encoder:
 
 
 def run(folder: Path, team: dist.Team | None = None, started: Callable[[int], None] = lambda step: None) -> Encoder:
-    """The training that is killed: GradCache in small pieces, checkpoints, evaluations, the best one kept."""
+    """The training that is killed: GradCache in small pieces, checkpoints, evaluations."""
     team = team or dist.Team.alone(torch.device("cpu"))
     model = encoder()
     wrapped = team.wrap(model)
@@ -91,7 +91,7 @@ def run(folder: Path, team: dist.Team | None = None, started: Callable[[int], No
         return {"margin": float((left * right).sum(1).mean() - (left @ right.T).mean())}
 
     loop.train(model, prepare, STAGE, folder, seed=SEED, plan="p", save_every=SAVE_EVERY, progress=False, team=team,
-               evaluate=evaluate, every=3, best=loop.Best("margin"), extra={"budget": BUDGET})  # fmt: skip
+               evaluate=evaluate, every=3)  # fmt: skip
     return model
 
 
@@ -206,12 +206,12 @@ def kept(folder: Path) -> int:
 
 
 def same(folder: Path, other: Path) -> None:
-    """Every step's loss and norm, and every evaluation, to the bit; the same best and last weights; nothing left."""
+    """Every step's loss and norm, and every evaluation, to the bit; the same last weights; nothing left."""
     assert rows(folder) == rows(other)
-    for place in ("best", f"checkpoints/step-{STEPS:06d}"):
-        ours, theirs = (safetensors.torch.load_file(at / place / "model.safetensors") for at in (folder, other))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), place
-        assert checkpoint.state(folder / place) == checkpoint.state(other / place)
+    place = f"checkpoints/step-{STEPS:06d}"
+    ours, theirs = (safetensors.torch.load_file(at / place / "model.safetensors") for at in (folder, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert checkpoint.state(folder / place) == checkpoint.state(other / place)
     left = [path.relative_to(folder) for path in folder.rglob(".*") if path.name not in (".gitignore",)]
     assert not left, left
 
@@ -245,11 +245,6 @@ def faults(names: list[str]) -> Iterator[tuple[str, list[Fault]]]:
     for number in save_of(names, 4):
         if names[number - 1].startswith(("write", "safetensors")):
             yield f"half of {names[number - 1]}", [Fault("torn", number)]
-    last = max(number for number, name in enumerate(names, 1) if name == "write .best.part")  # it replaces another
-    for number in range(last, len(names) + 1):
-        name = names[number - 1]
-        if "best" in name and name != names[number - 2] and name.startswith(("write", "rename", "remove")):
-            yield f"before {name}", [Fault("operation", number)]
     yield "in step 5, the log torn", [Fault("cut", 5)]
     for number in (2, 4, 6, 8):  # what a resumed run does first: it writes its logs anew
         yield f"in step 5, then at the resumed run's operation {number}", [

@@ -134,36 +134,29 @@ def test_leftovers_of_a_killed_save_are_tidied_up(tokenizer, tmp_path):
 def test_only_the_last_ones_are_kept(tokenizer, tmp_path):
     encoder, adamw = made(tokenizer)
     for number in (1, 2, 999_999, 1_000_000):
-        checkpoint.save(tmp_path, encoder, adamw, number, "plan", keep=2)
+        checkpoint.save(tmp_path, encoder, adamw, number, "plan")
     assert names(tmp_path) == ["step-1000000", "step-999999"]
     assert checkpoint.latest(tmp_path).name == "step-1000000"
 
 
-def test_damaged_later_ones_do_not_push_out_good_earlier_ones(tokenizer, tmp_path):
+def test_damaged_later_ones_do_not_push_out_good_earlier_ones(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "KEEP", 3)
     encoder, adamw = made(tokenizer)
     for number in (4, 6, 8):
-        checkpoint.save(tmp_path, encoder, adamw, number, "plan", keep=3)
+        checkpoint.save(tmp_path, encoder, adamw, number, "plan")
     for number in (6, 8):
         flip(tmp_path / f"step-{number:06d}" / "model.safetensors")
-    checkpoint.save(tmp_path, encoder, adamw, 5, "plan", keep=2)  # gone on from 4, interrupted
+    monkeypatch.undo()
+    checkpoint.save(tmp_path, encoder, adamw, 5, "plan")  # gone on from 4, interrupted
     assert names(tmp_path) == ["step-000004", "step-000005"]
 
 
-def test_one_with_a_name_replaces_its_like_and_leaves_the_others_alone(tokenizer, tmp_path):
-    encoder, adamw = made(tokenizer)
-    checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
-    for number in (2, 3):
-        path = checkpoint.save(tmp_path, encoder, adamw, number, "plan", name="best")
-    assert names(tmp_path) == ["best", "step-000001"] and checkpoint.whole(path)
-    assert checkpoint.state(path)["step"] == 3 and checkpoint.latest(tmp_path).name == "step-000001"
-
-
-def test_conditions_and_extras_are_kept(tokenizer, tmp_path):
+def test_conditions_are_kept(tokenizer, tmp_path):
     now = checkpoint.conditions(torch.device("cpu"), processes=2)
     assert now["threads"] == torch.get_num_threads() and now["processes"] == 2
     assert now["cpu"] == torch.backends.cpu.get_cpu_capability() and now["torch"] == torch.__version__
-    path = checkpoint.save(tmp_path, *made(tokenizer), 3, "plan", terms=now, extra={"budget": 4096})
-    assert checkpoint.state(path) == {"step": 3, "plan": "plan", "conditions": now, "extra": {"budget": 4096}}
+    path = checkpoint.save(tmp_path, *made(tokenizer), 3, "plan", terms=now)
+    assert checkpoint.state(path) == {"step": 3, "plan": "plan", "conditions": now}
     assert checkpoint.changed(path, now) == []
     assert checkpoint.changed(path, now | {"threads": 64, "cpu": "AVX2"}) == [
         f"threads {now['threads']} → 64", f"cpu {now['cpu']} → AVX2"

@@ -8,7 +8,7 @@ import torch
 
 from me5lib.pairs import Labelled, Pair, text_key
 from me5lib.train import contrast
-from me5lib.train.contrast import FORMS, from_labelled, from_pairs, ignored, info_nce, matryoshka, total_loss
+from me5lib.train.contrast import FORMS, from_labelled, from_pairs, ignored, info_nce, total_loss
 
 DOUBLE = torch.float64
 
@@ -31,30 +31,13 @@ def by_loop(queries, passages, rows: list[Labelled], temperature: float, form: s
         asked_elsewhere = owner != i and same(rows[owner].query, rows[i].query)
         return j != own[i] and (answers or asked_elsewhere or same(text, rows[i].query))
 
-    def dot(a, b) -> float:
-        return math.exp(sum(float(x) * float(y) for x, y in zip(a, b, strict=True)) / temperature)
-
-    def of_row(i: int, text: str) -> bool:
-        return same(text, rows[i].query) or any(same(text, known) for known in rows[i].positives)
-
-    def more(i: int) -> float:
-        """The other three blocks of SimLM's softmax, over the other rows k."""
-        total = 0.0
-        for k in set(range(len(rows))) - {i}:
-            right, asked_again = rows[k].positives[0], same(rows[k].query, rows[i].query)
-            total += 0.0 if skip(k, own[i]) else dot(passages[own[i]], queries[k])
-            total += 0.0 if of_row(i, rows[k].query) else dot(queries[i], queries[k])
-            total += 0.0 if of_row(i, right) or asked_again else dot(passages[own[i]], passages[own[k]])
-        return total
-
     losses = []
     for i in range(len(rows)):
         there = [math.exp(cosine(i, j) / temperature) for j in range(len(flat)) if not skip(i, j)]
         back = [math.exp(cosine(k, own[i]) / temperature) for k in range(len(rows)) if not skip(k, own[i])]
         hit = cosine(i, own[i]) / temperature
         one, other = math.log(sum(there)) - hit, math.log(sum(back)) - hit
-        four = math.log(sum(there) + more(i)) - hit
-        losses.append({"one-way": one, "symmetric": (one + other) / 2, "four-way": four}[form])
+        losses.append({"one-way": one, "symmetric": (one + other) / 2}[form])
     return losses
 
 
@@ -101,29 +84,23 @@ def test_rows_of_several_processes_together_make_the_whole(loss):
 
 
 @pytest.mark.parametrize("loss", FORMS)
-@pytest.mark.parametrize("margin", [None, 0.5])
 @pytest.mark.parametrize("logits", [2**22, 40])
-def test_gradient_is_right_in_float64(loss, margin, logits, monkeypatch):
+def test_gradient_is_right_in_float64(loss, logits, monkeypatch):
     monkeypatch.setattr(contrast, "TILE_LOGITS", logits)
     batch = from_labelled(PLANTED)
     queries, passages = unit(6, seed=3).requires_grad_(), unit(len(batch.passages), seed=4).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda q, p: 3 * info_nce(q, p, batch.relations, 0.3, loss, margin=margin), (queries, passages)
+        lambda q, p: 3 * info_nce(q, p, batch.relations, 0.3, loss), (queries, passages)
     )
 
 
-def dense(queries, passages, related, temperature, margin=None):
+def dense(queries, passages, related, temperature):
     """One-way InfoNCE as anybody would write it: the whole table, and autograd."""
     logits = (queries @ passages.T / temperature).masked_fill(ignored(related), -torch.inf)
-    right = logits.gather(1, related.positive[:, None])
-    if margin is not None:
-        close = logits > right - (1 - margin) * right.abs()
-        logits = logits.masked_fill(close.scatter(1, related.positive[:, None], False), -torch.inf)
     return torch.nn.functional.cross_entropy(logits, related.positive)
 
 
-@pytest.mark.parametrize("margin", [None, 0.9])
-def test_tiles_have_the_gradient_of_the_dense_loss(margin, monkeypatch):
+def test_tiles_have_the_gradient_of_the_dense_loss(monkeypatch):
     monkeypatch.setattr(contrast, "TILE_LOGITS", 7 * 600)
     texts = [f"text {i % 250}" for i in range(300)]  # some queries come twice
     rows = [labelled(text, (f"answer {i}",), (f"wrong {i % 90}",)) for i, text in enumerate(texts)]
@@ -131,7 +108,7 @@ def test_tiles_have_the_gradient_of_the_dense_loss(margin, monkeypatch):
     assert ignored(batch.relations).any()
     for loss in (dense, info_nce):
         q, p = unit(300, 16, 5).float().requires_grad_(), unit(600, 16, 6).float().requires_grad_()
-        value = loss(q, p, batch.relations, 0.05, margin=margin)
+        value = loss(q, p, batch.relations, 0.05)
         value.backward()
         found.append((value.item(), torch.cat([q.grad.flatten(), p.grad.flatten()])))
     (expected, right), (measured, got) = found
@@ -147,20 +124,6 @@ def test_no_table_is_kept_for_the_backward_pass():
     with GraphMeter().watch() as meter:
         info_nce(queries, passages, batch.relations, 0.05).backward()
     assert meter.peak < n * n * 4 / 4  # a quarter of one table of logits; both gradients are a thirtieth of it
-
-
-def test_matryoshka_is_the_mean_over_cut_vectors():
-    vectors = unit(12, 8, 9)
-    batch = from_pairs([Pair(f"q{i}", f"p{i}", "t", "fr") for i in range(6)])
-
-    def loss_of(x):
-        return info_nce(x[:6], x[6:], batch.relations, 0.1)
-
-    cut = torch.nn.functional.normalize(vectors[:, :4], dim=1)
-    expected = (loss_of(vectors) + loss_of(cut)) / 2
-    torch.testing.assert_close(matryoshka(loss_of, vectors, (4, 8)), expected)
-    with pytest.raises(ValueError, match="must lie in 1 … 8"):
-        matryoshka(loss_of, vectors, (16,))
 
 
 def test_an_ignored_passage_gets_no_gradient():
@@ -217,7 +180,7 @@ def test_precision_does_not_follow_autocast_or_the_encoder():
 
 def test_unknown_loss_is_refused():
     batch = from_pairs([Pair("a", "b", "t", "en")])
-    with pytest.raises(ValueError, match="one-way, symmetric, four-way"):
+    with pytest.raises(ValueError, match="one-way, symmetric"):
         info_nce(unit(1), unit(1), batch.relations, 0.1, "both")
 
 

@@ -114,17 +114,15 @@ def test_vectors_that_do_not_fit_are_refused():
 def test_an_approximate_index_says_what_it_misses(kind):
     rng = np.random.default_rng(1)
     passages, queries = unit(3000, 32, rng), unit(50, 32, rng)
-    index = mining.Index(passages, kind, "a")
-    rows, scores = index.search(queries, 10, "a")
+    index = mining.Index(passages, kind)
+    rows, scores = index.search(queries, 10)
     exact, _ = mining.top_k(queries, passages, 10)
     hits = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)])
     assert index.recall(queries, 10) == pytest.approx(hits) and 0.1 < hits
     assert scores[0, 0] == pytest.approx(queries[0] @ passages[rows[0, 0]], abs=1e-6)
-    with pytest.raises(Me5Error, match="built with the model a, the queries are of b"):
-        index.search(queries, 10, "b")
     with pytest.raises(Me5Error, match="queries have 8 dimensions"):
-        index.search(unit(2), 10, "a")
-    right = mining.nearest(queries, np.arange(50), queries, index, 10, model="a")
+        index.search(unit(2), 10)
+    right = mining.nearest(queries, np.arange(50), queries, index, 10)
     _, report = mining.choose(right, [f"q{i}" for i in range(50)], [["right"]] * 50, [str(i) for i in range(3000)], 2)
     assert report.recall == pytest.approx(hits) and any("recall" in line for line in mining.lines(report))
 
@@ -302,29 +300,6 @@ def test_what_is_like_a_positive_is_dropped_however_it_scores():
     assert report.dropped["near a positive"] <= 5 and report.kept >= 112
     with pytest.raises(Me5Error, match="likeness=True"):
         mining.choose(hand(SCORES, 0.9), ["q"], [["right"]], PASSAGES, 8, None, rules=rules)
-
-
-def test_the_teacher_scores_what_is_left_and_drops_what_it_calls_right():
-    asked = []
-
-    def score(pairs):
-        asked.extend(pairs)
-        return [{"right": 4.0, "also": 2.0, "p2": 3.9, "p3": 3.75, "p4": -1.0}.get(text, 0.0) for _, text in pairs]
-
-    def rule(**how):
-        return mining.teacher(score, ["q"], [["also", "right"]], PASSAGES, **how)
-
-    found, report = kept(margin=0.95, rules=[rule()])
-    assert found == [3, 4, 5, 6, 7] and report.dropped["teacher"] == 1  # 0.95 × 4 = 3.8
-    assert {text for _, text in asked} == {"right", "also", *PASSAGES[2:]}  # not what the margin had dropped
-    assert kept(margin=0.95, rules=[rule(gap=0.25)])[0] == [4, 5, 6, 7]
-    assert kept(margin=0.95, rules=[rule(gap=4.5)])[0] == [4]
-
-
-def test_bad_teacher_scores_are_refused():
-    for score, word in ((lambda pairs: [1.0], "for 2 pairs"), (lambda pairs: [np.nan] * len(pairs), "is not finite")):
-        with pytest.raises(Me5Error, match=word):
-            kept(rules=[mining.teacher(score, ["q"], [["right", "also"]], PASSAGES)])
 
 
 def test_bad_input_is_named():

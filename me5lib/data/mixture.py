@@ -16,17 +16,15 @@ state of a random generator. The construction:
 With `homogeneous` h < 1 a batch has round(h·B) rows of its own source, and the rest dealt to all sources by weight.
 
 Cost: construction tables the S steps (a millisecond for 30,000). A plan costs the same at any step: a few numpy passes
-over a rank's rows, and over the blocks that the batch touches; under a millisecond. Reading the texts costs more, and
-`prefetch` does it in threads. Nothing grows with the rows of a stream: 980 million cost what 980 do.
+over a rank's rows, and over the blocks that the batch touches; under a millisecond. Reading the texts costs more.
+Nothing grows with the rows of a stream: 980 million cost what 980 do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import NamedTuple, Protocol
 
@@ -34,14 +32,12 @@ import numpy as np
 
 from me5lib.data.deal import largest_remainder, mix, multiplier, permute, webster
 from me5lib.data.shards import BLOCK
-from me5lib.pairs import Labelled, Pair
+from me5lib.pairs import Pair
 from me5lib.places import Me5Error
 
 VERSION = 2  # of the construction; raise it with any change that gives other batches
 TRANSLATIONS = ("english", "text")  # columns of a shard that can be read in both directions
 PAIRS = ("query", "passage")
-LABELLED = ("query", "positives", "negatives")  # the last two are lists
-INSTRUCTED = (*LABELLED, "instruction")  # one of the row's own
 _NEW = tuple.__new__
 
 
@@ -101,18 +97,15 @@ class Mixture:
         weights: Mapping[str, float] | None = None,
         temperature: float = 0.5,
         homogeneous: float = 1.0,
-        negatives: int = 7,
     ):
         """`shards` by (source, language); `batch` is the global one; `weights` by source (None: a source's rows).
-
-        `negatives`: how many of its negatives a labelled row carries; it is no part of the plan.
 
         Raises `Me5Error` for an empty mixture or shard, unknown columns or weights, and dials out of range.
         """
         self.shards = {key: shards[key] for key in sorted(shards)}
         self.streams = tuple(Stream(*key, int(shard.rows)) for key, shard in self.shards.items())
         self.steps, self.batch_size, self.seed = int(steps), int(batch), int(seed)
-        self.temperature, self.homogeneous, self.negatives = float(temperature), float(homogeneous), int(negatives)
+        self.temperature, self.homogeneous = float(temperature), float(homogeneous)
         self.sources = tuple(dict.fromkeys(stream.source for stream in self.streams))
         self._refuse_nonsense()
         self.weights = _weights(self.streams, weights)
@@ -150,12 +143,11 @@ class Mixture:
         of_stream, of_pass = (np.repeat(column, blocks.count)[mine] for column in (blocks.stream, blocks.passes))
         return BatchSpec(step, present, of_stream, _rows(blocks)[mine], of_pass)
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Pair | Labelled]:
-        """The texts of `plan(step, rank, world)`: a `Labelled` for a row of a labelled source, else a `Pair`.
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Pair]:
+        """The texts of `plan(step, rank, world)`.
 
         A translation is read from English in one half of the rows and into English in the other; which half a row is
-        in depends on a hash of its number, and changes with every pass. A labelled row carries `negatives` of its
-        negatives (fewer where it has fewer), the next ones in every pass.
+        in depends on a hash of its number, and changes with every pass.
         """
         spec = self.plan(step, rank, world)
         found = np.empty(len(spec.row), dtype=object)
@@ -166,42 +158,18 @@ class Mixture:
             found[at] = np.fromiter(self._read(spec, at), dtype=object, count=len(at))
         return found.tolist()
 
-    def _read(self, spec: BatchSpec, at: np.ndarray) -> list[Pair | Labelled]:
+    def _read(self, spec: BatchSpec, at: np.ndarray) -> list[Pair]:
         """The rows at the places `at` of `spec`, all of one stream."""
         stream, row, passes = int(spec.stream[at[0]]), spec.row[at], spec.passes[at]
         source, language, _ = self.streams[stream]
         shard = self.shards[source, language]
-        first, second, *more = shard.read(row)
-        if more:
-            negatives, instructions = more if len(more) == 2 else (*more, repeat(None))
-            rows = zip(first, second, negatives, instructions, passes.tolist(), strict=False)
-            return [Labelled(query, tuple(right), rotated(wrong, self.negatives, turn), source, language, None, told)
-                    for query, right, wrong, told, turn in rows]
+        first, second = shard.read(row)
         if tuple(shard.columns) == TRANSLATIONS:
             turned = self._turned(stream, row, passes).tolist()
             both = [(b, a) if flip else (a, b) for a, b, flip in zip(first, second, turned, strict=True)]
             first, second = zip(*both, strict=True)
         # Pair(…) goes through Python; texts come by the million.
         return list(map(_NEW, repeat(Pair), zip(first, second, repeat(source), repeat(language), strict=False)))
-
-    def prefetch(
-        self, start: int = 0, rank: int = 0, world: int = 1, depth: int = 2
-    ) -> Iterator[list[Pair | Labelled]]:
-        """The batches `start`, `start + 1` … `steps` − 1, read by `depth` threads, so many ahead.
-
-        Threads wait for a cold disk side by side; from a warm cache one batch at a time is read, for Python runs one
-        thread at a time. An error of a thread is raised here, at its batch. They end with the iterator.
-        """
-        pool, waiting = ThreadPoolExecutor(depth, thread_name_prefix="me5-prefetch"), deque()
-        try:
-            for step in range(start, self.steps):
-                waiting.append(pool.submit(self.batch, step, rank, world))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def shares(self, source: str) -> dict[str, float]:
         """Language → its share of the rows drawn from `source`."""
@@ -218,10 +186,9 @@ class Mixture:
         if not self.streams:
             raise Me5Error("the mixture has no streams: name at least one source that has rows")
         for key, shard in self.shards.items():
-            if shard.rows < 1 or tuple(shard.columns) not in (TRANSLATIONS, PAIRS, LABELLED, INSTRUCTED):
+            if shard.rows < 1 or tuple(shard.columns) not in (TRANSLATIONS, PAIRS):
                 raise Me5Error(f"stream {'/'.join(key)} has {shard.rows} rows and columns {', '.join(shard.columns)}: "
-                               "a stream needs rows, and columns english and text, query and passage, or query, "
-                               "positives and negatives")
+                               "a stream needs rows, and columns english and text or query and passage")
         if self.steps < 1 or self.batch_size < 1:
             raise Me5Error(f"{self.steps} steps of {self.batch_size} pairs are no training: set both to at least 1")
         if not (0 <= self.homogeneous <= 1 and np.isfinite(self.temperature)):
@@ -287,13 +254,6 @@ class Mixture:
     def _key(self, *name: str | int) -> np.uint64:
         digest = hashlib.blake2b(repr((self.seed, *name)).encode("utf8"), digest_size=8).digest()
         return np.uint64(int.from_bytes(digest, "little"))
-
-
-def rotated(items: Sequence[str], n: int, turn: int) -> tuple[str, ...]:
-    """`n` of `items` (all, where there are fewer), from place turn · n on, wrapping round."""
-    if len(items) <= n:
-        return tuple(items)
-    return tuple(items[(turn * n + i) % len(items)] for i in range(n))
 
 
 def _weights(streams: Sequence[Stream], given: Mapping[str, float] | None) -> dict[str, float]:

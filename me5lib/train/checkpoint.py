@@ -60,22 +60,21 @@ def conditions(device: torch.device, processes: int = 1) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, model: Saved, optimiser: torch.optim.Optimizer, step: int, plan: str, keep: int = KEEP, *,
-    terms: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None, name: str = "",
+    folder: Path, model: Saved, optimiser: torch.optim.Optimizer, step: int, plan: str,
+    terms: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint before `step` (steps 0 … step − 1 are done) and forget all but the last `keep`.
+    """Write the checkpoint before `step` (steps 0 … step − 1 are done) and forget all but the last `KEEP`.
 
-    `plan` is the fingerprint of everything that decides the coming steps, `terms` are the `conditions`, `extra` is
-    anything else to be kept (JSON types). With a `name` the folder is called that, and others are left alone.
+    `plan` is the fingerprint of everything that decides the coming steps, `terms` are the `conditions`.
     Raises `Me5Error` when it cannot be written (a full disk); nothing of it is left then, and no older one is touched.
     """
-    final = folder / name if name else at(folder, step)
+    final = at(folder, step)
     beside = folder / f".{final.name}.part"
-    state = {"step": step, "plan": plan, "conditions": dict(terms or {}), "extra": dict(extra or {})}
+    state = {"step": step, "plan": plan, "conditions": dict(terms or {})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sync(folder.parent)
-        _tidy(folder, name or "step-*")
+        _tidy(folder)
         _write(beside, model.save)
         _write(beside / OPTIMISER, lambda path: save_file(optimiser_tensors(optimiser), path))
         _write(beside / STATE, lambda path: _write_json(path, state))
@@ -91,8 +90,7 @@ def save(
         reason = " ".join(str(error).split())
         raise Me5Error(f"no checkpoint of step {step} could be written to {folder} ({reason}): the one before is kept; "
                        "free some space, then run the same command to go on") from None
-    if not name:
-        _forget(folder, step, keep)
+    _forget(folder, step)
     return final
 
 
@@ -126,7 +124,7 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, p
 
 
 def state(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: `step`, `plan`, `conditions` and `extra`."""
+    """What a checkpoint says of itself: `step`, `plan` and `conditions`."""
     return json.loads((path / STATE).read_text(encoding="utf8"))
 
 
@@ -241,20 +239,20 @@ def _refused(error: Exception) -> bool:
     return isinstance(error, OSError | SafetensorError | Me5Error) or "(os error " in str(error)
 
 
-def _tidy(folder: Path, pattern: str) -> None:
+def _tidy(folder: Path) -> None:
     """Remove what a killed save has left, and what the model's own was writing (`..step-000100.part.5f3c`)."""
-    for left in (f".{pattern}.part", f".{pattern}.old", f"..{pattern}.part.*"):
+    for left in (".step-*.part", ".step-*.old", "..step-*.part.*"):
         for path in folder.glob(left):
             _remove(path)
 
 
-def _forget(folder: Path, step: int, keep: int) -> None:
-    """Remove all checkpoints but the last `keep` up to `step`. Later ones were damaged, or `step` would not come again.
+def _forget(folder: Path, step: int) -> None:
+    """Remove all checkpoints but the last `KEEP` up to `step`. Later ones were damaged, or `step` would not come again.
 
     Each is renamed first: a kill leaves no torn folder under a checkpoint's name.
     """
     known = _folders(folder)
-    kept = [path for path in known if _step(path) <= step][-keep:]
+    kept = [path for path in known if _step(path) <= step][-KEEP:]
     for path in known:
         if path in kept:
             continue

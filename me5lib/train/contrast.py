@@ -1,7 +1,7 @@
-"""InfoNCE, what it ignores, and three numbers that say how a batch of vectors lies.
+"""InfoNCE, what it ignores, and two numbers that say how a batch of vectors lies.
 
 Owns: `Relations` (who belongs to whom, as vectors of integers), the mask that follows from them, the loss of both
-stages in three forms, in-batch accuracy, alignment and uniformity.
+stages in two forms, alignment and uniformity.
 
 Design: one code path for stage 1 (as many passages as queries) and stage 2 (hard negatives too). Nothing here knows
 how many processes there are: `rows` picks the queries that this process answers for, against everybody's passages.
@@ -17,7 +17,6 @@ loss holds 3 GB, this one `TILE_LOGITS` numbers twice (32 MB) and a copy of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +26,8 @@ from me5lib.pairs import Labelled, Pair, text_key
 
 Rows = Tensor | slice
 ALL = slice(None)
-FORMS = ("one-way", "symmetric", "four-way")
+FORMS = ("one-way", "symmetric")
+LeftOut = Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers of some rows → (row, column) places without a logit
 TILE_LOGITS = 2**22  # ours: logits of a tile, 16 MB in fp32; measured from 2**20 to 2**23 (tests/benchmarks/LOG.md)
 NEGLIGIBLE = 1e-30  # ours: smaller shares count as nothing. Near 1e-38 fp32 turns denormal, where a CPU's matrix
 # product takes a hundred times as long: a sharp model at τ = 0.01 has most of its shares there
@@ -166,40 +166,22 @@ class _Ignored:
         fair = related.positive[column] == own[row]
         return row[~fair], column[~fair]
 
-    def questions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries that read like the query of one of `rows` (itself too), or like one of its answers."""
-        texts = torch.cat([self.related.query_key[rows, None], self.related.positive_keys[rows]], 1)
-        row, column = self.by_query(texts.flatten())
-        return row // texts.shape[1], column
-
-
-class _Table(NamedTuple):
-    """One block of a softmax's logits: the anchors [n, d] of its rows, the candidates [m, d] of its columns."""
-
-    anchors: Tensor
-    candidates: Tensor
-    left_out: Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers of some rows → (row, column) places without a logit
-
 
 def info_nce(
-    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way",
-    rows: Rows = ALL, margin: float | None = None,
+    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: Rows = ALL
 ) -> Tensor:
     """The loss of a batch: the mean of `total_loss` over its queries (or `rows`), a scalar."""
-    return total_loss(queries, passages, related, temperature, loss, rows, margin) / max(1, _number(related, rows))
+    return total_loss(queries, passages, related, temperature, loss, rows) / max(1, _number(related, rows))
 
 
 def total_loss(
-    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way",
-    rows: Rows = ALL, margin: float | None = None,
+    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: Rows = ALL
 ) -> Tensor:
     """The sum over `rows` of the loss of each query: a scalar, at least fp32 (float64 stays; autocast is off).
 
     `queries` [B, d] and `passages` [P, d] are unit vectors; s = cosine / `temperature`.
     "one-way" (the paper, section 2): -log exp s(q, p⁺) / Σ_p exp s(q, p) over all P passages that are not ignored.
     "symmetric": the mean of that and of the way back, in which each labelled positive finds its query among the B.
-    "four-way" (SimLM's code): one softmax whose sum also has s(p⁺, q'), s(q, q') and s(p⁺, p⁺') of the other rows.
-    `margin` (ours, off by default): a passage that scores above margin · s(q, p⁺) is left out as a false negative.
     Raises ValueError for an unknown `loss`.
     """
     if loss not in FORMS:
@@ -208,41 +190,10 @@ def total_loss(
         queries, passages = widen(queries), widen(passages)
         number = torch.arange(len(queries), device=queries.device)[rows]
         target, out = related.positive[number], _Ignored(related)
-        asked, right = queries[number], passages[target]
-        there = _Table(asked, passages, out.passages)
-        back = _Table(right, queries, out.queries)
+        there = _softmax_loss(queries[number], passages, out.passages, number, target, temperature)
         if loss == "one-way":
-            return _softmax_loss([there], number, target, temperature, margin)
-        if loss == "symmetric":
-            both = [_softmax_loss([table], number, at, temperature, margin) for table, at in
-                    ((there, target), (back, number))]
-            return sum(both) / 2
-        first = passages[related.positive]  # of every row
-        alike = _Positives(out, related)
-        more = [back._replace(left_out=alike.queries), _Table(asked, queries, out.questions),
-                _Table(right, first, alike.positives)]
-        return _softmax_loss([there, *more], number, target, temperature, margin)
-
-
-class _Positives:
-    """What the four-way form leaves out of its other three blocks: each row itself, and what reads like it."""
-
-    def __init__(self, out: _Ignored, related: Relations) -> None:
-        self.out, self.related = out, related
-        self.by_first = _Lookup(related.passage_key[related.positive])
-
-    def queries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the queries, for a row's positive: those that it answers, its own among them."""
-        row, column = self.out.queries(rows)
-        itself = torch.arange(len(rows), device=rows.device)
-        return torch.cat([row, itself]), torch.cat([column, rows])
-
-    def positives(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the labelled positives, for a row's own: those that read like the row's query or answers."""
-        texts = torch.cat([self.related.query_key[rows, None], self.related.positive_keys[rows]], 1)
-        row, column = self.by_first(texts.flatten())
-        again, same = self.out.by_query(self.related.query_key[rows])
-        return torch.cat([row // texts.shape[1], again]), torch.cat([column, same])
+            return there
+        return (there + _softmax_loss(passages[target], queries, out.queries, number, number, temperature)) / 2
 
 
 def _number(related: Relations, rows: Rows) -> int:
@@ -250,35 +201,31 @@ def _number(related: Relations, rows: Rows) -> int:
 
 
 def _softmax_loss(
-    tables: Sequence[_Table], rows: Tensor, target: Tensor, temperature: float, margin: float | None
+    anchors: Tensor, candidates: Tensor, left_out: LeftOut, rows: Tensor, target: Tensor, temperature: float
 ) -> Tensor:
-    """Σ -log softmax of column `target` [n] of the first table, over all tables' columns side by side."""
-    vectors = [side for table in tables for side in (table.anchors, table.candidates)]
-    wants = torch.is_grad_enabled() and any(vector.requires_grad for vector in vectors)
-    outs = [table.left_out for table in tables]
-    return _Tiled.apply(_Job(outs, rows, target, temperature, margin, wants), *vectors)
+    """Σ -log softmax at column `target` [n] of the anchors [n, d], which are the `rows` [n], over the candidates."""
+    wants = torch.is_grad_enabled() and (anchors.requires_grad or candidates.requires_grad)
+    return _Tiled.apply(_Job(left_out, rows, target, temperature, wants), anchors, candidates)
 
 
 class _Job(NamedTuple):
-    left_out: list[Callable[[Tensor], tuple[Tensor, Tensor]]]
+    left_out: LeftOut
     rows: Tensor
     target: Tensor
     temperature: float
-    margin: float | None
     wants_gradient: bool
 
 
 class _Tiled(torch.autograd.Function):
-    """Loss and gradient of a softmax over tables, tile by tile; the gradient waits, ready made, for backward."""
+    """Loss and gradient of a softmax, tile by tile; the gradient waits, ready made, for backward."""
 
     @staticmethod
-    def forward(ctx: Any, job: _Job, *vectors: Tensor) -> Tensor:
-        """anchors and candidates of every table, in turn → the sum of the rows' losses."""
-        vectors = tuple(vector.detach() for vector in vectors)
-        gradients = [torch.zeros_like(vector) for vector in vectors] if job.wants_gradient else []
-        width = sum(len(candidates) for candidates in vectors[1::2])
-        tile = max(1, min(len(job.rows), TILE_LOGITS // max(1, width)))
-        logits = vectors[0].new_empty(tile, width)
+    def forward(ctx: Any, job: _Job, anchors: Tensor, candidates: Tensor) -> Tensor:
+        """anchors [n, d], candidates [m, d] → the sum of the rows' losses."""
+        vectors = anchors.detach(), candidates.detach()
+        gradients = [torch.zeros_like(side) for side in vectors] if job.wants_gradient else []
+        tile = max(1, min(len(job.rows), TILE_LOGITS // max(1, len(candidates))))
+        logits = anchors.new_empty(tile, len(candidates))
         shares = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for start in range(0, len(job.rows), tile):
@@ -296,60 +243,28 @@ class _Tiled(torch.autograd.Function):
 
 
 def _tile(
-    job: _Job, part: slice, vectors: Sequence[Tensor], logits: Tensor, shares: Tensor, gradients: Sequence[Tensor]
+    job: _Job, part: slice, vectors: tuple[Tensor, Tensor], logits: Tensor, shares: Tensor, gradients: list[Tensor]
 ) -> Tensor:
     """The loss of the rows `part`; their gradient is added to `gradients`. `logits` and `shares` are workspace."""
-    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
-    columns = _columns([len(candidates) for _, candidates in pairs])
-    anchors = [anchor[part] / job.temperature for anchor, _ in pairs]
-    for anchor, (_, candidates), at in zip(anchors, pairs, columns, strict=True):
-        logits[:, at] = anchor @ candidates.T if len(pairs) > 1 else torch.mm(anchor, candidates.T, out=logits)
+    anchor, candidates = vectors[0][part] / job.temperature, vectors[1]
+    torch.mm(anchor, candidates.T, out=logits)
     target = job.target[part, None]
     right = logits.gather(1, target)
-    for left_out, at in zip(job.left_out, columns, strict=True):
-        row, column = left_out(job.rows[part])
-        logits[row, column + at.start] = -torch.inf
-    if job.margin is not None:
-        first = logits[:, columns[0]]
-        first.masked_fill_(first > right - (1 - job.margin) * right.abs(), -torch.inf).scatter_(1, target, right)
+    logits[job.left_out(job.rows[part])] = -torch.inf
     torch.softmax(logits, 1, out=shares)
     share = shares.gather(1, target)
     loss = -share.log()
     if (lost := share.squeeze(1) < NEGLIGIBLE).any():  # too small to be taken the logarithm of
         loss[lost] = logits[lost].logsumexp(1, keepdim=True) - right[lost]
-    if gradients:
+    if gradients:  # d loss / d logit is the share, less one at the target: pulled back to both sides
         torch.threshold_(shares, NEGLIGIBLE, 0)
-        _add_gradient(gradients, part, anchors, pairs, columns, shares, target.squeeze(1), job.temperature)
+        own, target = gradients[0][part], target.squeeze(1)
+        torch.mm(shares, candidates, out=own)
+        gradients[1].addmm_(shares.T, anchor)
+        own -= candidates[target]
+        gradients[1].index_add_(0, target, anchor, alpha=-1)
+        own /= job.temperature
     return loss.double().sum()
-
-
-def _add_gradient(
-    gradients: Sequence[Tensor], part: slice, anchors: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]],
-    columns: Sequence[slice], shares: Tensor, target: Tensor, temperature: float,
-) -> None:
-    """d loss / d logit is the share, less one at the target: pulled back to both sides of every table."""
-    for k, (anchor, (_, candidates), at) in enumerate(zip(anchors, pairs, columns, strict=True)):
-        torch.mm(shares[:, at], candidates, out=gradients[2 * k][part])
-        gradients[2 * k + 1].addmm_(shares[:, at].T, anchor)
-    gradients[0][part] -= pairs[0][1][target]
-    gradients[1].index_add_(0, target, anchors[0], alpha=-1)
-    for k in range(len(pairs)):
-        gradients[2 * k][part] /= temperature
-
-
-def _columns(widths: Sequence[int]) -> list[slice]:
-    """Where each table's columns lie side by side."""
-    stops = list(accumulate(widths))
-    return [slice(stop - width, stop) for stop, width in zip(stops, widths, strict=True)]
-
-
-def matryoshka(loss_of: Callable[[Tensor], Tensor], vectors: Tensor, dimensions: Sequence[int]) -> Tensor:
-    """The mean of a loss over `vectors` [n, d] cut to each of `dimensions` and made unit length again (Kusupati et al.
-    2022; equal weights; not used by mE5, so ours). `dimensions` may hold d itself. Raises ValueError beyond d."""
-    if not dimensions or max(dimensions) > vectors.shape[1] or min(dimensions) < 1:
-        raise ValueError(f"dimensions {list(dimensions)} must lie in 1 … {vectors.shape[1]}")
-    cut = (torch.nn.functional.normalize(widen(vectors[:, :d]), dim=1) for d in dimensions)
-    return sum(map(loss_of, cut)) / len(dimensions)
 
 
 def widen(vectors: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from me5lib.data.mixture import Mixture, rotated
+from me5lib.data.mixture import Mixture
 from me5lib.pairs import Labelled, text_key
 from me5lib.scale import Stage
 
@@ -80,7 +80,8 @@ class Plan:
 
 def turned(row: Labelled, n: int, turn: int) -> Labelled:
     """`row` with `n` of its negatives, from place turn · n on, wrapping round, and with their scores."""
-    places = rotated(range(len(row.negatives)), n, turn)
+    have = len(row.negatives)
+    places = [(turn * n + i) % have for i in range(n)] if have > n else range(have)
     told = row.teacher_scores
     scores = told and (told[0], *(told[1 + j] for j in places))
     return row._replace(negatives=tuple(row.negatives[j] for j in places), teacher_scores=scores)

@@ -8,8 +8,7 @@ moments, nothing else, and ends with the same weights as one that was never inte
 With a team of processes each rank computes its share with the wrapped model and steps the bare one; rank 0 alone
 evaluates and writes, and whether to stop is decided together, so that all of them stop at the same step.
 
-What is written and shown: `me5lib.train.telemetry`. Best evaluation and early stop are read off the log, so they need
-no state of their own.
+What is written and shown: `me5lib.train.telemetry`.
 
 Cost at tiny on two cores: nearly all of a step is the encoder's; AdamW over the 8 M parameters of a 32k × 256 embedding
 table takes about 10 ms fused, clipping 5 ms, tokenising nothing that is waited for.
@@ -24,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,11 +37,10 @@ from me5lib.train import checkpoint, telemetry
 from me5lib.train.dist import Team
 from me5lib.train.telemetry import History, read
 
-__all__ = ["Best", "History", "Precision", "Preempted", "Work", "autocast", "best_device", "device_of", "optimiser",
+__all__ = ["History", "Precision", "Preempted", "Work", "autocast", "best_device", "device_of", "optimiser",
            "precision", "rate", "read", "train"]  # fmt: skip
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # ours: AdamW's defaults; not published
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FAILED = "failed-step.json"
 Evaluator = Callable[[torch.nn.Module, int], dict[str, float]]
 
@@ -61,25 +59,8 @@ class Work(NamedTuple):
 class Precision(NamedTuple):
     """The dtype of the encoder's matrix products, and why."""
 
-    name: str  # "bf16", "fp16" or "fp32"
+    name: str  # "bf16" or "fp32"
     reason: str
-
-
-class Best(NamedTuple):
-    """Which evaluation is the best one: its weights are kept in the folder `best`, beside the checkpoints."""
-
-    metric: str  # a name of the evaluator's
-    larger: bool = True  # whether larger is better
-    patience: int = 0  # evaluations without a better one after which training stops; 0: it does not
-
-    def of(self, evaluations: Sequence[Mapping[str, Any]]) -> int:
-        """The index of the best evaluation, the first of equals. Raises `Me5Error` where one lacks the metric."""
-        lacking = next((row for row in evaluations if self.metric not in row), None)
-        if lacking is not None:
-            known = ", ".join(name for name in lacking if name != "step")
-            raise Me5Error(f"the evaluation has no {self.metric!r} to tell the best by: choose one of {known}")
-        values = [row[self.metric] if self.larger else -row[self.metric] for row in evaluations]
-        return max(range(len(values)), key=lambda i: (not math.isnan(values[i]), values[i]))  # max takes the first
 
 
 class Preempted(SystemExit):
@@ -97,16 +78,14 @@ def best_device() -> torch.device:
 
 
 def precision(device: torch.device) -> Precision:
-    """bf16 where the device multiplies it natively, else fp16 on a GPU and fp32 on a CPU: a property of the machine.
+    """bf16 where the device multiplies it natively, else fp32: a property of the machine.
 
     Measuring which is faster could fall either way from run to run, and two runs with one seed must agree.
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", "this GPU has bf16")
-        if torch.cuda.get_device_capability(device) >= (7, 0):
-            return Precision("fp16", "this GPU has no native bf16; fp16 with a scaled loss")  # ours
-        return Precision("fp32", "this GPU multiplies neither bf16 nor fp16 faster")
+        return Precision("fp32", "this GPU has no native bf16")  # ours: its fp16 would need a scaled loss
     if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return Precision("bf16", "this CPU multiplies bf16 natively (amx or avx512_bf16)")
     return Precision("fp32", "this CPU has no native bf16")
@@ -114,7 +93,7 @@ def precision(device: torch.device) -> Precision:
 
 def autocast(device: torch.device, name: str) -> torch.autocast:
     """The autocast context of a precision's `name`; losses and pooling take themselves out of it."""
-    return torch.autocast(device.type, DTYPES.get(name, torch.bfloat16), enabled=name in DTYPES)
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
 
 
 def rate(step: int, stage: Stage) -> float:
@@ -137,26 +116,23 @@ def optimiser(model: torch.nn.Module, stage: Stage) -> torch.optim.AdamW:
 def train(
     model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, folder: Path | None, *, seed: int,
     plan: str = "", evaluate: Evaluator | None = None, every: int = 0, save_every: int = 0, progress: bool = True,
-    name: str = "training", team: Team | None = None, best: Best | None = None, keep: int = checkpoint.KEEP,
-    extra: Mapping[str, Any] | None = None,
+    name: str = "training", team: Team | None = None,
 ) -> History:
     """Train `model` for `stage.steps` steps and return what was logged.
 
     With a `folder`, goes on from its last whole checkpoint (of the same `plan`, a fingerprint; `Me5Error` for another)
-    and writes one every `save_every` steps and after the last (0: only when interrupted), of which `keep` are kept,
-    with `extra` inside (JSON types). `evaluate` is called before the first step, every `every` steps and after the
-    last; with `best` the best of them is kept in `folder/best`, and without a better one training may end early.
+    and writes one every `save_every` steps and after the last (0: only when interrupted). `evaluate` is called before
+    the first step, every `every` steps and after the last.
 
     `model` is the bare one also with a `team`, of which every rank calls this. Ctrl-C or SIGTERM, on any rank, finishes
     the step, writes a checkpoint and raises KeyboardInterrupt or `Preempted`. Raises `Me5Error` when the loss stops
     being finite, before any weight is touched, and writes `failed-step.json`.
     """
-    run = _Run(model, stage, folder, seed, plan, team or Team.alone(device_of(model)), evaluate, every, best, keep,
-               dict(extra or {}))  # fmt: skip
+    run = _Run(model, stage, folder, seed, plan, team or Team.alone(device_of(model)), evaluate, every)
     start = run.begin(name, progress)
     with _signals() as caught, run.shown(name, start, progress):
-        stop = run.look(start)
-        for step, work, waited in _ahead(prepare, start, start if stop else stage.steps):
+        run.look(start)
+        for step, work, waited in _ahead(prepare, start, stage.steps):
             run.step(step, work, waited)
             done = step + 1
             leave = run.team.any(bool(caught()))
@@ -164,13 +140,12 @@ def train(
             if saved:
                 run.save(done)
             if not leave and run.due(done):
-                stop, leave = run.look(done), run.team.any(bool(caught()))
+                run.look(done)
+                leave = run.team.any(bool(caught()))
                 if leave and not saved:
                     run.save(done)
             if leave:
                 _leave(run.team, caught(), done)
-            if stop:
-                break
     run.end()
     give_back()
     return run.log.history
@@ -188,15 +163,11 @@ class _Run:
     team: Team
     evaluate: Evaluator | None
     every: int
-    best: Best | None
-    keep: int
-    extra: dict[str, Any]
 
     def __post_init__(self) -> None:
         device = device_of(self.model)
         self.device, self.number, self.adamw = device, precision(device), optimiser(self.model, self.stage)
         self.terms = checkpoint.conditions(device, self.team.world)
-        self.half = _Half(self.model) if self.number.name == "fp16" else None
         peak = telemetry.peak(device, self.number.name)
         self.speed = telemetry.Speed(telemetry.worked_on(self.model), peak, self.team.world)
 
@@ -209,8 +180,6 @@ class _Run:
             if not path.is_dir():
                 raise Me5Error(f"rank {self.team.rank} does not see {path}: all processes must share that folder")
             checkpoint.load(path, self.model, self.adamw, self.plan)
-            if self.half and "scaler" in (kept := checkpoint.state(path)["extra"]):
-                self.half.scaler.load_state_dict(kept["scaler"])
             changed = checkpoint.changed(path, self.terms)
             if changed and self.team.main:
                 print(f"going on under other conditions ({', '.join(changed)}): the losses equal those of an "
@@ -224,15 +193,12 @@ class _Run:
 
     @contextmanager
     def shown(self, name: str, start: int, progress: bool) -> Iterator[None]:
-        """The bar and the boards, while it runs."""
-        boards = telemetry.boards(self.log.folder, self.plan, start)
-        self.live = telemetry.Live(name, start, self.stage.steps, progress and self.team.main, boards)
+        """The bar, while it runs."""
+        self.live = telemetry.Live(name, start, self.stage.steps, progress and self.team.main)
         try:
             yield
         finally:
             self.live.close()
-            if self.half:
-                self.half.close()
 
     def step(self, step: int, work: Work, waited: float) -> None:
         """One update of the weights, logged."""
@@ -244,12 +210,11 @@ class _Run:
             group["lr"] = lr
         own, norm = self._gradient(work)
         loss = self.team.mean(own)
-        skipped = self._skips(loss, norm)
-        if not skipped and not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._failed(step, work, {"loss": own, "loss.mean": loss, "grad_norm": norm, "lr": lr})
-        self._update()
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
         row = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "source": work.source, **(work.figures or {})}
-        row |= {"grad_norm": None, "skipped": True} if skipped else {}
         tokens = self.team.mean(work.tokens)
         timing = self.speed.timing(time.perf_counter() - began, waited, tokens, work.padding)
         self.log.step(row, timing)
@@ -258,25 +223,11 @@ class _Run:
     def _gradient(self, work: Work) -> tuple[float, float]:
         """The loss of this rank, and the norm that the gradient had before it was clipped."""
         with autocast(self.device, self.number.name):
-            loss = self.half.compute(work.compute) if self.half else work.compute()
+            loss = work.compute()
         if loss.requires_grad:
-            (self.half.scaler.scale(loss) if self.half else loss).backward()
-        if self.half:
-            self.half.scaler.unscale_(self.adamw)
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip)
         return float(loss.detach()), float(norm)
-
-    def _skips(self, loss: float, norm: float) -> bool:
-        """Whether fp16 overflowed, which halves the scale of the loss and costs the step; not with a scale below 1."""
-        return bool(self.half) and math.isfinite(loss) and not math.isfinite(norm) and self.half.scale() >= 1
-
-    def _update(self) -> None:
-        if self.half:
-            self.half.scaler.step(self.adamw)  # does nothing where the gradient overflowed
-            self.half.scaler.update()
-        else:
-            self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
 
     def _failed(self, step: int, work: Work, figures: Mapping[str, float]) -> Me5Error:
         """The error of a step that is not finite; each rank writes by what its batch is found again."""
@@ -306,36 +257,27 @@ class _Run:
         if self.folder is not None:
             self._by_one(lambda: self._write(step))
 
-    def _write(self, step: int, name: str = "") -> None:
+    def _write(self, step: int) -> None:
         self.log.sync()
-        extra = {**self.extra, **({"scaler": self.half.scaler.state_dict()} if self.half else {})}
-        folder = self.folder if name else self.folder / "checkpoints"
-        checkpoint.save(folder, self.model, self.adamw, step, self.plan, self.keep, terms=self.terms, extra=extra,
-                        name=name)  # fmt: skip
+        checkpoint.save(self.folder / "checkpoints", self.model, self.adamw, step, self.plan, terms=self.terms)
 
     def due(self, step: int) -> bool:
         """Whether an evaluation is due after `step` steps."""
         ends = step in (0, self.stage.steps)
         return self.evaluate is not None and (ends or bool(self.every) and step % self.every == 0)
 
-    def look(self, step: int) -> bool:
-        """Evaluate if it is due and not logged yet (rank 0; the others wait), and say whether to stop early."""
+    def look(self, step: int) -> None:
+        """Evaluate if it is due and not logged yet (rank 0; the others wait)."""
         if self.due(step):
             self._by_one(lambda: self._evaluate(step))
-        patience = self.best.patience if self.best else 0
-        seen = self.log.history.evaluations
-        return self.team.any(bool(patience and seen) and len(seen) - 1 - self.best.of(seen) >= patience)
 
     def _evaluate(self, step: int) -> None:
-        seen = self.log.history.evaluations
-        if any(row["step"] == step for row in seen):
+        if any(row["step"] == step for row in self.log.history.evaluations):
             return
         self.model.eval()
         with torch.no_grad():
             row = {"step": step, **self.evaluate(self.model, step)}
         self.model.train()
-        if self.best and self.best.of([*seen, row]) == len(seen) and self.folder:
-            self._write(step, "best")  # before it is logged: a kill in between repeats the evaluation
         self.log.evaluation(row)
         self.live.evaluation(row)
 
@@ -349,40 +291,6 @@ class _Run:
                 error = caught
         if self.team.any(error is not None):
             raise error or Me5Error("rank 0 failed: it says why")
-
-
-class _Half:
-    """fp16's scaled loss: gradients are multiplied by a factor on their way through the backbone, or they underflow.
-
-    A loss that the loop takes the gradient of is scaled as usual. Where `compute` makes the gradients itself, piece by
-    piece, they are scaled where they enter the model, at its output: same products, and `compute` need not know.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        device = device_of(model)
-        self.scaler, self.factor = torch.amp.GradScaler(device.type), 1.0
-        self.scaler.scale(torch.zeros((), device=device))  # or there is no scale yet
-        self.hook = model.register_forward_hook(self._enter)
-
-    def compute(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The loss, unscaled; gradients that are made meanwhile are scaled."""
-        self.factor = self.scale()
-        try:
-            return compute()
-        finally:
-            self.factor = 1.0
-
-    def scale(self) -> float:
-        """The factor of this step."""
-        return self.scaler.get_scale()
-
-    def close(self) -> None:
-        """Leave the model as it was."""
-        self.hook.remove()
-
-    def _enter(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and output.requires_grad:
-            output.register_hook(lambda gradient: gradient * self.factor)
 
 
 def _ahead(prepare: Callable[[int], Work], start: int, steps: int) -> Iterator[tuple[int, Work, float]]:

@@ -28,9 +28,7 @@ from me5lib.train.search import Found, Index, Words, bm25, dense, nearest, rando
 
 __all__ = ["Found", "Index", "Words", "bm25", "dense", "nearest", "random", "top_k"]  # mining is search and choice
 
-Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]  # (query, passage) pairs → scores: `CrossEncoder.predict`
 FIRST, LAST = "same text", "not needed"  # the rules that always are, around those that are asked for
-PAIRS = 4096  # ours: pairs that go to a teacher at once
 BLOCK = 1024  # queries whose candidates' texts are compared at a time
 
 
@@ -106,44 +104,6 @@ def near_positive(highest: float = 1.06) -> Rule:
         return found.likeness > highest
 
     return Rule("near a positive", drops)
-
-
-def teacher(
-    score: Score, queries: Sequence[str], positives: Sequence[Sequence[str]], passages: Sequence[str],
-    share: float = 0.95, gap: float | None = None,
-) -> Rule:
-    """Drops what a cross-encoder scores above `share` of the positive's score (of several, the best); with `gap`, what
-    it scores no more than that below. Only candidates that are still left are scored.
-
-    Raises `Me5Error` for scores of another number than the pairs', or that are not finite.
-    """
-
-    def scored(pairs: list[tuple[str, str]]) -> np.ndarray:
-        found = [_teacher_scores(score, pairs[at : at + PAIRS]) for at in range(0, len(pairs), PAIRS)]
-        return np.concatenate([np.empty(0, np.float32), *found])
-
-    def drops(found: Found, left: np.ndarray) -> np.ndarray:
-        """The teacher's score above the positive's limit, of those left; bool [Q, depth]."""
-        asked = np.flatnonzero(left.any(axis=1))
-        owner = np.repeat(asked, [len(positives[i]) for i in asked])
-        own = np.full(len(left), -np.inf, np.float32)
-        np.maximum.at(own, owner, scored([(queries[i], text) for i in asked for text in positives[i]]))
-        limit = (ceiling(own, share) if gap is None else own - np.float32(gap))[:, None]
-        theirs = np.full(left.shape, -np.inf, np.float32)
-        theirs[left] = scored([(queries[i], passages[found.rows[i, j]]) for i, j in np.argwhere(left)])
-        return left & (theirs > limit if gap is None else theirs >= limit)
-
-    return Rule("teacher", drops)
-
-
-def _teacher_scores(score: Score, pairs: list[tuple[str, str]]) -> np.ndarray:
-    scores = np.asarray(score(pairs), dtype=np.float32)
-    if scores.shape != (len(pairs),):
-        raise Me5Error(f"the teacher gave scores of shape {scores.shape} for {len(pairs)} pairs: one each is wanted")
-    if not np.isfinite(scores).all():
-        query, passage = pairs[int(np.flatnonzero(~np.isfinite(scores))[0])]
-        raise Me5Error(f"the teacher's score of {query[:40]!r} and {passage[:40]!r} is not finite: score in fp32")
-    return scores
 
 
 def choose(

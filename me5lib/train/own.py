@@ -1,4 +1,4 @@
-"""Fine-tuning on your own file: a model of the hub or of a folder, dials that fit a small file, an estimate, stage 2.
+"""Fine-tuning on your own file: a model of the hub or of a folder, dials that fit a small file, stage 2.
 
     corpus = own.read("faq.csv")                                   # me5lib.data.own
     start = open_start("intfloat/multilingual-e5-small", out)      # a folder
@@ -9,7 +9,7 @@ The start model must read texts as mE5 does: average pooling over all tokens, "q
 cosines. A model that pools otherwise is refused: it would be trained as something that it is not.
 
 Every dial is the paper's where it says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…`
-changes it. Cost: `estimate` tells, from some steps of this model on this machine with texts of this file.
+changes it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
 from me5lib import scale
 from me5lib.data import streaming
@@ -32,8 +29,8 @@ from me5lib.data.own import OwnCorpus
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import text_key
 from me5lib.places import Me5Error
-from me5lib.scale import Given, Scale, Stage, card, e5, ours, paper
-from me5lib.train import loop, picking, stages
+from me5lib.scale import Given, Scale, card, e5, ours, paper
+from me5lib.train import picking, stages
 from me5lib.train.dist import Team
 
 MODEL = "intfloat/multilingual-e5-small"
@@ -43,10 +40,6 @@ BESIDE = ["onnx/*", "openvino/*"]  # and what mE5's repositories hold besides, t
 EPOCHS = 2.0  # the paper's
 MOST_BATCH, LEAST_BATCH = 64, 8  # ours: what a laptop bears; and fewer negatives teach little
 STEPS_AN_EPOCH = 8  # ours: a small file has a smaller batch, or its two epochs would be a step or two
-PIECES = {"cpu": (256, 1024), "cuda": (4096, 16384)}  # ours: tokens of the two steps that `estimate` times
-MEMORY_SPEED = {"cpu": 8e9, "cuda": 1e12}  # ours: bytes a second, for AdamW: a laptop's and a GPU's, cautiously
-DISK_SPEED = 4e8  # ours: bytes a second that a checkpoint is written with, and summed
-ADAMW_BYTES = 40  # a weight: weight, gradient and two moments read, three of them written, and the norm of the gradient
 
 Say = Callable[[str], object]
 
@@ -190,85 +183,6 @@ def lines(dial: Scale) -> list[str]:
     values = {f"finetune.{key}": value for key, value in dataclasses.asdict(dial.finetune).items()}
     values["data.language_temperature"] = dial.data.language_temperature
     return [f"  {key:28}{values[key]!s:>8}  {source}: {why}" for key, (source, why) in dial.provenance.items()]
-
-
-class Estimate(NamedTuple):
-    """Seconds that a fine-tuning will take here, and what that rests on."""
-
-    mining: float
-    training: float
-    evaluation: float
-    tokens: int  # of all steps, hard negatives included
-    device: str
-
-    def __str__(self) -> str:
-        parts = f"mining {_time(self.mining)}, training {_time(self.training)}, evaluation {_time(self.evaluation)}"
-        return (f"about {_time(sum(self[:3]))} on {self.device}: {parts} (estimated from two small steps; "
-                f"{self.tokens / 1e6:.2g} M tokens to train on)")
-
-
-def estimate(corpus: OwnCorpus, encoder: Encoder, dial: Scale) -> Estimate:
-    """How long mining, training and the evaluation before and after will take; the encoder is left as it was.
-
-    Two steps forwards and backwards are timed, of few and of more tokens of the file's own texts: what they have in
-    common is a step's fixed cost. AdamW's, and that of the checkpoints, is reckoned from the weights. A teacher is not
-    in it.
-    """
-    stage, kind = dial.finetune, "cuda" if encoder.device.type == "cuda" else "cpu"
-    fixed, token = _timed(encoder, _sample(corpus, encoder, stage), PIECES[kind])
-    asked, found = _mean_tokens(corpus, encoder, stage)
-    rows, weights = corpus.labelled(), sum(p.numel() for p in encoder.parameters())
-    step = stage.batch * (asked + (1 + stage.hard_negatives) * found)
-    replay = 4 / 3 if kind == "cpu" and step > stages.Budget.on_cpu(dial.model).whole else 1  # GradCache's
-    update = fixed + ADAMW_BYTES * weights / MEMORY_SPEED[kind]
-    saves = stage.steps // max(1, stage.steps // stages.CHECKPOINTS) * 3 * 4 * weights / DISK_SPEED
-    passages = len({text for row in rows for text in (*row.positives, *row.negatives)})
-    dev = corpus.retrieval()
-    looked_at = len(dev.queries) * asked + len(dev.documents) * found
-    device = torch.cuda.get_device_name() if kind == "cuda" else f"{os.cpu_count()} CPU cores"
-    training = stage.steps * (update + token * step * replay) + saves
-    return Estimate(token / 3 * (len(rows) * asked + passages * found), training, 2 * token / 3 * looked_at,
-                    int(stage.steps * step), device)
-
-
-def _sample(corpus: OwnCorpus, encoder: Encoder, stage: Stage) -> list[list[int]]:
-    """Token ids of some passages, as a step has them."""
-    some = corpus.labelled()[:64]
-    return encoder.tokenize([row.positives[0] for row in some], corpus.prefixes()[1], stage.passage_tokens)
-
-
-def _mean_tokens(corpus: OwnCorpus, encoder: Encoder, stage: Stage, most: int = 500) -> tuple[float, float]:
-    """Mean tokens of a query and of a passage, as they are cut, of some that are spread over the file."""
-    rows = corpus.labelled()
-    some = [rows[i] for i in np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-    sides = corpus.prefixes()
-    asked = encoder.tokenize([row.query for row in some], sides[0], stage.query_tokens)
-    found = encoder.tokenize([row.positives[0] for row in some], sides[1], stage.passage_tokens)
-    return float(np.mean(list(map(len, asked)))), float(np.mean(list(map(len, found))))
-
-
-def _timed(encoder: Encoder, texts: list[list[int]], sizes: tuple[int, int]) -> tuple[float, float]:
-    """Seconds of a step without any token, and of each token: a line through two steps of about `sizes` tokens."""
-    seconds, tokens = [], []
-    for size in (sizes[0], *sizes):  # the very first one warms up
-        ids = [texts[i % len(texts)] for i in range(max(1, round(size * len(texts) / sum(map(len, texts)))))]
-        began = time.perf_counter()
-        with loop.autocast(encoder.device, loop.precision(encoder.device).name):
-            encoder(ids).sum().backward()
-        if encoder.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-        tokens.append(sum(map(len, ids)))
-        encoder.zero_grad(set_to_none=True)
-    slope = (seconds[2] - seconds[1]) / max(1, tokens[2] - tokens[1])
-    slope = slope if slope > 0 else seconds[2] / tokens[2]
-    return max(0.0, seconds[1] - slope * tokens[1]), slope
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def finetune(corpus: OwnCorpus, start: Path, out: Path, dial: Scale, *, seed: int = 0, teacher: bool = False,

@@ -42,17 +42,14 @@ class Found(NamedTuple):
 
 
 class Index:
-    """Vectors of passages fp32 [P, d], to be searched exactly, or approximately by faiss: inverted lists or HNSW.
+    """Vectors of passages fp32 [P, d], to be searched exactly, or approximately by faiss: inverted lists or HNSW."""
 
-    `model` names what encoded them (any text); a search that names another one is refused.
-    """
-
-    def __init__(self, vectors: np.ndarray, kind: str = "auto", model: str = "") -> None:
+    def __init__(self, vectors: np.ndarray, kind: str = "auto") -> None:
         """`kind`: exact, ivf, hnsw; auto is exact below `LARGE` passages, then ivf. Raises `Me5Error` for another."""
         if kind not in (*KINDS, "auto"):
             raise Me5Error(f"there is no index {kind!r}: choose one of {', '.join(KINDS)}")
         self.kind = kind if kind != "auto" else KINDS[len(vectors) >= LARGE]
-        self.vectors, self.model = vectors, model
+        self.vectors = vectors
         self._faiss = None if self.kind == "exact" else _approximate(vectors, self.kind)
         self._crowd: np.ndarray | None = None
 
@@ -65,15 +62,11 @@ class Index:
 
     def crowd_at(self, vectors: np.ndarray) -> np.ndarray:
         """The same of any vectors that are in the index, fp32 [n]: the best found is taken for the vector itself."""
-        scores = self.search(vectors, NEIGHBOURS + 1, self.model)[1][:, 1:]
+        scores = self.search(vectors, NEIGHBOURS + 1)[1][:, 1:]
         return np.nan_to_num(scores.mean(axis=1) if scores.size else np.zeros(len(vectors)), neginf=0.0)
 
-    def search(self, queries: np.ndarray, k: int, model: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """As `top_k`; an approximate index may give fewer (row -1, score -inf). Raises `Me5Error` for another model's
-        vectors."""
-        if model != self.model:
-            raise Me5Error(f"the index was built with the model {self.model or '(unnamed)'}, the queries are of "
-                           f"{model or '(unnamed)'}: build it again with the queries' model")
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `top_k`; an approximate index may give fewer (row -1, score -inf)."""
         if self._faiss is None:
             return top_k(queries, self.vectors, k)
         refuse_vectors(queries, self.vectors[:1])
@@ -85,7 +78,7 @@ class Index:
         if self._faiss is None or not len(queries):
             return None
         some = queries[np.linspace(0, len(queries) - 1, min(SAMPLED, len(queries))).astype(int)]
-        exact, near = top_k(some, self.vectors, k)[0], self.search(some, k, self.model)[0]
+        exact, near = top_k(some, self.vectors, k)[0], self.search(some, k)[0]
         hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, near, strict=True))
         return hits / exact.size
 
@@ -129,10 +122,10 @@ def dense(
 
 def nearest(
     asked: np.ndarray, owner: np.ndarray, right: np.ndarray, index: Index, depth: int, skip: int = 0,
-    likeness: bool = False, model: str = "",
+    likeness: bool = False,
 ) -> Found:
     """`dense` for vectors: queries [Q, d], positives `right` [N, d] and the query `owner` [N] (ascending) of each."""
-    rows, scores = (found[:, skip:] for found in index.search(asked, skip + depth, model))
+    rows, scores = (found[:, skip:] for found in index.search(asked, skip + depth))
     own = np.full(len(asked), -np.inf, np.float32)
     for start in range(0, len(owner), BLOCK_PASSAGES):
         part = slice(start, start + BLOCK_PASSAGES)

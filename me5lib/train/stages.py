@@ -37,7 +37,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
-from me5lib.train import checkpoint, contrast, distill, drawing, groups, loop, picking, tokenised
+from me5lib.train import checkpoint, contrast, distill, drawing, groups, loop, picking
 from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
 from me5lib.train.door import Door, identity, read_json, write_json
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
@@ -55,13 +55,12 @@ CHECKPOINTS = 5  # ours: times a stage writes one
 
 def pretrain(
     scale: Scale, seed: int, out: Path, *, corpus: Corpus | HubCorpus | None = None, team: Team | None = None,
-    evaluate: loop.Evaluator | None = None, every: int = 0, progress: bool = True, pretokenised: bool = False,
+    evaluate: loop.Evaluator | None = None, every: int = 0, progress: bool = True,
 ) -> Path:
     """Stage 1, contrastive pre-training on unlabelled pairs: the finished folder `out/stage1`.
 
     `evaluate(encoder, step)` is logged before the first step, after the last, and after every `every` steps (0: fifteen
-    times in all); by default it is `watch.watch(corpus)`. With `pretokenised`, token ids are read from a store in the
-    cache, written on its first use (`tokenised.over`). Neither changes what is trained.
+    times in all); by default it is `watch.watch(corpus)`. It does not change what is trained.
     """
     team = team or Team.alone()
     corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
@@ -72,11 +71,9 @@ def pretrain(
         return door.final
     encoder = _ready(first_here(team, lambda: _start(scale, seed, out, corpus, None)), scale.train, team)
     work = first_here(team, door.open)
-    if pretokenised:
-        mixture = first_here(team, lambda: tokenised.over(mixture, encoder, scale.train, prefixes, progress))
     cut = functools.partial(_budget, work, team, encoder, scale.model, scale.train)
     every = every or max(1, scale.train.steps // LOOKS)
-    stage1 = _stage1(encoder, team, mixture, scale.train, seed, first_here(team, cut), pretokenised)
+    stage1 = _stage1(encoder, team, mixture, scale.train, seed, first_here(team, cut))
     loop.train(
         encoder, stage1, scale.train, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
         every=every, save_every=_save_every(scale.train), progress=progress, name="stage 1", team=team,
@@ -234,14 +231,13 @@ def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start
 
 
 def _stage1(
-    encoder: Encoder, team: Team, mixture: Mixture, stage: Stage, seed: int, budget: Budget, pretokenised: bool = False
+    encoder: Encoder, team: Team, mixture: Mixture, stage: Stage, seed: int, budget: Budget
 ) -> Callable[[int], loop.Work]:
     model = team.wrap(encoder)
-    ready = tokenised.ready if pretokenised else _ready_pairs
 
     def part(pairs: Sequence[Pair]) -> Part:
         """Some pairs of this rank, tokenised, and their share of the loss over all ranks'."""
-        ids, related = ready(pairs, encoder, stage)
+        ids, related = _ready_pairs(pairs, encoder, stage)
         return Part(ids, lambda vectors: _contrastive(vectors, len(pairs), related, stage))
 
     def prepare(step: int) -> loop.Work:

@@ -6,28 +6,22 @@
 
 Results and timings are kept apart: two runs with one seed leave the same `log.jsonl`, to the bit.
 
-On the screen: a bar. TensorBoard and Weights & Biases get the same numbers where they are installed and asked for
-(`ME5_TRACK=tensorboard`, `wandb` or both, with a comma); by default nothing leaves the machine.
+On the screen: a bar. Nothing leaves the machine.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from me5lib.places import Me5Error
 from me5lib.train import checkpoint
-
-TRACK = "ME5_TRACK"
 
 # Dense 16-bit matrix products with fp32 sums, FLOP/s, from the makers' data sheets; the first name that fits counts.
 PEAK = {
@@ -48,13 +42,6 @@ def read(folder: Path) -> History:
     """The history that a stage left in `folder`."""
     rows = _lines(folder / "log.jsonl")
     return History([r for r in rows if "loss" in r], [r["evaluate"] for r in rows if "evaluate" in r])
-
-
-class Board(NamedTuple):
-    """Something outside that shows curves."""
-
-    post: Callable[[int, Mapping[str, float]], None]  # takes the step and its numbers
-    close: Callable[[], None]
 
 
 class Log:
@@ -144,81 +131,33 @@ class Speed(NamedTuple):
 
 
 class Live:
-    """The bar on the screen, and the boards."""
+    """The bar on the screen."""
 
-    def __init__(self, name: str, start: int, steps: int, shown: bool, boards: list[Board]) -> None:
-        self.boards, self.looked = boards, {}
+    def __init__(self, name: str, start: int, steps: int, shown: bool) -> None:
+        self.looked: dict[str, str] = {}
         self.bar = tqdm(
             total=steps, initial=start, desc=name, disable=not shown, file=sys.stdout, mininterval=2, unit="step"
         )
 
     def step(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """Show a step."""
-        shown = {"loss": f"{row['loss']:.3f}", "norm": f"{row['grad_norm']:.2f}" if row["grad_norm"] else "-"}
+        shown = {"loss": f"{row['loss']:.3f}", "norm": f"{row['grad_norm']:.2f}"}
         if timing.get("tokens_per_s"):
             shown["tok/s"] = f"{timing['tokens_per_s']:,}"
         if timing.get("mfu"):
             shown["mfu"] = f"{timing['mfu']:.0%}"
         self.bar.set_postfix({**shown, **self.looked}, refresh=False)
         self.bar.update()
-        self._post(row["step"], {**row, **timing}, "train")
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
-        """Show an evaluation: its first number beside the bar, all of them on the boards."""
+        """Show an evaluation: its first number beside the bar."""
         first = next((name for name in row if name != "step" and isinstance(row[name], float)), None)
         if first:
             self.looked = {first: f"{row[first]:.3f}"}
-        self._post(row["step"], row, "evaluate")
 
     def close(self) -> None:
-        """End the bar's line, and the boards' curves."""
+        """End the bar's line."""
         self.bar.close()
-        for board in self.boards:
-            board.close()
-
-    def _post(self, step: int, row: Mapping[str, Any], part: str) -> None:
-        numbers = {f"{part}/{k}": v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
-        for board in self.boards:
-            board.post(step, numbers)
-
-
-def boards(folder: Path | None, plan: str, start: int) -> list[Board]:
-    """What `ME5_TRACK` asks for and is installed; what is not installed is said in a line, and the run goes on.
-
-    Written beside the stage's folder, which is moved when it is finished: `<run>/tensorboard/<stage>`.
-    """
-    wanted = [name.strip() for name in os.environ.get(TRACK, "").split(",") if name.strip()]
-    makers = {"tensorboard": _tensorboard, "wandb": _wandb}
-    if unknown := set(wanted) - set(makers):
-        raise Me5Error(f"{TRACK}={','.join(sorted(unknown))} is not known: choose tensorboard, wandb or both")
-    made = []
-    for name in wanted if folder is not None else []:
-        try:
-            made.append(makers[name](folder, plan, start))
-        except ImportError:
-            print(f"{TRACK} asks for {name}, which is not installed (pip install {name}): going on without it")
-    return made
-
-
-def _tensorboard(folder: Path, plan: str, start: int) -> Board:
-    to = folder.parent / "tensorboard" / folder.name.removesuffix(".part")
-    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(to), purge_step=start)
-
-    def post(step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
-
-    return Board(post, writer.close)
-
-
-def _wandb(folder: Path, plan: str, start: int) -> Board:
-    name = folder.name.removesuffix(".part")
-    same = checkpoint.fingerprint({"plan": plan, "folder": str(folder)})  # a resumed run goes on in its own curve
-    run = importlib.import_module("wandb").init(
-        project="me5", name=name, id=same, resume="allow", dir=str(folder.parent), config={"plan": plan}
-    )
-    return Board(lambda step, numbers: run.log(dict(numbers), step=step), run.finish)
 
 
 def _before(row: dict[str, Any], start: int) -> bool:
