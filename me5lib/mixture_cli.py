@@ -9,43 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from me5lib.places import Me5Error, sha256
+from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from me5lib.data import manifests, pipeline
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The mixture of a billion pairs: build, show, check."
 )
 Out = Annotated[Path | None, typer.Option(help="Folder of the mixture (default: mixture, in the cache).")]
-
-
-class FolderEncoder:
-    """An encoder of a folder, or of the hub, as a callable that travels to other processes and loads itself there."""
-
-    def __init__(self, folder: str):
-        self.folder, self._loaded = folder, None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the weights."""
-        return {"folder": self.folder, "_loaded": None}
-
-    def __call__(self, texts: Sequence[str], prefix: str) -> np.ndarray:
-        """Vectors of `prefix + text`, fp32 [n, width], L2-normalised."""
-        from me5lib.model.encoder import Encoder
-
-        self._loaded = self._loaded or Encoder.load(self.folder)
-        return self._loaded.encode(list(texts), prefix)
-
-    @property
-    def name(self) -> str:
-        """What tells it from others: the hash of its weights."""
-        weights = sorted(Path(self.folder).rglob("*.safetensors"))
-        if not weights:
-            raise Me5Error(f"--encoder {self.folder}: no weights (*.safetensors) in this folder")
-        return "+".join(sha256(file)[:16] for file in weights)
 
 
 @app.command()
@@ -57,8 +29,6 @@ def build(
     out: Out = None,
     source: Annotated[Path | None, typer.Option("--from", help="Read a copy of the hub: DIR/<repository>/…")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows to read of a card, spread evenly over its files.")] = None,
-    encoder: Annotated[str, typer.Option(help="Checkpoint folder, for the consistency filter of cards.")] = "",
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will take: rows, GB, hours.")] = False,
     time: Annotated[str, typer.Option(help="Slurm: limit of a task.")] = "24:00:00",
     partition: Annotated[str, typer.Option(help="Slurm: partition.")] = "",
     account: Annotated[str, typer.Option(help="Slurm: account.")] = "",
@@ -73,15 +43,10 @@ def build(
     if executor not in ("local", "slurm", "ray"):
         raise Me5Error(f"--executor {executor!r}: choose local, slurm or ray")
     slurm = executors.Slurm(time, partition, account, mem, env_command, _pairs(sbatch))
-    given = FolderEncoder(encoder) if encoder else None
-    options = builder.Options(tasks, source.expanduser().resolve() if source else None, limit,
-                              builder.Encoder(given, given.name) if given else None)
+    options = builder.Options(tasks, source.expanduser().resolve() if source else None, limit)
     prepared = [builder.prepare(cards.load(name), out or builder.home(), options) for name in card]
     for each in prepared:
-        if plan:
-            _plan(each, executor, workers)
-        else:
-            _build(each, executor, workers, slurm, mem)
+        _build(each, executor, workers, slurm, mem)
 
 
 def _pairs(given: list[str]) -> dict[str, str]:
@@ -89,15 +54,6 @@ def _pairs(given: list[str]) -> dict[str, str]:
         if "=" not in each:
             raise Me5Error(f"--sbatch {each!r}: give key=value")
     return dict(each.split("=", 1) for each in given)
-
-
-def _plan(build: pipeline.Prepared, executor: str, workers: int | None) -> None:
-    from me5lib.data import pipeline
-    from me5lib.data.estimate import estimate
-
-    most = workers or (pipeline.processors(build.options.tasks) if executor == "local" else build.options.tasks)
-    print(f"card {build.card.name}: nothing is built, this is what it will take")
-    print("\n".join(f"  {line}" for line in estimate(build, most).lines()))
 
 
 def _build(build: pipeline.Prepared, executor: str, workers: int | None, slurm: Any, mem: int) -> None:

@@ -1,6 +1,5 @@
-"""Filters: what each step drops and, as much, what it keeps; options of cards; E5's consistency against brute force."""
+"""Filters: what each step drops and, as much, what it keeps; options of cards."""
 
-import json
 import random
 
 import numpy as np
@@ -149,41 +148,3 @@ def test_signatures_estimate_the_jaccard_of_character_ngrams(tmp_path):
         assert abs((hashes[0] == hashes[1]).mean() - true) < 0.15
     assert sign.get_shingles("abcd").shape == (0, 1)
     assert set(map(int, sign.get_shingles("ÄBCDE  f")[:, 0])) == set(map(int, sign.get_shingles("äbcde F")[:, 0]))
-
-
-def vectors(texts, prefix, width=16):
-    """A made-up encoder: the same text has nearly the same vector under both prefixes, others have others."""
-    found = [np.random.default_rng(abs(int.from_bytes(text.encode()[:6], "little"))).normal(size=width)
-             for text in texts]
-    found = np.array(found) + (0.2 if prefix == "query: " else 0.0)
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
-
-
-def test_consistency_is_the_rank_among_all_passages(monkeypatch):
-    monkeypatch.setattr(filters, "PIECE", 37)  # pieces that do not divide the number
-    passages = [f"{i:05d} passage" for i in range(300)]
-    queries = [passages[i] if i % 3 else f"{i + 1000:05d} else" for i in range(300)]
-    asked, answers = vectors(queries, "query: "), vectors(passages, "passage: ")
-    scores = asked.astype(np.float64) @ answers.T.astype(np.float64)
-    rank = (scores > np.diag(scores)[:, None]).sum(1) + 1
-    for top in (1, 2, 5):
-        kept = filters.consistency(queries, passages, vectors, top=top, among=300)
-        assert kept.tolist() == (rank <= top).tolist()
-    assert 150 < (rank <= 2).sum() < 290
-
-
-def test_consistency_among_fewer_is_milder_and_a_copy_is_no_rival():
-    passages = [f"{i:05d} passage" for i in range(300)]
-    queries = [f"{i + 1000:05d} else" for i in range(300)]
-    many, few = (filters.consistency(queries, passages, vectors, top=2, among=n) for n in (300, 20))
-    assert many.sum() < few.sum() and not (many & ~few).any()
-    copies = filters.consistency(["00001 x"] * 50, ["00001 passage"] * 50, vectors, top=1, among=50)
-    assert copies.all()
-
-
-def test_the_crowd_does_not_depend_on_order_or_copies():
-    passages = [f"{i:05d} passage" for i in range(100)]
-    one = filters.crowd(passages, vectors, 10)
-    other = filters.crowd(passages[::-1] + passages[:50], vectors, 10)
-    assert one.keys.tolist() == other.keys.tolist() and np.array_equal(one.vectors, other.vectors)
-    assert len(one.keys) == 10 and json.dumps(one.keys.tolist())

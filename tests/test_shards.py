@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from me5lib.data import shards
@@ -55,15 +54,6 @@ def test_neighbouring_rows_are_a_random_sample(tmp_path):
     assert abs(np.mean(block) - 50_000) < 5_000 and np.std(block) > 25_000
 
 
-def test_the_archive_holds_the_same_rows(table, tmp_path):
-    shards.write(table, tmp_path / "s")
-    archived = pq.read_table(tmp_path / "s" / shards.ARCHIVE)
-    shard = shards.open_shard(tmp_path / "s")
-    rows = np.random.default_rng(0).permutation(shard.rows)
-    assert shard.read(rows) == [archived[name].take(pa.array(rows)).to_pylist() for name in archived.column_names]
-    assert pq.ParquetFile(tmp_path / "s" / shards.ARCHIVE).metadata.row_group(0).column(0).compression == "ZSTD"
-
-
 def test_training_reads_a_mapping_not_a_copy(tmp_path):
     shards.write(pa.table({"query": ["x" * 1000] * 20_000, "passage": ["y"] * 20_000}), tmp_path / "s")
     before = pa.total_allocated_bytes()
@@ -83,10 +73,9 @@ def test_many_shards_stay_open(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("file", [shards.MAPPED, shards.ARCHIVE])
-def test_a_shard_cut_short_is_refused(file, table, tmp_path):
+def test_a_shard_cut_short_is_refused(table, tmp_path):
     shards.write(table, tmp_path / "s")
-    path = tmp_path / "s" / file
+    path = tmp_path / "s" / shards.MAPPED
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(Me5Error, match="delete it and run again"):
         shards.open_shard(tmp_path / "s")
@@ -102,22 +91,11 @@ def test_a_missing_or_wrong_manifest_is_refused(table, tmp_path):
         shards.open_shard(tmp_path / "s")
 
 
-def test_a_changed_byte_is_found_by_verify(table, tmp_path):
-    shards.write(table, tmp_path / "s")
-    shards.open_shard(tmp_path / "s").verify()
-    path = tmp_path / "s" / shards.MAPPED
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(Me5Error, match="SHA-256"):
-        shards.open_shard(tmp_path / "s").verify()
-
-
 def test_a_full_disk_leaves_nothing_behind(table, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards.pq, "write_table", full)
+    monkeypatch.setattr(shards.pa.ipc, "new_file", full)
     with pytest.raises(Me5Error, match="ME5_CACHE"):
         shards.write(table, tmp_path / "s")
     assert list(Path(tmp_path).iterdir()) == []

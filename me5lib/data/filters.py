@@ -3,9 +3,9 @@
     steps = sift("mc4", {"length": {"least": 20}, "language": {}})    # (name, step) in the card's order
     reason = steps[0][1](pair)                                         # "passage under 20 characters", or None: keep
 
-`STEPS` look at one pair or labelled example. `WHOLE` are the steps that look at a whole card (`exact`, `near`,
-`consistency`); here are only their options and E5's `consistency` itself, the rest is the pipeline's. They come after
-the others, in that order, wherever the card names them. Every threshold is ours unless a source is named.
+`STEPS` look at one pair or labelled example. `WHOLE` are the steps that look at a whole card (`exact`, `near`); here
+are only their options, the rest is the pipeline's. They come after the others, in that order, wherever the card names
+them. Every threshold is ours unless a source is named.
 
 Cost per pair on one core, at 1,000 signs: `length` 10 µs, `identical` 10 µs, `language` 0.1 ms, `boilerplate` 0.05 ms.
 """
@@ -16,21 +16,17 @@ import inspect
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, validate_call
 
 from me5lib.pairs import Labelled, Pair, text_key
 from me5lib.places import Me5Error
 
-if TYPE_CHECKING:
-    import numpy as np
-
 Item = Pair | Labelled
 Step = Callable[[Item], str | None]
-Encode = Callable[[Sequence[str], str], "np.ndarray"]  # (texts, prefix) → fp32 [n, width], L2-normalised
 Side = Literal["query", "passage", "both"]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -188,13 +184,6 @@ class Near(NamedTuple):
         return 128, 1
 
 
-class Consistency(NamedTuple):
-    """E5's filter (2212.03533): the passage must be among the `top` for its query, of itself and `among` others."""
-
-    top: int = 2
-    among: int = 1_000_000
-
-
 def _exact() -> Exact:
     return Exact()
 
@@ -203,14 +192,10 @@ def _near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> Near:
     return Near(threshold)
 
 
-def _consistency(top: Annotated[int, Field(ge=1)] = 2, among: Annotated[int, Field(ge=1)] = 1_000_000) -> Consistency:
-    return Consistency(top, among)
-
-
 STEPS: dict[str, Callable[..., Step]] = {
     step.__name__: step for step in (length, language, boilerplate, identical)
 }
-WHOLE: dict[str, Callable[..., Any]] = {"exact": _exact, "near": _near, "consistency": _consistency}
+WHOLE: dict[str, Callable[..., Any]] = {"exact": _exact, "near": _near}
 
 
 def make(card: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -241,65 +226,3 @@ def sift(card: str, given: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, S
 def whole(card: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The steps over the whole card that it names: name → options, in the order of `WHOLE`."""
     return {name: make(card, name, given[name]) for name in WHOLE if name in given}
-
-
-class Crowd(NamedTuple):
-    """Random passages of a card, for `consistency`: `keys` int64 [n] (`text_key`), `vectors` fp32 [n, width]."""
-
-    keys: np.ndarray
-    vectors: np.ndarray
-
-
-PIECE = 4_096  # items encoded and searched at once: bounds memory, and nothing else
-
-
-def crowd(passages: Sequence[str], encode: Encode, among: int, prefix: str = "passage: ") -> Crowd:
-    """Up to `among` different ones of `passages`: those with the smallest keys, a random choice and always the same.
-
-    Cost: encoding them once; memory 4 bytes × width each (1.5 GB for a million of width 384).
-    """
-    import numpy as np
-
-    found = {text_key(text): text for text in passages}
-    keys = sorted(found, key=lambda key: key % 2**64)[:among]
-    vectors = [encode([found[key] for key in keys[i:i + PIECE]], prefix) for i in range(0, len(keys), PIECE)]
-    return Crowd(np.array(keys, dtype=np.int64), np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32))
-
-
-def consistency(queries: Sequence[str], passages: Sequence[str], encode: Encode, top: int = 2, among: int = 1_000_000,
-                prefixes: tuple[str, str] = ("query: ", "passage: ")) -> np.ndarray:
-    """E5's filter (2212.03533, §3.1 as PAPER.md §2.3 has it): whether to keep each pair, bool [n].
-
-    A pair is kept if no more than `top` − 1 of `among` random passages (of `passages`) are nearer to its query than its
-    own passage is, by the cosine of `encode`. A passage is no rival of its own copy.
-    """
-    return among_crowd(queries, passages, encode, top, crowd(passages, encode, among, prefixes[1]), prefixes)
-
-
-def among_crowd(queries: Sequence[str], passages: Sequence[str], encode: Encode, top: int, rivals: Crowd,
-                prefixes: tuple[str, str] = ("query: ", "passage: "), index: Any = None) -> np.ndarray:
-    """`consistency` against given rivals, bool [n]; `index` is `exact_index(rivals)`, where it is at hand."""
-    import numpy as np
-
-    index = exact_index(rivals) if index is None else index
-    kept = np.ones(len(queries), dtype=bool)
-    if not len(rivals.keys):
-        return kept
-    for start in range(0, len(queries), PIECE):
-        part = slice(start, start + PIECE)
-        asked, answers = encode(queries[part], prefixes[0]), encode(passages[part], prefixes[1])
-        own = np.einsum("nd,nd->n", asked, answers)
-        scores, found = index.search(np.ascontiguousarray(asked), min(top + 1, len(rivals.keys)))
-        keys = np.array([text_key(text) for text in passages[part]], dtype=np.int64)
-        nearer = (scores > own[:, None]) & (rivals.keys[found] != keys[:, None])
-        kept[part] = nearer.sum(1) < top
-    return kept
-
-
-def exact_index(rivals: Crowd) -> Any:
-    """A faiss index of the crowd that finds the true nearest by inner product."""
-    import faiss
-
-    index = faiss.IndexFlatIP(rivals.vectors.shape[1])
-    index.add(rivals.vectors)
-    return index

@@ -35,17 +35,17 @@ from filelock import FileLock
 
 from me5lib.data import cards, shards, streaming
 from me5lib.data.origin import Row
-from me5lib.data.streaming import Build, Plan, Stream, Unreachable, Unreadable, plan, rows
+from me5lib.data.streaming import Build, Plan, Stream, Unreachable, Unreadable, plan
 from me5lib.pairs import Labelled, Pair, text_key
 from me5lib.places import Me5Error, cache
 
 if TYPE_CHECKING:
     from me5lib.scale import Scale
 
-__all__ = ["Unreachable", "draw", "home", "labelled", "open_hub", "plan", "rows", "wanted"]
+__all__ = ["Unreachable", "draw", "home", "labelled", "open_hub", "plan", "wanted"]
 VERSION = 1  # of the drawing; raise it with any change that gives other rows
 READ = 20  # rows read at most for one that is wanted: a filter that refuses all must not read the whole hub
-LEFT_OUT = ("near", "consistency")  # filters of a whole card that only the pipeline runs
+LEFT_OUT = ("near",)  # filters of a whole card that only the pipeline runs
 _LIST = pa.list_(pa.string())
 _PAIRS = pa.schema([("query", pa.string()), ("passage", pa.string()), ("language", pa.string())])
 _LABELLED = pa.schema([("query", pa.string()), ("positives", _LIST), ("negatives", _LIST),

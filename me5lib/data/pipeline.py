@@ -4,7 +4,7 @@
     run(build)                                                      # or slurm=…, ray=…
 
 Stages (executors.py runs them, steps.py and whole.py say what a task does): 1 read, make pairs, filter, sign; 2 find
-exact duplicates; 3–5 near ones; 6–7 rivals of the consistency filter; 8 shards; 9 seal. A card has those that it names.
+exact duplicates; 3–5 near ones; 6 shards; 7 seal. A card has those that it names.
 
     <out>/<card>/<language>/part-<rank>-<n>/      shards, and
     <out>/<card>/manifest.json                    what they are: written last; without it a build is not finished
@@ -36,14 +36,7 @@ from me5lib.places import Me5Error, cache
 if TYPE_CHECKING:
     from me5lib.data.executors import Slurm, Stage
 
-VERSION = 1  # of the build; raise it with any change that gives other shards
-
-
-class Encoder(NamedTuple):
-    """What the consistency filter asks: `encode(texts, prefix)` → fp32 [n, width], picklable; `name` tells it apart."""
-
-    encode: filters.Encode
-    name: str
+VERSION = 2  # of the build; raise it with any change that gives other shards
 
 
 class Options(NamedTuple):
@@ -52,7 +45,6 @@ class Options(NamedTuple):
     tasks: int = 8
     mirror: Path | None = None
     limit: int | None = None
-    encoder: Encoder | None = None
 
 
 class Prepared(NamedTuple):
@@ -101,8 +93,6 @@ def prepare(card: Card, out: Path, options: Options, builders: Mapping[str, Call
         if hub.builder not in known:
             raise Me5Error(f"data card {card.name}.md: builder {hub.builder!r} is none: there are {', '.join(known)}")
     filters.sift(card.name, card.filters)
-    if options.encoder and "consistency" not in card.filters:
-        raise Me5Error(f"card {card.name} names no consistency filter: leave --encoder away")
     files, commits, absent = inputs.listed(card, options.mirror)
     key = _key(card, options, files, commits)
     here = (Path(out) / card.name).expanduser().resolve()
@@ -112,7 +102,6 @@ def prepare(card: Card, out: Path, options: Options, builders: Mapping[str, Call
 
 def _key(card: Card, options: Options, files: list[inputs.Input], commits: list[str]) -> str:
     given = [VERSION, __version__, card.sha256, options.tasks, options.limit, files, commits]
-    given.append(options.encoder.name if options.encoder else None)
     return hashlib.sha256(json.dumps(given).encode("utf8")).hexdigest()[:16]
 
 
@@ -124,7 +113,7 @@ def stages(build: Prepared) -> list[Stage]:
     from me5lib.data.executors import Stage, unheard
 
     at, tasks = build.folder, build.options.tasks
-    steps, _ = whole.options_of(build.card.name, build.card.filters, build.options.encoder is not None)
+    steps = filters.whole(build.card.name, build.card.filters)
     with unheard():  # datatrove reminds of a number of tasks that is right
         found = [("pairs", _first(build, "exact" in steps), tasks)]
     if "exact" in steps:
@@ -132,8 +121,6 @@ def stages(build: Prepared) -> list[Stage]:
         found.append(("exact duplicates", [finder], tasks))
     if "near" in steps:
         found += _near(build, steps["near"], "exact" in steps)
-    if "consistency" in steps:
-        found += _rivals(build, steps)
     found.append(("shards", _last(build, steps), tasks))
     found.append(("seal", [_seal(build)], 1))
     return [Stage(name, parts, n, at / "logs" / f"{i:02d}-{name.replace(' ', '-')}")
@@ -187,37 +174,17 @@ def _near(build: Prepared, options: filters.Near, exact: bool) -> list[tuple]:
             ("near clusters", [cluster], 1)]
 
 
-def _prefixes(card: Card) -> tuple[str, str]:
-    return card.query_prefix, card.passage_prefix
-
-
-def _rivals(build: Prepared, steps: Mapping[str, Any]) -> list[tuple]:
-    from me5lib.data import whole
-
-    at, among = str(build.folder / "rivals"), steps["consistency"].among
-    sample = whole.Sample(at, str(build.folder / "counts"), among)
-    gather = whole.Gather(at, among, build.options.encoder.encode, _prefixes(build.card)[1])
-    return [("rivals", [*_again(build, "exact" in steps, "near" in steps), sample], build.options.tasks),
-            ("rivals encoded", [gather], 1)]
-
-
 def _last(build: Prepared, given: Mapping[str, Any]) -> list:
-    from me5lib.data import steps, whole
+    from me5lib.data import steps
 
-    found = _again(build, "exact" in given, "near" in given)
-    ledger = str(build.folder / "counts")
-    if "consistency" in given:
-        inner = whole.Consistent(str(build.folder / "rivals"), given["consistency"], build.options.encoder.encode,
-                                 _prefixes(build.card))
-        found.append(steps.Counted(inner, "inconsistent", ledger))
-    return [*found, steps.Shards(build.card.name, str(build.folder / "shards"), ledger)]
+    shards = steps.Shards(build.card.name, str(build.folder / "shards"), str(build.folder / "counts"))
+    return [*_again(build, "exact" in given, "near" in given), shards]
 
 
 def _seal(build: Prepared) -> Any:
-    from me5lib.data import seal, whole
+    from me5lib.data import seal
 
-    _, skipped = whole.options_of(build.card.name, build.card.filters, build.options.encoder is not None)
-    return seal.Seal(str(build.out), str(build.folder), describe(build) | {"skipped": skipped})
+    return seal.Seal(str(build.out), str(build.folder), describe(build))
 
 
 def describe(build: Prepared) -> dict[str, Any]:
@@ -228,11 +195,10 @@ def describe(build: Prepared) -> dict[str, Any]:
     repositories = [{"repository": hub.repository, "revision": commit, "glob": hub.files, "files": files[entry],
                      "bytes": size[entry]}
                     for entry, (hub, commit) in enumerate(zip(build.card.hub, build.commits, strict=True))]
-    encoder = build.options.encoder.name if build.options.encoder else None
     return {"card": build.card.name, "card_sha256": build.card.sha256, "me5": __version__, "build": VERSION,
             "revision": "; ".join(dict.fromkeys(f"{each['repository']}@{each['revision']}" for each in repositories)),
             "repositories": repositories, "absent": build.absent, "tasks": build.options.tasks,
-            "limit": build.options.limit, "encoder": encoder}
+            "limit": build.options.limit}
 
 
 def run(build: Prepared, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,

@@ -22,7 +22,7 @@ from me5lib.data import shards
 from me5lib.data.manifests import MANIFEST, SEALED, put, read
 from me5lib.places import Me5Error
 
-HEAVY = ("items", "exact", "near", "rivals", "shards")  # of a build's folder: gone once it is sealed
+HEAVY = ("items", "exact", "near", "shards")  # of a build's folder: gone once it is sealed
 
 
 class Seal(PipelineStep):

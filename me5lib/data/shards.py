@@ -1,8 +1,7 @@
 """Shards: one folder per stream (a source in one language), written once, read by row number.
 
-    pairs.parquet    the archive: zstd, opens anywhere
     pairs.arrow      what training reads: uncompressed Arrow, a record batch per 1,024 rows, memory-mapped
-    manifest.json    rows, columns, bytes and SHA-256 of both files
+    manifest.json    rows, columns, bytes and SHA-256 of that file
 
 Rows are shuffled once at build by a stateless hash of the row number, so that a block of neighbouring rows is already a
 random sample and the plan may permute blocks instead of rows. A shard of the corpus has the columns `english, text`
@@ -26,16 +25,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from me5lib.places import Me5Error, sha256
 
-ARCHIVE, MAPPED, MANIFEST = "pairs.parquet", "pairs.arrow", "manifest.json"
+MAPPED, MANIFEST = "pairs.arrow", "manifest.json"
 BLOCK = 1024  # rows that lie together, and that the plan moves together
 
 
 class Manifest(NamedTuple):
-    """What a shard holds: the seed of its shuffle, and bytes and SHA-256 of each of its files."""
+    """What a shard holds: the seed of its shuffle, and bytes and SHA-256 of its file."""
 
     rows: int
     columns: tuple[str, ...]
@@ -79,13 +77,6 @@ class Shard:
         columns = [[value for part in parts for value in part[i]] for i in range(len(self.columns))]
         return columns if back == sorted(back) else [[column[i] for i in back] for column in columns]
 
-    def verify(self) -> Shard:
-        """Hash both files and return self; raises `Me5Error` where one differs from the manifest. Reads every byte."""
-        for name, known in self.manifest.sha256.items():
-            if sha256(self.folder / name) != known:
-                raise damaged(self.folder, f"{name} differs from its SHA-256")
-        return self
-
 
 class Joined:
     """Several shards read as one: row i of the second comes after the last of the first. Columns must be equal."""
@@ -123,7 +114,7 @@ def write(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
     table = _wide(table.combine_chunks()).take(pa.array(shuffled(table.num_rows, seed)))
     try:
         side.mkdir(parents=True)
-        _write_files(table, side)
+        _write_mapped(table, side / MAPPED)
         manifest = _describe(table, side, seed)
         (side / MANIFEST).write_text(json.dumps(manifest._asdict(), indent=1) + "\n", encoding="utf8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -198,17 +189,15 @@ def _wide(table: pa.Table) -> pa.Table:
     return table.cast(pa.schema(fields))
 
 
-def _write_files(table: pa.Table, folder: Path) -> None:
-    pq.write_table(table, folder / ARCHIVE, compression="zstd")
-    with pa.OSFile(str(folder / MAPPED), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+def _write_mapped(table: pa.Table, file: Path) -> None:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=BLOCK)
 
 
 def _describe(table: pa.Table, folder: Path, seed: int) -> Manifest:
-    files = [folder / ARCHIVE, folder / MAPPED]
-    sizes = {file.name: file.stat().st_size for file in files}
-    hashes = {file.name: sha256(file) for file in files}
-    return Manifest(table.num_rows, tuple(table.column_names), seed, sizes, hashes)
+    file = folder / MAPPED
+    return Manifest(table.num_rows, tuple(table.column_names), seed, {MAPPED: file.stat().st_size},
+                    {MAPPED: sha256(file)})
 
 
 def _map(file: Path) -> pa.ipc.RecordBatchFileReader:

@@ -2,7 +2,6 @@
 
     found = plan(load("nllb"), 100_000)            # from listings alone: commits, streams, files, rows wanted of each
     raw = read(entry, commit, paths)               # rows of files as `datasets` gives them, at one commit
-    rows(load("nllb"), "de")                       # pairs, of every row or of a plan's; nothing is kept
 
 The rows asked for are apportioned to streams (one entry of the card in one language) by bytes ** temperature: here the
 true sizes are known. A stream reads the heads of at least `FILES` files, evenly spaced over all it has; files that turn
@@ -66,34 +65,8 @@ class Unreadable(Exception):
     """A file of the hub that is broken, or of another form than its name says."""
 
 
-def rows(card: cards.Card, language: str | None = None, limit: int | None = None, rank: int = 0, world: int = 1,
-         builders: dict[str, Build] | None = None) -> Iterator[Pair | Labelled]:
-    """The pairs of a card straight from the hub, in one language or all: of every row (`limit` None), or of a plan's.
-
-    Of `world` processes each gets another part; together they get what one process would. Rows that do not fit the card
-    are left out (`hub.draw` counts them). Raises `Me5Error`, also for a broken file.
-    """
-    builders = builders or known_builders()
-    refuse_nonsense(card, builders)
-    if limit is None:
-        commits, _, found = files(card, language)
-        parts = [(Stream(number, code, 0, ()), sorted(own), None) for number, code, own in found]
-    else:
-        commits, _, streams = plan(card, limit, language)
-        parts = [(stream, [path], wanted) for stream in streams for path, _, wanted in stream.files if wanted]
-    for stream, paths, wanted in parts:
-        raw = read(card.hub[stream.entry], commits[stream.entry], paths, rank, world)
-        made = (item for item in make(card, stream, raw, Counter(), builders) if language in (None, item.language))
-        try:
-            yield from islice(made, None if wanted is None else wanted * (rank + 1) // world - wanted * rank // world)
-        except Unreadable as error:
-            raise Me5Error(f"card {card.name}: {paths[0]}{' or a file behind it' * (len(paths) > 1)} cannot be read "
-                           f"({error}): leave it out of the card's files, or use `hub.draw`, which goes on") from None
-
-
-def read(entry: cards.Hub, commit: str, paths: list[str], rank: int = 0, world: int = 1,
-         streaming: bool = True) -> Iterator[Row]:
-    """The raw rows of files at one commit, in order, as `datasets` gives them; of `world` processes, this one's part.
+def read(entry: cards.Hub, commit: str, paths: list[str], streaming: bool = True) -> Iterator[Row]:
+    """The raw rows of files at one commit, in order, as `datasets` gives them.
 
     After what could be read raises `Unreachable` where the hub stays away, `Unreadable` for a broken file, `Me5Error`
     for one that is not given.
@@ -101,7 +74,7 @@ def read(entry: cards.Hub, commit: str, paths: list[str], rank: int = 0, world: 
     seen = tries = 0
     while True:
         try:
-            for row in islice(_dataset(entry, commit, paths, rank, world, streaming), seen, None):
+            for row in islice(_dataset(entry, commit, paths, streaming), seen, None):
                 yield row
                 seen, tries = seen + 1, 0
             return
@@ -119,10 +92,9 @@ def read(entry: cards.Hub, commit: str, paths: list[str], rank: int = 0, world: 
             time.sleep(WAIT * tries)
 
 
-def _dataset(entry: cards.Hub, commit: str, paths: list[str], rank: int, world: int, streaming: bool) -> Any:
-    """A `datasets` dataset of the card's columns, split by node."""
+def _dataset(entry: cards.Hub, commit: str, paths: list[str], streaming: bool) -> Any:
+    """A `datasets` dataset of the card's columns."""
     from datasets import load_dataset
-    from datasets.distributed import split_dataset_by_node
 
     kind = "parquet" if entry.files.endswith(".parquet") else "json"
     files = {"train": [f"hf://datasets/{entry.repository}@{commit}/{path}" for path in paths]}
@@ -134,7 +106,7 @@ def _dataset(entry: cards.Hub, commit: str, paths: list[str], rank: int, world: 
         elif kind == "json" and (features := _guessed_wrong(data.features, entry)):
             data = load_dataset(kind, data_files=files, split="train", streaming=streaming, features=features)
         data = data.select_columns(names)
-    return split_dataset_by_node(data, rank, world) if world > 1 else data
+    return data
 
 
 def _guessed_wrong(features: Any, entry: cards.Hub) -> Any:

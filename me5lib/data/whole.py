@@ -1,4 +1,4 @@
-"""Steps of a build that look at a whole card: exact and near duplicates (datatrove's), and E5's consistency filter.
+"""Steps of a build that look at a whole card: exact and near duplicates (datatrove's).
 
 Duplicates go in datatrove's way: each task writes signatures of its items, other tasks merge them and write which items
 go, and whoever reads the items again leaves those out. Which of several copies stays follows from their order in the
@@ -14,17 +14,8 @@ merge holds the pairs of duplicates in memory, in one task.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from itertools import islice
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
 from datatrove.utils.word_tokenizers import WordTokenizer
@@ -34,8 +25,6 @@ from me5lib.data.deal import mix
 from me5lib.pairs import Labelled, normalise, text_key
 
 NGRAM = 5  # characters (ours)
-SLACK = 3  # so many times more candidates than wanted are sampled, for what duplicates may still take away (ours)
-Documents = Iterator[Document]
 
 
 def exact_content(document: Document) -> bytes:
@@ -86,84 +75,3 @@ class NearSignature(MinhashDedupSignature):
         for column in grams.astype(np.uint64).T:
             found = mix(found ^ column)
         return np.unique(found).reshape(-1, 1)
-
-
-class Sample(PipelineStep):
-    """Passages that may be rivals: those whose key lies below a bound that `SLACK` × `among` of the card's do."""
-
-    name, type = "rivals sampled", "me5"
-
-    def __init__(self, folder: str, ledger: str, among: int):
-        super().__init__()
-        self.folder, self.ledger, self.among = folder, ledger, among
-
-    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """Nothing: the sample is written."""
-        import json
-
-        books = sorted((Path(self.ledger) / "items").glob("*.json"))
-        counts = [count for book in books for count in json.loads(book.read_text(encoding="utf8"))["counts"]]
-        total = sum(n for what, _, _, n in counts if what == "made")
-        bound = 2**64 * min(1.0, SLACK * self.among / max(total, 1))
-        texts = sorted({each.text for each in data if text_key(each.text) % 2**64 <= bound})
-        write_texts(Path(self.folder) / f"{rank:05d}.parquet", texts)
-        yield from ()
-
-
-def write_texts(path: Path, texts: list[str]) -> None:
-    """Write beside and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(path.name + ".part")
-    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), side, compression="zstd")
-    os.replace(side, path)
-
-
-class Gather(PipelineStep):
-    """One task: of all that was sampled the `among` rivals, and their vectors."""
-
-    name, type = "rivals encoded", "me5"
-
-    def __init__(self, folder: str, among: int, encode: filters.Encode, prefix: str):
-        super().__init__()
-        self.folder, self.among, self.encode, self.prefix = folder, among, encode, prefix
-
-    def run(self, data: Documents | None = None, rank: int = 0, world_size: int = 1) -> Documents:
-        """Nothing: keys and vectors are written."""
-        files = sorted(Path(self.folder).glob("*.parquet"))
-        texts = [text for file in files for text in pq.read_table(file)["text"].to_pylist()]
-        found = filters.crowd(texts, self.encode, self.among, self.prefix)
-        for name, values in zip(found._fields, found, strict=True):
-            side = Path(self.folder) / f"{name}.part.npy"
-            np.save(side, values)
-            os.replace(side, Path(self.folder) / f"{name}.npy")
-        yield from ()
-
-
-class Consistent(PipelineStep):
-    """Lets an item through that E5's consistency filter keeps; of a labelled example it judges the first positive."""
-
-    name, type = "consistency filter", "me5"
-
-    def __init__(self, folder: str, options: filters.Consistency, encode: filters.Encode, prefixes: tuple[str, str]):
-        super().__init__()
-        self.folder, self.options, self.encode, self.prefixes = folder, options, encode, prefixes
-
-    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """The items that are kept."""
-        rivals = filters.Crowd(*(np.load(Path(self.folder) / f"{name}.npy") for name in filters.Crowd._fields))
-        index = filters.exact_index(rivals) if len(rivals.keys) else None
-        data = iter(data)
-        while given := list(islice(data, filters.PIECE)):  # itertools.batched is not in Python 3.11
-            queries = [each.metadata["item"].query for each in given]
-            kept = filters.among_crowd(queries, [each.text for each in given], self.encode, self.options.top, rivals,
-                                       self.prefixes, index)
-            yield from (each for each, keep in zip(given, kept, strict=True) if keep)
-
-
-def options_of(card: str, given: Mapping[str, Mapping[str, Any]], encoder: bool) -> tuple[dict[str, Any], list[str]]:
-    """(whole-card steps that a build makes, what it leaves out and why)."""
-    found = filters.whole(card, given)
-    if "consistency" in found and not encoder:
-        del found["consistency"]
-        return found, ["consistency: no encoder was given"]
-    return found, []

@@ -2,7 +2,6 @@
 
     paper_rule("Reranking", "SciDocsRR")        # Rule("query: ", "query: ", title=True, normalise=True)
     rule("paper", metadata, instruct=True)      # of a task of mteb, for mE5-large-instruct
-    protocol_table()                            # one row per task of Tables 3, 4, 5: the file tables/protocol.csv
 
 `paper` is what the authors' scripts do (microsoft/unilm, folder `e5`: `mteb_beir_eval.py`, and
 `mteb_except_retrieval_eval.py` for all other types), `mteb` what mteb 2.26 does with the same models. The rules depend
@@ -24,7 +23,6 @@ from me5lib.model.text import PASSAGE, QUERY
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.types import PromptType
 
@@ -145,37 +143,3 @@ def _mteb_instruction(metadata: TaskMetadata, side: PromptType | None) -> str:
 
     asks = SimpleNamespace(prompt_priority=AbsEncoder.prompt_priority, prompts_dict=None)
     return AbsEncoder.get_instruction(asks, metadata, side)
-
-
-def tasks_of_the_tables() -> list[tuple[int, str, str]]:
-    """Table, type and mteb name of every task of Tables 3 (with CQADupstack's twelve forums), 4 and 5."""
-    from me5lib.evaluate.reference import paper_table
-
-    english = paper_table(7)[["type", "task"]].drop_duplicates()
-    found = [(3, row.type, row.task) for row in english.itertuples()]
-    at = next(i for i, row in enumerate(found) if row[2] == "CQADupstackRetrieval") + 1
-    found[at:at] = [(3, "Retrieval", f"CQADupstack{forum}Retrieval") for forum in FORUMS]
-    return [*found, (4, "Retrieval", "MIRACLRetrieval"), (5, "BitextMining", "BUCC"), (5, "BitextMining", "Tatoeba")]
-
-
-def protocol_table() -> pd.DataFrame:
-    """The paper's protocol, a row per task of the tables: `tables/protocol.csv` holds it as committed.
-
-    `table`, `type`, `task`; `query` and `document`, the exact strings before the texts of a side (the same on both
-    sides, and on the only one, where a task is no retrieval); `instruct_query` and `instruct_document`, those of
-    mE5-large-instruct; `title` (a document is title and text) and `norm` (L2): "yes" or "no"; `title` is empty where
-    there are no documents with titles.
-    """
-    import pandas as pd
-
-    rows = []
-    for table, task_type, name in tasks_of_the_tables():
-        plain, instructed = paper_rule(task_type, name), paper_instruct_rule(task_type, name)
-        title = _yes(plain.title) if task_type == "Retrieval" else ""
-        rows.append((table, task_type, name, *plain[:2], *instructed[:2], title, _yes(plain.normalise)))
-    columns = ["table", "type", "task", "query", "document", "instruct_query", "instruct_document", "title", "norm"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _yes(flag: bool) -> str:
-    return "yes" if flag else "no"
