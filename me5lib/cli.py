@@ -63,7 +63,7 @@ def packs(
     source: Annotated[Path | None, typer.Option("--from", help="Take the packs from such a folder, offline.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Only say what there is, and what is in the cache.")] = False,
 ) -> None:
-    """Download the offline packs (about 300 MB, once), verified and resumable."""
+    """Download the offline packs (about 400 MB, once), verified and resumable."""
     from me5lib.data import cards
     from me5lib.data import packs as store
     from me5lib.places import cache

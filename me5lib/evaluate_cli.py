@@ -186,16 +186,14 @@ def _speed(asked: Asked) -> tuple[float, str]:
 def _shape(asked: Asked) -> Shape | None:
     """From the model's configuration; None where that does not say it. Raises `Me5Error` for no such model."""
     from me5lib.evaluate import models
+    from me5lib.model import released
+    from me5lib.model.resolve import local, resolve
 
-    place = Path(asked.model).expanduser()
-    if not place.is_dir():
-        name = models.full_id(asked.model)
-        if name in models.KNOWN:
-            known = models.KNOWN[name]
-            return Shape(known.layers, known.width, 4 * known.width)
-        if place.is_absolute() or asked.model[:1] in (".", "~") or asked.model.count("/") > 1:
-            raise Me5Error(f"no model folder {place}: check the path, or give the id of a model on the hub")
-        place = models.snapshot(name, asked.revision, ("config.json",))
+    ref = resolve(asked.model, asked.revision)
+    known = models.KNOWN.get(released.HUB_ID if ref.kind == "released" else ref.name)
+    if known:
+        return Shape(known.layers, known.width, 4 * known.width)
+    place = local(ref, ("config.json",))
     try:
         given: dict[str, Any] = json.loads((place / "config.json").read_text(encoding="utf8"))
         return Shape(given["num_hidden_layers"], given["hidden_size"], given["intermediate_size"])

@@ -71,7 +71,8 @@ def fetch(
 
 def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, pickle: bool) -> None:
     """The data of a table's tasks into the cache of `datasets`, as mteb loads them, and the model into the hub's."""
-    from me5lib.evaluate import models, runs, suites
+    from me5lib.evaluate import runs, suites
+    from me5lib.model.resolve import full_id
 
     tasks = [task for number in suites.tables(name.removeprefix("table"))
              for task in suites.table_tasks(number, quick)]
@@ -84,7 +85,7 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
                 part.unload_data()
         print(f"{task.metadata.name}: {size}")
     if model and not plan:
-        print(f"{model}: {backbone(models.full_id(model), pickle, revision or None)}")
+        print(f"{model}: {backbone(full_id(model), pickle, revision or None)}")
 
 
 def _told(name: str, folder: Path) -> None:

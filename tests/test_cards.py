@@ -34,7 +34,7 @@ def test_every_source_that_a_scale_names_offline_has_its_card():
 
 
 def test_the_download_keeps_its_bound():
-    assert sum(file.size for file in files().values()) <= 320e6
+    assert sum(file.size for file in files().values()) <= 410e6
 
 
 def test_one_file_is_pinned_in_one_way_only():
@@ -70,7 +70,7 @@ def test_a_card_says_who_translated_under_which_licence_with_what_faults(name):
     card = cards.load(name)
     assert card.licence and card.translated_by and card.faults and card.pair and card.prose
     assert card.homepage.startswith("https://")
-    assert card.role == "baseline" or any(not key.startswith("dropped: ") for key in card.counts)
+    assert card.role in ("baseline", "model") or any(not key.startswith("dropped: ") for key in card.counts)
 
 
 def test_share_alike_licences_are_not_hidden_behind_the_licence_of_the_package():

@@ -61,7 +61,7 @@ def test_the_cost_follows_the_shape():
     ({"table": "7"}, "--table 7: the tables that can be measured are 3, 4 and 5; or say all"),
     ({"tasks": "SciFacts"}, "mteb knows no task 'SciFacts': did you mean SciFact?"),
     ({"tasks": "Tatoeba", "languages": "deu,xx"}, "none of the tasks (Tatoeba) has a subset for xx"),
-    ({"model": "./nowhere"}, "no model folder nowhere: check the path, or give the id of a model on the hub"),
+    ({"model": "./nowhere"}, "no model folder nowhere: check the path, run"),
     ({"table": "4"}, "this takes about "),
 ])  # fmt: skip
 def test_mistakes_are_one_line_before_anything_is_opened(changes, words):

@@ -13,6 +13,7 @@ from loopback import Loopback, missing
 from me5lib.evaluate import models
 from me5lib.evaluate.models import open_model
 from me5lib.evaluate.protocol import Protocol
+from me5lib.model.resolve import full_id
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.places import Me5Error
 
@@ -164,22 +165,25 @@ def described(where: Path, prompts: dict | None = None, pooling: str = "mean", m
     return where
 
 
-@pytest.mark.parametrize(("name", "about", "on_hub", "expected"), [
-    ("intfloat/multilingual-e5-base", {}, True, True),
-    ("intfloat/e5-large-v2", {"modules": False}, True, True),
-    ("someone/my-mE5-tuned", {}, True, True),
-    ("someone/tuned", {"prompts": {"query": QUERY, "document": PASSAGE}}, True, True),
-    ("someone/tuned", {"prompts": {"query": "Instruct: Find.\nQuery: "}}, True, True),
-    ("someone/plain-transformers", {"modules": False}, True, True),
-    ("sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", {}, True, False),
-    ("intfloat/e5-mistral-7b-instruct", {"pooling": "last"}, True, False),
-    ("someone/arctic", {"prompts": {"query": QUERY}}, True, False),
-    ("me5/stage2", {}, False, True),
-    ("me5/labse", {"pooling": "cls"}, False, False),
-    ("me5/bge", {"prompts": {"query": "Represent: "}}, False, False),
+@pytest.mark.parametrize(("name", "about", "expected"), [
+    ("intfloat/multilingual-e5-base", {}, True),
+    ("intfloat/e5-large-v2", {"modules": False}, True),
+    ("someone/my-mE5-tuned", {}, True),
+    ("someone/tuned", {"prompts": {"query": QUERY, "document": PASSAGE}}, True),
+    ("someone/tuned", {"prompts": {"query": "Instruct: Find.\nQuery: "}}, True),
+    ("someone/plain-transformers", {"modules": False}, True),
+    ("sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", {}, False),
+    ("intfloat/e5-mistral-7b-instruct", {"pooling": "last"}, False),
+    ("someone/arctic", {"prompts": {"query": QUERY}}, False),
+    ("me5/stage2", {"prompts": {"query": QUERY, "passage": PASSAGE}}, True),
+    ("me5/tuned", {}, False),
+    ("someone/tuned", {}, False),
+    ("me5/labse", {"pooling": "cls"}, False),
+    ("me5/bge", {"prompts": {"query": "Represent: "}}, False),
 ])  # fmt: skip
-def test_which_models_are_e5s(name, about, on_hub, expected, tmp_path):
-    assert models.is_e5(name, described(tmp_path / "files", **about), on_hub) is expected
+def test_which_models_are_e5s(name, about, expected, tmp_path):
+    """By the same rule for a folder and for an id of the hub."""
+    assert models.is_e5(name, described(tmp_path / "files", **about)) is expected
 
 
 @pytest.mark.parametrize(("change", "expected"), [
@@ -196,9 +200,10 @@ def test_which_folders_read_instructions(change, expected, folder, tmp_path):
 
 
 def test_short_names():
-    assert models.full_id("multilingual-e5-small") == "intfloat/multilingual-e5-small"
-    assert models.full_id("LaBSE") == "sentence-transformers/LaBSE"
-    assert models.full_id("a/b") == "a/b"
+    assert full_id("multilingual-e5-small") == "intfloat/multilingual-e5-small"
+    assert full_id("multilingual-e5-large-instruct") == "intfloat/multilingual-e5-large-instruct"
+    assert full_id("LaBSE") == "sentence-transformers/LaBSE"
+    assert (full_id("a/b"), full_id("xlm-roberta-base")) == ("a/b", "xlm-roberta-base")
     sizes = {name: (known.layers, known.width) for name, known in models.KNOWN.items() if "multilingual" in name}
     assert list(sizes.values()) == [(12, 384), (12, 768), (24, 1024), (24, 1024)]
     assert [name for name, known in models.KNOWN.items() if known.instruct] == [

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from me5lib.model import text
+from me5lib.model import text, xlmr
 from me5lib.places import Me5Error
 
 SCRIPTS = ("de", "ru", "zh", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "hi", "bn", "ta", "km", "my", "el")
@@ -102,7 +102,9 @@ def test_fast_tokenizer_cuts_as_sentencepiece_itself_does(corpus):
     import sentencepiece
 
     model = text._train_unigram(corpus, 3999)
-    fast, reference = text._fast(model), sentencepiece.SentencePieceProcessor(model_proto=model)
+    fast = xlmr.fast_tokenizer(text._pieces(model), xlmr.charsmap(), byte_fallback=True)
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
+    corpus = text._sample(corpus)  # normalised: the trained model leaves that to its tokenizer
     differ = [t for t in corpus if fast(t, add_special_tokens=False)["input_ids"] != reference.encode(t)]
     assert len(differ) <= len(corpus) / 1000, differ[:5]  # ties between equally likely cuts
 

@@ -80,7 +80,7 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str
     title: str
-    role: Literal["train", "evaluate", "train and evaluate", "baseline"]
+    role: Literal["train", "evaluate", "train and evaluate", "baseline", "model"]
     files: list[File] = []  # of the package index; empty: comes with an ordinary dependency, or from the hub
     hub: list[Hub] = []
     paper: Paper | None = None
@@ -105,7 +105,7 @@ class Card(BaseModel):
             raise ValueError("a card has files of the package index or hub, not both")
         if bool(self.hub) != (self.paper is not None):
             raise ValueError("a hub source says what the paper says of it (paper), and no other card does")
-        if not self.hub and not self.counts and self.role != "baseline":
+        if not self.hub and not self.counts and self.role not in ("baseline", "model"):
             raise ValueError("a card of the offline packs has counts")
         return self
 

@@ -8,7 +8,7 @@ A pack is never built, installed or executed. A file counts only when its size a
 written beside as `.part` and renamed when it is right. `export` and `fetch(source=…)` serve a classroom behind one
 thin line: one machine downloads, the others copy.
 
-Cost: about 300 MB once; then 1 s per GB to verify, once per process and file.
+Cost: about 400 MB once; then 1 s per GB to verify, once per process and file.
 """
 
 from __future__ import annotations

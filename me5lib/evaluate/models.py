@@ -13,16 +13,17 @@ Cost: the download, once; the fingerprint of a folder reads its weights (2.2 GB 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from me5lib.model import text
+from me5lib.model import described, text
 from me5lib.model.export import first_line
+from me5lib.model.resolve import SMALL_FILES, local, resolve, snapshot
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.places import Me5Error
 
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 512  # of the authors' scripts, for every model
 DTYPES = ("fp32", "bf16", "fp16")
 INSTRUCT = "Instruct: "
-_SMALL_FILES = ("*.json", "*.txt", "*.model")
-_OTHER_RUNTIMES = ("onnx/*", "openvino/*")
+FOUR_BITS = "4-bit (Q4_0)"
 
 
 class Known(NamedTuple):
@@ -66,6 +66,8 @@ class Opened(NamedTuple):
     revision: str  # the hub's commit, or the fingerprint of the folder's files
     encoder: TextEncoder
     instruct: bool  # whether it reads instructions in place of prefixes
+    weights: str = "full"  # or FOUR_BITS: how they were kept before they were loaded
+    published: str = ""  # the hub id whose published figures its own are compared with
 
 
 class E5:
@@ -96,7 +98,7 @@ class SentenceModel:
 
 
 def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: str = "") -> Opened:
-    """The model of a folder, or of a hub id (`intfloat/` and `sentence-transformers/` may be left out).
+    """The model that `where` means by `model.resolve`: a released name, a folder, a hub id (short ones too).
 
     `revision`: commit, branch or tag of the hub (empty: its main branch). `dtype` is that of the computation: fp32,
     bf16 or fp16. `device`: empty for a GPU if there is one. Raises `Me5Error`, one line, for a folder without a model,
@@ -105,36 +107,70 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
     """
     if dtype not in DTYPES:
         raise Me5Error(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    name, place, target = full_id(where), Path(where).expanduser(), _device(device)
-    if place.exists() or place.is_absolute() or where[:1] in (".", "~") or where.count("/") > 1:
-        return _of_folder(place.resolve(), revision, dtype, target)
-    return _of_hub(name, revision, dtype, target)
+    ref, target = resolve(where, revision), _device(device)
+    if ref.kind == "released":
+        from me5lib.model.released import HUB_ID, WHEEL_SHA256
+
+        return Opened(ref.name, WHEEL_SHA256[:16], _e5(ref.name, dtype, target), False, FOUR_BITS, HUB_ID)
+    folder = local(ref)
+    name = ref.name if ref.kind == "hub" else "me5/" + re.sub(r"[^\w.+-]+", "-", folder.name)
+    commit = folder.name if ref.kind == "hub" else ""
+    if not any((folder / file).is_file() for file in ("config.json", "modules.json")):
+        raise Me5Error(f"{name} on the hub holds no model (config.json is missing): check the id")
+    weights, published = _weights(name, folder)
+    place = f"{ref.name}@{commit}" if commit else folder
+    if not is_e5(name, folder):
+        encoder, instruct = _sentence_model(name, ref.name, commit, dtype, target), False
+    else:
+        if commit:
+            snapshot(name, commit, (*SMALL_FILES, "model*.safetensors"))
+        encoder, instruct = _e5(place, dtype, target), _reads_instructions(name, folder)
+    print(f"{name} is read as {'an E5' if isinstance(encoder, E5) else 'its own files say, without prefixes'}",
+          file=sys.stderr)
+    return Opened(name, commit or fingerprint_of(folder), encoder, instruct, weights, published)
 
 
-def full_id(where: str) -> str:
-    """The hub id that a short name stands for: `multilingual-e5-base` → `intfloat/…`, `LaBSE` → `sentence-…/LaBSE`."""
-    if not where.strip("/ "):
-        raise Me5Error("no model given: name a folder, or the id of a model on the hub")
-    if "/" in where:
-        return where
-    return f"intfloat/{where}" if f"intfloat/{where}" in KNOWN else f"sentence-transformers/{where}"
+def _e5(place: str | Path, dtype: str, device: str) -> E5:
+    from me5lib.model.encoder import Encoder
+
+    encoder = Encoder.load(place).to(device).eval()
+    encoder.max_tokens = min(MAX_TOKENS, encoder.max_tokens)
+    return E5(encoder, dtype)
 
 
-def is_e5(name: str, folder: Path, on_hub: bool = True) -> bool:
+def _reads_instructions(name: str, folder: Path) -> bool:
+    known, prompts = KNOWN.get(name), described.prompts(folder)
+    return known.instruct if known else _instructs(prompts) or (not prompts and "instruct" in name.lower())
+
+
+def _weights(name: str, folder: Path) -> tuple[str, str]:
+    """How a model's weights are kept, and whose published figures it is compared with (one's own: nobody's).
+
+    An export of the released model says in its configuration whence it comes; trained on, it is a model of its own.
+    """
+    from me5lib.model import released
+
+    derived = described.read_json(folder / "config.json", {}).get("derived_from")
+    if derived == released.NAME and not (folder / "stage.json").is_file():
+        return FOUR_BITS, released.HUB_ID
+    return "full", name
+
+
+def is_e5(name: str, folder: Path) -> bool:
     """Whether a model reads `query: ` and `passage: ` (or instructions) and pools by average, from its JSON files.
 
-    A known name does. Else its prompts tell, if it has any. Else, if it pools by average and has no further layer, a
-    folder does (what `me5` is mostly asked to evaluate), and on the hub one with `e5` in its name, or one without the
-    files of sentence-transformers (ours).
+    A known name does. Else its prompts tell, if it has any. Else, if it pools by average and has no further layer, one
+    with `e5` in its name does, and one without the files of sentence-transformers (ours). A folder and a hub id are
+    told apart by nothing.
     """
     if name in KNOWN:
         return True
-    prompts = _prompts(folder)
+    prompts = described.prompts(folder)
     if prompts:
         e5 = prompts.get("query") == QUERY and PASSAGE in (prompts.get("passage"), prompts.get("document"))
-        return (e5 or _instructs(prompts)) and _averages(folder)
+        return (e5 or _instructs(prompts)) and described.averages(folder)
     named = re.search(r"(^|[^a-z0-9])m?e5([^a-z0-9]|$)", name.lower().rpartition("/")[2])
-    return _averages(folder) and bool(not on_hub or named or not (folder / "modules.json").is_file())
+    return described.averages(folder) and bool(named or not (folder / "modules.json").is_file())
 
 
 def fingerprint_of(folder: Path) -> str:
@@ -146,43 +182,6 @@ def fingerprint_of(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
-
-
-def _of_folder(folder: Path, revision: str, dtype: str, device: str) -> Opened:
-    if not folder.is_dir():
-        raise Me5Error(f"no model folder {folder}: check the path, or give the id of a model on the hub")
-    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-        raise Me5Error(f"no model in {folder} (config.json is missing): give the folder of a checkpoint")
-    if revision:
-        raise Me5Error(f"{folder} is a folder, which has no revisions: leave the revision out")
-    name = "me5/" + re.sub(r"[^\w.+-]+", "-", folder.name)
-    encoder, instruct = _opened(name, folder, str(folder), "", dtype, device, on_hub=False)
-    return Opened(name, fingerprint_of(folder), encoder, instruct)
-
-
-def _of_hub(name: str, revision: str, dtype: str, device: str) -> Opened:
-    folder = snapshot(name, revision, _SMALL_FILES)
-    if not any((folder / file).is_file() for file in ("config.json", "modules.json")):
-        raise Me5Error(f"{name} on the hub holds no model (config.json is missing): check the id")
-    commit = folder.name
-    if is_e5(name, folder):
-        snapshot(name, commit, (*_SMALL_FILES, "model*.safetensors"))
-    encoder, instruct = _opened(name, folder, name, commit, dtype, device)
-    return Opened(name, commit, encoder, instruct)
-
-
-def _opened(name: str, folder: Path, where: str, commit: str, dtype: str, device: str,
-            on_hub: bool = True) -> tuple[TextEncoder, bool]:  # fmt: skip
-    """The encoder, and whether it reads instructions."""
-    if not is_e5(name, folder, on_hub):
-        return _sentence_model(name, where, commit, dtype, device), False
-    from me5lib.model.encoder import Encoder
-
-    encoder = Encoder.load(folder).to(device).eval()
-    encoder.max_tokens = min(MAX_TOKENS, encoder.max_tokens)
-    known, prompts = KNOWN.get(name), _prompts(folder)
-    instruct = known.instruct if known else _instructs(prompts) or (not prompts and "instruct" in name.lower())
-    return E5(encoder, dtype), instruct
 
 
 def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str) -> SentenceModel:
@@ -209,36 +208,6 @@ def _own_prompts(name: str, model: SentenceTransformer) -> dict[str, str]:
     return {side: prompt for side, prompt in (listed or model.prompts or {}).items() if prompt}
 
 
-def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
-    """The folder of a hub model's files that match; its last part is the commit. Raises `Me5Error` as `open_model`."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns),
-                                      ignore_patterns=list(_OTHER_RUNTIMES)))
-    except RevisionNotFoundError:
-        raise Me5Error(f"{name} has no revision {revision} on the hub: leave it out, or copy one from its list of "
-                       "commits") from None
-    except GatedRepoError:
-        raise Me5Error(f"{name} is gated: ask for access on its page on the hub and log in with `hf auth "
-                       "login`") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise Me5Error(f"{name} is neither a folder here nor a model on the hub: check the id") from None
-    except LocalEntryNotFoundError:
-        which = f"{name} at {revision}" if revision else name
-        raise Me5Error(f"{which} is not in the cache and the hub is out of reach: fetch it where there is a network, "
-                       "or give a folder") from None
-    except (OSError, ValueError) as error:
-        raise Me5Error(f"{name} cannot be had from the hub ({first_line(error)}): try again later") from None
-
-
 def _device(wanted: str) -> str:
     import torch
 
@@ -253,29 +222,5 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _prompts(folder: Path) -> dict[str, str]:
-    """The prompts of sentence-transformers' configuration that are not empty."""
-    found = _json(folder / "config_sentence_transformers.json", {}).get("prompts") or {}
-    return {side: prompt for side, prompt in found.items() if prompt}
-
-
 def _instructs(prompts: Mapping[str, str]) -> bool:
     return any(prompt.startswith(INSTRUCT) for prompt in prompts.values())
-
-
-def _averages(folder: Path) -> bool:
-    """Whether nothing but average pooling and a norm follows the backbone; without the files that say so: yes."""
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in _json(folder / "modules.json", [])]
-    pooling = _json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
-    modes = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
-    mean = pooling.get("pooling_mode", "mean" if modes == ["pooling_mode_mean_tokens"] else "") == "mean"
-    return mean and set(kinds) <= {"Transformer", "Pooling", "Normalize"}
-
-
-def _json(path: Path, otherwise: Any) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
-        return otherwise
-    except (OSError, ValueError) as error:
-        raise Me5Error(f"{path} cannot be read ({first_line(error)}): make the model's folder again") from None

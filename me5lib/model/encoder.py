@@ -84,13 +84,12 @@ class Encoder(nn.Module):
         return cls(backbone, tokenizer, shape.max_tokens)
 
     @classmethod
-    def load(cls, folder_or_hub_id: str | Path) -> Encoder:
-        """An encoder from a checkpoint folder or a hub id, in fp32 and in evaluation mode.
+    def load(cls, model: str | Path) -> Encoder:
+        """An encoder from a checkpoint folder, a hub id or `me5-small-q4`, in fp32 and in evaluation mode.
 
-        Raises `Me5Error` for a missing or empty folder, for weights that do not fit the configuration, and for a hub
-        id that cannot be had (offline, or misspelt).
+        Raises `Me5Error`, one line, for what `export.read` cannot have, or would read wrongly.
         """
-        return cls(*export.read(folder_or_hub_id)).eval()
+        return cls(*export.read(model)).eval()
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer` and `AutoModel` load; whole or not at all (see `export.write`)."""

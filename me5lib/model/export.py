@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from me5lib.model import described, xlmr
+from me5lib.model.resolve import ModelRef, local, resolve
 from me5lib.model.text import PASSAGE, QUERY, instruct
 from me5lib.places import Me5Error
 
@@ -124,46 +126,54 @@ def sentence_transformers_files(width: int, prompts: Mapping[str, str] = PROMPTS
     }
 
 
-def read(folder_or_hub_id: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
-    """Backbone (fp32, without its pooler), tokenizer and longest text in tokens, from a folder or the hub."""
+def read(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
+    """Backbone (fp32, without its pooler), tokenizer and longest text in tokens, of any model that `resolve` knows.
+
+    Raises `Me5Error`, one line, for what cannot be had or read, and for what would give other vectors than its makers
+    mean: no tokenizer, or another than XLM-R's where it says so; other pooling than the average; custom code.
+    """
+    ref = resolve(model)
+    if ref.kind == "released":
+        from me5lib.model import released
+
+        return released.load()
+    folder = local(ref)
+    described.refuse_unreadable(ref.name, folder, on_hub=ref.kind == "hub")
+    backbone, tokenizer = _loaded(ref, folder)
+    if tokenizer.pad_token_id is None:
+        raise Me5Error(f"the tokenizer of {ref.name} has no padding token: mE5 needs XLM-R's")
+    rows = backbone.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise Me5Error(f"the tokenizer of {ref.name} has {len(tokenizer)} tokens and its table {rows} rows: tokens "
+                       "were added and the table was not resized; take the tokenizer that its weights were saved with")
+    if rows in xlmr.VOCABULARIES:
+        xlmr.check_golden(tokenizer, f"the tokenizer of {ref.name}")
+    return backbone, tokenizer, min(positions(backbone.config), tokenizer.model_max_length, described.limit(folder))
+
+
+def _loaded(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
-    where = _where(folder_or_hub_id)
-    only_safe = True if Path(where).is_dir() else None  # some hub models, MiniLM among them, have no safetensors
+    inner = described.backbone(folder)
+    where, at_hub = str(folder / inner), {}
+    if ref.kind == "hub":
+        where, at_hub = ref.name, {"revision": folder.name, "subfolder": inner}
+    only_safe = True if ref.kind == "folder" else None  # some hub models, MiniLM among them, have no safetensors
     with quiet():
         try:
             backbone, report = AutoModel.from_pretrained(
-                where, add_pooling_layer=False, dtype="float32", output_loading_info=True, use_safetensors=only_safe
+                where, dtype="float32", output_loading_info=True, use_safetensors=only_safe, **at_hub
             )
-            tokenizer = AutoTokenizer.from_pretrained(where)
+            tokenizer = AutoTokenizer.from_pretrained(where, **at_hub)
         except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-            raise Me5Error(_cannot_read(where, error)) from None
-    if report["missing_keys"]:
-        raise Me5Error(f"the checkpoint {where} lacks weights ({sorted(report['missing_keys'])[0]} …): make it again")
-    if tokenizer.pad_token_id is None:
-        raise Me5Error(f"the tokenizer of {where} has no padding token: mE5 needs XLM-R's")
-    return backbone, tokenizer, min(positions(backbone.config), tokenizer.model_max_length)
-
-
-def _where(folder_or_hub_id: str | Path) -> str:
-    """The folder (checked) or the hub id. What exists, or looks like a path, is a folder."""
-    text = str(folder_or_hub_id)
-    folder = Path(text).expanduser()
-    hub = isinstance(folder_or_hub_id, str) and not folder.is_absolute() and text.count("/") <= 1 and text[:1] != "."
-    if folder.exists() or not hub:
-        if not folder.is_dir():
-            raise Me5Error(f"no checkpoint folder {folder}: run `me5 pretrain` first, or check the path")
-        if not (folder / "config.json").is_file():
-            raise Me5Error(f"no checkpoint in {folder} (config.json is missing): run `me5 pretrain` first")
-        return str(folder)
-    return text
-
-
-def _cannot_read(where: str, error: Exception) -> str:
-    if Path(where).is_dir():
-        return f"the checkpoint {where} cannot be read ({first_line(error)}): make it again"
-    return f"{where} is neither a folder here nor to be had from the hub ({first_line(error)})"
+            raise Me5Error(f"{ref.name} cannot be read ({first_line(error)}): "
+                           + ("make it again" if ref.kind == "folder" else "check the id and the network")) from None
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
+        raise Me5Error(f"the checkpoint {ref.name} lacks weights ({missing[0]} …): make it again")
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # the layer over the first token, which average pooling never asks for
+    return backbone, tokenizer
 
 
 def first_line(error: Exception) -> str:

