@@ -17,9 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from me5lib import places, scale
 from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    from me5lib.model.encoder import Encoder
 
 
 class Missed(AssertionError):
@@ -72,6 +76,22 @@ class Lesson:
         yield
         self.timings[name] = round(time.perf_counter() - start, 3)
         self._write("timings.json", self.timings)
+
+    def encoder(self) -> Encoder:
+        """The real model that this scale's lessons look at (`evaluate.model`), fp32, on the CPU or the GPU there is.
+
+        At smoke, which downloads nothing, random weights of the scale's shape: the same cells run, and show nothing.
+        """
+        from me5lib.model.encoder import Encoder
+        from me5lib.train.loop import best_device
+
+        if self.scale.evaluate.model != scale.UNTRAINED:
+            return Encoder.load(self.scale.evaluate.model).to(best_device())
+        from me5lib.data.corpus import open_corpus
+        from me5lib.train.stages import vocabulary
+
+        tokenizer = vocabulary(open_corpus(self.scale), self.scale, self.out)
+        return Encoder.new(self.scale.model, tokenizer, self.seed).eval()
 
     def checkpoint(self, stage: str) -> Path:
         """The folder of a finished stage (`stage1`, `stage2`); raises `Me5Error` naming the command that makes it."""

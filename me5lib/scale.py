@@ -20,6 +20,9 @@ from typing import Any, NamedTuple
 from me5lib.places import Me5Error
 
 
+UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
+
+
 class Given(NamedTuple):
     """A value and its provenance."""
 
@@ -86,6 +89,7 @@ class Evaluate:
     heldout_strings: int  # a language takes part with at least so many held-out strings; so many make its pool
     intent_languages: int  # languages of the classification task
     map_sentences: int  # meanings (each in every language) on the UMAP map
+    model: str  # the real model that lessons look at, as `model.resolve` takes it; UNTRAINED where none is at hand
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ _TINY = {
         "heldout_strings": ours(300, "every language with so many held-out strings, by rule"),
         "intent_languages": ours(12, "keeps the classification task under a minute"),
         "map_sentences": ours(60, "meanings on the map, each in every language"),
+        "model": ours("me5-small-q4", "the released mE5-small, the one that the package index carries"),
     },
 }
 
@@ -224,6 +229,7 @@ _SMOKE = {
         "heldout_strings": ours(20, "seconds"),
         "intent_languages": ours(3, "seconds"),
         "map_sentences": ours(10, "seconds"),
+        "model": ours(UNTRAINED, "no download"),
     },
 }
 
@@ -300,6 +306,7 @@ _FULL_EVALUATE = {
     "heldout_strings": ours(1000, "the size of most Tatoeba sets"),
     "intent_languages": ours(51, "all languages of MASSIVE"),
     "map_sentences": ours(1000, "a Tatoeba set"),
+    "model": ours("intfloat/multilingual-e5-small", "the released model of the smallest size"),
 }
 
 

