@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from me5lib.places import Me5Error
 
-
 UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
 
 
