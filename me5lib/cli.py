@@ -1,4 +1,4 @@
-"""The `me5` command: packs, fetch, mixture, run, pretrain, finetune, evaluate, report.
+"""The `me5` command; `me5 --help` lists what it does. Options only: the work is done in the rooms that they name.
 
 What a user can mend is one line on stderr and exit code 2; a notebook that failed gives 1; an interrupt gives 130.
 Everything heavy is imported inside the commands, so that `me5 --help` answers at once.

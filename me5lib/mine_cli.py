@@ -147,9 +147,10 @@ def read(path: Path) -> tuple[list[Labelled], Faults]:
 
 
 def _encoder(model: str) -> Encoder:
+    from me5lib.device import best_device
     from me5lib.model.encoder import Encoder
 
-    return Encoder.load(model)
+    return Encoder.load(model).to(best_device())
 
 
 def mark(encoder: Encoder) -> str:

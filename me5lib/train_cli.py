@@ -208,9 +208,9 @@ def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resu
 
 def _compared(team: Team, corpus: OwnCorpus, start: Path, tuned: Path, folder: Path) -> None:
     """Print what was mined and the table before and after, and keep the table."""
+    from me5lib.device import precision
     from me5lib.evaluate.own import compare
     from me5lib.model.encoder import Encoder
-    from me5lib.train.loop import precision
     from me5lib.train.own import mined
 
     models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}

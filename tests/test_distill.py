@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from me5lib import scale
+from me5lib import device, scale
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error
-from me5lib.train import distill, drawing, groups, loop, stages
+from me5lib.train import distill, drawing, groups, stages
 from me5lib.train.dist import Team, launch
-from me5lib.train.loop import Precision
 from me5lib.train.score_cache import score_all
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
@@ -134,7 +133,7 @@ def test_the_students_scores_are_its_cosines(encoder):
     rows = [Labelled("red car", ("car red",), ("blue house", "green house"), "s", "en"),
             Labelled("blue car", ("car blue",), ("red house", "white house"), "s", "en")]
     found = distill.student_scores(encoder, rows, PREFIXES, LENGTHS)
-    fast = {"precision": loop.precision(encoder.device).name}
+    fast = {"precision": distill.precision(encoder.device).name}
     left, right = encoder.encode(["blue car"], "query: ", **fast), encoder.encode(["white house"], "passage: ", **fast)
     assert found.shape == (2, 3) and found[1, 2] == pytest.approx(float(left[0] @ right[0]), abs=1e-5)
 
@@ -206,7 +205,7 @@ def write_reranker(folder, tokenizer, labels=1, kind="XLMRoberta", positions=50)
 
 @pytest.mark.parametrize("kind", ["XLMRoberta", "Bert"])
 def test_a_reranker_scores_as_its_own_classes_do(encoder, tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(distill, "precision", lambda device: Precision("fp32", ""))
+    monkeypatch.setattr(distill, "precision", lambda _: device.Precision("fp32", ""))
     tokenizer = train_tokenizer([f"{a} {b} {i}" for a in COLOURS for b in ("car", "house") for i in range(5)], 400)
     if kind == "Bert":  # two segments
         from tokenizers import processors
@@ -231,7 +230,7 @@ def test_a_reranker_scores_as_its_own_classes_do(encoder, tmp_path, monkeypatch,
 
 
 def test_each_side_is_cut_by_its_own_limit(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "precision", lambda device: Precision("fp32", ""))
+    monkeypatch.setattr(distill, "precision", lambda _: device.Precision("fp32", ""))
     tokenizer = encoder.tokenizer
     model = write_reranker(tmp_path / "one", tokenizer)
     teacher = distill.open_teacher(str(tmp_path / "one"), torch.device("cpu"))

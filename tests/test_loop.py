@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from me5lib import scale
+from me5lib.device import precision
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.places import Me5Error
@@ -215,7 +216,7 @@ def test_other_conditions_are_said_in_a_line_and_noted(straight, tmp_path, monke
     assert f"threads {now} → {now + 62}" in said and "to a tolerance" in said and said.count("\n") == 1
     starts = json.loads((folder / "run.json").read_text(encoding="utf8"))["starts"]
     assert [(start["step"], start["threads"]) for start in starts] == [(0, now), (8, now), (8, now + 62)]
-    assert starts[0]["reason"] == loop.precision(torch.device("cpu")).reason
+    assert starts[0]["reason"] == precision(torch.device("cpu")).reason
 
 
 def test_tokens_padding_and_what_a_batch_says_of_itself_are_logged(tmp_path):
@@ -332,13 +333,6 @@ def test_the_batch_of_a_step_that_failed_is_written_down_and_nothing_else_is_tou
     assert torch.equal(weights(model), weights(straight[0])) and not (tmp_path / "failed-step.json").exists()
 
 
-@pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp32")])
-def test_a_gpu_without_bf16_takes_fp32(monkeypatch, native, name):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    found = loop.precision(torch.device("cuda"))
-    assert found.name == name and "GPU" in found.reason
-
-
 PAIR = """
 import json, math, os, signal, sys
 from pathlib import Path
@@ -411,8 +405,3 @@ def test_an_error_while_preparing_reaches_the_caller():
 
     with pytest.raises(ValueError, match="no such text"):
         loop.train(torch.nn.Linear(1, 1), prepare, STAGE, None, seed=0, progress=False)
-
-
-def test_the_precision_is_a_property_of_the_machine_and_says_why():
-    first, second = loop.precision(torch.device("cpu")), loop.precision(torch.device("cpu"))
-    assert first == second and first.name in {"bf16", "fp32"} and "CPU" in first.reason

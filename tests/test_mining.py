@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from me5lib import device
 from me5lib.places import Me5Error
-from me5lib.train import exact, loop, mining, search
+from me5lib.train import exact, mining, search
 
 RNG = np.random.default_rng(0)
 
@@ -22,7 +23,7 @@ def brute(queries, passages, k):
 @pytest.fixture(params=["bf16", "fp32"])
 def way(request, monkeypatch):
     """Both ways to the same result: a sieve in bf16, as where the CPU has it, and fp32 alone."""
-    monkeypatch.setattr(loop, "precision", lambda device: loop.Precision(request.param, ""))
+    monkeypatch.setattr(device, "precision", lambda _: device.Precision(request.param, ""))
     return request.param
 
 

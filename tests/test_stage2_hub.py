@@ -14,6 +14,7 @@ from loopback import Loopback
 from me5lib import scale
 from me5lib.data import made_up
 from me5lib.data.hub_corpus import DEV_SHARE
+from me5lib.device import precision
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import loop, rehearse
@@ -112,5 +113,5 @@ def test_the_whole_stage_from_the_hub(client, tmp_path):
 
 def close_to(right):
     """To what bf16, where the machine has it, leaves of a logit."""
-    fine = loop.precision(torch.device("cpu")).name == "fp32"
+    fine = precision(torch.device("cpu")).name == "fp32"
     return pytest.approx(right, abs=2e-4 if fine else 0.1)

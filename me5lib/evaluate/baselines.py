@@ -256,7 +256,7 @@ def random_weights(shape: scale.Model, like: Encoder, seed: int, **options: Any)
     """The row that has seen nothing: `like`'s vocabulary, weights drawn from `seed`. `options` go to `encode`."""
     from me5lib.model.encoder import Encoder
 
-    return Protocol(Encoder.new(shape, like.tokenizer, seed), "random weights", **options)
+    return Protocol(Encoder.new(shape, like.tokenizer, seed).to(like.device), "random weights", **options)
 
 
 def usem3() -> Protocol | None:

@@ -211,7 +211,7 @@ def _own_prompts(name: str, model: SentenceTransformer) -> dict[str, str]:
 def _device(wanted: str) -> str:
     import torch
 
-    from me5lib.train.loop import best_device
+    from me5lib.device import best_device
 
     if not wanted:
         return str(best_device())

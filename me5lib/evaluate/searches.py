@@ -95,7 +95,7 @@ def cosines(encoder: Encoder, tests: Mapping[str, Sequence[Search]], max_tokens:
     It reads at most `max_tokens` of a text. All texts are encoded at once, each once per prefix: a call per language
     would cost three times as much.
     """
-    from me5lib.train.loop import precision
+    from me5lib.device import precision
 
     options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
     wanted: dict[str, dict[str, int]] = {}  # prefix → text → row

@@ -95,11 +95,12 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
     (the authors' scripts run in fp16), and one that started from random weights reads no further than it was trained
     to (ours: later positions are still random).
     """
+    from me5lib.device import best_device, precision
     from me5lib.model.encoder import Encoder
-    from me5lib.train.loop import precision
 
     folders = {name: Path(out) / folder for name, folder in TRAINED.items()}
-    encoders = {name: Encoder.load(folder) for name, folder in folders.items() if (folder / "config.json").is_file()}
+    encoders = {name: Encoder.load(folder).to(best_device()) for name, folder in folders.items()
+                if (folder / "config.json").is_file()}
     if not encoders:
         command = f"me5 pretrain --scale {scale.name} --seed {seed} --out {out}"
         raise Me5Error(f"no checkpoint in {out}: run `{command}` first")

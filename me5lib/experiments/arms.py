@@ -40,7 +40,8 @@ class Lab:
 
         Its folder is removed afterwards; stage 1 stays for the other arms.
         """
-        from me5lib.train import checkpoint, loop
+        from me5lib.device import best_device, precision
+        from me5lib.train import checkpoint
 
         began = time.perf_counter()
         folder = None if arm.rule else self.trained(arm, seed)
@@ -49,8 +50,8 @@ class Lab:
         if folder and folder.name != "stage1":
             shutil.rmtree(folder)
         rounded = {name: [round(float(value), 5) for value in values] for name, values in scores.items()}
-        conditions = checkpoint.conditions(loop.best_device())
-        conditions["precision"] = loop.precision(loop.best_device()).name
+        conditions = checkpoint.conditions(best_device())
+        conditions["precision"] = precision(best_device()).name
         seconds = round(time.perf_counter() - began, 1)
         return {"scores": rounded, "facts": facts, "conditions": conditions, "seconds": seconds}
 
@@ -96,11 +97,11 @@ class Lab:
         return {"mteb-english": on_mteb(self._encoder(seed, folder), arm.name, self._tests, self.base / "mteb")}
 
     def _encoder(self, seed: int, folder: Path | None) -> Encoder:
+        from me5lib.device import best_device
         from me5lib.model.encoder import Encoder
-        from me5lib.train import loop
 
         found = Encoder.load(folder) if folder else Encoder.new(self.plan.scale.model, self._tokenizer, seed)
-        return found.to(loop.best_device())
+        return found.to(best_device())
 
 
 def on_mteb(encoder: Encoder, name: str, tasks: Sequence[Any], folder: Path) -> np.ndarray:
@@ -121,6 +122,7 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
 
     It begins with random weights and has stage 1's learning rate and one schedule throughout.
     """
+    from me5lib.device import best_device
     from me5lib.model.encoder import Encoder
     from me5lib.train import drawing, groups, loop, stages
     from me5lib.train.door import Door
@@ -134,7 +136,7 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     })  # fmt: skip
     if door.finished():
         return door.final
-    encoder = Encoder.new(dial.model, stages.vocabulary(corpus, dial, out), seed).to(loop.best_device())
+    encoder = Encoder.new(dial.model, stages.vocabulary(corpus, dial, out), seed).to(best_device())
     work = door.open()
     made = groups.make(encoder, rows, plan, last, work, kind="labelled", mines=False, with_teacher=False,
                        dev=(), prefixes=stages.prefixes, seed=seed, progress=False)  # fmt: skip

@@ -36,6 +36,7 @@ import torch
 import torch.distributed as processes
 from torch import Tensor
 
+from me5lib.device import best_device
 from me5lib.places import PACKAGE, Me5Error
 from me5lib.train.contrast import Relations
 
@@ -56,7 +57,7 @@ class Team:
     @classmethod
     def alone(cls, device: torch.device | None = None) -> Team:
         """One process on `device` (a GPU if there is one)."""
-        return cls(0, 1, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(0, 1, device or best_device())
 
     @property
     def main(self) -> bool:

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from me5lib.device import autocast, precision
 from me5lib.model import export
 from me5lib.model.encoder import CPU_PIECE, GPU_PIECE, Encoder, average_pool, by_length
 from me5lib.model.text import clean
@@ -42,7 +43,6 @@ from me5lib.pairs import Labelled
 from me5lib.places import Me5Error, sha256
 from me5lib.train import checkpoint
 from me5lib.train.contrast import widen
-from me5lib.train.loop import autocast, precision
 from me5lib.train.score_cache import Pair, score_all
 
 if TYPE_CHECKING:

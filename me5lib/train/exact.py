@@ -33,7 +33,7 @@ def top_k(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray
     """
     import torch
 
-    from me5lib.train import loop
+    from me5lib.device import precision
 
     refuse_vectors(queries, passages)
     k = min(k, len(passages))
@@ -41,7 +41,7 @@ def top_k(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray
     if not rows.size:
         return rows, scores
     passages = np.ascontiguousarray(passages, dtype=np.float32)
-    native = loop.precision(torch.device("cpu")).name == "bf16"
+    native = precision(torch.device("cpu")).name == "bf16"
     coarse = _Coarse.of(passages) if native else None
     for start in range(0, len(queries), BLOCK_QUERIES):
         part = slice(start, min(start + BLOCK_QUERIES, len(queries)))

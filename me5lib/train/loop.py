@@ -31,14 +31,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from me5lib.device import autocast, precision
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import Stage
 from me5lib.train import checkpoint, telemetry
 from me5lib.train.dist import Team
 from me5lib.train.telemetry import History, read
 
-__all__ = ["History", "Precision", "Preempted", "Work", "autocast", "best_device", "device_of", "optimiser",
-           "precision", "rate", "read", "train"]  # fmt: skip
+__all__ = ["History", "Preempted", "Work", "device_of", "optimiser", "rate", "read", "train"]
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # ours: AdamW's defaults; not published
 FAILED = "failed-step.json"
@@ -56,13 +56,6 @@ class Work(NamedTuple):
     figures: dict[str, float] | None = None  # results that `compute` fills in, for the log: alignment, uniformity
 
 
-class Precision(NamedTuple):
-    """The dtype of the encoder's matrix products, and why."""
-
-    name: str  # "bf16" or "fp32"
-    reason: str
-
-
 class Preempted(SystemExit):
     """SIGTERM came (Slurm's pre-emption), and everything is saved: exit code 143, upon which a job is queued again."""
 
@@ -70,30 +63,6 @@ class Preempted(SystemExit):
 def device_of(model: torch.nn.Module) -> torch.device:
     """The device that the model's weights are on."""
     return next(model.parameters()).device
-
-
-def best_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def precision(device: torch.device) -> Precision:
-    """bf16 where the device multiplies it natively, else fp32: a property of the machine.
-
-    Measuring which is faster could fall either way from run to run, and two runs with one seed must agree.
-    """
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision("bf16", "this GPU has bf16")
-        return Precision("fp32", "this GPU has no native bf16")  # ours: its fp16 would need a scaled loss
-    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
-        return Precision("bf16", "this CPU multiplies bf16 natively (amx or avx512_bf16)")
-    return Precision("fp32", "this CPU has no native bf16")
-
-
-def autocast(device: torch.device, name: str) -> torch.autocast:
-    """The autocast context of a precision's `name`; losses and pooling take themselves out of it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
 
 
 def rate(step: int, stage: Stage) -> float:

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from me5lib.device import precision
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error
 from me5lib.scale import Stage
-from me5lib.train import loop, mining
+from me5lib.train import mining
 from me5lib.train.mining import MiningReport
 
 KINDS = ("mined", "bm25", "random", "labelled")
@@ -29,9 +30,6 @@ SHORT, RANDOM, ELSEWHERE, REPEATED = (
     "examples with fewer than asked for", "random passages filled in", "taken from other languages or sources",
     "repeated in their group",
 )  # fmt: skip
-
-Prefixes = Callable[[str], tuple[str, str]]
-Pools = Callable[[str | None], list[str]]
 
 Prefixes = Callable[[str], tuple[str, str]]
 Pools = Callable[[str | None], list[str]]
@@ -115,7 +113,7 @@ def _search(
     if kind == "bm25":
         found = mining.bm25(asked, right, pool, stage.mine_depth)
         return mining.choose(found, asked, right, pool, n, stage.margin or None, **told)
-    fast = loop.precision(encoder.device).name  # neighbours are sought, not scores reported
+    fast = precision(encoder.device).name  # neighbours are sought, not scores reported
     query, passage = (
         functools.partial(encoder.encode, prefix=side, max_tokens=longest, precision=fast)
         for side, longest in zip(sides, (stage.query_tokens, stage.passage_tokens), strict=True)

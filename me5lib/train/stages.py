@@ -33,6 +33,7 @@ from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
 from me5lib.data.hub_corpus import HubCorpus
 from me5lib.data.mixture import Mixture
+from me5lib.device import autocast, best_device, precision
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
@@ -221,7 +222,7 @@ def _settings(scale: Scale, seed: int, corpus: Corpus, stage: Stage, **more: Any
     made = {
         "version": me5lib.__version__, "corpus": corpus.fingerprint, "seed": seed,
         "data": dataclasses.asdict(scale.data), "model": dataclasses.asdict(scale.model),
-        "stage": dataclasses.asdict(stage), "precision": loop.precision(loop.best_device()).name, **more,
+        "stage": dataclasses.asdict(stage), "precision": precision(best_device()).name, **more,
     }  # fmt: skip
     return json.loads(json.dumps(made))
 
@@ -396,7 +397,7 @@ def _fitting(encoder: Encoder, stage: Stage) -> int:
     def attempt(tokens: int) -> None:
         """Forwards and backwards, of texts as long as can come, twice: the second time the gradients are there."""
         for _ in range(2):
-            with loop.autocast(encoder.device, loop.precision(encoder.device).name):
+            with autocast(encoder.device, precision(encoder.device).name):
                 encoder([[0] * longest] * (tokens // longest), tokens).sum().backward()
 
     try:

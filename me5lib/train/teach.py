@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from me5lib.data import cards
+from me5lib.device import best_device
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error, sha256
 from me5lib.scale import Stage
-from me5lib.train import drawing, loop, picking, teaching
+from me5lib.train import drawing, picking, teaching
 from me5lib.train.distill import Verdict
 
 DEV_SHARE = 0.1  # ours: of the examples, to judge the teacher by
@@ -52,7 +53,7 @@ def teach(
         raise Me5Error(f"{out} is there already: choose another --out, or delete it")
     rows, faults = drawing.tidy(examples(data))
     train, dev = _split(rows, data)
-    encoder = Encoder.load(start).to(loop.best_device())
+    encoder = Encoder.load(start).to(best_device())
     if stage.query_tokens + stage.passage_tokens > encoder.max_tokens:
         raise Me5Error(f"a teacher from {start} reads {encoder.max_tokens} tokens of query and passage together: set "
                        "finetune.query_tokens and finetune.passage_tokens to less")

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from me5lib.device import precision
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import QUERY
 from me5lib.pairs import script
 from me5lib.train import contrast
-from me5lib.train.loop import Evaluator, precision
+from me5lib.train.loop import Evaluator
 
 if TYPE_CHECKING:
     from me5lib.data.corpus import Corpus

@@ -74,6 +74,7 @@ def steps(encoder: Any, pairs: Any, ids: list[list[int]], dtype: str) -> Callabl
     import torch
 
     from me5lib import scale
+    from me5lib.device import autocast
     from me5lib.train import contrast, loop, stages
     from me5lib.train.gradcache import cached_step
 
@@ -97,7 +98,7 @@ def steps(encoder: Any, pairs: Any, ids: list[list[int]], dtype: str) -> Callabl
 
         related = contrast.from_pairs(pairs).relations
         part("relations")
-        with loop.autocast(torch.device("cpu"), dtype):
+        with autocast(torch.device("cpu"), dtype):
             cached_step(encoder, ids, loss_of, sys.maxsize if whole else budget.piece, 0, keep_graph=whole)
         part("loss and gradient")
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), tiny.train.clip)

@@ -301,9 +301,9 @@ Prepared = Callable[[list[list[list[int]]]], Callable[[], Any]]
 
 def of_ours(job: dict[str, Any]) -> tuple[Any, Prepared]:
     """Our encoder, and how a step of given ids is prepared: "ours", "ours 4096" (tokens a piece), "ours one-pass"."""
+    from me5lib.device import autocast
     from me5lib.model.encoder import Encoder
     from me5lib.pairs import Pair
-    from me5lib.train import loop
     from me5lib.train.contrast import from_pairs, info_nce
     from me5lib.train.gradcache import cached_step, fitting_budget
 
@@ -315,7 +315,7 @@ def of_ours(job: dict[str, Any]) -> tuple[Any, Prepared]:
         related = from_pairs([Pair(f"q{i}", f"p{i}", "none", "en") for i in range(n)]).relations.to(job["device"])
 
         def compute(tokens: int, whole: bool = False) -> Any:
-            with loop.autocast(encoder.device, job["dtype"]):
+            with autocast(encoder.device, job["dtype"]):
                 return cached_step(
                     encoder, sides[0] + sides[1], lambda vectors: info_nce(vectors[:n], vectors[n:], related, TAU),
                     tokens, seed=0, keep_graph=whole,

@@ -1,0 +1,67 @@
+"""Where models run, and in which numbers: decided in one place, and heeded by every command that encodes."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from me5lib import cli, device, scale
+from me5lib.evaluate import models, table
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import train_tokenizer
+
+NAMES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("car", "house", "bird", "tree")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with a stage 1 in it, untrained."""
+    shape = dataclasses.replace(scale.load("smoke").model, layers=1)
+    folder = tmp_path_factory.mktemp("run")
+    Encoder.new(shape, train_tokenizer(NAMES, 300), seed=1).save(folder / "stage1")
+    return folder
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has a GPU: which device each encoder was moved to."""
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Encoder, "to", lambda self, where: moved.append(str(where)) or self)
+    return moved
+
+
+def test_mining_runs_on_the_gpu(run, gpu, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"query": name, "positive": f"a {name}"}) + "\n" for name in NAMES))
+    done = CliRunner().invoke(cli.app, ["mine", "--data", str(data), "--model", str(run / "stage1"), "--out",
+                                        str(tmp_path / "mined"), "--depth", "5"])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert gpu == ["cuda"]
+
+
+def test_the_offline_tables_run_on_the_gpu(run, gpu, monkeypatch):
+    monkeypatch.setattr(table, "untrained_rows", lambda corpus: {})
+    rows = table.standard_rows(scale.load("smoke"), 0, run, SimpleNamespace())
+    assert list(rows) == ["random weights", "stage 1 only"]
+    assert gpu == ["cuda", "cpu"]  # the trained one, and the random one to where that one is
+
+
+def test_a_model_by_name_runs_on_the_gpu(run, gpu, monkeypatch):
+    models.open_model(str(run / "stage1"))
+    assert gpu == ["cuda"]
+
+
+def test_the_precision_is_a_property_of_the_machine_and_says_why():
+    first, second = device.precision(torch.device("cpu")), device.precision(torch.device("cpu"))
+    assert first == second and first.name in {"bf16", "fp32"} and "CPU" in first.reason
+
+
+@pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp32")])
+def test_a_gpu_without_bf16_takes_fp32(monkeypatch, native, name):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    found = device.precision(torch.device("cuda"))
+    assert found.name == name and "GPU" in found.reason
