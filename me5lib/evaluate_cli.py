@@ -253,8 +253,9 @@ def _devices(asked: Asked) -> list[str]:
 
 
 def _tell(asked: Asked, numbers: Sequence[int], out: Path, opened: Opened) -> None:
-    """What the protocol is worth where both were run, and each table held against the paper's, where the paper has the
-    model: a line each, and files beside. Tasks that were trained on are marked in the files."""
+    """What the protocol is worth where both were run, and what was measured beside the published values, where there
+    are some of this model, or of the one that its weights were made from; with --table also a line, a file each and the
+    log. Tasks that were trained on are marked in the files."""
     from me5lib.evaluate import compare, contamination, reference, runs
 
     folder = runs.home(out, asked.protocol, asked.dtype)
@@ -262,16 +263,24 @@ def _tell(asked: Asked, numbers: Sequence[int], out: Path, opened: Opened) -> No
     measured = runs.measured(out)
     _tell_delta(measured, asked, out, opened)
     try:
-        against = reference.model_named(asked.against or opened.name)
+        against = reference.model_named(asked.against or opened.published or opened.name)
     except Me5Error:
         if asked.against:
             raise
         return
     found = _of_run(measured, asked, opened)
-    for number in numbers:
-        rows = compare.compare(found, number, against)
-        (folder / f"table{number}.md").write_text(compare.markdown(contamination.joined(rows)) + "\n", encoding="utf8")
-        compare.log_line(out, rows, _command())
+    named = found[found["task"].isin(_words(asked.tasks))]
+    for number in reference.TABLES:
+        if number in numbers:
+            rows = compare.compare(found, number, against)
+            table = compare.markdown(contamination.joined(rows)) + "\n"
+            (folder / f"table{number}.md").write_text(table, encoding="utf8")
+            compare.log_line(out, rows, _command())
+        elif reference.publishes(number, against, set(named["task"])):
+            rows = compare.compare(named, number, against)
+        else:
+            continue
+        print(compare.by_task(rows).to_string(index=False, float_format="{:.2f}".format))
         print(compare.summary(rows))
 
 

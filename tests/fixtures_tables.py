@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from mteb import AbsTask
 
 LANGUAGES = ("sw", "bn", "hi", "te", "th")
 
@@ -107,6 +111,18 @@ def tatoeba_subsets() -> list[str]:
     with (PACKAGE / "evaluate" / "tables" / "tatoeba_per_language.csv").open(encoding="utf8", newline="") as file:
         reader = csv.DictReader(file)
         return [row[reader.fieldnames[0]] for row in reader]
+
+
+def tatoeba(subsets: list[str]) -> AbsTask:
+    """mteb's own Tatoeba, with nine made-up pairs in place of the data of each of these subsets."""
+    import mteb
+    from datasets import Dataset
+
+    task = mteb.get_task("Tatoeba", hf_subsets=subsets)
+    sides = {"sentence1": [f"sala {i}" for i in range(9)], "sentence2": [f"SALA {i}" for i in range(9)]}
+    task.dataset = {name: {"test": Dataset.from_dict(sides)} for name in subsets}
+    task.data_loaded, task.unload_data = True, lambda: None
+    return task
 
 
 def write(folder: Path, configs: dict[str, list[dict]], split: str) -> None:

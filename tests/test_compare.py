@@ -28,7 +28,7 @@ def bitext(**other: object) -> pd.DataFrame:
     values = [("BUCC", pair, float(four[pair])) for pair in ("de-en", "fr-en", "ru-en", "zh-en")]
     values += [("Tatoeba", row["pair"], float(row["small_card_f1"])) for row in rows("tatoeba_per_language")]
     run = {"model": SMALL, "revision": "abc", "protocol": "paper", "dtype": "fp32", "dataset_revision": "d",
-           "mteb_version": "2.26.13", "split": "test", "metric": "f1"}
+           "mteb_version": "2.26.13", "split": "test", "metric": "f1", "weights": "full"}
     return pd.DataFrame([{**run, "task": task, "subset": pair, "value": value} for task, pair, value in values]
                         ).assign(**other)
 
@@ -91,7 +91,8 @@ def test_missing_on_either_side_is_shown():
 
 
 @pytest.mark.parametrize(("name", "other"), [
-    ("revision", "def"), ("protocol", "mteb"), ("dtype", "bf16"), ("mteb_version", "2.27.0"), ("revision", None),
+    ("revision", "def"), ("protocol", "mteb"), ("dtype", "bf16"), ("mteb_version", "2.27.0"), ("weights", "4-bit"),
+    ("revision", None),
 ])  # fmt: skip
 def test_mixed_runs_are_refused_in_one_line(name, other):
     frame = bitext()
@@ -148,6 +149,42 @@ def test_of_several_models_one_is_chosen():
     mine = two.assign(model=two["model"].map({SMALL: "me5/a"}).fillna("me5/b"))
     with pytest.raises(Me5Error, match="mix model me5/a and me5/b"):
         compare(mine, 5, "small")
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({}, "reproduced"), ({"dtype": "fp32"}, "agrees"), ({"weights": "4-bit (Q4_0)"}, "agrees"),
+    ({"weights": ""}, "agrees"), ({"revision": ""}, "agrees"), ({"protocol": "mteb"}, "agrees"),
+    ({"model": "me5/mine"}, "agrees"),
+])  # fmt: skip
+def test_reproduced_is_a_word_for_the_same_weights_in_the_same_dtype(tmp_path, change, word):
+    """The cards' values were made in fp16 under the paper's protocol; whatever else agrees, only agrees."""
+    found = compare(bitext(dtype="fp16").assign(**change), 5, "small")
+    assert set(found["verdict"]) == {"agrees"} and comparing.overall(found) == word
+    texts = (comparing.summary(found), comparing.markdown(found), comparing.latex(found),
+             comparing.log_line(tmp_path, found, "x"))
+    assert [("reproduced" in text) for text in texts] == [word == "reproduced"] * 4
+    apart = compare(moved(bitext(dtype="fp16").assign(**change), "fra-eng", 1.0), 5, "small")
+    assert comparing.overall(apart) == "differs" and "reproduced" not in comparing.markdown(apart)
+
+
+def test_weights_of_four_bits_are_said_with_every_difference():
+    found = compare(bitext(model="me5/q4", weights="4-bit (Q4_0)", dtype="bf16"), 5, "small")
+    line = comparing.summary(found)
+    assert line.startswith(f"Table 5, me5/q4 against {SMALL} (revision abc, protocol paper, dtype bf16 (published: ")
+    assert "weights 4-bit (Q4_0) (published: full)" in line and "mteb 2.26.13 (published: 1.0.2)" in line
+    read = pd.read_csv(io.StringIO(comparing.csv(found)))
+    assert set(read["weights"]) == {"4-bit (Q4_0)"} and set(read["expected_dtype"]) == {"fp16"}
+    old = compare(bitext().drop(columns="weights"), 5)  # a frame of before there was such a column
+    assert "weights not recorded (published: full)" in comparing.summary(old)
+
+
+def test_means_by_task_are_over_what_is_published_and_measured():
+    frame = moved(bitext(), "fra-eng", 11.0)
+    found = comparing.by_task(compare(frame[frame["subset"] != "deu-eng"], 5)).set_index("task")
+    assert found.loc["Tatoeba", ["subsets", "delta"]].tolist() == pytest.approx([111, 11 / 111])
+    published = [float(row["small_card_f1"]) for row in rows("tatoeba_per_language") if row["pair"] != "deu-eng"]
+    assert found.loc["Tatoeba", "expected"] == pytest.approx(fmean(published))
+    assert found.loc["BUCC", "subsets"] == 4 and set(found["metric"]) == {"f1"}
 
 
 def test_a_baseline_has_averages_only():
@@ -221,9 +258,19 @@ def test_the_log_grows_by_one_line_per_run(tmp_path):
     assert lines[0].startswith("# ") and lines[4] == first and len(lines) == 6
     cells = [cell.strip() for cell in first.strip("|").split("|")]
     assert cells == ["today", "c0ffee", "`me5 evaluate --table 5`", "1 × H200", "5", SMALL, "abc", "paper", "fp32",
-                     "2.26.13", "agrees: 118 of 118 within 0.1"]
+                     "full", "2.26.13", "agrees: 118 of 118 within 0.1"]
     assert "differs: 117 of 118" in lines[5] and r"a \| b" in lines[5]
-    assert re.match(r"\| \d{4}-\d\d-\d\d \d\d:\d\d \|", lines[5]) and "CPU cores" in lines[5] or "×" in lines[5]
+    assert re.match(r"\| \d{4}-\d\d-\d\d \d\d:\d\d \|", lines[5]) and (" cores " in lines[5] or " × " in lines[5])
+
+
+def test_a_log_of_other_columns_goes_on_with_a_table_of_its_own(tmp_path):
+    """As it was before weights were recorded: no line stands under another column's name."""
+    old = "# Reproduction log\n\n| date | dtype | mteb | verdict |\n| --- | --- | --- | --- |\n| a | b | c | d |\n"
+    (tmp_path / "reproduction.md").write_text(old, encoding="utf8")
+    for _ in range(2):
+        comparing.log_line(tmp_path, compare(bitext(), 5), "x")
+    text = (tmp_path / "reproduction.md").read_text(encoding="utf8")
+    assert text.startswith(old) and text.count("| date |") == 2 and text.count("agrees: 118 of 118") == 2
 
 
 def test_a_log_that_cannot_be_written(tmp_path):

@@ -21,7 +21,7 @@ from mteb.mocks.mock_tasks import (
 
 from me5lib.evaluate import delta, models, prompts
 from me5lib.evaluate.protocol import Protocol
-from me5lib.evaluate.reference import paper_table
+from me5lib.evaluate.reference import COORDINATES, paper_table
 from me5lib.places import Me5Error
 
 TABLES = Path(prompts.__file__).parent / "tables"
@@ -284,9 +284,9 @@ def measured(**changes) -> pd.DataFrame:
         for task, value in zip(("Banking77Classification", "Tatoeba", "QuoraRetrieval", "SciDocsRR"), values,
                                strict=True):
             for subset in ("a", "b"):
-                rows.append(("intfloat/multilingual-e5-small", "fd1525a9", protocol, "fp32", task, "d0", "2.26.0",
-                             "test", subset, "main_score", value + (subset == "b")))
-    return pd.DataFrame(rows, columns=list(delta.NEEDED)).assign(**changes)
+                rows.append(("intfloat/multilingual-e5-small", "fd1525a9", protocol, "fp32", "full", task, "d0",
+                             "2.26.0", "test", subset, "main_score", value + (subset == "b")))
+    return pd.DataFrame(rows, columns=list(COORDINATES)).assign(**changes)
 
 
 def test_protocol_delta_says_what_moved_and_why():
@@ -305,11 +305,11 @@ def test_protocol_delta_compares_common_subsets_of_one_model_only():
     fewer = frame.drop(frame[(frame["protocol"] == "mteb") & (frame["task"] == "Tatoeba")].index[:1])
     assert delta.protocol_delta(fewer).set_index("task").loc["Tatoeba", ["subsets", "paper"]].tolist() == [1, 61.0]
     other = pd.concat([frame, measured(revision="0123abcd")])
-    with pytest.raises(Me5Error, match="more than one revision are mixed"):
+    with pytest.raises(Me5Error, match="these results mix revision "):
         delta.protocol_delta(other)
-    for column in ("model", "revision", "dtype", "mteb_version"):
+    for column in ("model", "revision", "dtype", "weights", "mteb_version"):
         apart = frame.assign(**{column: frame[column].where(frame["protocol"] == "paper", "another")})
-        with pytest.raises(Me5Error, match=f"more than one {column.replace('_', ' ')} are mixed .*another"):
+        with pytest.raises(Me5Error, match=f"these results mix {column} .*another"):
             delta.protocol_delta(apart)
     late = frame.copy()
     late.loc[late["protocol"] == "mteb", "dataset_revision"] = "d1"
@@ -319,7 +319,7 @@ def test_protocol_delta_compares_common_subsets_of_one_model_only():
         delta.protocol_delta(frame[frame["protocol"] == "paper"])
     with pytest.raises(Me5Error, match="nothing measured of x: there is intfloat/multilingual-e5-small"):
         delta.protocol_delta(frame, "x")
-    with pytest.raises(Me5Error, match="lack the columns dtype"):
+    with pytest.raises(Me5Error, match="lacks the columns dtype"):
         delta.protocol_delta(frame.drop(columns="dtype"))
     with pytest.raises(Me5Error, match="mteb has no task Nothing"):
         delta.why("Nothing")

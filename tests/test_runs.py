@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from filelock import FileLock
-from fixtures_tables import Counting
+from fixtures_tables import Counting, tatoeba
 from mteb.mocks.mock_tasks import bitext_mining as mock_bitext
 from mteb.mocks.mock_tasks import retrieval
 
 from me5lib import evaluate_cli
 from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
 from me5lib.evaluate import runs, suites, tasks
-from me5lib.evaluate.models import Opened
+from me5lib.evaluate.models import FOUR_BITS, Opened
 from me5lib.evaluate.protocol import Protocol
 from me5lib.places import Me5Error
 
@@ -99,6 +99,22 @@ def test_the_command_shows_what_the_protocol_is_worth_once_both_were_run(tmp_pat
     assert row["task"] == "Tatoeba" and row["why"] == "prefix dropped" and row["subsets"] == 2
     assert [row["paper"], row["mteb"], row["delta"]] == pytest.approx(
         [found["paper"], found["mteb"], found["mteb"] - found["paper"]])
+
+
+def test_the_command_sets_tasks_by_name_beside_the_published_values(tmp_path, capsys):
+    """Of the model itself, and of one whose weights were made from a published one: with the mark of its weights."""
+    full, deu = "intfloat/multilingual-e5-small", tatoeba(["deu-eng"])
+    small = Opened("me5/small", "aa11", Counting(), False, FOUR_BITS, full)
+    for model, words in ((small, (f"me5/small against {full} (", f"weights {FOUR_BITS} (published: full)")),
+                         (opened(full), (f"{full} (", "weights full,")), (opened(), ())):
+        runs.evaluate(model, [deu], tmp_path)
+        evaluate_cli._tell(evaluate_cli.Asked(model.name, "", "Tatoeba"), (), tmp_path, model)
+        told = capsys.readouterr().out
+        assert all(word in told for word in words) and ("Table 5, " in told) == bool(words)
+        if words:
+            expected, value, delta = map(float, told.partition("Tatoeba     f1")[2].split()[1:4])
+            assert expected == pytest.approx(97.5, abs=2.5) and delta == pytest.approx(value - expected, abs=0.011)
+    assert not (tmp_path / "reproduction.md").exists()  # no table was asked for
 
 
 def test_a_task_with_some_of_its_subsets_is_gone_on_with(tmp_path):
@@ -298,6 +314,9 @@ def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp
         sys.path.remove(str(shared / "hub"))
     assert fixtures_tables.ends(done.stdout) == [0, 9, 9, 0], done.stderr[-3000:]
     assert "superseded" not in done.stderr
+    named = [line for line in done.stderr.splitlines() if "the result file" in line]
+    assert len(named) == 1 and f"Tatoeba.json has {PAIRS} of 112 subsets (without test/" in named[0]
+    assert named[0].endswith("its run was narrowed")
     asked = (tmp_path / "asked").read_text("utf8")
     for name in ("STSBenchmark", "SciFact", "Tatoeba"):
         data = mteb.get_task(name).metadata.dataset

@@ -8,6 +8,9 @@
 A value agrees when it is within `TOLERANCE` of the published one: 0.1 point in fp32, 0.3 in half precision, the same
 for every task. MIRACL is published with one decimal only, so up to 0.05 of a difference there is rounding. What was
 measured under two revisions, protocols, dtypes or versions of mteb is refused: such a mean is a number of nothing.
+
+A table is *reproduced* where everything agrees that was published, by the very model (its recorded revision, its full
+weights) in the precision of the published run. Weights of 4 bits, or another dtype, may agree; they reproduce nothing.
 """
 
 from __future__ import annotations
@@ -28,13 +31,14 @@ if TYPE_CHECKING:
 TOLERANCE = {"fp32": 0.1, "fp16": 0.3, "bf16": 0.3, "": 0.1}  # points; a dtype that nobody recorded gets the narrow one
 AGREES, DIFFERS, NOT_MEASURED, NOT_PUBLISHED = "agrees", "differs", "not measured", "not published"
 COLUMNS = ("task", "split", "subset", "metric", "expected", "measured", "delta", "verdict", "note")
-ONE_RUN = ("model", "revision", "protocol", "dtype", "mteb_version")  # a comparison has one value of each
+REPRODUCED = "reproduced"
+ONE_RUN = ("model", "revision", "protocol", "dtype", "weights", "mteb_version")  # a comparison has one value of each
 LOG = "reproduction.md"
 _KEY = ["task", "split", "subset", "metric"]
 _FORUMS = {f"CQADupstack{name}Retrieval" for name in FORUMS}
 _COLOURS = {AGREES: "#DDF2E8", DIFFERS: "#FBE3D6"}
-_LOG_COLUMNS = ("date", "commit", "command", "hardware", "table", "model", "revision", "protocol", "dtype", "mteb",
-                "verdict")
+_LOG_COLUMNS = ("date", "commit", "command", "hardware", "table", "model", "revision", "protocol", "dtype", "weights",
+                "mteb", "verdict")
 
 
 def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame:
@@ -45,18 +49,19 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
     model of the paper. Where several models were measured, `model` also chooses the one.
 
     Returned: `COLUMNS`, a row per published or measured value, then the table's averages (over all their rows, or NaN).
-    `delta` is measured − expected. `attrs` holds the run (`ONE_RUN`), `table`, `against`, `tolerance` and `summary`.
+    `delta` is measured − expected. `attrs` holds the run (`ONE_RUN`), `table`, `against`, the `expected_dtype` and
+    `expected_mteb` of the published run, `tolerance`, `summary`.
 
     Raises `Me5Error` for a frame that mixes runs or data revisions, that has a value twice, that lacks a column or any
     row of the table, for an unknown dtype, and for a model that the paper does not have.
     """
     found = _of_table(measured, table, model)
-    run = {name: _single(found[name], name) for name in ONE_RUN}
+    run = {name: single(found[name], name) for name in ONE_RUN}
     if run["dtype"] not in TOLERANCE:
         known = ", ".join(filter(None, TOLERANCE))
         raise Me5Error(f"no tolerance is set for dtype {run['dtype']!r}: measure in one of {known}")
     for task, revisions in found.groupby("task")["dataset_revision"]:
-        _single(revisions, f"dataset_revision of {task}")
+        single(revisions, f"dataset_revision of {task}")
     published = expected(table, model or run["model"])
     tolerance = TOLERANCE[run["dtype"]]
     rows = _values(found, published, table)
@@ -64,20 +69,50 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
     rows["delta"] = rows["measured"] - rows["expected"]
     rows["verdict"] = [_verdict(row.expected, row.measured, tolerance) for row in rows.itertuples()]
     rows = rows[list(COLUMNS)]
-    rows.attrs = {**run, "table": table, "against": published["model"].iloc[0], "tolerance": tolerance}
+    rows.attrs = {**run, "table": table, "against": published["model"].iloc[0], "tolerance": tolerance,
+                  "expected_dtype": published["dtype"].iloc[0], "expected_mteb": published["mteb_version"].iloc[0]}
     rows.attrs["summary"] = _counts(rows)
     return rows
 
 
+def complete(measured: pd.DataFrame) -> pd.DataFrame:
+    """`measured` with every column of `reference.COORDINATES`; `weights` is "" where nobody recorded it.
+
+    Raises `Me5Error` where another column is missing.
+    """
+    if absent := [name for name in COORDINATES if name not in measured.columns and name != "weights"]:
+        raise Me5Error(f"what was measured lacks the columns {', '.join(absent)}: read it with runs.measured")
+    return measured if "weights" in measured.columns else measured.assign(weights="")
+
+
+def single(values: pd.Series, name: str) -> str:
+    """The one value of a coordinate, "" where it is not recorded. Raises `Me5Error` where there are several."""
+    found = sorted({"" if value != value or value is None else str(value) for value in values})
+    if len(found) > 1:
+        shown = " and ".join(value or "(not recorded)" for value in found[:3]) + (" and others" if found[3:] else "")
+        raise Me5Error(f"these results mix {name} {shown}: compare one at a time, or measure again into a new folder")
+    return found[0] if found else ""
+
+
 def overall(rows: pd.DataFrame) -> str:
-    """One word on a comparison: `differs` if any value does, else `incomplete` if one is not measured, else `agrees`.
+    """One word on a comparison: `differs` if any value does, else `incomplete` if one is not measured, else `agrees`,
+    or `reproduced` where it is the same model, weights, protocol and dtype that agree.
 
     Values that nobody published count for nothing; where there are no others, `not published`.
     """
     found = set(rows["verdict"]) - {NOT_PUBLISHED}
     if not found:
         return NOT_PUBLISHED
-    return DIFFERS if DIFFERS in found else "incomplete" if NOT_MEASURED in found else AGREES
+    agree = REPRODUCED if _same(rows.attrs) else AGREES
+    return DIFFERS if DIFFERS in found else "incomplete" if NOT_MEASURED in found else agree
+
+
+def by_task(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over the subsets of a task that are published and measured: `task`, `metric`, `subsets`, `expected`,
+    `measured`, `delta`."""
+    both = rows[rows["delta"].notna() & ~rows["subset"].str.startswith("mean of")].assign(subsets=1)
+    how = {"subsets": "sum", "expected": "mean", "measured": "mean", "delta": "mean"}
+    return both.groupby(["task", "metric"], sort=False).agg(how).reset_index()
 
 
 def summary(rows: pd.DataFrame) -> str:
@@ -123,16 +158,21 @@ def log_line(out: Path | str, rows: pd.DataFrame, command: str, *, hardware: str
     `-dirty` where files were changed; empty for an installed wheel), now in UTC. Raises `Me5Error` where the file
     cannot be written.
     """
+    from me5lib.evaluate import runs
+
     about, path = rows.attrs, Path(out) / LOG
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    cells = (date or now, commit or _commit(), f"`{command}`", hardware or _hardware(), about["table"], about["model"],
-             about["revision"][:8], about["protocol"], about["dtype"], about["mteb_version"], _counted(rows))
+    cells = (date or now, commit or _commit(), f"`{command}`", hardware or runs.hardware(), about["table"],
+             about["model"], about["revision"][:8], about["protocol"], about["dtype"], about["weights"],
+             about["mteb_version"], _counted(rows))
     line = "| " + " | ".join(_cell(str(cell)) for cell in cells) + " |\n"
     columns = "".join(f"| {' | '.join(row)} |\n" for row in (_LOG_COLUMNS, ["---"] * len(cells)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_text(encoding="utf8", errors="replace") if path.exists() else "# Reproduction log\n"
+        table = "" if columns in before else f"\n{columns}"  # a log of other columns goes on with a table of its own
         with path.open("a", encoding="utf8") as file:
-            file.write(line if file.tell() else f"# Reproduction log\n\n{columns}{line}")
+            file.write(f"{'' if file.tell() else before}{table}{line}")
     except OSError as error:
         raise Me5Error(f"cannot write {path} ({error.strerror}): choose another folder with --out") from None
     return line.rstrip("\n")
@@ -140,8 +180,7 @@ def log_line(out: Path | str, rows: pd.DataFrame, command: str, *, hardware: str
 
 def _of_table(measured: pd.DataFrame, table: int, model: str) -> pd.DataFrame:
     """The rows of `measured` that are of the table and, where there are several models, of `model`."""
-    if missing := [name for name in COORDINATES if name not in measured.columns]:
-        raise Me5Error(f"what was measured lacks the columns {', '.join(missing)}: read it with runs.measured")
+    measured = complete(measured)
     cells = _cells(table)
     rows = measured[measured["task"].isin({*cells["task"], *(_FORUMS if table == 3 else ())})]
     if model and model_named(model) in set(rows["model"]):
@@ -171,15 +210,6 @@ def _folded(rows: pd.DataFrame) -> pd.DataFrame:
     mean = rows[forum].iloc[: 0 if whole else 1]
     mean = mean.assign(task="CQADupstackRetrieval", dataset_revision="", value=rows[forum]["value"].mean())
     return pd.concat([rows[~forum], mean]) if len(mean) else rows[~forum]
-
-
-def _single(values: pd.Series, name: str) -> str:
-    """The one value of a coordinate. Raises `Me5Error` where there are several."""
-    found = sorted({"" if value != value or value is None else str(value) for value in values})
-    if len(found) > 1:
-        shown = " and ".join(value or "(not recorded)" for value in found[:3]) + (" and others" if found[3:] else "")
-        raise Me5Error(f"these results mix {name} {shown}: compare one at a time, or measure again into a new folder")
-    return found[0]
 
 
 def _cells(table: int) -> pd.DataFrame:
@@ -254,13 +284,23 @@ def _counts(rows: pd.DataFrame) -> str:
 
 
 def _run(about: dict) -> str:
-    """The run in words."""
+    """The run in words, with what the published one was made with where that differs."""
     against = "" if about["against"] == about["model"] else f" against {about['against']}"
-    protocol = about["protocol"] + (" (published: paper)" if about["protocol"] != "paper" else "")
-    named = {"revision": about["revision"][:8], "protocol": protocol, "dtype": about["dtype"],
+    published = {"protocol": "paper", "dtype": about["expected_dtype"], "weights": "full",
+                 "mteb": about["expected_mteb"]}
+    named = {"protocol": about["protocol"], "dtype": about["dtype"], "weights": about["weights"],
              "mteb": about["mteb_version"]}
-    words = ", ".join(f"{key} {value or 'not recorded'}" for key, value in named.items())
-    return f"{about['model']}{against} ({words})"
+    words = [f"revision {about['revision'][:8] or 'not recorded'}"]
+    words += [f"{key} {value or 'not recorded'}"
+              + f" (published: {published[key] or 'not stated'})" * (value != published[key])
+              for key, value in named.items()]
+    return f"{about['model']}{against} ({', '.join(words)})"
+
+
+def _same(about: dict) -> bool:
+    """Whether a run is the published one again: the model at a recorded revision, full weights, protocol and dtype."""
+    return (about["model"] == about["against"] and bool(about["revision"]) and about["weights"] == "full"
+            and about["protocol"] == "paper" and about["dtype"] == about["expected_dtype"] != "")
 
 
 def _within(about: dict) -> str:
@@ -301,13 +341,3 @@ def _commit() -> str:
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
 
-
-def _hardware() -> str:
-    import os
-    import platform
-
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from me5lib.evaluate import prompts
+from me5lib.evaluate.compare import complete, single
 from me5lib.model.text import PASSAGE
 from me5lib.places import Me5Error
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-NEEDED = ("model", "revision", "protocol", "dtype", "task", "dataset_revision", "mteb_version", "split", "subset",
-          "metric", "value")
+_PLACE = ["task", "split", "subset"]
 NOTHING = "the same texts and the same norm"
 
 
@@ -115,7 +115,7 @@ def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_
                    instruct: bool | None = None) -> pd.DataFrame:
     """One model under both protocols: `task`, `subsets`, `paper`, `mteb`, `delta` (mteb minus paper), `why`.
 
-    `measured` has the columns `NEEDED`, values in per cent. A task's value is the mean over the splits and subsets
+    `measured` has `reference.COORDINATES`, values in per cent. A task's value is the mean over the splits and subsets
     that both protocols have (`subsets`: how many); a task that one of them lacks is left out. `instruct`: whether the
     model reads instructions; None: whether its name says so. Raises `Me5Error` where a protocol is missing, where
     nothing is common, and where the two are of different models, revisions, precisions, data sets' revisions or
@@ -123,10 +123,13 @@ def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_
     """
     import pandas as pd
 
+    measured = complete(measured)
     paper, mteb = (_only(measured, protocol, model, metric) for protocol in ("paper", "mteb"))
-    for column in ("model", "revision", "dtype", "mteb_version"):
-        _one(pd.concat([paper, mteb]), column)
-    both = paper.merge(mteb, on=["task", "split", "subset"], suffixes=("_paper", "_mteb"))
+    for column in ("model", "revision", "dtype", "weights", "mteb_version"):
+        single(pd.concat([paper, mteb])[column], column)
+    for found in (paper, mteb):
+        single(found["dataset_revision"][found.duplicated(_PLACE, keep=False)], "dataset_revision")
+    both = paper.merge(mteb, on=_PLACE, suffixes=("_paper", "_mteb"))
     if both.empty:
         raise Me5Error("the two protocols have no task in common: run the same tasks with --protocol paper and mteb")
     mixed = both[both["dataset_revision_paper"] != both["dataset_revision_mteb"]]
@@ -172,9 +175,6 @@ def _reasons(task_type: str, paper: prompts.Rule, now: prompts.Rule) -> list[str
 
 def _only(measured: pd.DataFrame, protocol: str, model: str, metric: str) -> pd.DataFrame:
     """The rows of one protocol, model and metric."""
-    missing = [column for column in NEEDED if column not in measured]
-    if missing:
-        raise Me5Error(f"the measured values lack the columns {', '.join(missing)}: take them from runs.measured")
     of_model = measured[measured["model"] == model] if model else measured
     if of_model.empty:
         raise Me5Error(f"nothing measured of {model or 'any model'}: {_known(measured['model'].unique())}")
@@ -182,18 +182,7 @@ def _only(measured: pd.DataFrame, protocol: str, model: str, metric: str) -> pd.
     if found.empty:
         raise Me5Error(f"no {metric} measured under the protocol {protocol}: run `me5 evaluate` with "
                        f"--protocol {protocol}")
-    if found.duplicated(["task", "split", "subset"]).any():
-        for column in ("model", "revision", "dtype", "mteb_version", "dataset_revision"):
-            _one(found, column)
     return found
-
-
-def _one(found: pd.DataFrame, column: str) -> None:
-    """Raises `Me5Error` when more than one value stands in a column that must not be mixed."""
-    values = found[column].unique()
-    if len(values) > 1:
-        raise Me5Error(f"values of more than one {column.replace('_', ' ')} are mixed ({', '.join(map(str, values))}): "
-                       "choose one")
 
 
 def _known(names: Sequence[str]) -> str:

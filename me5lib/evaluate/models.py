@@ -62,7 +62,7 @@ KNOWN = {
 class Opened(NamedTuple):
     """A model that is ready to encode."""
 
-    name: str  # the hub id, or me5/<name of the folder>
+    name: str  # the hub id, or me5/<name of the folder, or of the released model>
     revision: str  # the hub's commit, or the fingerprint of the folder's files
     encoder: TextEncoder
     instruct: bool  # whether it reads instructions in place of prefixes
@@ -111,7 +111,7 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
     if ref.kind == "released":
         from me5lib.model.released import HUB_ID, WHEEL_SHA256
 
-        return Opened(ref.name, WHEEL_SHA256[:16], _e5(ref.name, dtype, target), False, FOUR_BITS, HUB_ID)
+        return Opened(f"me5/{ref.name}", WHEEL_SHA256[:16], _e5(ref.name, dtype, target), False, FOUR_BITS, HUB_ID)
     folder = local(ref)
     name = ref.name if ref.kind == "hub" else "me5/" + re.sub(r"[^\w.+-]+", "-", folder.name)
     commit = folder.name if ref.kind == "hub" else ""

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import pandas as pd
 
 SIZES = ("small", "base", "large", "large-instruct")
@@ -29,8 +31,8 @@ MODELS = {  # name in the paper's tables → id on the hub
     "LaBSE": "sentence-transformers/LaBSE", "mContriever-msmarco": "facebook/mcontriever-msmarco",
     "BGE-large-en-v1.5": "BAAI/bge-large-en-v1.5", "Cohere-multilingual-v3": "Cohere/Cohere-embed-multilingual-v3.0",
 }  # fmt: skip
-COORDINATES = ("model", "revision", "protocol", "dtype", "task", "dataset_revision", "mteb_version", "split", "subset",
-               "metric", "value")
+COORDINATES = ("model", "revision", "protocol", "dtype", "weights", "task", "dataset_revision", "mteb_version", "split",
+               "subset", "metric", "value")
 TABLES = (3, 4, 5)  # those that have results
 NOT_COMPARABLE = "not comparable: other tasks, other pools, other size of model and of data"
 _TABLE_7_AVERAGE = {"base": 59.4}  # the average row of Table 7 where it is known to differ from Table 3 (59.5)
@@ -137,14 +139,20 @@ def expected(number: int, model: str = "") -> pd.DataFrame:
     makers = {3: _english, 4: _retrieval, 5: _bitext}
     if number not in makers:
         raise Me5Error(f"Table {number} has no results to expect: choose one of {', '.join(map(str, TABLES))}")
-    rows = [dict(zip((*COORDINATES, "mean", "source"), row, strict=True))
-            for row in (*makers[number](), *_printed(number))]
-    table = pd.DataFrame(rows)
+    columns = [name for name in (*COORDINATES, "mean", "source") if name != "weights"]
+    table = pd.DataFrame([*makers[number](), *_printed(number)], columns=columns)
+    table.insert(COORDINATES.index("weights"), "weights", "full")
     if model:
         table = table[table["model"] == model_named(model)].reset_index(drop=True)
         if table.empty:
             raise Me5Error(f"Table {number} does not have {model}: choose one of {', '.join(SIZES)}")
     return table
+
+
+def publishes(number: int, model: str, tasks: Collection[str]) -> bool:
+    """Whether Table 3, 4 or 5 has more than averages of a model (its hub id) on one of these tasks."""
+    table = expected(number)
+    return bool((table["task"].isin(tasks) & (table["model"] == model) & ~table["mean"]).any())
 
 
 def repository(number: int, size: str, head: bool = False) -> pd.DataFrame:
@@ -159,7 +167,8 @@ def repository(number: int, size: str, head: bool = False) -> pd.DataFrame:
     if number not in (3, 5) or size not in SIZES:
         raise Me5Error(f"no such runs are kept here: Table 3 or 5, and a size of {', '.join(SIZES)}")
     rows = _english_runs(size, head) if number == 3 else _bitext_runs(size)
-    return pd.DataFrame(rows, columns=COORDINATES)
+    table = pd.DataFrame(rows, columns=[name for name in COORDINATES if name != "weights"])
+    return table.assign(weights="full")[list(COORDINATES)]
 
 
 def totals() -> pd.DataFrame:

@@ -27,8 +27,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from me5lib.evaluate import suites
+from me5lib.evaluate import lint, suites
 from me5lib.evaluate.protocol import Protocol
+from me5lib.evaluate.reference import COORDINATES as COLUMNS
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from me5lib.evaluate.models import Opened
 
 PACKAGES = ("me5", "mteb", "datasets", "torch", "transformers", "sentence-transformers", "scikit-learn", "numpy")
-COLUMNS = ("model", "revision", "protocol", "dtype", "task", "dataset_revision", "mteb_version", "split", "subset",
-           "metric", "value")
 # Metrics besides the main one, by the beginning of a task's name: what Tables 4 and 5 have, and accuracy beside F1.
 METRICS = {"MIRACL": ("ndcg_at_10", "recall_at_100"), "BUCC": ("f1", "accuracy"), "Tatoeba": ("f1", "accuracy")}
 _ENCODE = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
@@ -107,8 +106,7 @@ def pending(opened: Opened, tasks: Sequence[AbsTask], folder: Path, again: bool 
         for part in suites.parts(task):
             _usable(_path(cache, opened, part), part, again)
         found = _usable(_path(cache, opened, task), task, again)
-        wanted = {(split, subset) for split in task.eval_splits for subset in task.hf_subsets}
-        if found is None or not wanted <= found.held:
+        if found is None or not suites.wanted(task) <= found.held:
             todo.append(task)
     return todo
 
@@ -117,8 +115,10 @@ def measured(out: Path) -> pd.DataFrame:
     """Every result under `out`: `COLUMNS`, a row per task, split, subset and metric; `value` in per cent.
 
     Metrics: `main_score` of every task, and those of `METRICS`. Models, revisions, protocols and dtypes stand beside
-    each other, told apart by their columns. Raises `Me5Error`, naming the file, for one that cannot be read, for one
-    in the folder of another revision than `model_meta.json` there says; and for a folder without results.
+    each other, told apart by their columns; `weights` is "full", another word of run.json, or "" without a record.
+    Every file goes through `lint.check`; what is no reason to refuse it is said on the error stream. Raises `Me5Error`,
+    naming the file, for one that cannot be read, that is faulty, or that lies in the folder of another revision than
+    `model_meta.json` there says; and for a folder without results.
     """
     import pandas as pd
 
@@ -131,7 +131,14 @@ def measured(out: Path) -> pd.DataFrame:
         except ValueError as error:
             raise Me5Error(f"the result file {path} is damaged ({error}): delete it, or run the same `me5 evaluate` "
                            "again, which makes it again") from None
-        rows += _rows(found)
+        record = recorded(found)
+        faults = lint.check(found, record, suites.whole(found.task))
+        if refused := [fault.what for fault in faults if fault.refused]:
+            raise Me5Error(f"the result file {path} {_few(refused)}: delete it, or run the same `me5 evaluate` with "
+                           "--again")
+        for fault in faults:
+            print(f"me5: the result file {path} {fault.what}", file=sys.stderr)
+        rows += _rows(found, record.weights if record else "")
     if not rows:
         raise Me5Error(f"no results in {out}: run `me5 evaluate --model ... --out {out}` first")
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -146,7 +153,7 @@ def read(path: Path) -> Found:
         if found.task != path.stem:
             raise ValueError(f"it is of task {found.task}")
         for row in (row for rows in scores.values() for row in rows):
-            _per_cent(row["main_score"]), str(row["hf_subset"])
+            row["main_score"], str(row["hf_subset"])
     except KeyError as error:
         raise ValueError(f"it lacks {error}") from None
     except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
@@ -177,12 +184,11 @@ def _usable(path: Path, task: AbsTask, again: bool) -> Found | None:
         return None
     there = {"data revision": found.dataset_revision, "mteb": found.mteb_version}
     wanted = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
-    other = [f"{name} {there[name]}, not {wanted[name]}" for name in there if there[name] != wanted[name]]
-    if not other:
+    faults = [fault.what for fault in (*lint.other(there, wanted), *lint.impossible(found)) if fault.refused]
+    if not faults:
         return found
     if not again:
-        raise Me5Error(f"the result file {path} is of {' and '.join(other)}: choose another --out, or add --again to "
-                       "replace it")
+        raise Me5Error(f"the result file {path} {_few(faults)}: choose another --out, or add --again to replace it")
     path.unlink()
     return None
 
@@ -320,10 +326,14 @@ def _recorded(folder: Path, opened: Opened, protocol: str, dtype: str, tasks: Se
     file, runs = folder / "run.json", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         runs = list(json.loads(file.read_text(encoding="utf8"))["runs"])
+    every = {part.metadata.name: part for task in tasks for part in (task, *suites.parts(task))}
     entry = {
-        "command": command, "model": opened.name, "revision": opened.revision, "protocol": protocol, "dtype": dtype,
-        "tasks": {task.metadata.name: str(task.metadata.revision) for task in tasks}, "hardware": hardware(),
-        "versions": versions(), "python": platform.python_version(), "begun": _now(), "finished": "",
+        "command": command, "model": opened.name, "revision": opened.revision,
+        "weights": opened.weights, "protocol": protocol, "dtype": dtype,
+        "tasks": {name: str(task.metadata.revision) for name, task in every.items()},
+        "subsets": {name: len(suites.wanted(task)) for name, task in every.items()},
+        "hardware": hardware(), "versions": versions(), "python": platform.python_version(), "begun": _now(),
+        "finished": "",
     }
     put(file, {"runs": [*runs, entry]})
     yield
@@ -343,7 +353,26 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _rows(found: Found) -> list[dict[str, Any]]:
+def recorded(found: Found) -> lint.Record | None:
+    """What run.json says of the last run of a result's task, model and revision; None where it says nothing."""
+    folder = found.path.parent
+    try:
+        runs = json.loads((folder.parents[2] / "run.json").read_text(encoding="utf8"))["runs"]
+        run = next(run for run in reversed(runs) if (run["model"].replace("/", "__"), run["revision"]) ==
+                   (folder.parent.name, folder.name) and found.task in run["tasks"])
+        made = {"protocol": run["protocol"], "dtype": run["dtype"], "data revision": run["tasks"][found.task],
+                "mteb": run["versions"]["mteb"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None
+    subsets = run.get("subsets", {}).get(found.task, 0)
+    return lint.Record(made, run.get("weights", "full"), subsets, bool(run["finished"]))
+
+
+def _few(faults: Sequence[str], most: int = 3) -> str:
+    return " and ".join(faults[:most]) + f" and {len(faults) - most} more" * (len(faults) > most)
+
+
+def _rows(found: Found, weights: str) -> list[dict[str, Any]]:
     """Rows of `COLUMNS` of one file."""
     folder = found.path.parent
     protocol, _, dtype = folder.parents[2].name.rpartition("-")
@@ -354,7 +383,7 @@ def _rows(found: Found) -> list[dict[str, Any]]:
         if meta["revision"] != folder.name:
             raise Me5Error(f"{folder} holds results of revision {meta['revision']} (model_meta.json): results of two "
                            "revisions are mixed, put each into a folder of its own revision")
-    about = (name, folder.name, protocol, dtype, found.task, found.dataset_revision, found.mteb_version)
+    about = (name, folder.name, protocol, dtype, weights, found.task, found.dataset_revision, found.mteb_version)
     more = next((metrics for start, metrics in METRICS.items() if found.task.startswith(start)), ())
     return [
         dict(zip(COLUMNS, (*about, split, row["hf_subset"], metric, _per_cent(row[metric])), strict=True))

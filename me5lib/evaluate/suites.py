@@ -14,6 +14,7 @@ and Tatoeba's 112 pairs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from me5lib.places import Me5Error
@@ -111,6 +112,24 @@ def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask
 def parts(task: AbsTask) -> list[AbsTask]:
     """The tasks that are evaluated for this one: those it is the mean of, or itself."""
     return list(getattr(task.metadata, "tasks", None) or [task])
+
+
+@cache
+def whole(task: str) -> frozenset[tuple[str, str]]:
+    """(split, subset) of a task as the paper's tables take it, else as mteb has it; empty for one that mteb lacks."""
+    import mteb
+
+    tables_ = {own.metadata.name: own for number in TABLES for own in table_tasks(number)}
+    try:
+        own = tables_[task] if task in tables_ else mteb.get_task(task)
+    except KeyError:
+        return frozenset()
+    return wanted(own)
+
+
+def wanted(task: AbsTask) -> frozenset[tuple[str, str]]:
+    """(split, subset) that a task is to be evaluated on."""
+    return frozenset((split, subset) for split in task.eval_splits for subset in task.hf_subsets)
 
 
 def amount(task: AbsTask, longest: int = 512) -> Amount | None:

@@ -125,7 +125,7 @@ def _released(scale: Scale) -> dict[str, Protocol]:
     if scale.evaluate.model == UNTRAINED:
         return {}
     opened = open_model(scale.evaluate.model, dtype=precision(best_device()).name)
-    return {opened.name: Protocol(opened.encoder, opened.name, revision=opened.revision)}
+    return {opened.name.removeprefix("me5/"): Protocol(opened.encoder, opened.name, revision=opened.revision)}
 
 
 def untrained_rows(corpus: Any) -> dict[str, Any]:

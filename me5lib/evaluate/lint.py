@@ -1,0 +1,129 @@
+"""Lint of results before they stand beside others: what cannot be, what is missing, what is not as was recorded.
+
+    faults = check(found, record, suites.whole(found.task))      # of a file in mteb's format (`runs.Found`)
+
+A fault is refused where no run can have given the file, or where it is not of what it says it is of. It is named, and
+no more, where there is an honest reason for it: a run narrowed or not finished, ties at the first rank.
+
+MRR@1 and precision@1 are one number, the share of queries with a relevant document first, unless equal scores are
+ranked in two ways. Since 2.18.19 (its issue 5136) mteb ranks them in one, and a difference has no such excuse. In files
+of earlier versions it is named, and refused where it is larger than ties make it: of 1,347 public files of mE5 73
+differ by more than 0.005, and those by more than 0.04 are faulty (mteb issue 5228: 0.859 and 0.179). Bounds are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from me5lib.evaluate.runs import Found
+
+ROUNDING, TIES = 0.005, 0.04  # largest |MRR@1 − precision@1| that is not named, and that ties excuse
+ONE_ORDER = "2.18.19"  # the first mteb that ranks equal scores alike in both
+CLOSE = 1e-5  # mteb rounds some metrics to five digits, others to six
+SHARE = re.compile(r"(\w+_)?(ndcg|map|recall|precision|mrr|hit_rate|accuracy|f1|ap|lrap|hamming|v_measure)"
+                   r"(_weighted|_at_\d+)?")  # metrics in [0, 1]
+CORRELATION = re.compile(r"(\w+_)?(pearson|spearman|kendalltau|kappa|mcc)")  # in [−1, 1]
+GROWS = re.compile(r"(map|recall|mrr|hit_rate)_at_(\d+)")  # never less with more documents
+
+
+class Fault(NamedTuple):
+    """What is wrong with a result file."""
+
+    what: str
+    refused: bool = True
+
+
+class Record(NamedTuple):
+    """What run.json says of the last run that made a result."""
+
+    coordinates: Mapping[str, str]  # protocol, dtype, data revision, mteb
+    weights: str = "full"
+    subsets: int = 0  # how many it was asked for; 0: not recorded
+    finished: bool = True
+
+
+def check(found: Found, record: Record | None, whole: frozenset[tuple[str, str]] = frozenset()) -> list[Fault]:
+    """All faults of a result file: impossible metrics, coordinates other than recorded, missing ones of `whole`, which
+    are the (split, subset) that the task has (`suites.whole`; empty: not known)."""
+    faults = [*impossible(found), *missing(found, record, whole)]
+    if record is None:
+        return [*faults, Fault("has no run recorded in run.json: its weights and dtype are not known", refused=False)]
+    protocol, _, dtype = found.path.parents[3].name.rpartition("-")
+    there = {"protocol": protocol, "dtype": dtype, "data revision": found.dataset_revision, "mteb": found.mteb_version}
+    return [*faults, *(Fault(f"{fault.what} as run.json says") for fault in other(there, record.coordinates))]
+
+
+def other(there: Mapping[str, str], wanted: Mapping[str, str]) -> list[Fault]:
+    """A fault for each coordinate that is not the wanted one."""
+    return [Fault(f"is of {name} {there[name]}, not {wanted[name]}") for name in there if there[name] != wanted[name]]
+
+
+def missing(found: Found, record: Record | None, whole: frozenset[tuple[str, str]]) -> list[Fault]:
+    """Subsets that the task has and the file lacks; refused where its run was finished and had been asked for them."""
+    absent = sorted(whole - found.held)
+    if not absent:
+        return []
+    names = ", ".join(map("/".join, absent[:3])) + " …" * (len(absent) > 3)
+    what = f"has {len(whole) - len(absent)} of {len(whole)} subsets (without {names})"
+    if record is None or not record.subsets:
+        return [Fault(what, refused=False)]
+    if record.finished and len(found.held) < record.subsets:
+        return [Fault(f"{what}, of which its run made {record.subsets}")]
+    return [Fault(f"{what}: its run was {'narrowed' if record.finished else 'not finished'}", refused=False)]
+
+
+def impossible(found: Found) -> Iterator[Fault]:
+    """Numbers that no run can have given, each with the split and the subset where it stands."""
+    if not found.held:
+        yield Fault("has no scores")
+    for split, rows in found.scores.items():
+        for row in rows:
+            for fault in (*_values(row), *_first_rank(row, found.mteb_version)):
+                yield fault._replace(what=f"{fault.what} ({split}, {row['hf_subset']})")
+
+
+def _values(row: Mapping[str, Any]) -> Iterator[Fault]:
+    """Values out of their range, a main score that is no metric of the row, metrics that fall where they must grow."""
+    known = {name: row[name] for name in row if name == "main_score" or (_range(name) and row[name] is not None)}
+    numbers = {name: value for name, value in known.items() if _finite(value)}
+    for name, value in known.items():
+        low, high = _range(name) or (-math.inf, math.inf)
+        if name not in numbers and name not in ("ap", "ap_weighted"):  # NaN in mteb where there are many classes
+            yield Fault(f"has {name} {value}, which is no number")
+        elif name in numbers and not low - CLOSE <= value <= high + CLOSE:
+            yield Fault(f"has {name} {value:g}, outside of {low} to {high}")
+    main = numbers.pop("main_score", None)
+    others = [value for name, value in row.items() if name != "main_score" and _finite(value)]
+    if main is not None and numbers and not any(abs(main - value) <= CLOSE for value in others):
+        yield Fault(f"has main_score {main:g}, which is none of its metrics")
+    cuts = sorted((match[1], int(match[2]), numbers[name]) for name in numbers if (match := GROWS.fullmatch(name)))
+    for (metric, k, less), (same, more, value) in zip(cuts, cuts[1:], strict=False):
+        if metric == same and value < less - CLOSE:
+            yield Fault(f"has {metric}_at_{more} {value:g}, below {metric}_at_{k} {less:g}")
+
+
+def _first_rank(row: Mapping[str, Any], version: str) -> Iterator[Fault]:
+    """MRR@1 against precision@1: see above."""
+    from packaging.version import InvalidVersion, Version
+
+    mrr, precision = row.get("mrr_at_1"), row.get("precision_at_1")
+    if not (_finite(mrr) and _finite(precision)) or abs(mrr - precision) <= ROUNDING + CLOSE:
+        return
+    excused = abs(mrr - precision) <= TIES + CLOSE
+    with contextlib.suppress(InvalidVersion):
+        excused &= Version(version) < Version(ONE_ORDER)
+    yield Fault(f"has mrr_at_1 {mrr:g} and precision_at_1 {precision:g}{' (ties?)' * excused}", refused=not excused)
+
+
+def _range(metric: str) -> tuple[int, int] | None:
+    """What a metric's value lies between; None where it has no bounds or is not known."""
+    return (0, 1) if SHARE.fullmatch(metric) else (-1, 1) if CORRELATION.fullmatch(metric) else None
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
