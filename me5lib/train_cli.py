@@ -188,11 +188,10 @@ def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resu
     folder = places.run_folder(name, seed, out) if plan else _folder(name, seed, out)
     with _team(processes) as team:
         from me5lib.train import own as tuning
-        from me5lib.train import stages
 
         _say(team, "\n".join(corpus.lines()))
         model = own.start or START
-        start = stages.first_here(team, lambda: tuning.open_start(model, folder, lambda line: _say(team, line)))
+        start = team.first_here(lambda: tuning.open_start(model, folder, lambda line: _say(team, line)))
         dial = own.fitted(team, corpus, start, overrides)
         if plan:
             return

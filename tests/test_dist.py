@@ -152,3 +152,37 @@ def test_one_failing_child_ends_the_others_at_once(tmp_path):
         launch([waiting, failing], tmp_path, timeout=120)
     assert time.monotonic() - start < 60
     assert gone(int((tmp_path / "pid").read_text(encoding="utf8")))
+
+
+LATE = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+from accelerate import Accelerator
+from me5lib.places import Me5Error
+from me5lib.train import dist
+folder = Path(sys.argv[1])
+(folder / f"here{os.environ['RANK']}").touch()
+while len(list(folder.glob("here?"))) < 2:  # a machine may be slow to start them: that is not what is tried here
+    time.sleep(0.01)
+dist.PATIENCE = timedelta(seconds=3)
+team = dist.join(2)
+made = team.first_here(lambda: (time.sleep(4 if team.main else 0), "made")[1])
+assert made == "made" and team.sum(1.0) == 2.0
+
+def act():
+    raise Me5Error("nothing to mine")
+
+try:
+    team.by_main(act)
+except Me5Error as error:
+    print(error)
+team.barrier()
+dist.leave()
+"""
+
+
+def test_rank_0_may_work_alone_for_longer_than_a_collective_waits(tmp_path):
+    launch([[sys.executable, "-c", LATE, str(tmp_path)]] * 2, tmp_path, timeout=120)
+    said = [(tmp_path / f"rank{r}.log").read_text(encoding="utf8").splitlines()[-1] for r in range(2)]
+    assert said == ["nothing to mine", "rank 0 failed: it says why"]

@@ -21,6 +21,7 @@ Cost: a gather sends each vector to every rank, and its gradient back; the relat
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as processes
@@ -41,7 +42,9 @@ from me5lib.places import PACKAGE, Me5Error
 from me5lib.train.contrast import Relations
 
 MEETING = "ME5_MEET"  # a file at which the processes that `launch` starts find each other: no port, so none is taken
-PATIENCE = timedelta(hours=2)  # ours: rank 0 evaluates while the others wait at a barrier
+PATIENCE = timedelta(hours=2)  # ours: a collective's, for a rank that is slow; nobody waits in one for work of hours
+T = TypeVar("T")
+_meetings = itertools.count()
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # accelerate's switches, as ACCELERATE_USE_<name>
 
 
@@ -89,9 +92,34 @@ class Team:
         return total.item()
 
     def barrier(self) -> None:
-        """Wait for the others."""
-        if self.world > 1:
-            processes.barrier()
+        """Wait for the others, however long they take: at the store where they met, not in a collective, which would
+        give up after `PATIENCE` while rank 0 mines, trains a teacher or evaluates."""
+        if self.world == 1:
+            return
+        store, here, pause = processes.distributed_c10d._get_default_store(), f"me5/{next(_meetings)}", 0.001
+        store.add(here, 1)
+        while store.add(here, 0) < self.world:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def by_main(self, act: Callable[[], T]) -> T | None:
+        """What `act` gives on rank 0, None on the others, which wait for it; if it fails they all do, so that nobody
+        waits for a rank that has gone."""
+        made = error = None
+        if self.main:
+            try:
+                made = act()
+            except Exception as caught:  # noqa: BLE001
+                error = caught
+        self.barrier()
+        if self.any(error is not None):
+            raise error or Me5Error("rank 0 failed: it says why")
+        return made
+
+    def first_here(self, make: Callable[[], T]) -> T:
+        """What `make` gives, on every rank; rank 0 first, so that what it builds or downloads is there for the rest."""
+        made = self.by_main(make)
+        return made if self.main else make()
 
 
 class _Ids(Sequence):

@@ -22,6 +22,7 @@ from me5lib.pairs import Labelled
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import Stage
 from me5lib.train import checkpoint, teaching
+from me5lib.train.dist import Team
 from me5lib.train.drawing import Plan, turned
 from me5lib.train.mining import MiningReport
 from me5lib.train.picking import Prefixes, over_passes
@@ -44,30 +45,50 @@ class Made(NamedTuple):
 def make(
     encoder: Encoder, rows: Sequence[Labelled], plan: Plan, stage: Stage, folder: Path, *, kind: str, mines: bool,
     with_teacher: bool, dev: Sequence[Labelled], prefixes: Prefixes, seed: int, progress: bool = True,
-    faults: Mapping[str, int] | None = None,
+    faults: Mapping[str, int] | None = None, team: Team | None = None,
 ) -> Made:
     """The groups that `plan` will use, made once and kept in `folder`/groups.jsonl; a report beside them.
 
     `encoder` is the start model: it mines (unless `mines` is False: random weights find nothing) and a teacher that is
     trained here starts from a copy of it. `kind` is one of `picking.KINDS`, `faults` what `drawing.tidy` counted, for
-    the report.
+    the report. Every rank of a `team` calls this: rank 0 mines, all of them score, rank 0 writes.
     """
-    if (folder / REPORT).is_file():
-        return _read(folder)
-    if not (folder / MINED).is_file():
-        made, found = _mined(encoder if mines else None, rows, plan, stage, kind, prefixes, seed)
-        _write(folder, made, MINED, {**found, "input": dict(faults or {}), "teacher": None})
-        give_back()
+    team = team or Team.alone()
+
+    def mine() -> bool:
+        """Whether it had been made before; else there are mined groups now."""
+        if (folder / REPORT).is_file():
+            return True
+        if not (folder / MINED).is_file():
+            made, found = _mined(encoder if mines else None, rows, plan, stage, kind, prefixes, seed)
+            _write(folder, made, MINED, {**found, "input": dict(faults or {}), "teacher": None})
+            give_back()
+        return False
+
+    if not team.any(bool(team.by_main(mine))):
+        _teach(encoder, plan, stage, folder, dev if with_teacher else None, prefixes, seed, progress, team)
+        give_back()  # the teacher and its optimiser: the stage that follows wants as much
+    return _read(folder)
+
+
+def _teach(
+    encoder: Encoder, plan: Plan, stage: Stage, folder: Path, dev: Sequence[Labelled] | None, prefixes: Prefixes,
+    seed: int, progress: bool, team: Team,
+) -> None:
+    """Have the mined groups scored, by all ranks (`dev` None: by nobody), and write them with the whole report."""
     made, found = _read(folder).rows, json.loads((folder / MINED).read_text(encoding="utf8"))
     if progress:
         _say(found)
-    if with_teacher:
-        made, found["teacher"] = teaching.taught(encoder, made, plan, stage, folder, dev, prefixes, seed, progress)
-    _write(folder, made, REPORT, found)
-    (folder / MINED).unlink()
-    del made
-    give_back()  # the teacher and its optimiser: the stage that follows wants as much
-    return _read(folder)
+    if dev is not None:
+        made, found["teacher"] = teaching.taught(encoder, made, plan, stage, folder, dev, prefixes, seed, progress,
+                                                 team)  # fmt: skip
+
+    def write() -> None:
+        """The groups, and that they are whole."""
+        _write(folder, made, REPORT, found)
+        (folder / MINED).unlink()
+
+    team.by_main(write)
 
 
 def _mined(

@@ -224,7 +224,7 @@ class _Run:
     def save(self, step: int) -> None:
         """Rank 0 writes a checkpoint, the others wait for it."""
         if self.folder is not None:
-            self._by_one(lambda: self._write(step))
+            self.team.by_main(lambda: self._write(step))
 
     def _write(self, step: int) -> None:
         self.log.sync()
@@ -238,7 +238,7 @@ class _Run:
     def look(self, step: int) -> None:
         """Evaluate if it is due and not logged yet (rank 0; the others wait)."""
         if self.due(step):
-            self._by_one(lambda: self._evaluate(step))
+            self.team.by_main(lambda: self._evaluate(step))
 
     def _evaluate(self, step: int) -> None:
         if any(row["step"] == step for row in self.log.history.evaluations):
@@ -249,17 +249,6 @@ class _Run:
         self.model.train()
         self.log.evaluation(row)
         self.live.evaluation(row)
-
-    def _by_one(self, act: Callable[[], None]) -> None:
-        """Rank 0 acts while the others wait; if it fails they all do, so that nobody waits for a rank that has gone."""
-        error = None
-        if self.team.main:
-            try:
-                act()
-            except Exception as caught:  # noqa: BLE001
-                error = caught
-        if self.team.any(error is not None):
-            raise error or Me5Error("rank 0 failed: it says why")
 
 
 def _ahead(prepare: Callable[[int], Work], start: int, steps: int) -> Iterator[tuple[int, Work, float]]:

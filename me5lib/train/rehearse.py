@@ -78,7 +78,7 @@ def rehearse(dial: Scale, seed: int, folder: Path, name: str = "stage1", team: T
         small = shrunk(dial, found.model, folder / "backbone")
         say(f"dry run of {name} at scale {dial.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
         say(f"backbone   {_described(dial.model, found)}")
-        stages.first_here(team, lambda: team.main and prepare(small, found.model, folder, say))
+        team.by_main(lambda: prepare(small, found.model, folder, say))
         with _cache_at(folder / "cache"):
             history = _Stage(small, seed, folder / "run", name, team, say).play()
     say(f"took       {time.perf_counter() - began:.0f} s{_peak()}; nothing of it is kept")
@@ -193,7 +193,7 @@ class _Stage:
             raise Me5Error(f"SIGTERM left no checkpoint in {self.part}")
         self.say(f"stopped    by SIGTERM after step 1 of {STEPS}, {_bytes(self.part) / 1e9:.2f} GB saved "
                  f"({time.perf_counter() - began:.0f} s)")
-        stages.first_here(self.team, lambda: self.team.main and self._between())
+        self.team.by_main(self._between)
         self.stops, began = False, time.perf_counter()
         final = self._leg()
         history = loop.read(final)

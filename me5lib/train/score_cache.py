@@ -8,7 +8,8 @@ One folder for each teacher, of one revision and under one set of limits: `about
 appended, piece by piece as the teacher gives them: a kill costs at most the piece that was being computed. A record
 that a crash has torn, or that lost its sum, is dropped, counted, and scored again. Pieces are cut by length inside
 fixed windows of the pairs that were asked for, longest first, so what is left after a kill is cut as it would have
-been, and the file ends up the same. One process scores at a time with one teacher; another one waits.
+been, and the file ends up the same. One process scores at a time with one teacher (of ranks that work together, one
+for each part); another one waits.
 
 Cost: 24 bytes a pair on disk, 20 in memory, about 2 µs to hash one: the paper's 1.6 M examples of 15 passages are
 0.6 GB. Scoring itself costs what the teacher costs.
@@ -45,12 +46,13 @@ class ScoreCache:
     `scored` pairs were new, `dropped` records were damaged, since it was entered.
     """
 
-    def __init__(self, root: Path, identity: Mapping[str, Any], name: str = "the teacher") -> None:
-        """`identity` (JSON types) is all that a score depends on beside the two texts; `name` is for messages."""
+    def __init__(self, root: Path, identity: Mapping[str, Any], name: str = "the teacher", part: int = 0) -> None:
+        """`identity` (JSON types) is all that a score depends on beside the two texts; `name` is for messages. Ranks
+        that score side by side each add to a `part` of their own, and read all of them."""
         self.identity, self.name = dict(identity), name
         digest = hashlib.blake2b(json.dumps(self.identity, sort_keys=True).encode("utf8"), digest_size=16)
         self._key, self.folder = digest.digest(), root / digest.hexdigest()[:16]
-        self.path = self.folder / "scores.bin"
+        self.path = self.folder / (f"scores-{part}.bin" if part else "scores.bin")
         self.scored = self.dropped = 0
 
     def __enter__(self) -> ScoreCache:
@@ -94,7 +96,7 @@ class ScoreCache:
     def _alone(self) -> Any:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.folder / "lock")
+        lock = FileLock(self.path.with_suffix(".lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -103,7 +105,8 @@ class ScoreCache:
         return lock
 
     def _read(self) -> _Index:
-        """The records that are whole; a torn one at the end is cut off, so that the next is written in its place."""
+        """The records that are whole, of all parts; a torn one at this part's end is cut off, so that the next is
+        written in its place."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if torn := size % RECORD.itemsize:
             os.truncate(self.path, size - torn)
@@ -112,7 +115,8 @@ class ScoreCache:
         self.dropped = bool(torn) + int((~whole).sum())
         if self.dropped:
             print(f"{self.path}: {self.dropped} damaged record(s) dropped, to be scored again", file=sys.stderr)
-        return _Index.of(records[whole])
+        others = [np.fromfile(path, RECORD) for path in sorted(self.folder.glob("scores*.bin")) if path != self.path]
+        return _Index.of(np.concatenate([records[whole], *(found[found["sum"] == _sum(found)] for found in others)]))
 
     def _keys(self, pairs: Sequence[Pair]) -> np.ndarray:
         """uint64 [n, 2] of each pair's texts and the identity; the query's length says where the passage begins."""

@@ -64,17 +64,17 @@ def pretrain(
     times in all); by default it is `watch.watch(corpus)`. It does not change what is trained.
     """
     team = team or Team.alone()
-    corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
+    corpus = corpus or team.first_here(lambda: open_corpus(scale, progress))
     mixture = corpus.mixture(scale, seed, scale.train)
     settings = _settings(scale, seed, corpus, scale.train, plan=mixture.fingerprint)
     door = Door(out, "stage1", settings)
     if door.finished(progress):
         return door.final
-    encoder = _ready(first_here(team, lambda: _start(scale, seed, out, corpus, None)), scale.train, team)
-    work = first_here(team, door.open)
+    encoder = _ready(team.first_here(lambda: _start(scale, seed, out, corpus, None)), scale.train, team)
+    work = team.first_here(door.open)
     cut = functools.partial(_budget, work, team, encoder, scale.model, scale.train)
     every = every or max(1, scale.train.steps // LOOKS)
-    stage1 = _stage1(encoder, team, mixture, scale.train, seed, first_here(team, cut))
+    stage1 = _stage1(encoder, team, mixture, scale.train, seed, team.first_here(cut))
     loop.train(
         encoder, stage1, scale.train, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
         every=every, save_every=_save_every(scale.train), progress=progress, name="stage 1", team=team,
@@ -98,7 +98,7 @@ def finetune(
     """
     _refuse_stage2(scale, negatives, teacher)
     team = team or Team.alone()
-    corpus = corpus or first_here(team, lambda: open_corpus(scale, progress))
+    corpus = corpus or team.first_here(lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
     sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
     rows, faults = drawing.tidy(corpus.labelled())
@@ -110,14 +110,15 @@ def finetune(
     door = Door(out, name, settings)
     if door.finished(progress):
         return door.final
-    encoder = _ready(first_here(team, lambda: _start(scale, seed, out, corpus, start)), stage, team)
-    work = first_here(team, door.open)
-    made = first_here(team, lambda: groups.make(  # mined and scored once, by rank 0; the others read what it wrote
+    encoder = _ready(team.first_here(lambda: _start(scale, seed, out, corpus, start)), stage, team)
+    work = team.first_here(door.open)
+    made = groups.make(
         encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher, faults=faults,
         dev=drawing.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
-    ))  # fmt: skip
+        team=team,
+    )  # fmt: skip
     cut = functools.partial(_budget, work, team, encoder, scale.model, stage)
-    stage2 = _stage2(encoder, team, plan, made, stage, seed, first_here(team, cut), sides)
+    stage2 = _stage2(encoder, team, plan, made, stage, seed, team.first_here(cut), sides)
     loop.train(
         encoder, stage2, stage, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
         save_every=_save_every(stage), progress=progress, name=name, team=team,
@@ -155,16 +156,6 @@ def _origin(start: Path | str | None) -> str:
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:160]
         raise Me5Error(f"{start} is neither a folder here nor to be had from the hub ({why})") from None
-
-
-def first_here(team: Team, make: Callable[[], T]) -> T:
-    """What `make` gives, on every rank; rank 0 first, so that what it builds or downloads is there for the others."""
-    if team.main:
-        made = make()
-    team.barrier()
-    if not team.main:
-        made = make()
-    return made
 
 
 def _ready(encoder: Encoder, stage: Stage, team: Team) -> Encoder:

@@ -22,6 +22,7 @@ from me5lib.pairs import Labelled
 from me5lib.places import cache
 from me5lib.scale import Stage
 from me5lib.train import distill, loop
+from me5lib.train.dist import Team
 from me5lib.train.drawing import Plan, turned
 from me5lib.train.picking import Prefixes, dev_groups
 from me5lib.train.score_cache import Pair, ScoreCache, score_all
@@ -32,23 +33,35 @@ BLOCK = 4_096  # ours: groups whose pairs are held at once to be scored
 
 def taught(
     encoder: Encoder, made: dict[int, Labelled], plan: Plan, stage: Stage, folder: Path, dev: Sequence[Labelled],
-    prefixes: Prefixes, seed: int, progress: bool,
-) -> tuple[dict[int, Labelled], dict[str, Any]]:
+    prefixes: Prefixes, seed: int, progress: bool, team: Team,
+) -> tuple[dict[int, Labelled], dict[str, Any] | None]:
     """The groups with the teacher's scores if it is better than the start model, else as they were; and its report.
 
-    One that was named (`finetune.teacher`) is used, too, where no held-out example can judge it.
+    One that was named (`finetune.teacher`) is used, too, where no held-out example can judge it. Every rank of the
+    `team` calls this and scores its share; what is returned is whole on rank 0 alone.
     """
-    teacher, home = _teacher(encoder, made, plan, stage, folder, prefixes, seed, progress)
-    with ScoreCache(home, {**teacher.identity, "limits": list(_lengths(stage))}, teacher.name) as kept:
-        verdict = compare(teacher, encoder, dev_groups(dev, seed), stage, prefixes, kept)
-        used = verdict.trusted or not (verdict.queries or stage.teacher == distill.TRAINED)
-        if progress:
+    teacher, home = team.first_here(lambda: _teacher(encoder, made, plan, stage, folder, prefixes, seed, progress))
+    about = home, {**teacher.identity, "limits": list(_lengths(stage))}, teacher.name
+    with ScoreCache(*about, team.rank) as kept:
+        verdict = team.by_main(lambda: compare(teacher, encoder, dev_groups(dev, seed), stage, prefixes, kept))
+        used = team.any(verdict is not None and _used(verdict, stage))
+        if progress and verdict:
             print(_judged(teacher.name, verdict, used))
         if used:
-            made = score(teacher, made, stage, prefixes, kept, progress)
-        if progress and used:
-            print(f"{teacher.name}: {kept.scored:,} pairs scored, {len(kept):,} are kept in {kept.folder}")
-    return made, {**verdict._asdict(), "trusted": used, "name": stage.teacher, "weights": teacher.identity}
+            share = dict(sorted(made.items())[team.rank :: team.world])
+            scored = score(teacher, share, stage, prefixes, kept, progress)
+            if progress:
+                print(f"{teacher.name}: {kept.scored:,} pairs scored, {len(kept):,} are kept in {kept.folder}")
+    team.barrier()
+    if used and team.main and team.world > 1:
+        with ScoreCache(*about) as kept:  # which has the shares of all ranks now
+            scored = score(teacher, made, stage, prefixes, kept)
+    report = verdict and {**verdict._asdict(), "trusted": used, "name": stage.teacher, "weights": teacher.identity}
+    return scored if used else made, report
+
+
+def _used(verdict: distill.Verdict, stage: Stage) -> bool:
+    return verdict.trusted or not (verdict.queries or stage.teacher == distill.TRAINED)
 
 
 def _judged(name: str, verdict: distill.Verdict, used: bool) -> str:
