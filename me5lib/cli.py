@@ -46,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(mixture_cli.app, name="mixture")
 app.command()(hub_cli.fetch)
+app.command()(hub_cli.verify_released)
 
 
 def _opened(name: str, seed: int, overrides: list[str], out: str) -> tuple[Scale, Path]:
@@ -62,6 +63,7 @@ def packs(
     export: Annotated[Path | None, typer.Option(help="Copy the packs to this folder, for --from.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="Take the packs from such a folder, offline.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Only say what there is, and what is in the cache.")] = False,
+    only: Annotated[str, typer.Option(help="Names of data cards, as me5-small-q4,gsm (default: all).")] = "",
 ) -> None:
     """Download the offline packs (about 400 MB, once), verified and resumable."""
     from me5lib.data import cards
@@ -74,11 +76,12 @@ def packs(
                 here = "in the cache" if (cache() / "packs" / file.file).is_file() else "to be fetched"
                 print(f"{card.name:24} {file.size / 1e6:7.1f} MB  {here:13}  {file.file}")
         return
-    paths = store.fetch(source=source)
-    total = sum(file.size for file in store.wanted().values())
+    names = [name.strip() for name in only.split(",") if name.strip()] or None
+    paths = store.fetch(names, source=source)
+    total = sum(file.size for file in store.wanted(names).values())
     print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {cache() / 'packs'}")
     if export is not None:
-        print(f"copied, with their list in {store.export(export)}; the others run: me5 packs --from {export}")
+        print(f"copied, with their list in {store.export(export, names)}; the others run: me5 packs --from {export}")
 
 
 @app.command()

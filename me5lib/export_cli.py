@@ -1,7 +1,7 @@
 """`me5 export`: a checkpoint as others load it, checked, with a model card.
 
     me5 export --model runs/tiny/seed-0/stage2 --to my-e5
-    me5 export --model intfloat/multilingual-e5-small --to e5-small --onnx
+    me5 export --model me5-small-q4 --to e5-small --onnx
     me5 export --model runs/small/seed-0/stage2 --to my-e5 --results results --license mit
 
 The folder holds safetensors, JSON, a README and, with --onnx, `onnx/model.onnx`. Before it takes its place,
@@ -33,7 +33,7 @@ RANDOM = "random weights"
 
 
 def export(
-    model: Annotated[str, typer.Option(help="A checkpoint folder, or a hub id.")],
+    model: Annotated[str, typer.Option(help="A checkpoint folder, a hub id, or me5-small-q4.")],
     to: Annotated[Path, typer.Option(help="The folder to write; an earlier export in it is replaced.")],
     revision: Annotated[str, typer.Option(help="Commit, branch or tag of a hub id.")] = "",
     onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx/model.onnx too (extra `export`).")] = False,
@@ -106,20 +106,27 @@ def _complete(folder: Path, encoder: Encoder, about: About) -> None:
 def _about(opened: Opened, encoder: Encoder, model: str, name: str, prompts: dict[str, str], data: str,
            license: str) -> About:  # fmt: skip
     from me5lib.evaluate.models import KNOWN
+    from me5lib.model import released
     from me5lib.model.card import UNKNOWN, About
+    from me5lib.model.resolve import resolve
 
     names = [each.strip() for each in data.split(",") if each.strip()]
-    if Path(model).expanduser().is_dir():
-        folder = Path(model).expanduser()
+    if (ref := resolve(model)).kind == "folder":
+        folder = ref.folder
         base, start = _base(_made(folder).get("settings", {}))
         names = names or _cards_of(folder)
     else:
         base, start = opened.name, ""
-        names = names or (_cards_of_authors(opened.instruct) if "/multilingual-e5-" in opened.name else [])
+        by_authors = "/multilingual-e5-" in (opened.published or opened.name)
+        names = names or (_cards_of_authors(opened.instruct) if by_authors else [])
+    in_four_bits = getattr(encoder.backbone.config, "derived_from", "") in (released.NAME, released.TUNED)
+    if in_four_bits:
+        base, license = released.HUB_ID, license or "mit"
     return About(
         name, encoder.width, encoder.max_tokens, prompts, base_model=base, start=start,
         license=license or ("mit" if opened.name in KNOWN else UNKNOWN),  # so say the authors' cards
         sources=tuple(_source(each, strict=bool(data)) for each in names),
+        notice=released.NOTICE if in_four_bits else "",
     )  # fmt: skip
 
 

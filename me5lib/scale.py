@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from me5lib.places import Me5Error
 
+RELEASED = ("me5-small-q4",)  # models that come out of the package index (`model.released`)
 UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
 
 
@@ -43,7 +44,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The backbone: a hub id, or `random` for a BERT of the given shape with random weights."""
+    """The backbone: a hub id, a released model, or `random` for a BERT of the given shape with random weights."""
 
     backbone: str
     layers: int
@@ -106,7 +107,7 @@ class Scale:
     @property
     def offline(self) -> bool:
         """Whether everything this scale needs comes out of the package index."""
-        return self.model.backbone == "random"
+        return self.model.backbone in ("random", *RELEASED)
 
 
 def paper(value: Any, why: str = "arXiv 2402.05672") -> Given:

@@ -166,7 +166,7 @@ class _Own(NamedTuple):
         wrong = [name.strip() for name in self.negatives.split(",") if name.strip()]
         return own.read(self.data, **columns, negatives=wrong, encoding=self.encoding, symmetric=self.symmetric)
 
-    def fitted(self, team: Team, corpus: OwnCorpus, start: Path, overrides: list[str]) -> Scale:
+    def fitted(self, team: Team, corpus: OwnCorpus, start: str | Path, overrides: list[str]) -> Scale:
         """The dials, said with their reasons."""
         from me5lib.model.encoder import Encoder
         from me5lib.train import own
@@ -191,7 +191,7 @@ def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resu
 
         _say(team, "\n".join(corpus.lines()))
         model = own.start or START
-        start = team.first_here(lambda: tuning.open_start(model, folder, lambda line: _say(team, line)))
+        start = team.first_here(lambda: tuning.open_start(model, lambda line: _say(team, line)))
         dial = own.fitted(team, corpus, start, overrides)
         if plan:
             return
@@ -205,7 +205,7 @@ def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resu
         _say(team, tuned)
 
 
-def _compared(team: Team, corpus: OwnCorpus, start: Path, tuned: Path, folder: Path) -> None:
+def _compared(team: Team, corpus: OwnCorpus, start: str | Path, tuned: Path, folder: Path) -> None:
     """Print what was mined and the table before and after, and keep the table."""
     from me5lib.device import precision
     from me5lib.evaluate.own import compare

@@ -440,28 +440,28 @@ def test_models_that_are_no_mE5_are_refused(start, tmp_path):
     import shutil
 
     folder = shutil.copytree(start, tmp_path / "start")
-    assert tuning.open_start(folder, tmp_path) == folder
+    assert tuning.open_start(folder) == folder
     for file, key, value, words in (
-        ("1_Pooling/config.json", "pooling_mode", "cls", ["does not pool by the average"]),
-        ("1_Pooling/config.json", "pooling_mode_mean_tokens", False, ["does not pool by the average"]),
+        ("1_Pooling/config.json", "pooling_mode", "cls", ["pools by cls, not by the average"]),
+        ("1_Pooling/config.json", "pooling_mode_mean_tokens", False, ["pools by nothing, not by the average"]),
     ):
         about = {key: value}
         (folder / file).write_text(json.dumps(about), encoding="utf8")
         with refused(*words):
-            tuning.open_start(folder, tmp_path)
+            tuning.open_start(folder)
     (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}), encoding="utf8")
     modules = json.loads((folder / "modules.json").read_text("utf8"))
     dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
     (folder / "modules.json").write_text(json.dumps([*modules, dense]), encoding="utf8")
     with refused("has a module Dense"):
-        tuning.open_start(folder, tmp_path)
+        tuning.open_start(folder)
     (folder / "modules.json").unlink()
     said = []
     prompts = {"prompts": {"query": "search_query: ", "document": ""}}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts), encoding="utf8")
-    assert tuning.open_start(folder, tmp_path, said.append) == folder and "'search_query: '" in said[0]
-    with refused("no-one/nothing", "neither a folder here nor to be had from the hub"):
-        tuning.open_start("no-one/nothing", tmp_path)
+    assert tuning.open_start(folder, said.append) == folder and "'search_query: '" in said[0]
+    with refused("no-one/nothing", "is not in the cache and the hub is out of reach"):
+        tuning.open_start("no-one/nothing")
 
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, start, tmp_path, monkeypatch):

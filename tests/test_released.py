@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import me5
+from loopback import Loopback
 
 from me5lib.data import cards
 from me5lib.model import released, xlmr
@@ -226,3 +227,52 @@ def test_a_tokenizer_that_is_another_is_refused(real, tmp_path):
         xlmr.check_golden(other, "the tokenizer of x")
     assert "\n" not in str(caught.value)
     xlmr.check_golden(real.tokenizer, "the tokenizer of x")
+
+
+def test_what_is_exported_says_whence_it_comes(tmp_path):
+    """And stops to be called 4-bit once it is trained further, whatever is exported of it then."""
+    from me5lib.evaluate import models
+    from me5lib.export_cli import _about
+
+    small = released._model(released.read(written(tensors())))
+    tokenizer = xlmr.fast_tokenizer([(piece, 0.0) for piece in (*xlmr.SPECIAL, "▁a", "<mask>")], xlmr.charsmap())
+    encoder = Encoder(small, tokenizer, 16)
+    for name, expected in (("asis", ("4-bit (Q4_0)", released.HUB_ID)), ("tuned", ("full", "me5/tuned"))):
+        encoder.save(tmp_path / name)
+        assert models._weights(f"me5/{name}", tmp_path / name) == expected
+        opened = models.open_model(str(tmp_path / name), device="cpu")
+        about = _about(opened, opened.encoder.encoder, str(tmp_path / name), name, {"query": "query: "}, "", "")
+        assert (about.base_model, about.license) == (released.HUB_ID, "mit")
+        assert "Derived from 4-bit weights" in about.notice and "Permission is hereby granted" in about.notice
+        encoder = Encoder.load(tmp_path / name).trained_further()
+
+
+VERIFY = """
+import sys
+from me5lib.model import released
+
+weights = released.read(open(sys.argv[1], "rb").read())
+folder, full = released.full_weights("me/small", "")
+print("FOUND", [tuple(each) for each in released.verify(weights, full)], full.shape)
+"""
+
+
+def test_the_hubs_weights_are_fetched_and_held_against_the_file(client, tmp_path):
+    from safetensors.torch import save_file
+
+    repository = tmp_path / "hub" / "models" / "me" / "small"
+    repository.mkdir(parents=True)
+    config = dict(zip(released._CONFIG, SHAPE[:-1], strict=True))
+    (repository / "config.json").write_text(json.dumps(config), encoding="utf8")
+    state = {released.torch_name(name): torch.from_numpy(value.reshape(-1, 64 if name == "l0.fo.w" else 32)
+                                                         if four_bits(name) else value)
+             for name, value in tensors().items()}  # fmt: skip
+    (tmp_path / "q4.bin").write_bytes(written(tensors()))
+    found = []
+    for change in (0.0, 4.0):
+        state["encoder.layer.0.output.dense.weight"][1, 2] += change
+        save_file(state, repository / "model.safetensors", metadata={"format": "pt"})
+        with Loopback(tmp_path / "hub") as hub:
+            said = client(VERIFY, tmp_path / "q4.bin", endpoint=hub.endpoint, HF_HOME=str(tmp_path / f"hf{change}"))
+        found.append(said.stdout.partition("FOUND ")[2].strip())
+    assert found[0] == f"[] {SHAPE}" and "('l0.fo.w', " in found[1]

@@ -150,8 +150,7 @@ def _weights(name: str, folder: Path) -> tuple[str, str]:
     """
     from me5lib.model import released
 
-    derived = described.read_json(folder / "config.json", {}).get("derived_from")
-    if derived == released.NAME and not (folder / "stage.json").is_file():
+    if described.read_json(folder / "config.json", {}).get("derived_from") == released.NAME:
         return FOUR_BITS, released.HUB_ID
     return "full", name
 

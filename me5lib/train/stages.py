@@ -35,6 +35,7 @@ from me5lib.data.hub_corpus import HubCorpus
 from me5lib.data.mixture import Mixture
 from me5lib.device import autocast, best_device, precision
 from me5lib.model.encoder import Encoder
+from me5lib.model.resolve import pinned, resolve
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
@@ -144,18 +145,11 @@ def _heat(scale: Scale, corpus: Corpus | HubCorpus) -> float:
 
 
 def _origin(start: Path | str | None) -> str:
-    """What tells one start from another. Raises `Me5Error` for a hub id that cannot be had."""
+    """What tells one start from another. Raises `Me5Error` for a model that cannot be had."""
     if start is None:
         return "random weights"
-    if Path(start).expanduser().exists() or isinstance(start, Path):
-        return identity(Path(start).expanduser())
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return f"{start}@{Path(hf_hub_download(start, 'config.json')).parent.name}"
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise Me5Error(f"{start} is neither a folder here nor to be had from the hub ({why})") from None
+    ref = resolve(start)
+    return identity(ref.folder) if ref.kind == "folder" else pinned(ref)
 
 
 def _ready(encoder: Encoder, stage: Stage, team: Team) -> Encoder:
@@ -219,7 +213,9 @@ def _settings(scale: Scale, seed: int, corpus: Corpus, stage: Stage, **more: Any
 
 
 def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start: Path | str | None) -> Encoder:
-    return Encoder.load(start) if start else Encoder.new(scale.model, vocabulary(corpus, scale, out), seed)
+    if start is not None:
+        return Encoder.load(start).trained_further()
+    return Encoder.new(scale.model, vocabulary(corpus, scale, out), seed)
 
 
 def _stage1(
