@@ -6,12 +6,14 @@ Other tools' folders come in many forms. What would be read wrongly is refused i
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from me5lib.places import Me5Error
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them holds the vocabulary
+_MODE = re.compile(r"pooling_mode_(\w+?)(?:_tokens?)?")
 _PLAIN = {"Transformer", "Pooling", "Normalize"}  # modules of an E5
 
 
@@ -48,8 +50,8 @@ def poolings(folder: Path) -> set[str]:
     about = read_json(_pooling_file(folder), {})
     mode = about.get("pooling_mode")
     named = {mode} if isinstance(mode, str) else set(mode or ())
-    old = {key.removeprefix("pooling_mode_").removesuffix("_tokens"): on for key, on in about.items()
-           if key.startswith("pooling_mode_")}  # fmt: skip
+    old = {_MODE.fullmatch(key)[1]: on for key, on in about.items()
+           if _MODE.fullmatch(key)}  # fmt: skip
     return named | {mode for mode, on in old.items() if on} or ({"nothing"} if old else set())
 
 

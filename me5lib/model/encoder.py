@@ -235,10 +235,11 @@ class Encoder(nn.Module):
         Autocast alone leaves it in fp32 and casts it before every product: 1.24 of the time (measured). On a GPU layer
         norms are fp32 by autocast's own rules.
         """
-        if half is None or self.device.type != "cpu":
+        embeddings = getattr(self.backbone, "embeddings", None)  # not of every backbone: T5 has none of that name
+        if half is None or self.device.type != "cpu" or embeddings is None:
             yield
             return
-        handle = self.backbone.embeddings.register_forward_hook(lambda module, given, found: found.to(half))
+        handle = embeddings.register_forward_hook(lambda module, given, found: found.to(half))
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from me5lib.model import described, xlmr
 from me5lib.model.resolve import ModelRef, local, resolve
@@ -154,7 +154,7 @@ def read(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, i
 
 def _loaded(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     inner = described.backbone(folder)
     where, at_hub = str(folder / inner), {}
@@ -163,7 +163,7 @@ def _loaded(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTok
     only_safe = True if ref.kind == "folder" else None  # some hub models, MiniLM among them, have no safetensors
     with quiet():
         try:
-            backbone, report = AutoModel.from_pretrained(
+            backbone, report = _loader(described.read_json(folder / inner / "config.json"), ref.name).from_pretrained(
                 where, dtype="float32", output_loading_info=True, use_safetensors=only_safe, **at_hub
             )
             tokenizer = AutoTokenizer.from_pretrained(where, **at_hub)
@@ -175,6 +175,20 @@ def _loaded(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTok
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # the layer over the first token, which average pooling never asks for
     return backbone, tokenizer
+
+
+def _loader(config: dict[str, Any], name: str) -> type:
+    """The class of transformers that loads the encoder of a model. Raises `Me5Error` for what has none."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+    from transformers.models.auto import modeling_auto as known
+
+    kind = config.get("model_type")
+    if kind in known.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
+        return AutoModelForTextEncoding
+    if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise Me5Error(f"{name} is a {kind}, which reads from left to right: mE5 needs an encoder, whose tokens see "
+                       "the whole text")
+    return AutoModel
 
 
 def first_line(error: Exception) -> str:
