@@ -32,6 +32,7 @@ prove: $(READY)
 	$(BIN)/python tests/prove_crash.py
 	$(BIN)/python -m me5lib.train.prove
 	$(BIN)/python tests/prove_false_negatives.py
+	$(BIN)/python tests/prove_released.py
 	$(BIN)/python tests/benchmarks/mixture_reading.py
 	$(BIN)/python tests/benchmarks/training_step.py
 	$(BIN)/python tests/benchmarks/loss_stage.py

@@ -82,8 +82,8 @@ class Lesson:
 
         At smoke, which downloads nothing, random weights of the scale's shape: the same cells run, and show nothing.
         """
-        from me5lib.model.encoder import Encoder
         from me5lib.device import best_device
+        from me5lib.model.encoder import Encoder
 
         if self.scale.evaluate.model != scale.UNTRAINED:
             return Encoder.load(self.scale.evaluate.model).to(best_device())

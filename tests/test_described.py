@@ -46,6 +46,11 @@ def without_vocabulary(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def without_class(folder: Path) -> None:
+    """A library would take the class that the backbone's type usually has, and add its special tokens."""
+    (folder / "tokenizer_config.json").unlink()
+
+
 def pooled(*modes: str):
     """As sentence-transformers up to 5 saves them."""
     def change(folder: Path) -> None:
@@ -99,6 +104,7 @@ def more_tokens(folder: Path) -> None:
 
 REFUSED = [
     (without_tokenizer, "has no tokenizer"), (without_vocabulary, "has no tokenizer"),
+    (without_class, "no tokenizer_config.json, which says of what class"),
     (pooled("cls_token", "mean_tokens"), "pools by cls and mean, not by the average"),
     (pooled("cls_token"), "pools by cls,"), (pooled("lasttoken"), "pools by lasttoken,"),
     (pooled(), "pools by nothing"), (pooled_new, "pools by cls and mean"), (pooled_elsewhere, "pools by cls,"),

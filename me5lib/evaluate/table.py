@@ -119,8 +119,8 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
 
 def _released(scale: Scale) -> dict[str, Protocol]:
     """The real model of this scale's lessons as a row under its own name; none at smoke."""
-    from me5lib.evaluate.models import open_model
     from me5lib.device import best_device, precision
+    from me5lib.evaluate.models import open_model
 
     if scale.evaluate.model == UNTRAINED:
         return {}

@@ -93,6 +93,9 @@ def refuse_unreadable(name: str, folder: Path, on_hub: bool = False) -> None:
     if not any(any(inner.glob(pattern)) for pattern in _TOKENIZERS):
         raise Me5Error(f"{name} has no tokenizer (tokenizer.json is missing): copy the tokenizer's files from the "
                        "model that it was trained from")
+    if not on_hub and (inner / "tokenizer.json").is_file() and not (inner / "tokenizer_config.json").is_file():
+        raise Me5Error(f"{name} has a tokenizer.json and no tokenizer_config.json, which says of what class it is: "
+                       "copy that file from the model that it was trained from")
     if read_json(inner / "sentence_bert_config.json", {}).get("do_lower_case"):
         raise Me5Error(f"{name} wants its texts in lower case (do_lower_case), which me5 does not do: its vectors "
                        "would be wrong; choose another model")
