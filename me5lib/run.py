@@ -109,10 +109,10 @@ def run(
 
 
 def needs_no_hub(scale: Scale) -> None:
-    """Raise `Me5Error` for a scale that this version cannot train: its backbone and data come from the hub."""
+    """Raise `Me5Error` for a scale of the hub: days on GPUs, and without the offline tables' evaluation sets."""
     if not scale.offline:
-        raise Me5Error(f"scale {scale.name} starts from {scale.model.backbone} and data of the hub, which this version "
-                       "does not read yet: choose --scale smoke or tiny, which run offline")
+        raise Me5Error(f"scale {scale.name} is trained by me5 pretrain and me5 finetune (--plan: what it takes) and measured "
+                       "by me5 evaluate --model FOLDER --table 5: choose --scale smoke or tiny here")
 
 
 def _chosen(all_books: list[Book], only: Sequence[str]) -> list[Book]:

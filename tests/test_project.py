@@ -16,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from me5lib.model import export
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "me5lib"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -194,3 +196,15 @@ def test_no_machine_is_named():
     paths = r"(?<![\w.:/])/(home|Users|root|opt|mnt|srv)/\w|pypi\.org|pythonhosted"
     for path in files:
         assert not re.search(paths, path.read_text("utf8")), path
+
+
+SINCE = {"base.modules.transformer.Transformer": (5, 4), "sentence_transformer.modules.pooling.Pooling": (5, 4),
+         "base.modules.normalize.Normalize": (6, 0)}  # sentence-transformers' releases that first have the class
+
+
+def test_the_least_sentence_transformers_has_the_classes_that_our_folders_name():
+    files = export.sentence_transformers_files(8)
+    named = {module["type"].removeprefix("sentence_transformers.") for module in files["modules.json"]}
+    said = {re.search(r"sentence-transformers>=(\d+)\.(\d+)", (ROOT / name).read_text("utf8")).groups()
+            for name in ("pyproject.toml", "environment.yml")}
+    assert len(said) == 1 and tuple(map(int, said.pop())) >= max(SINCE[name] for name in named)
