@@ -111,8 +111,8 @@ def run(
 def needs_no_hub(scale: Scale) -> None:
     """Raise `Me5Error` for a scale of the hub: days on GPUs, and without the offline tables' evaluation sets."""
     if not scale.offline:
-        raise Me5Error(f"scale {scale.name} is trained by me5 pretrain and me5 finetune (--plan: what it takes) and measured "
-                       "by me5 evaluate --model FOLDER --table 5: choose --scale smoke or tiny here")
+        raise Me5Error(f"scale {scale.name} is trained by me5 pretrain and me5 finetune (--plan: what it takes), "
+                       "measured by me5 evaluate --model FOLDER --table 5: choose --scale smoke or tiny here")
 
 
 def _chosen(all_books: list[Book], only: Sequence[str]) -> list[Book]:

@@ -151,7 +151,7 @@ def text_of(path):
 def test_unknown_notebook_and_hub_scale_are_one_line(books, tmp_path):
     with pytest.raises(Me5Error, match="there is no notebook 17"):
         go(books, tmp_path / "out", only=["17"])
-    with pytest.raises(Me5Error, match="base is trained by me5 pretrain and me5 finetune .* me5 evaluate --model"):
+    with pytest.raises(Me5Error, match="base is trained by me5 pretrain and me5 finetune .*me5 evaluate --model"):
         run.run(scale.load("base"), 0, tmp_path / "out", folder=books)
     assert not (tmp_path / "out").exists()
 
