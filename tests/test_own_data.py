@@ -1,5 +1,6 @@
 """Your own file: what is read, guessed, refused, counted; the split; the table; `me5 finetune --data` through a hub."""
 
+import csv
 import itertools
 import json
 import random
@@ -15,8 +16,9 @@ import pytest
 from loopback import Loopback
 
 from me5lib import scale
-from me5lib.data import cards, own
+from me5lib.data import cards, own, tabular
 from me5lib.data.corpus import RetrievalSet
+from me5lib.data.plain import resolve_language
 from me5lib.evaluate import baselines
 from me5lib.evaluate import own as table_of
 from me5lib.model.encoder import Encoder
@@ -127,8 +129,8 @@ HEAD = "query,positive\n"
     ("x.csv", b"query,positive\n", ["has no rows"]),
     ("x.xlsx", b"PK", [".csv", ".parquet", "save it as CSV"]),
     ("x.csv", HEAD.encode() + b"a,b\n\nc\xe9,d\n", ["line 4 is not utf8", "0xe9", "--encoding cp1252"]),
-    ("x.csv", HEAD.encode() + b'a,b\n"c,d\ne,f\n', ["begins in line 3", 'twice ("")']),
-    ("x.csv", HEAD.encode() + b'a,b\nc,"d"e\n', ["begins in line 3"]),
+    ("x.csv", HEAD.encode() + b'a,"b, c"\n"c,d\ne,f\n', ["begins in line 3", 'twice ("")']),
+    ("x.csv", HEAD.encode() + b'a,"b, c"\nc,"d"e\n', ["begins in line 3"]),
     ("x.csv", b"query,positive,query\na,b,c\n", ["come twice in line 1", "query"]),
     ("x.csv", b"title,body\na,b\n", ["which column is the query", "'title', 'body'", "--query-column"]),
     ("x.csv", b"query,body\na,b\n", ["which column is the passage", "'query', 'body'", "--passage-column"]),
@@ -168,6 +170,134 @@ def test_another_encoding_is_read_when_it_is_named(tmp_path):
     with refused("line 2"):
         own.read(path)
     assert rows_of(path, encoding="cp1252")[0][:2] == ("Größe", ("Straße",))
+
+
+def lines_of(tmp_path, rows, separator="\t", name="x.csv"):
+    """What is read of rows that somebody joined without a thought of quotes."""
+    text = "\n".join(map(separator.join, [("query", "positive"), *rows]))
+    return [(line.number, *line.fields.values()) for line in tabular.read(written(tmp_path, text, name)).lines]
+
+
+OPENED, CLOSED = '"I will come tomorrow, she said, and left the house.', 'Nobody had seen him since the storm."'
+SIGNS = {  # rows that are read as they stand, every quote a sign
+    "closed rows later": [("q 0", "a"), ("q 1", OPENED), ("q 2", "b"), ("q 3", "c"), ("q 4", CLOSED), ("q 5", "d")],
+    "closed in the next row": [("q 0", OPENED), ("q 1", CLOSED), ("q 2", "b")],
+    "closed by a query": [("q 0", OPENED), ('so he said "', "b"), ("q 2", "c")],
+    "never closed": [("q 0", "a"), ("q 1", OPENED), ("q 2", "b")],
+    "a word at the start": [("q 0", '"Yes" is a word.'), ('"No" too', "b")],
+    "two words": [("q 0", '"Yes" and "no"'), ("q 1", "b")],
+    "doubled": [("q 0", '""Yes"" and no'), ("q 1", "b")],
+    "across the separator": [('"Where is it?', 'It is here."'), ("q 1", "b")],
+    "inches": [("q 0", '27" wide'), ("q 1", '5\' 10"'), ("q 2", "b")],
+    "apostrophes": [("'tis q 0", "the dogs'"), ("q 1", "'a', 'b'"), ("q 2", "it's")],
+    "a row of one field between": [("q 0", OPENED), ("q 1",), ("q 2", "b"), ("q 3", CLOSED)],
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_quotes_of_a_text_swallow_no_rows(name, tmp_path):
+    rows = SIGNS[name]
+    assert lines_of(tmp_path, rows) == [(i, *row) for i, row in enumerate(rows, 2)]
+    bare = [tuple(text.replace(",", "") for text in row) for row in rows]
+    assert lines_of(tmp_path, bare, ",") == [(i, *row) for i, row in enumerate(bare, 2)]
+
+
+PROSE = ["one line", "a line, with a comma\nand another, too", 'she said "yes", and\n"no"', "first\n\nsecond; third",
+         "a tab\there\nand\tthere", "1,200 euros\nor 3,400", '"quoted"', "it's", "", " a space first", "x | y\nz | w"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_texts_of_several_lines_are_read_as_a_writer_quoted_them(separator, quoting, tmp_path):
+    """Each text stands alone in its file too: one in many rows is as good as many."""
+    for texts, query in itertools.product((PROSE, *([text] for text in PROSE[1:])), ("query", "query, {}")):
+        rows = [(f"query {i}", "plain") for i in range(9)] + [(query.format(text), text) for text in texts]
+        with (tmp_path / "x.csv").open("w", encoding="utf8", newline="") as file:
+            csv.writer(file, delimiter=separator, quoting=quoting).writerows([("query", "positive"), *rows])
+        found = tabular.read(tmp_path / "x.csv")
+        assert [tuple(line.fields.values()) for line in found.lines] == rows
+        numbers = np.cumsum([2, *(1 + "".join(row).count("\n") for row in rows)])[:-1]
+        assert [line.number for line in found.lines] == numbers.tolist()
+
+
+def test_quotes_without_a_sure_meaning_are_refused_by_their_line(tmp_path):
+    rows = [("q 0", '"a, b"'), ("q 1", '"I will come'), ("q 2", 'and left."'), ("q 3", "c")]
+    with refused("begins in line 3", "close every quote"):
+        lines_of(tmp_path, rows, ",")
+
+
+def test_separators_at_the_end_of_the_header_are_no_columns(tmp_path):
+    rows = ["query,positive,,", *(f"{row},," for row in good_lines(20)), "one,two, three,"]
+    corpus = own.read(written(tmp_path, "\n".join(rows)))
+    assert corpus.table.columns == ["query", "positive"] and len(corpus.rows) == 20
+    assert [(fault.number, fault.why) for fault in corpus.faults] == [(22, "fields")]  # a comma of a text, no column
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pretty.json", "lists.json", "by_row.json", "one_list.json"])
+def test_json_of_other_forms_is_read_where_its_meaning_is_plain(name, tmp_path):
+    pairs = [(query, passage) for query, passage, _ in made_up(20)]
+    objects = [{"query": query, "positive": passage} for query, passage in pairs]
+    frame = pd.DataFrame(objects)
+    content = {"pairs.jsonl": "\n".join(map(json.dumps, pairs)), "by_row.json": frame.to_json(),
+               "pretty.json": json.dumps({"version": "1", "data": objects}, indent=1),
+               "lists.json": json.dumps(frame.to_dict("list")), "one_list.json": json.dumps(pairs)}[name]
+    assert [(row.query, *row.positives) for row in rows_of(written(tmp_path, content, name))] == pairs
+
+
+# Languages, and what no file can hold
+
+
+@pytest.mark.parametrize(("said", "code"), [
+    ("English", "en"), ("German", "de"), ("Deutsch", "de"), ("日本語", "ja"), ("русский", "ru"), (" FRENCH ", "fr"),
+    ("jp", "ja"), ("cz", "cs"), ("iw", "he"), ("in", "id"), ("ji", "yi"), ("no", "nb"), ("mo", "ro"), ("cmn", "zh"),
+    ("sh", "sr-latn"), ("sh-Cyrl", "sr"), ("srpski", "sr-latn"), ("cnr", "sr-latn"), ("sr-Latn", "sr-latn"),
+    ("sr@latin", "sr-latn"), ("sr_ME", "sr-latn"), ("prs_Arab", "fa"), ("eng_Latn", "en"), ("kor_Hang", "ko"),
+    ("zh-Hans-TW", "zh"), ("zh-hant-hk", "zh-hant"), ("zh_TW", "zh-hant"), ("zh-CHT", "zh-hant"), ("zh-yue", "yue"),
+    ("zh-min-nan", "nan"), ("pt_BR.UTF-8", "pt"), ("en_US@euro", "en"), ("pa_PK", "pa-arab"), ("kas_Deva", "ks"),
+    ("Chinese (Traditional)", "zh-hant"), ("Simplified Chinese", "zh"), ("Portuguese (Brazil)", "pt"),
+    ("Serbian, Latin", "sr-latn"), ("x-klingon", None), ("i-klingon", None), ("English and German", None),
+    ("Python", None), ("C", None), ("", None),
+])
+def test_languages_are_known_by_tag_and_by_name(said, code):
+    assert resolve_language(said) == code
+
+
+def test_languages_that_are_not_known_are_counted_and_said(tmp_path):
+    tags = ["German", "x-klingon", "", "de", "und"] * 8
+    path = written(tmp_path, "\n".join(["query,positive,language", *(
+        f"{row},{tag}" for row, tag in zip(good_lines(40), tags, strict=True))]))
+    corpus = own.read(path)
+    assert [row.language for row in corpus.rows] == ["de", "und", "und", "de", "und"] * 8
+    assert [(fault.number, fault.why, fault.content) for fault in corpus.faults] == [
+        (number, "language", "x-klingon") for number in range(3, 42, 5)]
+    assert re.search(r"8 × a language that is not known .*\(line 3, 8, 13, 18, 23 …\)", "\n".join(corpus.lines()))
+
+
+WHOLE, HALF = "\\ud83d\\ude00", "\\ud83d"  # an emoji, and half of one, as JSON escapes them
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.tsv"])
+def test_half_a_character_becomes_the_replacement_character_and_is_counted(name, tmp_path):
+    texts = [["q one " + HALF, "p"], ["q two", HALF + " p " + WHOLE], ["q three", "p " + WHOLE]]
+    texts += [list(row[:2]) for row in made_up(20)]
+    names = ["query" + HALF, "positive"]
+    objects = ["{" + ", ".join(f'"{key}": "{text}"' for key, text in zip(names, row, strict=True)) + "}"
+               for row in texts]
+    separator = "\t" if name == "x.tsv" else ","
+    content = {"x.jsonl": "\n".join(objects), "x.json": f"[{', '.join(objects)}]"}.get(name)
+    if content is None:  # bytes that stand for half a character, as some write them
+        lines = "\n".join(map(separator.join, [names, *texts]))
+        content = json.loads('"' + lines.replace("\n", "\\n").replace("\t", "\\t") + '"')
+    (tmp_path / name).write_bytes(content.encode("utf8", "surrogatepass"))
+    corpus = own.read(tmp_path / name, query="query\ufffd")
+    assert [(row.query, *row.positives) for row in corpus.rows[:3]] == [
+        ("q one \ufffd", "p"), ("q two", "\ufffd p \U0001f600"), ("q three", "p \U0001f600")]
+    assert [fault.why for fault in corpus.faults[:2]] == ["half", "half"]
+    if name.startswith("x.js"):
+        assert len(corpus.faults) == len(corpus.rows)  # the key of every row
+    corpus.write(tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        path.read_text("utf8")
 
 
 # What cannot be used

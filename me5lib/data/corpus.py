@@ -85,17 +85,14 @@ def fingerprint(data: scale.Data) -> str:
     return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
 
 
-def open_corpus(dial: scale.Scale, progress: bool = True, mixture: Path | None = None) -> Corpus | HubCorpus:
+def open_corpus(dial: scale.Scale, progress: bool = True) -> Corpus | HubCorpus:
     """The corpus of a scale, built first where the cache does not have it (needs the packs; at smoke nothing).
 
-    Of a scale of the hub: the shards that were built (in the folder `mixture`, if one is given) or drawn. Raises
-    `Me5Error` for packs that are not fetched, sources of the hub that are neither built nor drawn, and for a full disk.
+    Of a scale of the hub: the shards that were built or drawn. Raises `Me5Error` for packs that are not fetched,
+    sources of the hub that are neither built nor drawn, and for a full disk.
     """
     if not dial.offline:
-        return HubCorpus(dial, mixture)
-    if mixture:
-        raise Me5Error(f"scale {dial.name} trains on the offline packs: a folder of built shards goes with a scale of "
-                       "the hub")
+        return HubCorpus(dial)
     mark = fingerprint(dial.data)
     home = cache() / "corpus"
     folder = home / mark

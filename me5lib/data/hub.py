@@ -22,8 +22,8 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice, repeat
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,24 +74,20 @@ def open_hub(dial: Scale, asked: int | None = None) -> dict[tuple[str, str], sha
     return {key: shards.open_shard(folder) for key, folder in found.items()}
 
 
-def labelled(dial: Scale, names: Sequence[str], asked: int | None = None) -> list[Labelled]:
-    """The labelled examples of these cards, as `open_hub`."""
+def labelled(dial: Scale, asked: int | None = None) -> list[Labelled]:
+    """The labelled examples of stage 2, as `open_hub`; the card's instruction where the row brought none of its own."""
     found = []
-    for name, folder in _drawings(dial, names, asked).items():
+    for name, folder in _drawings(dial, dial.data.labelled, asked).items():
+        told = cards.load(name).instruction
         for part in sorted(folder.glob(f"*/{shards.MANIFEST}")):
             shard = shards.open_shard(part.parent)
-            found += examples(name, part.parent.name, shard.read(np.arange(shard.rows)))
+            found += [Labelled(query, tuple(right), tuple(wrong), name, part.parent.name,
+                               instruction=own[0] if any(own) else told)
+                      for query, right, wrong, *own in shard.take(np.arange(shard.rows))]
     return found
 
 
-def examples(name: str, language: str, columns: Sequence[Sequence]) -> list[Labelled]:
-    """The columns of a card's labelled rows as examples; the card's instruction where a row brought none of its own."""
-    told, (queries, right, wrong, *own) = cards.load(name).instruction, columns
-    return [Labelled(query, tuple(yes), tuple(no), name, language, instruction=each or told)
-            for query, yes, no, each in zip(queries, right, wrong, own[0] if own else repeat(None), strict=False)]
-
-
-def _drawings(dial: Scale, names: Sequence[str], asked: int | None) -> dict[str, Path]:
+def _drawings(dial: Scale, names: tuple[str, ...], asked: int | None) -> dict[str, Path]:
     heat = dial.data.language_temperature
     folders = {name: _drawing(cards.load(name), asked or wanted(dial, name), heat, asked is None) for name in names}
     if missing := [name for name, folder in folders.items() if folder is None]:

@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from me5lib.data import cards, hub, pipeline, shards
-from me5lib.data.deal import largest_remainder
 from me5lib.data.mixture import Mixture
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error
@@ -31,29 +26,11 @@ DEV_SHARE = 1 / 1_000  # ours: labelled examples kept out of stage 2 to judge it
 class HubCorpus:
     """The sources of a hub scale, memory-mapped. `fingerprint` names exactly these shards."""
 
-    def __init__(self, dial: Scale, mixture: Path | None = None) -> None:
-        """`mixture`: where `me5 mixture build` put its shards (None: where it does unless told otherwise).
-
-        Raises `Me5Error` where neither the built shards nor the drawings of all sources are there, and for a given
-        `mixture` that holds nothing of this scale.
-        """
-        self.scale, self._mixture = dial, (mixture or pipeline.home()).expanduser().resolve()
-        self._built = _streams(self._mixture) if mixture or self._mixture.is_dir() else {}
-        names = {source for source, _ in self._built}
-        if mixture and not names & {*dial.data.sources, *dial.data.labelled}:
-            raise Me5Error(f"{mixture} holds no card of scale {dial.name}: me5 mixture build "
-                           f"--card {dial.data.sources[0]} --out {mixture}")
-        self.built = self._of_sources(names)
+    def __init__(self, dial: Scale) -> None:
+        """Raises `Me5Error` where neither the built shards nor the drawings of all sources are there."""
+        self.scale = dial
+        self.built = _built(dial.data.sources)
         self.shards = self.built or hub.open_hub(dial)
-
-    def _of_sources(self, names: set[str]) -> dict[tuple[str, str], shards.Joined]:
-        """The built streams of stage 1; empty where none of them is built. `Me5Error` where some are lacking."""
-        found = {key: stream for key, stream in self._built.items() if key[0] in self.scale.data.sources}
-        missing = [name for name in self.scale.data.sources if name not in names]
-        if found and missing:
-            raise Me5Error(f"{self._mixture} lacks {', '.join(missing)}: me5 mixture build --card {missing[0]} "
-                           f"--out {self._mixture}")
-        return found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,37 +54,22 @@ class HubCorpus:
 
     @cached_property
     def _labelled(self) -> list[Labelled]:
-        """Of each set what was built, as many rows as the paper took; of the others what was drawn."""
-        names, built = self.scale.data.labelled, {source for source, _ in self._built}
-        found = hub.labelled(self.scale, [name for name in names if name not in built])
-        for name in names:
-            own = {code: stream for (source, code), stream in self._built.items() if source == name}
-            rows = [stream.rows for stream in own.values()]
-            most = shared(rows, self.scale.data.language_temperature, hub.wanted(self.scale, name))
-            for (code, stream), n in zip(own.items(), most, strict=True):
-                found += hub.examples(name, code, stream.read(np.sort(shards.shuffled(stream.rows, 0)[:n])))
-        return found
+        return hub.labelled(self.scale)
 
     def tasks(self) -> list:
         """None: there is nothing to look at during training but the loss."""
         return []
 
 
-def shared(rows: Sequence[int], temperature: float, total: int) -> list[int]:
-    """`total` rows dealt to streams by `rows` ** temperature; none gets more than it has, the others get that."""
-    have = np.array(rows, dtype=np.int64)
-    found, left = np.zeros_like(have), min(total, int(have.sum()))
-    while left:
-        some = np.flatnonzero(have > found)
-        more = np.minimum(largest_remainder(have[some] ** temperature, left), (have - found)[some])
-        found[some] += more
-        left -= int(more.sum())
-    return found.tolist()
-
-
-def _streams(folder: Path) -> dict[tuple[str, str], shards.Joined]:
-    """What is built in a folder; nothing where nothing is."""
-    return shards.open_streams(folder) if list(folder.glob(f"*/*/part-*/{shards.MANIFEST}")) else {}
+def _built(sources: tuple[str, ...]) -> dict[tuple[str, str], shards.Joined]:
+    """The streams of all `sources` that `me5 mixture build` finished; empty where it has made none of them."""
+    if not list(pipeline.home().glob(f"*/*/part-*/{shards.MANIFEST}")):
+        return {}
+    found = {key: one for key, one in shards.open_streams(pipeline.home()).items() if key[0] in sources}
+    missing = sorted(set(sources) - {source for source, _ in found})
+    if found and missing:
+        raise Me5Error(f"{pipeline.home()} lacks {', '.join(missing)}: me5 mixture build --card {missing[0]}")
+    return found
 
 
 def _marks(shard: shards.Shard | shards.Joined) -> list[str]:

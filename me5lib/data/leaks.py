@@ -126,7 +126,7 @@ def _leaks(values: Sequence, language: str, known: Texts, clean: set[int]) -> It
     """(row, kind, task, similarity, trained, evaluated) of a column: texts, or lists of texts. `clean` grows."""
     places: dict[str, list[int]] = defaultdict(list)
     for row, value in enumerate(values):
-        for text in (value,) if isinstance(value, str) else value or ():
+        for text in (value,) if isinstance(value, str) else value:
             places[text].append(row)
     rest = []
     for text, rows in places.items():

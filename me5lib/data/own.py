@@ -55,7 +55,7 @@ MOST_PASSAGES = 10_000  # ours: that a dev query is searched among: a minute or 
 
 ROWS_LOST = {
     "fields": "more fields than the header",
-    "text": "a value that is no text",
+    "text": "a value that is no text, or a query that is a list",
     "query": "no query",
     "passage": "no positive passage",
     "itself": "a positive passage that repeats its query",
@@ -64,6 +64,8 @@ ROWS_LOST = {
 PARTS_LOST = {
     "both": "a negative that is a positive of its query (the negative is left out)",
     "asked": "a negative that repeats its query (the negative is left out)",
+    "language": f"a language that is not known (the row is used, its language `{UNKNOWN}`)",
+    "half": "half a character, a lone surrogate (U+FFFD stands in its place)",
 }
 
 
@@ -102,7 +104,7 @@ class OwnCorpus:
         try:
             self.dev, self.chained = dev_part(rows, dev_share)
         except Me5Error as error:
-            raise Me5Error("; not used: ".join([f"{table.path.name}: {error}", *_by_reason(faults, table.unit)])
+            raise Me5Error("; not used: ".join([f"{table.path.name}: {error}", *by_reason(faults, table.unit)])
                            ) from None
 
     def prefixes(self, source: str = "") -> tuple[str, str]:
@@ -144,7 +146,7 @@ class OwnCorpus:
         queries, dev = ({text_key(row.query) for row in rows} for rows in (self.rows, self.labelled("dev")))
         found = [f"{table.path.name}: {len(table.lines):,} rows ({table.kind}); {self.columns}",
                  f"{len(self.rows):,} examples of {len(queries):,} queries; {len(dev):,} queries are kept out (dev)"]
-        return found + [f"not used: {each}" for each in _by_reason(self.faults, table.unit)] + [CHAINED] * self.chained
+        return found + [f"not used: {each}" for each in by_reason(self.faults, table.unit)] + [CHAINED] * self.chained
 
     def card(self) -> cards.Card:
         """The data card of this file, by the schema of `data_cards`."""
@@ -283,8 +285,11 @@ def _row(line: tabular.Line, columns: Columns, faults: list[Fault]) -> _Row | No
         return None
     faults += [Fault(line.number, "itself", text) for text in right if text not in answers]
     said = next(iter(_texts(line.fields.get(columns.language)) or []), "") if columns.language else ""
+    code = plain.resolve_language(said)
+    faults += [Fault(line.number, "language", said)] * bool(said and not code)
+    faults += [Fault(line.number, "half", line.fields)] * line.mended
     wrong = [text for name in columns.negatives for text in found[name]]
-    return _Row(line.number, asked, answers, wrong, plain.language(said) or UNKNOWN if said else UNKNOWN)
+    return _Row(line.number, asked, answers, wrong, code or UNKNOWN)
 
 
 def _texts(value: Any) -> list[str] | None:
@@ -317,7 +322,7 @@ def _once(faults: Sequence[Fault]) -> list[Fault]:
     return [found[key] for key in sorted(found)]
 
 
-def _by_reason(faults: Sequence[Fault], unit: str) -> list[str]:
+def by_reason(faults: Sequence[Fault], unit: str) -> list[str]:
     """For each reason how often it was met, and in which lines first."""
     found = []
     for why, words in (ROWS_LOST | PARTS_LOST).items():
@@ -372,5 +377,4 @@ def _drawn(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.ndarray
 
 
 def _write_lines(path: Path, rows: Iterable[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows),
-                    encoding="utf8", errors="surrogatepass")
+    path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf8")

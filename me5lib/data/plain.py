@@ -1,8 +1,9 @@
 """Plain text and language codes: what every source needs before a string may become a row.
 
 `plain` takes markup and placeholders out of an interface string or a Markdown paragraph; `language` maps the many tags
-that translators use to one code; `in_script` says whether a text can be in its language at all; `expand` writes out a
-sentence template. Pure functions on strings. Cost: 2 µs a string, 15 µs with markup.
+that translators use to one code, `resolve_language` names of languages too; `in_script` says whether a text can be in
+its language at all; `expand` writes out a sentence template. Pure functions on strings. Cost: 2 µs a string, 15 µs with
+markup.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ _NOT_LATIN = re.compile(r"[^\W\d_A-Za-zªºÀ-˿Ḁ-ỿ]")
 _BRACKET = re.compile(r"\[[^\[\](){}<>]*\]|\([^\[\](){}<>]*\)|\{[^{}]*\}|<[^<>]*>")  # an innermost one
 _LETTER = re.compile(r"[^\W\d_]")
 
-# Ours, beside CLDR's own aliases: what translation teams call some languages.
-_ALIASES = {"no": "nb", "cmn": "zh", "nob": "nb", "zlm": "ms", "npi": "ne", "nyn": "ny",
-            "fuv": "ff", "azb": "az"}
+# Ours, beside CLDR's own aliases: what translation teams call some languages, and territories taken for languages.
+_ALIASES = {"no": "nb", "cmn": "zh", "nob": "nb", "zlm": "ms", "npi": "ne", "nyn": "ny", "fuv": "ff", "azb": "az",
+            "jp": "ja", "cn": "zh", "cz": "cs", "dk": "da", "gr": "el", "ua": "uk", "vn": "vi"}
+_SCRIPTS = {"latin": "latn", "cyrillic": "cyrl", "arabic": "arab", "chs": "hans", "cht": "hant"}
+_WRITTEN = {"latn", "cyrl", "arab", "hans", "hant"}  # scripts that tell texts of one language apart
+_CHINESE = {"yue", "wuu", "nan", "hak", "gan", "hsn"}  # languages that may stand behind `zh`
 _ODD = {"ru@petr1708", "ach_ug"}  # spelling of 1708; the pseudo-language in which Crowdin marks strings
 
 
@@ -65,24 +69,67 @@ def has_letter(text: str) -> bool:
 
 @cache
 def language(tag: str) -> str | None:
-    """The code of this project for a translator's `tag` (`pt_BR`, `sr@latin`, `zh-Hant`, `deu`), None if it is none.
+    """The code of this project for a `tag` (`pt_BR.UTF-8`, `sr@latin`, `zh-Hant`, `deu`, `sh`), None if it is none.
 
     ISO 639-1 where there is one, else 639-3; regions are dropped; a script is added where it is not the usual one:
-    `zh` and `zh-hant`, `sr` and `sr-latn`. Portuguese of Brazil and of Portugal are one `pt`.
+    `zh` and `zh-hant`, `sr` and `sr-latn`. The tag names the script, or an old code's meaning does (`sh` is `sr-latn`),
+    or the region (`zh_TW`). Portuguese of Brazil and of Portugal are one `pt`.
     """
     from babel import Locale
     from babel.core import get_global
 
-    parts = re.split(r"[-_@.]", tag.casefold())
-    base = _ALIASES.get(parts[0]) or get_global("language_aliases").get(parts[0], parts[0])
-    if tag.casefold() in _ODD or not re.fullmatch(r"[a-z]{2,3}", base):
+    tag, likely = tag.strip().casefold(), get_global("likely_subtags")
+    first, *parts = re.split(r"[-_@.]", tag)
+    base, *more = (_ALIASES.get(first) or get_global("language_aliases").get(first, first)).casefold().split("_")
+    parts, base = parts + more, _ALIASES.get(base, base)
+    base = next((part for part in parts if base == "zh" and part in _CHINESE), base)
+    if tag in _ODD or not re.fullmatch(r"[a-z]{2,3}", base):
         return None
-    if base not in Locale("en").languages and base not in get_global("likely_subtags"):
+    if base not in Locale("en").languages and base not in likely:
         return None
-    if base == "zh":
-        return "zh-hant" if {"hant", "tw", "hk", "mo"} & set(parts) else "zh"
-    scripts = {"latin": "latn"}.get(parts[-1], parts[-1])
-    return f"{base}-{scripts}" if scripts in ("latn", "cyrl", "arab") and scripts != _script(base) else base
+    scripts = [_SCRIPTS.get(part, part) for part in parts]
+    scripts += [likely[key].split("_")[1].casefold() for part in parts if (key := f"{base}_{part.upper()}") in likely]
+    own = next((script for script in scripts if script in _WRITTEN), None)
+    return base if own in (None, _script(base)) else f"{base}-{own}"
+
+
+@cache
+def resolve_language(said: str) -> str | None:
+    """As `language`, of a tag or of a language's name in English or in itself, a script or a territory behind it:
+    `German`, `日本語`, `Chinese (Simplified)`, `Portuguese, Brazil`."""
+    from babel import Locale
+
+    if code := language(said):
+        return code
+    words, english = re.sub(r"[(),]", " ", said.casefold()).split(), Locale("en")
+    further = {name.casefold(): code for code, name in [*english.territories.items(), *english.scripts.items()]}
+    further |= {code.casefold(): code for code in further.values()} | {"": ""}
+    for names in (_english_names, _own_names):
+        for n in range(len(words), 0, -1):
+            tag, rest = names().get(" ".join(words[:n])), " ".join(words[n:])
+            if tag and rest in further:
+                return language(f"{tag}-{further[rest]}")
+    return None
+
+
+@cache
+def _english_names() -> dict[str, str]:
+    from babel import Locale
+
+    return {name.casefold(): code for code, name in Locale("en").languages.items()}
+
+
+@cache
+def _own_names() -> dict[str, str]:
+    """What languages call themselves → the locale. Reads all of CLDR: a second."""
+    from babel import Locale, localedata
+
+    found: dict[str, str] = {}
+    for name in sorted(localedata.locale_identifiers(), key=len):  # `zh` before `zh_Hant`
+        locale = Locale.parse(name)
+        own = None if locale.territory else locale.languages.get(name, locale.languages.get(locale.language))
+        found.setdefault((own or "").casefold(), name)
+    return found
 
 
 @cache

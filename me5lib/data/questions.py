@@ -12,11 +12,10 @@ import tomllib
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from me5lib.data.plain import expand, has_letter, language, plain
+from me5lib.data.plain import expand, has_letter, language, plain, resolve_language
 from me5lib.data.rows import Reader, Rows, unfit
 from me5lib.pairs import normalise
 from me5lib.places import Me5Error
@@ -27,17 +26,10 @@ _CHOICE = re.compile(r"^([A-E])\. ?(.*)$")
 _BROKEN = re.compile(r"[ĊĔĞĨĪ]")  # no letters of Polish: an exam whose PDF lost its encoding
 
 
-@cache
-def _by_english_name() -> dict[str, str]:
-    from babel import Locale
-
-    return {name.casefold(): code for code, name in Locale("en").languages.items() if "_" not in code}
-
-
 def exams(read: Reader, rows: Rows) -> None:
     """`data/<language>-exams-qa/samples.jsonl`: a question with lettered choices, and the letter of the right one."""
     for name, content in read("*/registry/data/*-exams-qa/samples.jsonl"):
-        code = _by_english_name()[name.split("/")[-2].removesuffix("-exams-qa")]
+        code = resolve_language(name.split("/")[-2].removesuffix("-exams-qa"))
         for line in content.decode("utf8").splitlines():
             sample = json.loads(line)
             question, choices = _choices(sample["input"][-1]["content"])

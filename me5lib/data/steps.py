@@ -37,7 +37,7 @@ from me5lib.places import Me5Error
 PART = 256_000_000  # bytes of text after which a part of a shard is written (ours)
 HELD = 1_000_000_000  # bytes of text in all languages that a task holds (ours): the largest part is then written early
 GROUP = 2_000  # rows of an intermediate file, or of a chunk in memory, at once
-LABELLED = ("query", "positives", "negatives", "instruction")  # the last may be null: then the card's holds
+LABELLED = ("query", "positives", "negatives")  # and instruction, where rows bring their own
 _TEXTS = pa.list_(pa.string())
 _KEPT = pa.schema([("query", pa.string()), ("positives", _TEXTS), ("negatives", _TEXTS), ("language", pa.string()),
                    ("labelled", pa.bool_()), ("instruction", pa.string())])
@@ -306,7 +306,8 @@ class Heap:
         """Write what is held as the next part; what the manifest says of it."""
         self._pack()
         table = pa.concat_tables(self.chunks)
-        table = table.select(LABELLED) if self.labelled else _as_pairs(table)
+        own = ("instruction",) if table["instruction"].null_count < table.num_rows else ()
+        table = table.select(LABELLED + own) if self.labelled else _as_pairs(table)
         name = f"{self.language}/part-{rank:05d}-{self.parts:04d}"
         done = shards.write(table, Path(folder) / name, seed=rank * 10_000 + self.parts)
         self.chunks, self.bytes, self.parts = [], 0, self.parts + 1
