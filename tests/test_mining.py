@@ -1,5 +1,7 @@
 """Mining against brute force; the rules that keep a right answer from being called wrong."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -215,6 +217,61 @@ def test_bm25_scores_against_its_formula():
 
     assert found.positive[0] == pytest.approx(score(documents[1]), rel=1e-5)
     assert found.scores[0] == pytest.approx(sorted((score(d) for d in documents), reverse=True), rel=1e-5)
+
+
+SPELT = {  # words that are one, in scripts whose vowels or points are marks
+    "Devanagari": "किताब क़लम हिन्दी", "Bengali": "বাংলা ভাষা কৌতূহল", "Tamil": "தமிழ் மொழி", "Telugu": "తెలుగు భాష",
+    "Sinhala": "ශ්‍රී ලංකාව සිංහල", "Malayalam": "മലയാളം അവന്‍", "Tibetan": "བོད སྐད ཡིག", "Hebrew": "שָׁלוֹם עֲלֵיכֶם",
+    "Arabic": "العَرَبِيَّةُ لُغَةٌ", "Persian": "می‌خواهم کتاب", "Vietnamese": "tiếng việt nam", "Yoruba": "ẹ̀kọ́ yorùbá",
+}
+
+
+@pytest.mark.parametrize("script", SPELT)
+def test_marks_stay_with_their_letter_in_words(script):
+    """However the text is composed."""
+    for form in ("NFC", "NFD"):
+        text = unicodedata.normalize(form, SPELT[script])
+        assert search.words(f"«{text}»!") == [unicodedata.normalize("NFKC", word) for word in text.split()]
+
+
+@pytest.mark.parametrize(("text", "pairs"), [
+    ("ภาษาไทย", "ภา าษ ษา าไ ไท ทย"), ("ที่นี่", "ที่นี่"), ("ດີຫຼາຍ", "ດີຫຼ ຫຼາ າຍ"), ("ភាសាខ្មែរ", "ភាសា សាខ្ ខ្មែ មែរ"),
+    ("မြန်မာစာ", "မြန် န်မာ မာစာ"), ("日本語の本", "日本 本語 語の の本"), ("か゚き", "か゚き"), ("本", "本"),
+])
+def test_marks_stay_with_their_letter_in_pairs_of_unspaced_scripts(text, pairs):
+    assert search.words(text) == unicodedata.normalize("NFKC", pairs).split()
+
+
+def test_signs_that_nobody_sees_and_turkish_capitals_do_not_part_a_word():
+    assert search.words("Donau\u00addampf ❤\ufe0f 1\ufe0f\u20e3 İSTANBUL istanbul don't 😀") == [
+        "donaudampf", "1", "istanbul", "istanbul", "don", "t"]
+
+
+def test_texts_without_a_word_find_nothing_and_are_found_by_nothing():
+    found = mining.bm25(["😀", "word"], [["🤐"], ["a word"]], ["🤐", "!", "a word"], depth=3)
+    assert found.rows.tolist() == [[-1, -1, -1], [2, -1, -1]] and found.positive[0] == 0 < found.positive[1]
+    found = mining.bm25(["😀", "🤐"], [["🤐"], ["!"]], ["🤐", "!"], depth=2)
+    assert (found.rows == -1).all() and not found.positive.any()
+    _, report = mining.choose(found, ["😀", "🤐"], [["🤐"], ["!"]], ["🤐", "!"], 1)
+    assert (report.candidates, report.kept, report.short) == (0, 0, 2)
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
+def test_equal_passages_come_lowest_row_first_in_every_index(kind):
+    one = unit(200, 16, np.random.default_rng(5))
+    index, queries = mining.Index(np.concatenate([one, one, one]), kind), one[:40]
+    assert index.kind == kind
+    rows, scores = index.search(queries, 3)
+    assert rows.tolist() == [[i, 200 + i, 400 + i] for i in range(40)] and (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 5, 15, 200])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_too_few_passages_for_an_index_are_searched_exactly(kind, n):
+    passages, queries = unit(n), unit(3)
+    index = mining.Index(passages, kind)
+    assert index.kind == "exact" and index.recall(queries, 2) is None
+    assert index.search(queries, 4)[0].tolist() == brute(queries, passages, 4)
 
 
 def test_random_negatives_are_the_same_every_time_and_spread_over_the_pool():

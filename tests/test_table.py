@@ -30,7 +30,7 @@ def material(last: str = "DREI") -> list:
 
 def models() -> dict:
     """A dense row and two lexical ones."""
-    return {"dense": Protocol(Counting(), "dense", revision="0"), "BM25": baselines.bm25(),
+    return {"dense": Protocol(Counting(), "dense", revision="0"), "BM25": baselines.BM25(),
             "translation memory": baselines.TranslationMemory(lambda language: ([], []))}
 
 

@@ -22,6 +22,7 @@ import pandas as pd
 from me5lib.evaluate import baselines
 from me5lib.evaluate.table import Interval, bootstrap
 from me5lib.train import mining
+from me5lib.train.search import words
 
 if TYPE_CHECKING:
     from me5lib.data.corpus import RetrievalSet
@@ -40,10 +41,12 @@ class Comparison(NamedTuple):
     difference: dict[str, Interval]  # metric → last row minus the one before it; empty for fewer than two models
     queries: int
     passages: int
+    wordless: int = 0  # queries that BM25 has no word of
 
     def __str__(self) -> str:
         said = f"{self.queries:,} dev queries, each among {self.passages:,} passages\n"
         said += self.table.to_string(float_format="{:.3f}".format)
+        said += f"\nBM25 finds nothing for {self.wordless:,} queries without a word" * bool(self.wordless)
         for metric, (mean, low, high, _) in self.difference.items():
             sure = "" if low > 0 or high < 0 else ": no difference that these queries could show"
             said += f"\n{metric} {self.table.index[-1]} − {self.table.index[-2]}: {mean:+.3f} "
@@ -68,7 +71,8 @@ def compare(corpus: OwnCorpus, models: Mapping[str, Encoder], **options: Any) ->
                         for texts, side in zip((queries, passages), sides, strict=True))
         found[name] = figures(mining.top_k(asked, given, DEPTH)[0], relevant)
     table = pd.DataFrame({name: each.mean(0) for name, each in found.items()}, index=list(METRICS)).T
-    return Comparison(table, _difference(list(models), found), len(queries), len(passages))
+    wordless = sum(not words(query) for query in queries)
+    return Comparison(table, _difference(list(models), found), len(queries), len(passages), wordless)
 
 
 def _difference(names: Sequence[str], found: Mapping[str, np.ndarray]) -> dict[str, Interval]:

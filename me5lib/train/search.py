@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +26,13 @@ from me5lib.train.exact import BLOCK_PASSAGES, refuse_vectors, top_k
 Encode = Callable[[Sequence[str]], np.ndarray]
 LARGE = 2_000_000  # ours: passages from which an approximate index is the default
 KINDS = ("exact", "ivf", "hnsw")
+FEW = 256  # ours: passages below which every index is exact: fewer than four in an inverted list, and soon searched
 CHANCE = 64  # ours: random passages that every query is scored against, to know what an easy negative scores
 NEIGHBOURS = 4  # as Artetxe and Schwenk have it; a pool with many copies of every answer wants more
 SAMPLED = 200  # ours: queries on which the recall of an approximate index is measured
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai … Han
+HIDDEN = re.compile("[\u00ad\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # soft hyphens and variation selectors
+WORDS_VERSION = 2  # of `words`: what was kept of another version is stale
 
 
 class Found(NamedTuple):
@@ -45,9 +50,13 @@ class Index:
     """Vectors of passages fp32 [P, d], to be searched exactly, or approximately by faiss: inverted lists or HNSW."""
 
     def __init__(self, vectors: np.ndarray, kind: str = "auto") -> None:
-        """`kind`: exact, ivf, hnsw; auto is exact below `LARGE` passages, then ivf. Raises `Me5Error` for another."""
+        """`kind`: exact, ivf, hnsw; auto is exact below `LARGE` passages, then ivf. Below `FEW` every one is exact.
+
+        Raises `Me5Error` for another kind.
+        """
         if kind not in (*KINDS, "auto"):
             raise Me5Error(f"there is no index {kind!r}: choose one of {', '.join(KINDS)}")
+        kind = "exact" if len(vectors) < FEW else kind
         self.kind = kind if kind != "auto" else KINDS[len(vectors) >= LARGE]
         self.vectors = vectors
         self._faiss = None if self.kind == "exact" else _approximate(vectors, self.kind)
@@ -71,7 +80,9 @@ class Index:
             return top_k(queries, self.vectors, k)
         refuse_vectors(queries, self.vectors[:1])
         scores, rows = self._faiss.search(np.ascontiguousarray(queries, np.float32), min(k, len(self.vectors)))
-        return rows, np.where(rows < 0, -np.inf, scores).astype(np.float32)
+        scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
+        order = np.lexsort((rows, -scores))  # faiss gives equal scores from the highest row down
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
     def recall(self, queries: np.ndarray, k: int) -> float | None:
         """Share of the exact `k` best that the index finds, on `SAMPLED` queries spread evenly; None: it is exact."""
@@ -160,18 +171,58 @@ def bm25(
     return Words(passages, [text for row in positives for text in row]).search(queries, positives, depth, skip)
 
 
-class Words:
-    """A BM25 index of `passages`, and of `more` texts that are scored but not found."""
+def words(text: str) -> list[str]:
+    """The words of a text for BM25: case-folded; pairs of characters in scripts that do not space their words.
 
-    def __init__(self, passages: Sequence[str], more: Sequence[str] = ()) -> None:
+    A vowel sign, a point or another mark stays with the letter that it stands on, in a word as in a pair.
+    """
+    word_of, character = _patterns()
+    text = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i")  # what casefold makes of Turkish İ
+    found = []
+    for word in word_of.findall(HIDDEN.sub("", text)):
+        parts = character.findall(word) if UNSPACED.search(word) else ()
+        found += map("".join, zip(parts, parts[1:], strict=False)) if len(parts) > 2 else [word]
+    return found
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A word, and a character of one: what Python takes for part of a word, with the marks and joiners on it.
+
+    `\\w` alone leaves out marks (Unicode's Mn and Mc), and so cuts Indic, Burmese, Khmer and Thai words at vowel signs,
+    Hebrew and Arabic ones at points.
+    """
+    marks = [code for code in range(0x300, 0x1F000) if unicodedata.category(chr(code)) in ("Mn", "Mc")]
+    runs = [[code for _, code in run] for _, run in groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
+    on = "\u200c\u200d" + "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
+    return re.compile(rf"\w[\w{on}]*"), re.compile(rf"\w[{on}]*")
+
+
+class Words:
+    """A BM25 index of `passages`, and of `more` texts that are scored but not found; `split` gives a text's words."""
+
+    def __init__(self, passages: Sequence[str], more: Sequence[str] = (),
+                 split: Callable[[str], list[str]] = words) -> None:
         import bm25s
 
-        self.size = len(passages)
+        self.size, self._split = len(passages), split
         self._place = {text: i for i, text in reversed(list(enumerate(passages)))}
         extra = list(dict.fromkeys(text for text in more if text not in self._place))
         self._place |= {text: self.size + i for i, text in enumerate(extra)}
-        self._index = bm25s.BM25()
-        self._index.index([words(text) for text in [*passages, *extra]], show_progress=False)
+        self._all = self.size + len(extra)
+        tokens = [self._split(text) for text in [*passages, *extra]]
+        self._index = bm25s.BM25() if any(tokens) else None  # bm25s cannot index texts without any word
+        if self._index:
+            self._index.index(tokens, show_progress=False)
+
+    def scores(self, query: str) -> np.ndarray:
+        """BM25 of the passages, then of the `more` texts: fp32 [all of them]; 0 where no word is shared."""
+        tokens = self._split(query) if self._index else []
+        return self._index.get_scores(tokens) if tokens else np.zeros(self._all, np.float32)
+
+    def best(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores of at most `k` passages that share a word, best first, of equal ones the lower row first."""
+        return _best(self.scores(query)[: self.size], k)
 
     def search(
         self, queries: Sequence[str], positives: Sequence[Sequence[str]], depth: int, skip: int = 0
@@ -182,21 +233,21 @@ class Words:
         rows, scores = np.full(shape, -1), np.zeros(shape, np.float32)
         own, chance = np.empty(len(queries), np.float32), np.empty(len(queries), np.float32)
         for i, query in enumerate(queries):
-            tokens = words(query)
-            every = self._index.get_scores(tokens) if tokens else np.zeros(len(self._place), np.float32)
+            every = self.scores(query)
             own[i] = max(every[self._place[text]] for text in positives[i])
             chance[i] = every[: self.size].mean() if self.size else 0.0
-            near = _best(every[: self.size], skip + depth)[skip:]
-            rows[i, : len(near)], scores[i, : len(near)] = near, every[near]
+            near, theirs = (found[skip:] for found in _best(every[: self.size], skip + depth))
+            rows[i, : len(near)], scores[i, : len(near)] = near, theirs
         return Found(rows, scores, own, chance)
 
 
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Places of the `k` largest scores above zero, best first, of equal ones the lower first."""
+def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values of the `k` largest scores above zero, best first, of equal ones the lower place first."""
     some = np.flatnonzero(scores > 0)
     if len(some) > k:
         some = some[scores[some] >= np.partition(scores[some], -k)[-k]]
-    return some[np.argsort(-scores[some], kind="stable")][:k]
+    some = some[np.argsort(-scores[some], kind="stable")][:k]
+    return some, scores[some]
 
 
 def random(queries: Sequence[str], passages: Sequence[str], depth: int, seed: int) -> Found:
@@ -216,14 +267,3 @@ def refuse_without_positive(queries: Sequence[str], positives: Sequence[Sequence
     if empty:
         raise Me5Error(f"query {empty[0]} ({queries[empty[0]][:40]!r}) has no positive ({len(empty)} of "
                        f"{len(queries)} have none): leave it out")
-
-
-def words(text: str) -> list[str]:
-    """The words of a text for BM25: case-folded; pairs of characters in scripts that do not space their words."""
-    found = []
-    for word in re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()):
-        if UNSPACED.search(word) and len(word) > 2:
-            found += [word[i : i + 2] for i in range(len(word) - 1)]
-        else:
-            found.append(word)
-    return found
