@@ -94,15 +94,23 @@ def mine(
     index: Annotated[str, typer.Option(help="exact, ivf or hnsw (faiss); auto is exact below 2M passages.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of --by random and --sample.")] = 0,
     shard: Annotated[int, typer.Option(min=1, help="Queries of a shard.")] = SHARD,
+    query_column: Annotated[str, typer.Option(help="Column of queries (default: guessed by name).")] = "",
+    passage_column: Annotated[str, typer.Option(help="Column of right passages.")] = "",
+    negative_columns: Annotated[str, typer.Option(help="Columns of wrong passages, as n1,n2.")] = "",
+    language_column: Annotated[str, typer.Option(help="Column of languages.")] = "",
+    encoding: Annotated[str, typer.Option(help="How the file is encoded.")] = "utf8",
 ) -> None:
     """Mine hard negatives for your pairs. The same command goes on after a crash with the shards that are missing."""
     near = NEAR if near is None and by == "dense" else near or None
     asked = Settings(by, depth, skip, negatives, near, margin or None, absolute_margin, max_score, within, spread,
                      index, seed, shard)
     _refuse(asked, model)
-    rows, faults = read(data)
+    wrong = [name.strip() for name in negative_columns.split(",") if name.strip()]
+    columns = {"query": query_column, "passage": passage_column, "negatives": wrong, "language": language_column}
+    rows, faults = read(data, encoding, **columns)
     encoder = _encoder(model) if by == "dense" else None
-    _open(out, {**asked._asdict(), "data": sha256(data.expanduser()), "model": mark(encoder) if encoder else ""})
+    _open(out, {**asked._asdict(), "data": sha256(data.expanduser()), "model": mark(encoder) if encoder else "",
+                "columns": columns, "encoding": encoding})
     report = mined(rows, out, asked, encoder, faults, progress=sys.stderr.isatty())
     print("\n".join(told(report, faults, out)))
 
@@ -121,16 +129,16 @@ def _refuse(asked: Settings, model: str) -> None:
         raise Me5Error("--near compares vectors: it goes with --by dense only")
 
 
-def read(path: Path) -> tuple[list[Labelled], Faults]:
-    """One row a query, with all its positives; and what of the file is not used.
+def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], Faults]:
+    """One row a query, with all its positives; and what of the file is not used. `columns`: see `own.choose`.
 
     Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
     """
     from me5lib.data import own, tabular
     from me5lib.pairs import text_key
 
-    table = tabular.read(Path(path))
-    examples, faults = own.examples(table, own.choose(table), own.name_of(table.path))
+    table = tabular.read(Path(path), encoding)
+    examples, faults = own.examples(table, own.choose(table, **columns), own.name_of(table.path))
     rows: dict[int, Labelled] = {}
     for row in examples:
         first = rows.setdefault(text_key(row.query), row)
@@ -139,7 +147,8 @@ def read(path: Path) -> tuple[list[Labelled], Faults]:
             more = [text for key, text in wrong.items() if key not in set(map(text_key, first.negatives))]
             rows[text_key(row.query)] = first._replace(negatives=(*first.negatives, *more))
     if not rows:
-        raise Me5Error(f"{path} has no query with a positive passage: nothing can be mined")
+        why = [f"{path} has no query with a positive passage: nothing can be mined", *own.by_reason(faults, table.unit)]
+        raise Me5Error("; not used: ".join(why))
     words, numbers = own.ROWS_LOST | own.PARTS_LOST, {}
     for fault in faults:
         numbers.setdefault(words[fault.why], []).append(fault.number)
@@ -321,7 +330,13 @@ def _vectors(pool: Pool, out: Path, encoder: Encoder, progress: bool) -> np.ndar
     if not path.is_file():
         beside = path.with_suffix(".part")
         shape = len(pool.texts), encoder.width
-        room = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
+        try:
+            room = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
+            _allocate(beside)  # or a full disk ends the process at a write to the map, by a signal
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise Me5Error(f"cannot write {path} of {4 * shape[0] * shape[1] / 1e6:,.0f} MB ({error.strerror}): free "
+                           "some space or choose another --out") from None
         with tqdm(total=shape[0], disable=not progress, unit=" passages", desc="encode") as bar:
             for start in range(0, shape[0], AT_ONCE):
                 some = pool.texts[start : start + AT_ONCE]
@@ -333,6 +348,13 @@ def _vectors(pool: Pool, out: Path, encoder: Encoder, progress: bool) -> np.ndar
     return np.load(path, mmap_mode="c")  # "r" would make torch warn that it cannot be written
 
 
+def _allocate(path: Path) -> None:
+    """Have the disk keep room for the whole of a file. Raises `OSError` where it has none."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def _path(out: Path, start: int, asked: Settings, suffix: str) -> Path:
     return out / f"shard-{start // asked.shard:05}{suffix}"
 
@@ -341,7 +363,7 @@ def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     beside = path.with_name(path.name + ".part")
     try:
-        beside.write_text(text, encoding="utf8", errors="surrogatepass")
+        beside.write_text(text, encoding="utf8")
         os.replace(beside, path)
     except OSError as error:
         raise Me5Error(f"cannot write {path} ({error.strerror}): free some space or choose another --out") from None
@@ -360,7 +382,7 @@ def _json(report: MiningReport, **more: Any) -> str:
 def _report(path: Path) -> MiningReport:
     from me5lib.train.mining import Dropped, MiningReport
 
-    made = json.loads(path.read_text(encoding="utf8", errors="surrogatepass"))
+    made = json.loads(path.read_text(encoding="utf8"))
     return MiningReport(**made | {"examples": [Dropped(**example) for example in made["examples"]]})
 
 

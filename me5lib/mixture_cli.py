@@ -74,9 +74,6 @@ def _build(build: pipeline.Prepared, executor: str, workers: int | None, slurm: 
     print(f"{name}: {given['rows']:,} rows in {len(given['languages'])} languages, in {build.out}")
     print(f"  {given['read']:,} rows read, {unfit:,} of them unfit, {len(given['unreadable'])} files unreadable; "
           f"{given['made']:,} pairs made, {dropped:,} of them dropped: see {manifests.MANIFEST}")
-    stage = "finetune" if build.card.paper and build.card.paper.table == 2 else "pretrain"
-    where = "" if build.out.parent == pipeline.home().resolve() else f" --mixture {build.out.parent}"
-    print(f"  to train on them, and on what is built beside them: me5 {stage} --scale base{where}")
 
 
 @app.command()

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from me5lib.train.dist import Team
 
 ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
-SCALES = ("smoke, tiny (offline, minutes); workshop, small, base, large, large-instruct (data and backbone of the "
-          "hub).")
-AnyScale = Annotated[str, typer.Option("--scale", help=SCALES)]
+AnyScale = Annotated[str, typer.Option("--scale", help="smoke, tiny (offline, minutes); workshop, small, base, large, "
+                                                       "large-instruct (data and backbone of the hub).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
 Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
@@ -47,8 +46,6 @@ Resume = Annotated[bool | None, typer.Option("--resume/--fresh", help="Only go o
                                              "away and begin anew (default: go on where there is some, else begin).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Rehearse a scale of the hub: offline, random weights, "
                                                         "made-up rows, minutes.")]
-Mixture = Annotated[Path | None, typer.Option("--mixture", help="Folder that `me5 mixture build --out` filled, for a "
-                                              "scale of the hub (default: where it builds without --out).")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Refuse to start with another number of processes.")]
 Sample = Annotated[bool, typer.Option("--sbatch-sample", help="Print a job script for Slurm.")]
 START = "intfloat/multilingual-e5-small"
@@ -80,7 +77,7 @@ def speaks() -> bool:
 def pretrain(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "", plan: Plan = False,  # noqa: B006
     tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None, dry_run: DryRun = False,
-    processes: Processes = None, sbatch_sample: Sample = False, mixture: Mixture = None,
+    processes: Processes = None, sbatch_sample: Sample = False,
 ) -> None:
     """Stage 1: contrastive pre-training on pairs."""
     if sbatch_sample:
@@ -97,31 +94,28 @@ def pretrain(
         _begin(team, folder, "stage1", dial.train.steps, resume)
         from me5lib.train import stages
 
-        corpus = stages.corpus_of(dial, team, mixture, team.main)
-        _say(team, stages.pretrain(dial, seed, folder, corpus=corpus, team=team, progress=team.main))
+        _say(team, stages.pretrain(dial, seed, folder, team=team, progress=team.main))
 
 
 def finetune(
-    scale: Annotated[str, typer.Option("--scale", help=SCALES, show_default="tiny")] = "", seed: Seed = 0,
-    overrides: Set = [], out: Out = "",  # noqa: B006
+    scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
     plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None,
     dry_run: DryRun = False, processes: Processes = None, start_from: From = "", data: Data = "",
     query_column: Query = "", passage_column: Passage = "", negative_columns: Negatives = "",
     language_column: Language = "", encoding: Encoding = "utf8", symmetric: Symmetric = False, epochs: Epochs = None,
-    steps: Steps = None, teacher: Teaches = "", mixture: Mixture = None,
+    steps: Steps = None, teacher: Teaches = "",
 ) -> None:
     """Stage 2: supervised fine-tuning of the stage-1 checkpoint, or of any mE5 on your own file (--data)."""
     own = _Own(data, start_from, query_column, passage_column, negative_columns, language_column, encoding, symmetric,
                epochs, steps, teacher)
-    own.refuse_mixtures({"--scale": scale, "--scratch": scratch, "--dry-run": dry_run, "--mixture": mixture,
-                         "--yes": yes, "--tokens": tokens, "--use": use})
+    own.refuse_mixtures(scale, {"--scratch": scratch, "--dry-run": dry_run})
     if data:
         _tune(own, seed, overrides, out, plan, resume, processes)
         return
     from me5lib import scale as scales
 
-    dial = scales.load(scale or "tiny", overrides)
+    dial = scales.load(scale, overrides)
     if _only_told(dial, seed, out, "stage2", plan, tokens, use, dry_run, processes):
         return
     _refuse_unasked(dial, dial.finetune, "finetune", yes)
@@ -134,9 +128,7 @@ def finetune(
         _begin(team, folder, name, dial.finetune.steps, resume)
         from me5lib.train import stages
 
-        corpus = stages.corpus_of(dial, team, mixture, team.main)
-        _say(team, stages.finetune(dial, seed, folder, start=start, name=name, corpus=corpus, team=team,
-                                   progress=team.main))
+        _say(team, stages.finetune(dial, seed, folder, start=start, name=name, team=team, progress=team.main))
 
 
 class _Own(NamedTuple):
@@ -154,14 +146,14 @@ class _Own(NamedTuple):
     steps: int | None
     teacher: str
 
-    def refuse_mixtures(self, others: dict[str, object]) -> None:
+    def refuse_mixtures(self, scale: str, others: dict[str, bool]) -> None:
         """Raise `Me5Error` for options of a scale and of one's own file together, or of the file without it."""
         if not self.data:
             if self != _Own("", "", "", "", "", "", "utf8", False, None, None, ""):
                 raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's "
                                "own dials are set as --set finetune.steps=100")
             return
-        if wrong := next((name for name, given in others.items() if given), ""):
+        if wrong := next((name for name, given in others.items() if given), "--scale" if scale != "tiny" else ""):
             raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
         if self.epochs and self.steps:
             raise Me5Error("--epochs and --steps say the same: leave one of them out")

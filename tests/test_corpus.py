@@ -6,7 +6,6 @@ that training sees.
 
 import difflib
 import errno
-import math
 import random
 import time
 from collections import Counter, defaultdict
@@ -348,38 +347,6 @@ def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, mon
     before = made.fingerprint
     build("reddit", "en", 51)
     assert open_corpus(dial).fingerprint != before
-
-
-def test_labelled_sets_that_were_built_are_trained_on_as_many_as_the_paper_took(tmp_path, monkeypatch):
-    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
-    dial = load("base", ["data.sources=nllb", "data.labelled=nli,miracl", "finetune.steps=10", "finetune.batch=30"])
-    counts = [cards.load(name).paper.rows for name in ("nli", "miracl")]
-    quota = [math.ceil(300 * count / sum(counts)) for count in counts]
-
-    def build(source: str, language: str, rows: int, *columns: str) -> None:
-        made = {"query": [f"{language} {i}?" for i in range(rows)], "positives": [[f"yes {i}"] for i in range(rows)],
-                "negatives": [[f"no {i}", "never"] for i in range(rows)], "instruction": [None, "told"] * (rows // 2),
-                "passage": [f"{i}" for i in range(rows)]}  # fmt: skip
-        table = pa.table({name: made[name] for name in ("query", *columns)})
-        shards.write(table, tmp_path / "built" / source / language / "part-00000-0000")
-
-    build("nllb", "de", 50, "passage")
-    build("nli", "en", 400, "positives", "negatives", "instruction")
-    build("miracl", "sw", 4, "positives", "negatives", "instruction")
-    build("miracl", "fi", 400, "positives", "negatives", "instruction")
-    made = open_corpus(dial, mixture=tmp_path / "built")
-    rows = made.labelled() + made.labelled("dev")
-    assert [sum(row.source == name for row in rows) for name in ("nli", "miracl")] == quota
-    assert sum(row.language == "sw" for row in rows) == 4 and len(set(rows)) == len(rows)
-    some = next(row for row in rows if row.source == "miracl")
-    number = some.query.split()[1][:-1]
-    assert some.positives == (f"yes {number}",) and some.negatives == (f"no {number}", "never")
-    assert {row.instruction for row in rows if row.source == "nli"} == {"told", cards.load("nli").instruction}
-    assert made.shards.keys() == {("nllb", "de")}
-    with pytest.raises(Me5Error, match="elsewhere holds no card of scale base: me5 mixture build --card nllb --out"):
-        open_corpus(dial, mixture=tmp_path / "elsewhere")
-    with pytest.raises(Me5Error, match="lacks nllb: run `me5 fetch --for base`"):  # nothing lies in the usual place
-        open_corpus(dial)
 
 
 def test_a_damaged_corpus_says_what_to_do(smoke, tmp_path):

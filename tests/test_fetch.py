@@ -36,7 +36,7 @@ import sys
 dial = scale.load("workshop", sys.argv[1:])
 shards = hub.open_hub(dial)
 mixture = Mixture(shards, steps=5, batch=16, seed=0, temperature=1)
-right = hub.labelled(dial, dial.data.labelled)
+right = hub.labelled(dial)
 print(json.dumps({"streams": sorted(shards), "batch": mixture.batch(0), "labelled": len(right),
                   "sources": sorted({each.source for each in right}), "told": all(each.instruction for each in right)}))
 """

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -209,6 +210,70 @@ def test_what_is_wrong_with_the_file_is_named_and_counted(tmp_path):
         assert len(set(keys)) == len(keys)
 
 
+def test_what_was_mined_of_half_characters_can_be_read_again(tmp_path):
+    """Of a text cut within an emoji: no file that me5 writes is one that it cannot read."""
+    rows = pairs()[:20]
+    rows[3]["positive"] += " \ud83d"
+    rows[0]["negatives"] = ["\udc00"]
+    done = mine("--data", write(tmp_path / "x.jsonl", rows), "--by", "bm25", "--out", tmp_path / "out")
+    assert done.exit_code == 0 and "2 × half a character" in done.stdout and "(line 1, 4)" in done.stdout
+    assert rows_of(tmp_path / "out")[3]["positives"][0].endswith(" \ufffd")
+    assert mine_cli.read(tmp_path / "out" / "shard-00000.jsonl")[1] == {}
+
+
+def test_languages_by_name_are_pools_of_their_own(tmp_path):
+    names = {"en": "English", "de": "Deutsch"}
+    rows = [{**row, "language": names[row["language"]]} for row in pairs()]
+    rows[5]["language"] = "x-klingon"
+    done = mine("--data", write(tmp_path / "x.jsonl", rows), "--by", "random", "--out", tmp_path / "out")
+    assert {row["language"] for row in rows_of(tmp_path / "out")} == {"en", "de", "und"}
+    assert "1 × a language that is not known" in done.stdout and "(line 6)" in done.stdout
+
+
+def test_columns_of_other_names_are_named(tmp_path):
+    frame = pd.DataFrame(pairs()[:20]).rename(columns={"query": "prompt", "positive": "größe", "language": "l"})
+    frame.drop(columns="negatives").assign(wrong="no answer").to_csv(tmp_path / "x.csv", index=False, encoding="cp1252")
+    command = ["--data", tmp_path / "x.csv", "--by", "bm25", "--out", tmp_path / "out", "--encoding", "cp1252"]
+    refused(mine(*command), "which column is the query", "'prompt'", "--query-column")
+    columns = ["--query-column", "prompt", "--passage-column", "größe", "--negative-columns", "wrong",
+               "--language-column", "l"]
+    assert mine(*command, *columns).exit_code == 0
+    assert rows_of(tmp_path / "out")[0] == {"query": pairs()[0]["query"], "positives": [pairs()[0]["positive"]],
+                                            "negatives": ["no answer", *rows_of(tmp_path / "out")[0]["negatives"][1:]],
+                                            "language": "en"}
+    refused(mine(*command, *columns[:-2]), "begun with another columns")
+
+
+def test_the_reason_is_told_why_nothing_can_be_mined(tmp_path):
+    rows = [{"query": ["Find the answer.", row["query"]], "positive": row["positive"]} for row in pairs()[:20]]
+    refused(mine("--data", write(tmp_path / "x.jsonl", rows), "--by", "bm25", "--out", tmp_path / "out"),
+            "no query with a positive", "20 × a value that is no text, or a query that is a list (line 1, 2")
+
+
+def test_texts_without_a_word_and_languages_of_few_passages_are_mined(model, tmp_path):
+    emoji = [{"query": chr(0x1F600 + i), "positive": chr(0x1F900 + i)} for i in range(12)]
+    done = mine("--data", write(tmp_path / "x.jsonl", emoji), "--by", "bm25", "--out", tmp_path / "emoji")
+    assert done.exit_code == 0 and "12 queries are short" in done.stdout
+    rows = [row for i, row in enumerate(pairs()) if row["language"] == "en" or i % 8 == 0]
+    done = mine("--data", write(tmp_path / "y.jsonl", rows), "--model", model, "--index", "ivf",
+                "--out", tmp_path / "few")
+    assert done.exit_code == 0 and {row["language"] for row in rows_of(tmp_path / "few") if row["negatives"]} == {
+        "en", "de"}
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_is_left(data, model, tmp_path):
+    """On a file system of 16 kB, where one may be made without rights: writing to a map beyond it would be fatal."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces without rights here")
+    (tmp_path / "disk").mkdir()
+    code = 'mount -t tmpfs -o size=16k none disk && "$@"; code=$?; ls disk/out; exit $code'
+    command = [sys.executable, "-m", "me5lib", "mine", "--data", data, "--model", model, "--out", tmp_path / "disk/out"]
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", code, "sh", *map(str, command)], capture_output=True,
+                          encoding="utf8", cwd=tmp_path)
+    assert done.returncode == 2 and "free some space" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.split() == ["settings.json"]
+
+
 def test_csv_and_several_positives(tmp_path):
     path = tmp_path / "faq.csv"
     with path.open("w", encoding="utf8", newline="") as file:
@@ -238,7 +303,7 @@ def test_wrong_commands_are_one_line(data, model, tmp_path):
     refused(mine("--data", data, "--out", out, "--by", "bm25", "--near", 0.9), "--near")
     refused(mine("--data", data, "--out", out, "--model", model, "--index", "pq"), "--index pq", "hnsw")
     refused(mine("--data", tmp_path / "no.jsonl", "--out", out, "--by", "bm25"), "there is no file")
-    refused(mine("--data", data, "--out", out, "--model", tmp_path / "none"), "no checkpoint folder")
+    refused(mine("--data", data, "--out", out, "--model", tmp_path / "none"), "no model folder")
     refused(mine("--data", write(tmp_path / "x.jsonl", [{"query": "q", "positive": ""}]), "--out", out, "--by", "bm25"),
             "no query with a positive")
     assert not out.exists()

@@ -65,7 +65,7 @@ def pretrain(
     times in all); by default it is `watch.watch(corpus)`. It does not change what is trained.
     """
     team = team or Team.alone()
-    corpus = corpus or corpus_of(scale, team, None, progress)
+    corpus = corpus or team.first_here(lambda: open_corpus(scale, progress))
     mixture = corpus.mixture(scale, seed, scale.train)
     settings = _settings(scale, seed, corpus, scale.train, plan=mixture.fingerprint)
     door = Door(out, "stage1", settings)
@@ -99,7 +99,7 @@ def finetune(
     """
     _refuse_stage2(scale, negatives, teacher)
     team = team or Team.alone()
-    corpus = corpus or corpus_of(scale, team, None, progress)
+    corpus = corpus or team.first_here(lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
     sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
     rows, faults = drawing.tidy(corpus.labelled())
@@ -125,11 +125,6 @@ def finetune(
         save_every=_save_every(stage), progress=progress, name=name, team=team,
     )  # fmt: skip
     return _published(door, encoder, team)
-
-
-def corpus_of(scale: Scale, team: Team, mixture: Path | None, progress: bool) -> Corpus | HubCorpus:
-    """The corpus of a scale, on every rank; rank 0 builds it where it is not there yet. See `open_corpus`."""
-    return team.first_here(lambda: open_corpus(scale, progress, mixture))
 
 
 def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:

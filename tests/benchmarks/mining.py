@@ -120,6 +120,8 @@ def theirs(folder: Path, depth: int, use_faiss: bool) -> dict[str, float]:
     whole = time.perf_counter() - start
     memory = peak()
     kept = sum(len(row) - 1 for row in made["labels"])
+    if not kept:  # it may find nothing without a word, and then its seconds are nobody's
+        raise RuntimeError("sentence-transformers mined no negative: nothing to compare with")
     return {"whole": whole, "search": model.times[1] - model.times[0], "peak MB": memory, "kept": kept}
 
 
