@@ -254,7 +254,7 @@ def test_what_is_no_teacher_is_refused_and_says_what_to_do(encoder, tmp_path):
         distill.open_teacher(str(tmp_path / "encoder"), torch.device("cpu"))
     write_reranker(tmp_path / "pickled", encoder.tokenizer)
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
-    with pytest.raises(Me5Error, match="weights as a pickle only"):
+    with pytest.raises(Me5Error, match="safetensors is wanted"):
         distill.open_teacher(str(tmp_path / "pickled"), torch.device("cpu"))
     with pytest.raises(Me5Error, match="no-such/reranker is not in the cache .* finetune.teacher=trained"):
         distill.open_teacher("no-such/reranker", torch.device("cpu"))

@@ -137,8 +137,6 @@ HEAD = "query,positive\n"
     ("x.jsonl", b'{"query": "a", "positive": "b"}\n\n{"query": \n', ["line 3 is no JSON"]),
     ("x.jsonl", b'{"query": "a", "positive": "b"}\n["a", "b"]\n', ["line 2 is no object"]),
     ("x.json", b'[{"query": "a"},\n {"query" "b"}]', ["line 2 is no JSON"]),
-    ("x.json", b'{\n "query": "a"\n "positive": "b"}', ["line 3 is no JSON"]),
-    ("x.jsonl", b'{"query" "a"}\n{"query": "b"}', ["line 1 is no JSON"]),
     ("x.parquet", b"no parquet at all", ["cannot be read as Parquet"]),
     ("x.csv", HEAD.encode() + b"a,b\nc,d\n", ["2 queries", "too few"]),
     ("x.csv", HEAD.encode() + b"a,\n" * 7, ["0 queries", "7 × no positive passage (line 2, 3, 4, 5, 6 …)"]),

@@ -276,36 +276,3 @@ def test_the_hubs_weights_are_fetched_and_held_against_the_file(client, tmp_path
             said = client(VERIFY, tmp_path / "q4.bin", endpoint=hub.endpoint, HF_HOME=str(tmp_path / f"hf{change}"))
         found.append(said.stdout.partition("FOUND ")[2].strip())
     assert found[0] == f"[] {SHAPE}" and "('l0.fo.w', " in found[1]
-
-
-def test_whatever_has_xlm_rs_table_must_have_its_tokenizer(real, tmp_path):
-    """An E5, another model of sentence-transformers, and a teacher: two-dimensional, with a vocabulary of their own."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertForSequenceClassification, BertModel
-
-    from me5lib.evaluate.models import open_model
-    from me5lib.model.text import train_tokenizer
-    from me5lib.train.distill import Reranker
-
-    config = BertConfig(vocab_size=250_037, hidden_size=2, num_hidden_layers=1, num_attention_heads=1,
-                        intermediate_size=2, max_position_embeddings=64, pad_token_id=1, num_labels=1)  # fmt: skip
-    other = train_tokenizer([f"word {i}" for i in range(400)], 400)
-    for name, kind, tokenizer in (("e5", BertModel, other), ("teacher", BertForSequenceClassification, other),
-                                  ("right", BertModel, real.tokenizer)):
-        kind(config).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    first = [Transformer(str(tmp_path / "e5")), Pooling(2, pooling_mode="cls")]
-    SentenceTransformer(modules=first, device="cpu").save(str(tmp_path / "labse"))
-    for load in (lambda: Encoder.load(tmp_path / "e5"), lambda: open_model(str(tmp_path / "labse"), device="cpu"),
-                 lambda: Reranker.load(str(tmp_path / "teacher"), torch.device("cpu"))):
-        with pytest.raises(Me5Error, match="is not XLM-R's: it cuts 36 of 36 test sentences otherwise"):
-            load()
-    assert Encoder.load(tmp_path / "right").width == 2
-
-
-def test_without_pack_and_hub_it_says_what_to_do(tmp_path):
-    done = me5("export", "--model", released.NAME, "--to", str(tmp_path / "out"), ME5_CACHE=str(tmp_path / "cache"),
-               HF_HOME=str(tmp_path / "hf"))  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "me5-small-q4 is not in the cache: run `me5 packs` first" in done.stderr and not list(tmp_path.iterdir())

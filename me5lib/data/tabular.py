@@ -176,8 +176,8 @@ def _json(path: Path, encoding: str) -> Table:
     text = _decoded(path, encoding)
     try:
         whole = json.loads(text)
-    except ValueError as error:  # JSON lines, unless the first line shows that a document goes over several
-        if getattr(error, "msg", "") != "Extra data" and text.lstrip().split("\n", 1)[0].rstrip()[-1:] != "}":
+    except ValueError as error:  # more than one value: JSON lines
+        if text.lstrip().startswith("[") and getattr(error, "msg", "") != "Extra data":
             raise _no_json(path, 1, error) from None
         rows = [(i, _loaded(path, line, i)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         return _table_of(path, "JSON lines", rows, "line")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from me5lib.model import described, text, xlmr
+from me5lib.model import described, text
 from me5lib.model.export import first_line
 from me5lib.model.resolve import SMALL_FILES, local, resolve, snapshot
 from me5lib.model.text import PASSAGE, QUERY
@@ -196,8 +196,6 @@ def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str)
         except Exception as error:  # noqa: BLE001  # whatever its modules raise: they may be any code of the package
             raise Me5Error(f"sentence-transformers cannot read {where} ({first_line(error)}): "
                            "choose another model") from None
-    if (backbone := getattr(model[0], "auto_model", None)) is not None:
-        xlmr.refuse_another(model.tokenizer, backbone, name)
     return SentenceModel(model, _own_prompts(name, model))
 
 

@@ -197,19 +197,26 @@ def _work(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: str,
           progress: bool, encode: Callable[..., Iterator[np.ndarray]] | None) -> None:
     from tqdm.auto import tqdm
 
-    from me5lib.evaluate.vectors import Kept
-
-    store = folder / "vectors" / opened.name.replace("/", "__") / opened.revision
     sizes = [amount.characters if (amount := suites.amount(task)) else 0 for task in tasks]
     with tqdm(total=sum(sizes), disable=not progress, unit=" characters", unit_scale=True, smoothing=0.05) as bar:
         for i, task in enumerate(tasks):
             bar.set_description(f"{task.metadata.name} ({i + 1} of {len(tasks)})")
-            kept = Kept(opened.encoder, store, f"{opened.name} {opened.revision} {dtype}", dtype, encode, bar.update)
-            model = ByColumn(kept, opened.name, protocol, revision=opened.revision, instruct=opened.instruct)
+            model = encoder_of(opened, folder, protocol, dtype, encode, bar.update)
             _one(model, task, folder)
             bar.update(sum(sizes[: i + 1]) - bar.n)  # texts that a task has twice are encoded once
             if not keep:
-                kept.forget()
+                model.encoder.forget()
+
+
+def encoder_of(opened: Opened, folder: Path, protocol: str, dtype: str,
+               encode: Callable[..., Iterator[np.ndarray]] | None = None,
+               seen: Callable[[int], None] = lambda characters: None) -> ByColumn:  # fmt: skip
+    """What mteb is given of a model: under a protocol, its vectors kept in `folder` and read from there."""
+    from me5lib.evaluate.vectors import Kept
+
+    store = folder / "vectors" / opened.name.replace("/", "__") / opened.revision
+    kept = Kept(opened.encoder, store, f"{opened.name} {opened.revision} {dtype}", dtype, encode, seen)
+    return ByColumn(kept, opened.name, protocol, revision=opened.revision, instruct=opened.instruct)
 
 
 def _one(model: Any, task: AbsTask, folder: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from me5lib.places import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # XLM-R's ids 0, 1, 2, 3; its <mask> comes last
 ROLES = {
@@ -32,7 +32,6 @@ ROLES = {
     "model_input_names": ["input_ids", "attention_mask"],  # one segment: no token types
 }  # fmt: skip
 VOCABULARIES = range(250_002, 250_049)  # rows of the embedding tables of XLM-R, Multilingual-MiniLM and mE5
-DRY_RUN = "dry run"  # in `derived_from` of a configuration: a table of XLM-R's size, and a vocabulary that is not
 GOLDEN = PACKAGE / "model" / "golden_ids.jsonl"  # sentences of ours, and the ids that mE5's own tokenizer gives them
 
 # Characters that Unicode gained after XLM-R's map was made: XLM-R leaves them alone, today's map folds some of them.
@@ -141,13 +140,6 @@ def fast_tokenizer(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=raw, **ROLES)
-
-
-def refuse_another(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, name: str) -> None:
-    """`check_golden` for a model whose embedding table has XLM-R's size, or mE5's; a dry run's made-up one aside."""
-    rows = model.get_input_embeddings().num_embeddings
-    if rows in VOCABULARIES and getattr(model.config, "derived_from", "") != DRY_RUN:
-        check_golden(tokenizer, f"the tokenizer of {name}")
 
 
 def check_golden(tokenizer: PreTrainedTokenizerFast, name: str) -> None:

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from me5lib.device import autocast, precision
-from me5lib.model import described, export, xlmr
+from me5lib.model import export
 from me5lib.model.encoder import CPU_PIECE, GPU_PIECE, Encoder, average_pool, by_length
 from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import clean
@@ -221,7 +221,6 @@ class Reranker:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         folder, identity = _have(name)
-        described.refuse_unreadable(name, folder)
         try:
             with export.quiet():
                 model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -238,7 +237,6 @@ class Reranker:
         if model.config.num_labels != 1:
             many = model.config.num_labels
             raise Me5Error(f"{name} gives {many} logits a pair, a teacher needs one: choose a reranker")
-        xlmr.refuse_another(tokenizer, model, name)
         return cls(model.to(device), tokenizer, name, identity)
 
     def pieces(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> Scored:

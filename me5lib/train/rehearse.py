@@ -33,8 +33,8 @@ import torch
 from me5lib.data import made_up
 from me5lib.data.corpus import open_corpus
 from me5lib.data.hub_corpus import HubCorpus
-from me5lib.model import xlmr
 from me5lib.model.encoder import Encoder
+from me5lib.model.export import DRY_RUN
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error, give_back
@@ -101,7 +101,7 @@ def write_backbone(shape: Model, texts: list[str], folder: Path, seed: int = 0) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(plan.configuration(shape), add_pooling_layer=False)
-    model.config.derived_from = xlmr.DRY_RUN
+    model.config.derived_from = DRY_RUN
     Encoder(model, train_tokenizer(texts, VOCABULARY), shape.max_tokens).save(folder)
 
 
