@@ -304,9 +304,10 @@ def by_language_together(prefixed: Run, bare: Run) -> str:
     with_, without = (np.array([100 * values.mean() for values in run.pairs.values()]) for run in (prefixed, bare))
     theirs_with, theirs_without = (run.languages[list(run.pairs)].to_numpy() for run in (prefixed, bare))
     ours, theirs, left = with_ - without, theirs_with - theirs_without, without - theirs_without
-    return (f"the prefix's worth by language, ours against the published one: r = {np.corrcoef(ours, theirs)[0, 1]:.2f}, "
-            f"ours is {ours @ theirs / (theirs @ theirs):.2f} of it; up in {(with_ > theirs_with).sum()} languages with "
-            f"a prefix, in {(left > 0).sum()} without; Δ without: mean {left.mean():+.2f}, sd {left.std():.2f}")
+    share, r = ours @ theirs / (theirs @ theirs), np.corrcoef(ours, theirs)[0, 1]
+    return (f"the prefix's worth by language, ours against the published one: r = {r:.2f}, ours is {share:.2f} of it; "
+            f"up in {(with_ > theirs_with).sum()} languages with a prefix, in {(left > 0).sum()} without; Δ without: "
+            f"mean {left.mean():+.2f}, sd {left.std():.2f}")
 
 
 def moved(rows: Sequence[Row]) -> list[str]:
