@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from me5lib import places
 from me5lib.places import Me5Error, sha256
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def mine(
                                                                              "or of all.")] = True,
     spread: Annotated[bool, typer.Option("--sample/--hardest", help="Draw among the rest, or take the best.")] = False,
     index: Annotated[str, typer.Option(help="exact, ivf or hnsw (faiss); auto is exact below 2M passages.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of --by random and --sample.")] = 0,
+    seed: Annotated[int, typer.Option(callback=places.valid_seed, help="Of --by random and --sample.")] = 0,
     shard: Annotated[int, typer.Option(min=1, help="Queries of a shard.")] = SHARD,
     query_column: Annotated[str, typer.Option(help="Column of queries (default: guessed by name).")] = "",
     passage_column: Annotated[str, typer.Option(help="Column of right passages.")] = "",

@@ -14,8 +14,20 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 
 
+# The checkpoints of a run, and the command that makes each.
+STAGES = {"stage1": "pretrain", "stage2": "finetune", "stage2-only": "finetune --scratch"}
+SEEDS = 2**32  # numpy's old generators, which scikit-learn and UMAP use, take no larger ones
+
+
 class Me5Error(Exception):
     """Something that the user can mend. Printed as one line that says what to do; exit code 2."""
+
+
+def valid_seed(value: int) -> int:
+    """`value` if it can be a seed: a whole number from 0 below `SEEDS`. Raises `Me5Error` for anything else."""
+    if type(value) is not int or not 0 <= value < SEEDS:
+        raise Me5Error(f"a seed is a whole number from 0 to {SEEDS - 1}, not {value!r}")
+    return value
 
 
 def checkout() -> Path | None:

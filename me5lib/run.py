@@ -10,27 +10,36 @@ The folder of a run (`runs/<scale>/seed-<n>`, held under a lock while it is writ
     results.json, timings.json     all of it; times apart, so that two runs with one seed leave equal results
     state.json, index.html         what is finished, and under which key; the page to start from
 
-A notebook is finished under a key: a hash of its source, its parameters, the library's source, the pack list, and the
-keys of the notebooks whose checkpoints it needs. While the key stays, it is not run again. The order comes from the
-notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`.
+A notebook is finished under a key: a hash of its code cells, its parameters, me5's version, `VERSION`, the packs and
+the keys of the notebooks whose checkpoints it needs. While the key stays, it is not run again. The order comes from the
+notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`; so does which others have to be run first.
+
+Ctrl-C goes to the kernel, which has `GRACE` seconds to leave its cell; then it is killed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from me5lib import __version__, places, report
 from me5lib.places import Me5Error
 from me5lib.scale import Scale
+
+VERSION = 1  # of the library as notebooks see it; raise it with any change between releases that gives other results
+AGAIN = 1.0  # seconds from Ctrl-C to a second interrupt: a kernel about to begin a cell ignores the first (ours)
+GRACE = 10.0  # seconds from Ctrl-C until a kernel that does not leave its cell is killed (ours)
 
 
 class Book(NamedTuple):
@@ -41,7 +50,7 @@ class Book(NamedTuple):
     title: str
     needs: tuple[str, ...]
     makes: tuple[str, ...]
-    source: str  # hash of its cells
+    source: str  # hash of its code cells
 
 
 class Outcome(NamedTuple):
@@ -70,9 +79,9 @@ def books(folder: Path | None = None) -> list[Book]:
 def _book(path: Path) -> Book:
     raw = json.loads(path.read_text(encoding="utf8"))
     wishes = raw["metadata"].get("me5", {})
-    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in raw["cells"]]
+    code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
     needs, makes = (tuple(wishes.get(key, ())) for key in ("needs", "makes"))
-    return Book(path.name[:2], path, report.title(raw), needs, makes, _hash(cells, needs, makes))
+    return Book(path.name[:2], path, report.title(raw), needs, makes, _hash(code, needs, makes))
 
 
 def run(
@@ -87,19 +96,21 @@ def run(
 ) -> list[Outcome]:
     """Execute the notebooks (`only` these numbers, if given) that are not finished; returns an `Outcome` each.
 
+    Before `only` come those that make what they need and is not there yet; which, is said before anything is run.
     `scale` is loaded with `overrides`, which the notebooks get too. Without `keep_going` the first failure is the last
     notebook. `folder` holds the notebooks, by default those that ship with me5. An interrupt leaves what is finished.
     """
     needs_no_hub(scale)
-    chosen = _chosen(books(folder), only)
-    where = places.out(scale.name, seed, out)
-    parameters = {"SCALE": scale.name, "SEED": seed, "OUT": str(where), "SET": " ".join(overrides),
+    all_books = books(folder)
+    chosen = _chosen(all_books, only)
+    where = places.out(scale.name, places.valid_seed(seed), out)
+    parameters = {"SCALE": scale.name, "SEED": seed, "OUT": str(where), "SET": shlex.join(overrides),
                   "OFFLINE": scale.offline}
     outcomes = []
-    with _locked(where):
-        journal = Journal(where, books(folder), parameters)
+    with locked(where):
+        journal = Journal(where, all_books, parameters)
         try:
-            for book in chosen:
+            for book in _with_makers(chosen, all_books, journal):
                 outcomes.append(_one(book, journal, parameters, progress))
                 if outcomes[-1].state == "failed" and not keep_going:
                     break
@@ -122,6 +133,21 @@ def _chosen(all_books: list[Book], only: Sequence[str]) -> list[Book]:
     return [book for book in all_books if not only or book.name in only]
 
 
+def _with_makers(chosen: Sequence[Book], all_books: Sequence[Book], journal: Journal) -> list[Book]:
+    """`chosen`, and before them whoever makes a checkpoint that they, or those makers, need; says who and why."""
+    reasons = {book.name: "" for book in chosen}
+    for book in reversed(all_books):  # who needs before who makes
+        for maker in all_books if book.name in reasons else ():
+            needs = [name for name in book.needs if name in maker.makes and not journal.has(name, maker)]
+            if needs and maker.name not in reasons:
+                reasons[maker.name] = f"it makes {' and '.join(needs)}, which {book.name} needs"
+    wanted = [book for book in all_books if book.name in reasons]
+    for book in wanted:
+        if reasons[book.name]:
+            print(f"{book.name}  added     {reasons[book.name]}", flush=True)
+    return wanted
+
+
 class Journal:
     """state.json: which notebook is finished under which key; written after each, so an interrupt loses nothing."""
 
@@ -133,7 +159,7 @@ class Journal:
         for book in all_books:  # makers come first
             earlier = [b for b in all_books if b.name in self._keys]
             upstream = [self._keys[b.name] for b in earlier if set(b.makes) & set(book.needs)]
-            self._keys[book.name] = _hash(book.source, self._settings, library_hash(), packs_hash(), upstream)
+            self._keys[book.name] = _hash(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
         old = json.loads(self._path.read_text(encoding="utf8")) if self._path.is_file() else {}
         self.notebooks: dict[str, dict] = {n: e for n, e in old.get("notebooks", {}).items() if n in self._keys}
 
@@ -142,6 +168,12 @@ class Journal:
         entry = self.notebooks.get(name, {})
         here = [self.out / "notebooks" / f"{name}.ipynb", *(self.out / made for made in entry.get("made", ()))]
         return entry.get("state") == "finished" and entry["key"] == self._keys[name] and all(p.exists() for p in here)
+
+    def has(self, checkpoint: str, maker: Book) -> bool:
+        """Whether a checkpoint is there: brought from elsewhere, or made by `maker` under today's key."""
+        entry = self.notebooks.get(maker.name)
+        there = (self.out / checkpoint / "config.json").is_file()
+        return there and (entry is None or entry["key"] == self._keys[maker.name])
 
     def write(self, book: Book, outcome: Outcome) -> None:
         """Record what became of `book`."""
@@ -193,11 +225,14 @@ def _execute(book: Book, target: Path, parameters: dict[str, Any], progress: boo
     import papermill
 
     bar = {"desc": f"{book.name} {book.title[:40]}", "leave": False} if progress else False
+    ctrl_c = _CtrlC()
     try:
-        papermill.execute_notebook(
-            book.path, target, parameters, cwd=target.parent, progress_bar=bar, start_timeout=120, language="python",
-            kernel_name="python3", kernel_manager_class=_kernel_manager(parameters["OFFLINE"]),
-        )
+        with ctrl_c:
+            papermill.execute_notebook(
+                book.path, target, parameters, cwd=target.parent, progress_bar=bar, start_timeout=120,
+                language="python", kernel_name="python3", on_cell_execute=ctrl_c.cell,
+                kernel_manager_class=_kernel_manager(parameters["OFFLINE"], ctrl_c),
+            )
     except papermill.PapermillExecutionError as error:
         last = " ".join(str(error.evalue).split())
         return f"{error.ename}: {last} (cell {error.exec_count})"
@@ -207,7 +242,65 @@ def _execute(book: Book, target: Path, parameters: dict[str, Any], progress: boo
     return ""
 
 
-def _kernel_manager(offline: bool) -> type:
+class _CtrlC:
+    """Inside, Ctrl-C goes to the kernel, as from Jupyter's stop button; KeyboardInterrupt is raised on the way out.
+
+    Raised wherever it arrives it could be lost in a destructor, or leave asyncio's tasks behind that wait for a kernel
+    which has gone. Before its first cell, at a second Ctrl-C, and after `GRACE`, the kernel is killed with all that it
+    started. Where Ctrl-C is ignored, or somebody else's to handle, it stays so.
+    """
+
+    def __init__(self) -> None:
+        self.manager: Any = None  # of the kernel; its `provisioner` has the process
+        self._begun = self._pressed = self._ours = False
+        self._left = threading.Event()
+
+    def __enter__(self) -> None:
+        main = threading.current_thread() is threading.main_thread()  # another one cannot set handlers
+        self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._press)
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._pressed:
+            self._left.set()
+            self._signal(kill=True)
+            logging.getLogger("papermill").disabled = False
+            raise KeyboardInterrupt from None
+
+    def cell(self, **_: Any) -> None:
+        """Called by nbclient before each cell: between two of them a kernel ignores an interrupt."""
+        self._begun = True
+        if self._pressed:
+            self._signal(kill=True)
+
+    def _press(self, *_: object) -> None:
+        self._signal(kill=self._pressed or not self._begun)
+        if not self._pressed:
+            self._pressed = True
+            threading.Thread(target=self._wait, daemon=True).start()
+            logging.getLogger("papermill").disabled = True  # it would tell of the kernel's death, on standard error
+
+    def _wait(self) -> None:
+        if not self._left.wait(AGAIN):
+            self._signal(kill=False)
+        if not self._left.wait(GRACE - AGAIN):
+            self._signal(kill=True)
+
+    def _signal(self, kill: bool) -> None:
+        process = getattr(getattr(self.manager, "provisioner", None), "process", None)
+        if process is None or process.poll() is not None:
+            return
+        with suppress(OSError):  # it ended meanwhile
+            if hasattr(os, "killpg"):  # a kernel leads its group
+                os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGINT)
+            else:  # Windows has no groups
+                process.kill()
+
+
+def _kernel_manager(offline: bool, ctrl_c: _CtrlC) -> type:
     """A kernel manager that starts the interpreter we run in, whatever kernels are installed, with our folders."""
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -217,18 +310,23 @@ def _kernel_manager(offline: bool) -> type:
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     if root := places.checkout():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    quiet = "--log-level=ERROR"  # the kernel listens on the loopback only; it warns of that at every start
+    quiet = "--log-level=CRITICAL"  # what goes wrong stands in the notebook; warnings of the loopback are no news
     command = [sys.executable, "-m", "ipykernel_launcher", quiet, "-f", "{connection_file}"]
     spec = KernelSpec(argv=command, env=environment, display_name="Python 3", language="python")
 
     class Manager(AsyncKernelManager):
         kernel_spec = spec
 
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            ctrl_c.manager = self
+
     return Manager
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
+    """The folder of a run while no other process writes to it; raises `Me5Error` where one does."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(out / ".lock")
@@ -240,14 +338,6 @@ def _locked(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@cache
-def library_hash() -> str:
-    """Hash of the version and of every source and table file of me5lib."""
-    files = [p for pattern in ("*.py", "*.csv") for p in places.PACKAGE.rglob(pattern) if "_assets" not in p.parts]
-    parts = [(p.relative_to(places.PACKAGE).as_posix(), p.read_bytes().hex()) for p in sorted(files)]
-    return _hash(__version__, parts)
 
 
 def packs_hash() -> str:

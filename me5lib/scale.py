@@ -21,6 +21,7 @@ from me5lib.places import Me5Error
 
 RELEASED = ("me5-small-q4",)  # models that come out of the package index (`model.released`)
 UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
+BY_HAND = "set by hand"  # why an overridden dial has its value
 
 
 class Given(NamedTuple):
@@ -360,12 +361,19 @@ def load(name: str, overrides: Iterable[str] = ()) -> Scale:
         key, _, text = override.partition("=")
         if key not in _dials():
             raise Me5Error(f"unknown dial {key!r}{_did_you_mean(key)}: dials are written as in train.steps=100")
-        given[key] = ours(_parse(key, text), "set by hand")
+        given[key] = ours(_parse(key, text), BY_HAND)
     rooms = {
         room: cls(**{k.partition(".")[2]: v.value for k, v in given.items() if k.startswith(f"{room}.")})
         for room, cls in _ROOMS.items()
     }
     return Scale(name, **rooms, provenance={k: (v.source, v.why) for k, v in given.items()})
+
+
+def overrides(scale: Scale) -> list[str]:
+    """The dials that were set by hand, as `load` takes them: `["train.steps=100"]`."""
+    by_hand = [key for key, (_, why) in scale.provenance.items() if why == BY_HAND]
+    values = {key: getattr(getattr(scale, key.partition(".")[0]), key.partition(".")[2]) for key in by_hand}
+    return [f"{key}={','.join(value) if isinstance(value, tuple) else value}" for key, value in values.items()]
 
 
 def _dials() -> dict[str, str]:

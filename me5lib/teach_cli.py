@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from me5lib import places
+
 if TYPE_CHECKING:
     from me5lib.train.teach import Taught
 
@@ -22,7 +24,7 @@ def teach(
     start: Annotated[str, typer.Option("--from", help="The encoder to start from: a folder or a hub id.")],
     out: Annotated[Path, typer.Option("--out", help="The teacher's folder; made anew.")],
     scale: Annotated[str, typer.Option("--scale", help="The scale whose stage-2 dials it is trained by.")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(callback=places.valid_seed, help="Seed of everything random.")] = 0,
     overrides: Annotated[list[str], typer.Option("--set", help="A dial, as finetune.teacher_steps=200.")] = [],  # noqa: B006
 ) -> None:
     """Train a teacher: a cross-encoder with a listwise softmax over each group, judged on held-out groups."""

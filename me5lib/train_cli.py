@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from me5lib import places
 from me5lib.places import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
 AnyScale = Annotated[str, typer.Option("--scale", help="smoke, tiny (offline, minutes); workshop, small, base, large, "
                                                        "large-instruct (data and backbone of the hub).")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(callback=places.valid_seed, help="Seed of everything random.")]
 Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
 Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Only say what it will take: hours, GB, GPUs; of --data: dials.")]
@@ -181,8 +182,6 @@ class _Own(NamedTuple):
 def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resume: bool | None,
           processes: int | None) -> None:
     """Fine-tune on one's own file: read it, choose the dials, train, and compare before with after on the dev split."""
-    from me5lib import places
-
     corpus = own.read()
     name = f"own-{corpus.name}"  # a file may be called tiny, too
     folder = places.run_folder(name, seed, out) if plan else _folder(name, seed, out)
@@ -246,8 +245,6 @@ def _refuse_unasked(dial: Scale, stage: Stage, command: str, yes: bool) -> None:
 
 
 def _folder(name: str, seed: int, out: str) -> Path:
-    from me5lib import places
-
     return places.out(name, seed, out)
 
 

@@ -1,6 +1,8 @@
 """The notebook helpers: ranges are held, results are kept apart from timings, a missing checkpoint is one line."""
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -25,6 +27,13 @@ def test_a_scale_without_a_range_is_said_to_be_unheld(lesson, capsys):
     assert "no range is held at scale smoke" in capsys.readouterr().out
 
 
+def test_with_dials_set_by_hand_a_missed_range_is_said_not_held(tmp_path, capsys):
+    lesson = begin("02", "smoke", 3, str(tmp_path), "data.sources=cldr train.steps=20")
+    lesson.expect(0.5, "b", smoke=(0.9, 1.0))
+    assert "b = 0.5, outside 0.9 … 1, which holds without data.sources=cldr train.steps=20" in capsys.readouterr().out
+    assert json.loads((lesson.folder / "metrics.json").read_text()) == {"b": 0.5}
+
+
 def test_results_and_timings_are_kept_apart(lesson):
     with lesson.timed("slow"):
         lesson.record("value", 1 / 3)
@@ -38,10 +47,40 @@ def test_beginning_again_forgets_what_was_measured(lesson, tmp_path):
     assert not (lesson.folder / "metrics.json").exists()
 
 
-def test_a_missing_checkpoint_names_the_command(lesson):
-    with pytest.raises(Me5Error, match="me5 pretrain --scale smoke --seed 3 --out") as caught:
-        lesson.checkpoint("stage1")
+def named(lesson, stage):
+    """The commands, as lists of words, that the error about a missing stage names."""
+    with pytest.raises(Me5Error, match=f"no {stage} checkpoint in ") as caught:
+        lesson.checkpoint(stage)
     assert "\n" not in str(caught.value)
+    return [shlex.split(command) for command in re.findall("`(.*?)`", str(caught.value))]
+
+
+def test_a_missing_checkpoint_names_the_commands_that_make_it(tmp_path):
+    out = tmp_path / "my runs"
+    lesson = begin("02", "smoke", 3, str(out), "data.sources=cldr,gettext train.steps=20 'finetune.teacher=my teacher'")
+    where = ["--scale", "smoke", "--seed", "3", "--out", str(out), "--set",
+             "data.sources=cldr,gettext", "--set", "train.steps=20", "--set", "finetune.teacher=my teacher"]
+    assert named(lesson, "stage1") == [["me5", "pretrain", *where]]
+    assert named(lesson, "stage2-only") == [["me5", "finetune", "--scratch", *where]]
+    assert named(lesson, "stage2") == [["me5", "pretrain", *where], ["me5", "finetune", *where]]
+    (out / "stage1").mkdir()
+    (out / "stage1" / "config.json").write_text("{}", encoding="utf8")
+    assert lesson.checkpoint("stage1") == out / "stage1"
+    assert named(lesson, "stage2") == [["me5", "finetune", *where]]
+
+
+@pytest.mark.parametrize("seed", ["abc", "1", -1, 2**32, 10**20, 1.0, True, None])
+def test_what_is_no_seed_is_refused_at_once(seed, tmp_path):
+    with pytest.raises(Me5Error, match="a seed is a whole number from 0 to 4294967295, not "):
+        begin("02", "smoke", seed, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_overrides_are_read_as_in_a_shell(tmp_path):
+    given = begin("02", "smoke", 0, str(tmp_path), """train.steps=20 finetune.teacher="models/my teacher" """).scale
+    assert (given.train.steps, given.finetune.teacher) == (20, "models/my teacher")
+    with pytest.raises(Me5Error, match="SET cannot be read .No closing quotation."):
+        begin("02", "smoke", 0, str(tmp_path), "finetune.teacher='models/my teacher")
 
 
 def test_the_folder_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -29,14 +31,17 @@ def write_book(folder, stem, *cells, needs=(), makes=(), text=""):
     nbformat.write(book, folder / f"{stem}.ipynb")
 
 
+MAKE = ('(lesson.out / "stage1").mkdir(exist_ok=True)\n(lesson.out / "stage1" / "config.json").write_text("")\n'
+        'expect(SEED + 1, "made", smoke=(0, 9))')
+
+
 @pytest.fixture
 def books(tmp_path):
     folder = tmp_path / "books"
     folder.mkdir()
-    make = '(lesson.out / "stage1").mkdir(exist_ok=True)\nexpect(SEED + 1, "made", smoke=(0, 9))'
     use = 'assert (lesson.out / "stage1").is_dir()\nwith lesson.timed("a"): expect(0.123456789, "used", smoke=(0, 1))'
     write_book(folder, "01_use", use, needs=["stage1"])
-    write_book(folder, "02_make", make, makes=["stage1"])
+    write_book(folder, "02_make", MAKE, makes=["stage1"])
     return folder
 
 
@@ -57,11 +62,13 @@ def test_makers_run_first_and_what_is_finished_is_kept(books, tmp_path):
         assert (out / name).is_file()
 
     assert set(go(books, out).values()) == {"kept"}
+    write_book(books, "02_make", MAKE, makes=["stage1"], text="Other words change no result.")
+    assert set(go(books, out).values()) == {"kept"}
     write_book(books, "01_use", 'expect(0.5, "used", smoke=(0, 1))', needs=["stage1"])
     assert go(books, out) == {"02": "kept", "01": "finished"}
     assert json.loads((out / "results.json").read_text("utf8"))["01"] == {"used": 0.5}
     # a maker that changes, or whose checkpoint is gone, is run again; so is what needs a changed maker
-    (out / "stage1").rmdir()
+    shutil.rmtree(out / "stage1")
     assert go(books, out) == {"02": "finished", "01": "kept"}
     write_book(books, "02_make", '(lesson.out / "stage1").mkdir(exist_ok=True)', makes=["stage1"])
     assert go(books, out) == {"02": "finished", "01": "finished"}
@@ -69,13 +76,46 @@ def test_makers_run_first_and_what_is_finished_is_kept(books, tmp_path):
     assert go(books, out, overrides=["train.steps=2"], only=["02"]) == {"02": "finished"}
 
 
-def test_a_changed_library_or_pack_list_runs_again(books, tmp_path, monkeypatch):
+def test_another_version_or_pack_list_runs_again(books, tmp_path, monkeypatch):
     out = tmp_path / "out"
     go(books, out, only=["02"])
-    for name in ("library_hash", "packs_hash"):
+    for name, other in (("VERSION", run.VERSION + 1), ("__version__", "another"), ("packs_hash", lambda: "another")):
         assert go(books, out, only=["02"]) == {"02": "kept"}
-        monkeypatch.setattr(run, name, lambda: "another")
+        monkeypatch.setattr(run, name, other)
         assert go(books, out, only=["02"]) == {"02": "finished"}
+
+
+def test_makers_of_what_is_not_there_are_added_and_said_first(books, tmp_path, monkeypatch, capsys):
+    def execute(book, target, parameters, progress):
+        """No kernel is started: the notebook's checkpoints are simply there."""
+        shutil.copy(book.path, target)
+        for stage in book.makes:
+            (target.parents[1] / stage).mkdir(exist_ok=True)
+            (target.parents[1] / stage / "config.json").write_text("{}", encoding="utf8")
+        return ""
+
+    monkeypatch.setattr(run, "_execute", execute)
+    write_book(books, "00_first")
+    write_book(books, "03_more", needs=["stage1"], makes=["stage2", "other"])
+    write_book(books, "04_last", needs=["stage1", "stage2"])
+    out = tmp_path / "out"
+    assert list(go(books, out, only=["04", "00"])) == ["00", "02", "03", "04"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["02  added     it makes stage1, which 04 needs",
+                         "03  added     it makes stage2, which 04 needs"]
+    assert [line.split()[:2] for line in lines[2:]] == [[n, "finished"] for n in ("00", "02", "03", "04")]
+
+    assert go(books, out, only=["04"]) == {"04": "kept"}
+    # made with other dials, it is not there
+    only = {"only": ["04"], "overrides": ["train.steps=2"]}
+    assert set(go(books, out, **only)) == {"02", "03", "04"}
+    # brought from elsewhere it is, whatever it was made with
+    other = tmp_path / "other"
+    for stage in ("stage1", "stage2"):
+        shutil.copytree(out / stage, other / stage)
+    assert go(books, other, **only) == {"04": "finished"}
+    shutil.rmtree(other / "stage2")
+    assert set(go(books, other, **only)) == {"03", "04"}
 
 
 def test_a_failing_notebook_is_told_in_one_line_and_stops_or_not(books, tmp_path, capsys):
@@ -91,6 +131,14 @@ def test_a_failing_notebook_is_told_in_one_line_and_stops_or_not(books, tmp_path
 
     assert go(books, out, keep_going=True) == {"02": "failed", "01": "failed", "03": "finished"}
     assert json.loads((out / "results.json").read_text("utf8")) == {"03": {"one": 1.0}}
+
+
+def test_a_value_of_an_override_may_hold_spaces_and_quotes(books, tmp_path):
+    teacher = """models/it's "my" teacher"""
+    write_book(books, "05_set", "lesson.record('teacher', lesson.scale.finetune.teacher)\nlesson.record('set', SET)")
+    overrides = ["train.steps=2", f"finetune.teacher={teacher}"]
+    assert go(books, tmp_path / "out", only=["05"], overrides=overrides) == {"05": "finished"}
+    assert json.loads((tmp_path / "out" / "results.json").read_text("utf8"))["05"]["teacher"] == teacher
 
 
 def test_two_runs_with_one_seed_leave_equal_results(books, tmp_path):
@@ -115,19 +163,34 @@ def test_kernel_is_the_interpreter_we_run_in_whatever_is_installed(books, tmp_pa
     assert seen == {"who": sys.executable, "cache": str(tmp_path / "cache"), "offline": "1"}
 
 
+# A shell's background job starts with Ctrl-C ignored, and a suite may be one: the child listens to it again.
+RUN = """
+import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)
+from me5lib import run, scale; from pathlib import Path
+run.GRACE = {grace}
+{more}
+run.run(scale.load('smoke'), 0, {out!r}, only={only!r}, progress=False, folder=Path({books!r}))
+"""
+
+
+def running(books, out, only=(), more="", grace=run.GRACE):
+    """A process that runs `books`."""
+    code = RUN.format(out=str(out), books=str(books), only=list(only), more=more, grace=grace)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            cwd=places.PACKAGE.parent)
+
+
+def gone(process):
+    """Whether no process has this number, or one that has ended and is not yet waited for."""
+    state = Path(f"/proc/{process}/stat")
+    return not state.is_file() or state.read_text("utf8").rpartition(")")[2].split()[0] == "Z"
+
+
 def test_interrupt_keeps_what_is_finished(books, tmp_path):
-    write_book(books, "03_long", "import time\ntime.sleep(60)")
+    write_book(books, "03_long", "import time\nlesson.record('at', 1)\ntime.sleep(600)")
     out = tmp_path / "out"
-    # A shell's background job starts with Ctrl-C ignored, and a suite may be one: the child listens to it again.
-    code = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "from me5lib import run, scale; from pathlib import Path\n"
-            f"run.run(scale.load('smoke'), 0, {str(out)!r}, progress=False, folder=Path({str(books)!r}))")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True, cwd=places.PACKAGE.parent)
-    for line in process.stdout:
-        if line.startswith("01"):
-            break
-    wait_for(lambda: '"status": "running"' in text_of(out / "notebooks" / "03.ipynb"))
+    process = running(books, out)
+    wait_for(lambda: text_of(out / "lessons" / "03" / "metrics.json"))
     with pytest.raises(Me5Error, match="another me5 is at work"):
         go(books, out)
     process.send_signal(signal.SIGINT)
@@ -135,6 +198,53 @@ def test_interrupt_keeps_what_is_finished(books, tmp_path):
     assert go(books, out, only=["01", "02"]) == {"02": "kept", "01": "kept"}
     assert set(json.loads((out / "results.json").read_text("utf8"))) == {"01", "02"}
     assert "03" not in json.loads((out / "state.json").read_text("utf8"))["notebooks"]
+
+
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+(lesson.folder / "pid").write_text(str(os.getpid()))
+while True:
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        (lesson.folder / "heard").touch()
+"""
+
+
+def test_a_kernel_that_does_not_listen_is_killed(books, tmp_path):
+    write_book(books, "05_deaf", "lesson.folder.mkdir(parents=True)" + DEAF)
+    process = running(books, tmp_path / "out", ["05"], grace=2)
+    folder = tmp_path / "out" / "lessons" / "05"
+    wait_for(lambda: text_of(folder / "pid"))
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGINT and (folder / "heard").exists()
+    assert errors.strip().splitlines()[-1] == "KeyboardInterrupt" and "Exception" not in errors and "died" not in errors
+    assert gone(int(text_of(folder / "pid")))
+    assert "05" not in text_of(tmp_path / "out" / "state.json")
+
+
+# Where Python swallows whatever is raised: nothing in the process may rely on an exception of the signal's moment.
+IN_A_DESTRUCTOR = """
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+from papermill.engines import NotebookExecutionManager as Manager
+start = Manager.cell_start
+def cell_start(self, cell, index, **options):
+    start(self, cell, index, **options)
+    if "sleep" in cell.source:
+        Dying()
+Manager.cell_start = cell_start
+"""
+
+
+def test_an_interrupt_that_arrives_in_a_destructor_is_not_lost(books, tmp_path):
+    write_book(books, "05_long", "import time\ntime.sleep(600)")
+    process = running(books, tmp_path / "out", ["05"], IN_A_DESTRUCTOR)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGINT, output + errors
 
 
 def wait_for(condition, seconds=120):

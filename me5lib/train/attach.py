@@ -17,11 +17,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from me5lib.places import Me5Error
+from me5lib.places import STAGES, Me5Error
 from me5lib.train import checkpoint, telemetry
 from me5lib.train.telemetry import History
-
-COMMANDS = {"stage1": "pretrain", "stage2": "finetune", "stage2-only": "finetune --scratch"}
 
 
 class Attached(NamedTuple):
@@ -54,7 +52,7 @@ def attach(out: Path, name: str = "stage1", *, scale: str = "SCALE", seed: int =
         return _attached(part, False, making)
     if published:
         return _attached(final, True, made)
-    command = COMMANDS.get(name, "finetune")
+    command = STAGES.get(name, "finetune")
     raise Me5Error(f"there is no {name} in {out}, finished or begun: start it with "
                    f"`me5 {command} --scale {scale} --seed {seed} --out {out}`")
 
