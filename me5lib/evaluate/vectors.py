@@ -17,7 +17,6 @@ Cost: 8 bytes of memory for the key of a text and 8 for its place; 4 × width by
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -34,6 +33,7 @@ from me5lib.places import Me5Error
 
 TEXTS = 4_096  # of a shard at most (ours: some seconds of a GPU, so that a kill costs seconds)
 CHARACTERS = 1_000_000  # of a shard at most (ours: about 300,000 tokens, a minute or two of one CPU core for mE5-small)
+VERSION = 1  # of what is kept; raise it with any change in `models` by which equal models and texts give other vectors
 FEWEST = 64  # different texts of a call that is kept; fewer are encoded anew (ours: a file costs more)
 HALF = ("fp16", "bf16")
 
@@ -41,7 +41,7 @@ HALF = ("fp16", "bf16")
 class Kept:
     """`encoder` with its vectors kept in `folder`.
 
-    `mark` names what vectors depend on besides the text: the model, its revision, the dtype; the encoder's own code is
+    `mark` names what vectors depend on besides the text: the model, its revision, the dtype; the code's versions are
     added. `dtype` is what they were computed in. `encode` does the work instead of `encoder.encode` where it is given
     (`Workers.encode`). `seen` is told the characters of every call as they are done, for a bar.
     """
@@ -49,7 +49,9 @@ class Kept:
     def __init__(self, encoder: Any, folder: Path, mark: str, dtype: str = "fp32",
                  encode: Callable[..., Iterator[np.ndarray]] | None = None,
                  seen: Callable[[int], None] = lambda characters: None) -> None:
-        self.encoder, self.folder, self.mark = encoder, Path(folder), f"{mark} {_code(encoder)}"
+        from me5lib.model import encoder as encoders
+
+        self.encoder, self.folder, self.mark = encoder, Path(folder), f"{mark} {VERSION}.{encoders.VERSION}"
         self.stored = np.float16 if dtype in HALF else np.float32
         self._encode, self.seen = encode or self._here, seen
         self._shelves: dict[str, _Shelf] = {}
@@ -266,17 +268,6 @@ def _sum(keys: np.ndarray, vectors: np.ndarray) -> int:
 
 def _unwritten(path: Path, error: Exception) -> Me5Error:
     return Me5Error(f"cannot write {path} ({' '.join(str(error).split())[:120]}): free some space or choose --out")
-
-
-def _code(encoder: Any) -> str:
-    """8 hexadecimal digits of the source of an encoder and of one inside it: other code, other vectors."""
-    import inspect
-
-    digest = hashlib.blake2b(digest_size=4)
-    for each in (encoder, getattr(encoder, "encoder", None)):
-        with contextlib.suppress(OSError, TypeError):  # a class without a source file, or none
-            digest.update(inspect.getsource(inspect.getmodule(type(each))).encode("utf8"))
-    return digest.hexdigest()
 
 
 class Workers:

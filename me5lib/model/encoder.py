@@ -28,6 +28,7 @@ from me5lib.model.text import QUERY, Counts, clean
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+VERSION = 1  # of the vectors; raise it with any change by which equal weights and texts give others, here or in `text`
 CPU_PIECE = 2_048  # padded tokens that go through the backbone together: what fits a core's cache (measured; ours)
 GPU_PIECE = 65_536  # on a GPU, launches cost more than padding (ours)
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,69 @@
+"""The keys of what is kept: another comment changes none of them, another VERSION those that it stands for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from me5lib import places, run, scale
+
+VERSIONS = {"data.corpus": {"corpus"}, "evaluate.baselines": {"baselines"}, "evaluate.protocol": {"protocol"},
+            "evaluate.vectors": {"vectors"}, "model.encoder": {"protocol", "vectors"}, "run": {"run"}}
+
+
+def keys(folder):
+    """Every key that me5lib gives to one material."""
+    from me5lib.data import corpus
+    from me5lib.evaluate import baselines, models, protocol, vectors
+    from me5lib.model.encoder import Encoder
+    from me5lib.model.text import train_tokenizer
+
+    words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
+    encoder = Encoder.new(scale.load("smoke").model, train_tokenizer(words, 330), 0)
+    kept = vectors.Kept(models.E5(encoder), folder / "kept", "model revision fp32")
+    parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
+    return {
+        "corpus": corpus.fingerprint(scale.load("tiny").data),
+        "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
+        "protocol": protocol.fingerprint(encoder),
+        "vectors": kept._shelf("query: ", True, {}).folder.name,
+        "run": run.Journal(folder / "run", run.books(), parameters)._keys,
+    }
+
+
+@pytest.fixture
+def reworded(tmp_path):
+    """A copy of the library with other words in every docstring of a module, and a comment more."""
+    shutil.copytree(places.PACKAGE, tmp_path / "me5lib", ignore=shutil.ignore_patterns("__pycache__", "_assets"))
+    for name in ("data_cards", "notebooks"):
+        shutil.copytree(places.asset(name), tmp_path / "me5lib" / "_assets" / name)
+    for path in (tmp_path / "me5lib").rglob("*.py"):
+        text = path.read_text("utf8").replace('"""', '"""Reworded. ', 1)
+        path.write_text(f"{text}\n\n# another comment\n", encoding="utf8")
+    return tmp_path
+
+
+def test_another_wording_changes_no_key(reworded, tmp_path):
+    code = ("import json, me5lib, test_keys; from pathlib import Path\n"
+            "print(json.dumps([me5lib.__file__, test_keys.keys(Path('kept'))]))")
+    path = os.pathsep.join((str(reworded), str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf8", cwd=reworded,
+                          env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    file, there = json.loads(done.stdout.splitlines()[-1])
+    assert file == str(reworded / "me5lib" / "__init__.py") and there == keys(tmp_path)
+
+
+def test_another_version_changes_the_keys_that_it_stands_for(tmp_path, monkeypatch):
+    before = keys(tmp_path)
+    for name, expected in VERSIONS.items():
+        module = import_module(f"me5lib.{name}")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "VERSION", module.VERSION + 1)
+            after = keys(tmp_path)
+        assert {key for key in before if after[key] != before[key]} == expected, name
