@@ -92,18 +92,44 @@ def run(
     overrides: Set = [],  # noqa: B006
     out: Out = "",
     keep_going: Annotated[bool, typer.Option("--keep-going/--stop", help="Go on, or stop, at a failing one.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Only write the checkpoints to this file, for --from.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Take the checkpoints of such a file; then run --only, "
+                                                               "if given.")] = None,
 ) -> None:
     """Execute the notebooks that are not finished, and write the pages of the run."""
+    numbers = [number.strip().zfill(2) for number in only.split(",") if number.strip()]
+    if export and (source or numbers):
+        raise Me5Error("--export writes what is there: leave out --from and --only")
     dial, folder = _opened(scale, seed, overrides, out)
     from me5lib import run as runner
 
-    numbers = [number.strip().zfill(2) for number in only.split(",") if number.strip()]
+    if export or source:
+        _bundle(dial, seed, folder, export, source)
+        if not numbers:
+            return
     outcomes = runner.run(dial, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
     failed = runner.failures(outcomes)
     finished = len(outcomes) - len(failed)
     print(f"{finished} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
     if failed:
         raise typer.Exit(1)
+
+
+def _bundle(dial: Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> None:
+    """Write the checkpoints of the run in `folder` to a file, or put those of a file there."""
+    from me5lib import bundle
+    from me5lib.lesson import Lesson
+    from me5lib.run import locked
+
+    lesson = Lesson("", dial, seed, folder)
+    with locked(folder):
+        if export:
+            bundle.export(lesson, export)
+            print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run --scale {dial.name} "
+                  f"--seed {seed} --from {export.name}")
+        if source:
+            bundle.unpack(source, lesson)
+            print(f"the checkpoints of {source} are in {folder}: any notebook can be started")
 
 
 app.command()(train_cli.pretrain)

@@ -1,5 +1,6 @@
 """The `me5` command as a user meets it: answers, exit codes, one line for what can be mended."""
 
+import functools
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import me5
-from test_run import write_book
+from test_run import wait_for, write_book
+from typer.testing import CliRunner
 
 from me5lib import scale
+from me5lib.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,9 +42,50 @@ def test_help_is_quick_and_names_the_commands():
 def test_bad_scales_and_dials_are_one_line(command, tmp_path):
     out = str(tmp_path)
     one_line(me5(command, "--scale", "huge", ME5_OUT=out), "unknown scale 'huge'", "smoke, tiny")
-    one_line(me5(command, "--scale", "large", ME5_OUT=out), "xlm-roberta-large", "--scale smoke or tiny")
+    one_line(me5(command, "--scale", "large", ME5_OUT=out), "scale large", "--scale smoke or tiny")
     one_line(me5(command, "--scale", "smoke", "--set", "train.step=1", ME5_OUT=out), "did you mean train.steps")
     assert list(tmp_path.iterdir()) == []
+
+
+SEEDED = [("run",), ("pretrain",), ("finetune",), ("evaluate",), ("report",),
+          ("teach", "--data", "x", "--from", "y", "--out", "z"),
+          ("mine", "--data", "x", "--by", "random", "--out", "z")]
+
+
+@pytest.mark.parametrize("command", SEEDED, ids=lambda command: command[0])
+def test_bad_seeds_are_one_line(command, tmp_path):
+    """Python alone answers, before anything is read or imported."""
+    for seed in ("-1", "99999999999999999999"):
+        done = CliRunner().invoke(app, [*command, f"--seed={seed}"], env={"ME5_OUT": str(tmp_path)})
+        assert done.exit_code == 2 and done.stdout == ""
+        assert done.stderr == f"me5: a seed is a whole number from 0 to 4294967295, not {seed}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_of_checkpoints_starts_a_notebook_anywhere(wheel_like, tmp_path):
+    """Export on one machine, unpack on another, whose notebook finds what it needs without a maker."""
+    from me5lib.places import STAGES
+
+    books, made = wheel_like / "me5lib" / "_assets" / "notebooks", tmp_path / "out" / "smoke" / "seed-0"
+    write_book(books, "01_one", needs=list(STAGES))
+    write_book(books, "02_two", "1 / 0", makes=list(STAGES))
+    for stage in STAGES:
+        (made / stage).mkdir(parents=True)
+        (made / stage / "config.json").write_text("{}", encoding="utf8")
+
+    def run(out, *more):
+        command, options = command_of(wheel_like, "run", "--scale", "smoke", *more, out=tmp_path / out)
+        return subprocess.run(command, **options)
+
+    file = str(tmp_path / "class.zip")
+    done = run("out", "--export", file)
+    assert done.returncode == 0 and "the others run: me5 run --scale smoke --seed 0 --from class.zip" in done.stdout
+    done = run("other", "--from", file)
+    assert done.returncode == 0 and "any notebook can be started" in done.stdout and "finished" not in done.stdout
+    done = run("other", "--only", "01")
+    assert done.returncode == 0 and "1 of 1 notebooks finished" in done.stdout, done.stdout + done.stderr
+    one_line(run("out", "--export", file, "--only", "1"), "--export writes what is there")
+    one_line(run("out", "--seed", "1", "--from", file), "add --scale smoke --seed 0")
 
 
 def test_missing_things_are_one_line(tmp_path):
@@ -109,18 +153,17 @@ def test_run_tells_each_notebook_and_fails_on_a_miss(wheel_like, tmp_path):
 
 
 def test_interrupt_is_one_line_and_130(wheel_like, tmp_path):
-    write_book(wheel_like / "me5lib" / "_assets" / "notebooks", "02_two", "import time\ntime.sleep(60)")
+    long = "import time\nlesson.record('at', 1)\ntime.sleep(600)"
+    write_book(wheel_like / "me5lib" / "_assets" / "notebooks", "02_two", long)
     command, options = command_of(wheel_like, "run", "--scale", "smoke", out=tmp_path / "out")
-    process = subprocess.Popen(command, **options)
-    running = tmp_path / "out" / "smoke" / "seed-0" / "notebooks" / "02.ipynb"
-    end = time.monotonic() + 60
-    while not (running.is_file() and '"status": "running"' in running.read_text("utf8")):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.1)
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job begins with it ignored
+    process = subprocess.Popen(command, preexec_fn=listen, **options)
+    wait_for((tmp_path / "out" / "smoke" / "seed-0" / "lessons" / "02" / "metrics.json").is_file)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.strip().splitlines()[-1].startswith("me5: interrupted")
+    assert len(errors.splitlines()) == 1, errors
+    assert errors.startswith("me5: interrupted")
     assert "01  finished" in output
 
 

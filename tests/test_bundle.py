@@ -1,0 +1,146 @@
+"""The bundle of a class: whoever unpacks it can start anywhere, and nothing else of theirs is touched."""
+
+import json
+import re
+import shutil
+import zipfile
+
+import pytest
+
+from me5lib import bundle
+from me5lib.lesson import begin
+from me5lib.places import STAGES, Me5Error
+
+
+def tree(folder):
+    """Every file under `folder` by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A run with its three checkpoints, and a file that is none of the bundle's business."""
+    lesson = begin("00", "smoke", 3, str(tmp_path / "made"))
+    for stage in STAGES:
+        (lesson.out / stage / "1_Pooling").mkdir(parents=True)
+        for name in ("config.json", "1_Pooling/config.json"):
+            (lesson.out / stage / name).write_text(json.dumps({"stage": stage}), encoding="utf8")
+        (lesson.out / stage / "model.safetensors").write_bytes(stage.encode() * 1000)
+    (lesson.out / "state.json").write_text("{}", encoding="utf8")
+    return lesson
+
+
+@pytest.fixture
+def file(made, tmp_path):
+    bundle.export(made, tmp_path / "class.zip")
+    return tmp_path / "class.zip"
+
+
+@pytest.fixture
+def learner(tmp_path):
+    return begin("10", "smoke", 3, str(tmp_path / "learner"))
+
+
+def test_what_is_unpacked_is_what_was_made(made, file, learner):
+    bundle.unpack(file, learner)
+    wanted = {name: content for name, content in tree(made.out).items() if name != "state.json"}
+    assert tree(learner.out) == wanted
+    for stage in STAGES:
+        learner.checkpoint(stage)
+    shutil.rmtree(learner.out / "stage2-only")
+    bundle.unpack(file, learner)  # again, over what is there already
+    assert tree(learner.out) == wanted
+
+
+def test_export_refuses_what_is_incomplete_and_what_is_there(made, file, tmp_path):
+    with pytest.raises(Me5Error, match="is there already"):
+        bundle.export(made, file)
+    shutil.rmtree(made.out / "stage2-only")
+    with pytest.raises(Me5Error, match="no stage2-only checkpoint in .* run `me5 finetune --scratch --scale smoke"):
+        bundle.export(made, tmp_path / "other.zip")
+    with pytest.raises(Me5Error, match="cannot write"):
+        shutil.copytree(made.out / "stage2", made.out / "stage2-only")
+        bundle.export(made, tmp_path / "nowhere" / "other.zip")
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "other.zip").exists()
+
+
+def refused(file, lesson, words):
+    """One line with `words`, and nothing of the run has changed."""
+    before = tree(lesson.out)
+    with pytest.raises(Me5Error, match=words) as caught:
+        bundle.unpack(file, lesson)
+    assert "\n" not in str(caught.value)
+    assert tree(lesson.out) == before and not (lesson.out / ".bundle.part").exists()
+
+
+def test_another_runs_checkpoint_is_not_overwritten(file, learner):
+    (learner.out / "stage2").mkdir(parents=True)
+    (learner.out / "stage2" / "config.json").write_text("{}", encoding="utf8")
+    refused(file, learner, "stage2/.* is not that of .*class.zip")
+
+
+def test_another_scale_or_seed_is_named(file, tmp_path):
+    refused(file, begin("10", "smoke", 4, str(tmp_path / "x")), "of another run: add --scale smoke --seed 3")
+    refused(file, begin("10", "tiny", 3, str(tmp_path / "y")), "of another run: add --scale smoke --seed 3")
+
+
+def test_a_damaged_bundle_leaves_nothing(made, file, learner, tmp_path):
+    whole, bad = file.read_bytes(), tmp_path / "bad.zip"
+    for cut in range(0, len(whole), len(whole) // 40):
+        bad.write_bytes(whole[:cut])
+        refused(bad, learner, "bad.zip is (no bundle|damaged)")
+    spoilt = 0
+    for at in range(0, len(whole), 389):  # one byte: in the list, in a file, in the zip's directory, in a date
+        bad.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            bundle.unpack(bad, learner)
+        except Me5Error as error:
+            assert re.search(r"bad.zip is (no bundle|damaged)", str(error)) and not tree(learner.out)
+            spoilt += 1
+        else:
+            assert tree(learner.out) == {name: x for name, x in tree(made.out).items() if name != "state.json"}
+            for stage in STAGES:
+                shutil.rmtree(learner.out / stage)
+    assert spoilt > 40
+
+
+def rewritten(file, to, more=(), drop="", about=None):
+    """A copy of a bundle with other members, or another list."""
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(to, "w") as new:
+        for name in old.namelist():
+            if name == bundle.LIST and about is not None:
+                new.writestr(name, about)
+            elif name != drop:
+                new.writestr(name, old.read(name))
+        for name, content in more:
+            new.writestr(name, content)
+    return to
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_foreign_files_are_refused(file, learner, tmp_path):
+    other = tmp_path / "other"
+    refused(tmp_path / "absent.zip", learner, "no bundle")
+    refused(tmp_path, learner, "no bundle")
+    other.write_text("not a zip", encoding="utf8")
+    refused(other, learner, "no bundle")
+    for about in ("", "[]", "null", '{"files": [], "run": 1}', '{"files": {}, "run": "--scale smoke --seed 3"}'):
+        refused(rewritten(file, other, about=about), learner, "no bundle")
+    refused(rewritten(file, other, drop="stage2/config.json"), learner, "damaged")
+    refused(rewritten(file, other, more=[("stage2/more.json", "{}")]), learner, "damaged")
+    refused(rewritten(file, other, more=[("stage2/config.json", "{}")]), learner, "damaged")
+
+
+@pytest.mark.parametrize("name", ["../out.json", "stage1/../../out.json", "/tmp/out.json", "stage1\\..\\..\\out.json",
+                                  "stage1//out.json", "state.json", "stage3/out.json", "stage1/.hidden", "C:/out.json"])
+def test_no_member_leads_out_of_the_checkpoints(file, learner, tmp_path, name):
+    """Neither as a member that the list does not know, nor as one that it vouches for."""
+    evil, before = tmp_path / "evil.zip", tree(tmp_path)
+    with zipfile.ZipFile(file) as archive:
+        about = json.loads(archive.read(bundle.LIST))
+    about["files"][name] = "0" * 64
+    refused(rewritten(file, evil, more=[(name, "{}")], about=json.dumps(about)), learner, "no bundle")
+    if "/" in name:
+        refused(rewritten(file, evil, more=[(name, "{}")]), learner, "damaged")
+    evil.unlink()
+    assert tree(tmp_path) == before
