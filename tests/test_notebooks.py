@@ -1,10 +1,14 @@
 """Every notebook at scale smoke, executed by the project's own command with the network unplugged."""
 
+import csv
+import html
 import json
+import re
 
 from test_run import loads_from_elsewhere
 
 from me5lib import run
+from me5lib.places import PACKAGE
 
 
 def test_the_network_is_really_unplugged(unplugged):
@@ -33,3 +37,17 @@ def test_their_pages_load_nothing_from_elsewhere(smoke_run):
     assert len(pages) == 1 + len(run.books())
     for page in pages:
         assert loads_from_elsewhere(page.read_text("utf8")) == [], page.name
+
+
+def test_the_first_notebook_needs_nothing_and_comes_first():
+    assert run.books()[0].name == "00" and not run.books()[0].needs
+
+
+def test_the_page_of_the_quickstart_answers_twelve_questions_without_a_kernel(smoke_run):
+    _, out = smoke_run
+    page = (out / "notebooks" / "00.html").read_text("utf8")
+    searches = re.findall(r"<details.*?</details>", page, re.DOTALL)
+    assert len(searches) == 12 and all(search.count("<tr>") == 5 for search in searches)
+    found = {html.unescape(text) for text in re.findall(r'<td dir="auto"[^>]*>(.*?)</td>', page)}
+    with (PACKAGE / "data" / "shelf.csv").open(encoding="utf8", newline="") as file:
+        assert found <= {row["answer"] for row in csv.DictReader(file)}

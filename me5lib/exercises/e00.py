@@ -1,4 +1,4 @@
-"""Checkers of notebook 00: search by cosine, and two ways to score it."""
+"""Checkers of notebook 00: search by cosine, two ways to score it, and the mean of each language taken off."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def search_by_cosine(function: Callable) -> str | None:
 
 @exercise("00.2")
 def guessing(answer: float) -> str | None:
-    """One of sixty."""
-    if close(answer, 1 / 60):
+    """One of forty."""
+    if close(answer, 1 / 40):
         return None
-    if close(answer, 100 / 60, 1e-2):
+    if close(answer, 100 / 40, 1e-2):
         return "that is in per cent; write it as a share"
     if close(answer, 0.5):
-        return "one half would be right for two strings: here sixty may come first"
-    if close(answer, 59 / 60, 1e-2):
+        return "one half would be right for two answers: here forty may come first"
+    if close(answer, 39 / 40, 1e-2):
         return "that is how often a guess is wrong"
     if close(answer, 0.0):
         return "small, but not nothing: a blind guess is right once in so many times"
-    return "a blind guess picks each of the sixty strings equally often: how often is it the right one?"
+    return "a blind guess picks each of the forty answers equally often: how often is it the right one?"
 
 
 @exercise("00.3")
@@ -65,3 +65,31 @@ def mean_reciprocal_rank(function: Callable) -> str | None:
     if close(found, sum(1 / rank for rank in columns) / 3):
         return "a row is a query: you ranked along the columns"
     return f"with ranks 1, 2 and 3 the mean of 1/rank is 0.611; you returned {found}"
+
+
+@exercise("00.4")
+def take_means_off(function: Callable) -> str | None:
+    """Two languages with different means, their rows mixed."""
+    angles = np.array([0.1, 1.2, 0.5, 1.6, 0.2])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    languages = ["de", "ja", "de", "ja", "ja"]
+    of = np.array([[other == own for other in languages] for own in languages], dtype=float)
+    apart = vectors - of / of.sum(1, keepdims=True) @ vectors
+    found = np.asarray(ask(function, vectors.copy(), languages), dtype=float)
+    if found.shape != vectors.shape:
+        return f"five vectors of width 2 come back as an array of shape (5, 2); yours has {found.shape}"
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    if np.allclose(found, unit(apart)):
+        return None
+    hints = [
+        (apart, "the means are off; now scale every row to length 1 again"),
+        (vectors, "nothing has changed: take each language's mean off its rows"),
+        (unit(vectors - vectors.mean(0)), "that is the mean of all texts: each language has one of its own"),
+        (unit(vectors - of @ vectors), "that takes off the sum: divide it by the number of texts in the language"),
+        (unit(vectors + vectors - apart), "you added the mean: take it off"),
+    ]
+    return next((hint for wrong, hint in hints if np.allclose(found, wrong)),
+                f"the first row, of language de, becomes {unit(apart)[0].round(3)}; yours is {found[0].round(3)}")
