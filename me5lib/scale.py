@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from me5lib.places import Me5Error
+from me5lib.places import PACKAGE, Me5Error
 
 RELEASED = ("me5-small-q4",)  # models that come out of the package index (`model.released`)
 UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
@@ -131,222 +132,22 @@ def ours(value: Any, why: str) -> Given:
     return Given(value, "ours", why)
 
 
-_OPTIMISER = {
-    "weight_decay": ours(0.01, "not published; the AdamW value of most encoder fine-tuning"),
-    "clip": ours(1.0, "not published; guards the first steps at a low temperature"),
-}
-
-_FILTERS = {
-    "near": ours(1.06, "CCMatrix's threshold for translations; of planted false negatives and true ones, by a general "
-                       "multilingual encoder, it was the only filter to part them (tests/prove_false_negatives.py)"),
-    "margin": ours(0.0, "NV-Retriever's 0.95 dropped 60 % of the true negatives there; SimLM and E5 filter nothing"),
-}
-
-_TINY_DATA = {
-    "sources": ours(("homeassistant", "homeassistant-descriptions", "gettext", "kolibri", "history", "cldr"),
-                    "what the package index carries; the paper's sources need the hub"),
-    "labelled": ours(("exams", "homeassistant-descriptions", "cldr-facts"), "labelled offline packs"),
-    "language_temperature": ours(0.5, "not published; between equal languages (0) and equal rows (1)"),
-    "homogeneous": ours(1.0, "not published; one source per batch, so that negatives are comparable"),
-    "heldout_share": ours(0.1, "41 languages then have 300 held-out strings; nine tenths stay in training"),
-}
-
-_TINY = {
-    "data": _TINY_DATA,
-    "model": {
-        "backbone": ours("random", "offline: no pretrained weights in the package index"),
-        "layers": ours(1, "five minutes on two cores"),
-        "width": ours(256, "five minutes on two cores"),
-        "heads": ours(4, "64 dimensions a head, as in the paper's backbones"),
-        "feedforward": ours(1024, "four times the width, as in the paper's backbones"),
-        "vocabulary": ours(32_000, "trained on the packs; they cannot train the 250k rows of XLM-R's"),
-        "max_tokens": ours(256, "longest offline passages; the paper has 512"),
-    },
-    "train": {
-        "steps": ours(700, "about four minutes on two cores"),
-        "batch": ours(512, "of the same pairs, 200 steps of 512 taught a random model more than 100 of 1,024"),
-        "lr": ours(2e-3, "best of 1e-3, 2e-3 and 5e-3 in 200 steps; ten times the paper's rate for random weights"),
-        "warmup": ours(70, "a tenth of the steps"),
-        **_OPTIMISER,
-        "temperature": ours(0.05, "0.01 starves a random model of gradient; 0.05 worked in a trial"),
-        "loss": ours("symmetric", "twice the signal per batch for a short run; the paper's is one-way"),
-        "query_tokens": ours(32, "interface strings are short"),
-        "passage_tokens": ours(96, "descriptions and sections are cut here"),
-    },
-    "finetune": {
-        "steps": ours(80, "half a minute on two cores; mining and the teacher take a minute more"),
-        "batch": ours(128, "the paper's 512, scaled to the labelled examples at hand"),
-        "lr": ours(2e-4, "a tenth of stage 1, as in the paper"),
-        "warmup": ours(8, "a tenth of the steps"),
-        **_OPTIMISER,
-        "temperature": ours(0.05, "as in stage 1"),
-        "loss": paper("one-way"),
-        "query_tokens": ours(64, "exam questions"),
-        "passage_tokens": ours(96, "as in stage 1"),
-        "hard_negatives": ours(3, "EXAMS has three or four wrong options"),
-        "contrastive_weight": e5(0.2, "recollection of E5's Table 11 (unverified); SimLM's script has the same"),
-        "teacher_temperature": ours(1.0, "SimLM uses the teacher's raw logits"),
-        "mine_depth": ours(30, "scaled from the top 200 of SimLM to small corpora"),
-        **_FILTERS,
-        "teacher": ours("trained", "offline: no cross-encoder in the package index"),
-        "teacher_steps": ours(50, "under a minute on two cores"),
-    },
-    "evaluate": {
-        "heldout_strings": ours(300, "every language with so many held-out strings, by rule"),
-        "intent_languages": ours(12, "keeps the classification task under a minute"),
-        "map_sentences": ours(60, "meanings on the map, each in every language"),
-        "model": ours("me5-small-q4", "the released mE5-small, the one that the package index carries"),
-    },
-}
-
-_SMOKE = {
-    "data": {**_TINY_DATA, "sources": ours(("cldr",), "no download"), "labelled": ours(("cldr-facts",), "no download")},
-    "model": {
-        **_TINY["model"],
-        "width": ours(64, "seconds"),
-        "heads": ours(2, "seconds"),
-        "feedforward": ours(128, "seconds"),
-        "vocabulary": ours(4_000, "seconds"),
-        "max_tokens": ours(64, "seconds"),
-    },
-    "train": {
-        **_TINY["train"],
-        "steps": ours(30, "seconds"),
-        "batch": ours(128, "seconds"),
-        "warmup": ours(3, "a tenth of the steps"),
-        "query_tokens": ours(16, "names are short"),
-        "passage_tokens": ours(16, "names are short"),
-    },
-    "finetune": {
-        **_TINY["finetune"],
-        "steps": ours(8, "seconds"),
-        "batch": ours(32, "seconds"),
-        "warmup": ours(1, "a tenth of the steps"),
-        "query_tokens": ours(16, "names are short"),
-        "passage_tokens": ours(16, "names are short"),
-        "teacher_steps": ours(8, "seconds"),
-    },
-    "evaluate": {
-        "heldout_strings": ours(20, "seconds"),
-        "intent_languages": ours(3, "seconds"),
-        "map_sentences": ours(10, "seconds"),
-        "model": ours(UNTRAINED, "no download"),
-    },
-}
-
-_ABLATE = {
-    "data": _TINY_DATA,
-    "model": {
-        **_TINY["model"],
-        "width": ours(128, "half of tiny: an experiment trains some eighty models"),
-        "heads": ours(2, "64 dimensions a head, as in the paper's backbones"),
-        "feedforward": ours(512, "four times the width, as in the paper's backbones"),
-        "vocabulary": ours(16_000, "half of tiny: fewer pairs to learn its rows from"),
-    },
-    "train": {
-        **_TINY["train"],
-        "steps": ours(300, "about half a minute on two cores"),
-        "batch": ours(256, "half of tiny, for more steps in the same time"),
-        "warmup": ours(30, "a tenth of the steps"),
-    },
-    "finetune": {
-        **_TINY["finetune"],
-        "steps": ours(60, "a fifth of stage 1; ten seconds on two cores, with what it needs"),
-        "batch": ours(64, "half of tiny, for more steps in the same time"),
-        "warmup": ours(6, "a tenth of the steps"),
-        "teacher_steps": ours(40, "a few seconds on two cores"),
-    },
-    "evaluate": {
-        **_TINY["evaluate"],
-        "map_sentences": ours(10, "no map is drawn"),
-    },
-}
-
-_STAGE_1 = {
-    "steps": paper(30_000, "30k steps of 32k pairs, about one pass over 1B pairs"),
-    "batch": paper(32_768, "32k"),
-    "warmup": e5(1000, "recollection of E5's Table 11 (unverified)"),
-    **_OPTIMISER,
-    "temperature": card(0.01, "FAQ of the card: low temperature 0.01"),
-    "loss": paper("one-way", "InfoNCE, in-batch negatives only"),
-    "query_tokens": e5(128, "recollection of E5's Table 11 (unverified)"),
-    "passage_tokens": e5(128, "recollection of E5's Table 11 (unverified)"),
-}
-
-_STAGE_2 = {
-    "steps": ours(6_234, "the paper's 2 epochs of 1,596k examples at batch 512, in steps"),
-    "batch": paper(512),
-    "warmup": e5(400, "recollection of E5's Table 11 (unverified)"),
-    **_OPTIMISER,
-    "temperature": card(0.01, "FAQ of the card: low temperature 0.01"),
-    "loss": paper("one-way"),
-    "query_tokens": e5(192, "recollection of E5's Table 11 (unverified)"),
-    "passage_tokens": e5(192, "recollection of E5's Table 11 (unverified)"),
-    "hard_negatives": e5(7, "recollection of E5's Table 11 (unverified); mE5's number is not published"),
-    "contrastive_weight": e5(0.2, "recollection of E5's Table 11 (unverified); mE5's weight is not published"),
-    "teacher_temperature": ours(1.0, "SimLM uses the teacher's raw logits"),
-    "mine_depth": ours(200, "SimLM mines from the top 200; mE5's depth is not published"),
-    **_FILTERS,
-    "teacher": ours("BAAI/bge-reranker-v2-m3", "the paper's cross-encoder is not public; a public multilingual one"),
-}
-
-_HUB_DATA = {
-    "sources": paper(
-        ("wikipedia", "mc4", "cc-news", "nllb", "reddit", "s2orc", "stackexchange", "xp3", "sbert-misc"), "Table 1"
-    ),
-    "labelled": paper(
-        ("msmarco-passage", "msmarco-document", "nq", "triviaqa", "squad", "nli", "eli5", "nllb-finetune", "dureader",
-         "fever", "hotpotqa", "quora", "mrtydi", "miracl"), "Table 2"
-    ),
-    "language_temperature": ours(0.5, "not published"),
-    "homogeneous": ours(1.0, "not published"),
-    "heldout_share": ours(0.0, "evaluation sets are separate"),
-}
-
-_FULL_EVALUATE = {
-    "heldout_strings": ours(1000, "the size of most Tatoeba sets"),
-    "intent_languages": ours(51, "all languages of MASSIVE"),
-    "map_sentences": ours(1000, "a Tatoeba set"),
-    "model": ours("intfloat/multilingual-e5-small", "the released model of the smallest size"),
-}
-
-
-def _published(backbone: str, layers: int, width: int, heads: int, vocabulary: int, lr: float, **more: Given) -> dict:
-    """A scale of the paper: the rows of its training table that differ between sizes."""
-    return {
-        "data": _HUB_DATA,
-        "model": {
-            "backbone": card(backbone),
-            "layers": card(layers),
-            "width": card(width),
-            "heads": card(heads, "configuration of the backbone"),
-            "feedforward": card(4 * width, "configuration of the backbone"),
-            "vocabulary": card(vocabulary, "configuration of the backbone"),
-            "max_tokens": card(512),
-        },
-        "train": {**_STAGE_1, "lr": paper(lr), **more},
-        "finetune": {**_STAGE_2, "lr": paper(lr / 10)},
-        "evaluate": _FULL_EVALUATE,
-    }
-
-
-_SMALL = _published("microsoft/Multilingual-MiniLM-L12-H384", 12, 384, 12, 250_037, 3e-4)
-_LARGE = _published("xlm-roberta-large", 24, 1024, 16, 250_002, 1e-4)
-
-PRESETS: dict[str, dict] = {
-    "smoke": _SMOKE,
-    "tiny": _TINY,
-    "ablate": _ABLATE,
-    "workshop": _published(
-        "microsoft/Multilingual-MiniLM-L12-H384", 12, 384, 12, 250_037, 3e-4,
-        steps=ours(2_000, "about two hours on one GPU"), batch=ours(4_096, "one GPU"),
-    ),
-    "small": _SMALL,
-    "base": _published("xlm-roberta-base", 12, 768, 12, 250_002, 2e-4),
-    "large": _LARGE,
-    "large-instruct": _LARGE,
-}
 _ROOMS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluate}
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, Given]]:
+    """Every scale of presets.yaml: its dials as `train.steps`, with what they inherit from the scale it extends."""
+    import yaml
+
+    found: dict[str, dict[str, Given]] = {}
+    for name, rooms in yaml.safe_load((PACKAGE / "presets.yaml").read_text(encoding="utf8")).items():
+        found[name] = dict(found.get(rooms.pop("extends", ""), {}))
+        for room, dials in rooms.items():
+            for key, (value, source, why) in dials.items():
+                value = tuple(value) if isinstance(value, list) else value
+                found[name][f"{room}.{key}"] = Given(value, source, " ".join(why.split()))
+    return found
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Scale:
@@ -354,9 +155,9 @@ def load(name: str, overrides: Iterable[str] = ()) -> Scale:
 
     Raises `Me5Error` for an unknown scale, an unknown dial or a value of the wrong type.
     """
-    if name not in PRESETS:
-        raise Me5Error(f"unknown scale {name!r}: choose one of {', '.join(PRESETS)}")
-    given = {f"{room}.{key}": value for room, dials in PRESETS[name].items() for key, value in dials.items()}
+    if name not in presets():
+        raise Me5Error(f"unknown scale {name!r}: choose one of {', '.join(presets())}")
+    given = dict(presets()[name])
     for override in overrides:
         key, _, text = override.partition("=")
         if key not in _dials():

@@ -168,4 +168,4 @@ def test_interrupt_is_one_line_and_130(wheel_like, tmp_path):
 
 
 def test_scale_names_are_those_of_the_library():
-    assert {"smoke", "ablate", "tiny", "workshop", "small", "base", "large", "large-instruct"} == set(scale.PRESETS)
+    assert {"smoke", "ablate", "tiny", "workshop", "small", "base", "large", "large-instruct"} == set(scale.presets())
