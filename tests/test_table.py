@@ -2,11 +2,15 @@
 
 import itertools
 import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import mteb
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from fixtures_tables import Counting
 
 from me5lib import scale
@@ -78,6 +82,43 @@ def test_other_texts_are_evaluated_anew(tmp_path):
     changed = table.evaluate(models(), tasks.build(material(last="FIVE")), tmp_path, progress=False)
     dense = [f[(f["model"] == "dense") & (f["subset"] == "de-en")]["accuracy"].item() for f in (first, changed)]
     assert dense == [0.8, 1.0]
+
+
+def shared(name: str = "real") -> Protocol:
+    """A row that no training changes."""
+    row = Protocol(Counting(), name, revision="0")
+    row.shared = True
+    return row
+
+
+def test_rows_that_no_training_changes_are_evaluated_once_for_all_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
+    rows = [{"real": shared(), "dense": models()["dense"]} for _ in range(4)]
+    first = table.evaluate(rows[0], tasks.build(material()), tmp_path / "seed-0", progress=False)
+    again = table.evaluate(rows[1], tasks.build(material()), tmp_path / "seed-1", progress=False)
+    pd.testing.assert_frame_equal(first, again)
+    assert rows[1]["real"].encoder.texts == 0 < rows[1]["dense"].encoder.texts
+    table.evaluate(rows[2], tasks.build(material("FIVE")), tmp_path / "seed-0", progress=False)
+    assert rows[2]["real"].encoder.texts == 10  # other texts of one task are another result …
+    table.evaluate(rows[3], tasks.build(material()), tmp_path / "seed-2", progress=False)
+    assert rows[3]["real"].encoder.texts == 0  # … beside the first one, not in its place
+
+
+def test_a_result_that_another_process_is_making_is_waited_for(tmp_path):
+    built = tasks.build(material()[:1])
+    first = table.evaluate({"dense": models()["dense"]}, built, tmp_path / "done", progress=False)
+    (done,) = (tmp_path / "done").glob("results/me5__dense/*/heldout.json")
+    here = tmp_path / "now" / done.relative_to(tmp_path / "done")
+    here.parent.mkdir(parents=True)
+    late = models()["dense"]
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(here.with_suffix(".lock")):
+            waiting = pool.submit(table.evaluate, {"dense": late}, built, tmp_path / "now", progress=False)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            shutil.copy(done, here)
+        pd.testing.assert_frame_equal(first, waiting.result(timeout=60))
+    assert late.encoder.texts == 0
 
 
 def test_a_row_keeps_to_its_languages(tmp_path):
@@ -160,3 +201,8 @@ def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):
     found = table.evaluate(rows, tasks.build(corpus.tasks()[:1]), tmp_path / "evaluation", progress=False)
     means = table.by_language(found, "heldout", "accuracy").mean()
     assert means["random weights"] > 1 / 20 and found["score"].between(0, 1).all()
+    with table._from_the_end(dial, 1, tmp_path, wanted=True):  # a second process begins with the last row and task
+        end = time.monotonic() + 300
+        while not list(tmp_path.glob("evaluation/results/me5__stage-1-only/*/intents.json")):
+            assert time.monotonic() < end, "the second process made nothing"
+            time.sleep(0.1)
