@@ -39,11 +39,12 @@ def test_centring_removes_the_language_and_keeps_the_meaning(space):
 def test_neighbour_agreement_is_the_plain_loop(space):
     points = space[..., :2]
     flat = points.reshape(-1, 2)
-    hits = 0
+    hits = [0, 0, 0]
     for i, point in enumerate(flat):
         order = sorted((j for j in range(60) if j != i), key=lambda j: np.sum((flat[j] - point) ** 2))
-        hits += sum(j % 20 == i % 20 for j in order[:3])
-    assert alignment.neighbour_agreement(points, k=3) == pytest.approx(hits / 180)
+        hits[i // 20] += sum(j % 20 == i % 20 for j in order[:3])
+    assert alignment.agreement_by_language(points, k=3) == pytest.approx([own / 60 for own in hits])
+    assert alignment.neighbour_agreement(points, k=3) == pytest.approx(sum(hits) / 180)
 
 
 def test_a_hub_shows():

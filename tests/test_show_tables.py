@@ -90,3 +90,19 @@ def test_a_dot_per_category_and_model(tmp_path):
     assert list(lines["LaBSE"].get_xdata()) == [45.2] and list(lines["LaBSE"].get_ydata()) == [8]
     keep(figure, tmp_path / "categories.png")
     assert isinstance(reference.categories(), pd.DataFrame)
+
+
+def test_differences_stand_by_script_and_those_that_are_sure_stand_out(tmp_path):
+    latin = dict(zip(("ita", "deu", "fra", "spa", "por", "ron"), (3.0, 1.0, -1.0, 4.0, 5.0, 6.0), strict=True))
+    spans = {f"{code}-eng": (value, value - 2, value + 2) for code, value in {"rus": -2.5, **latin, "ukr": 0.5}.items()}
+    figure = tables.language_deltas(spans, "points")
+    (axis,) = figure.axes
+    shown = [label.get_text() for label in axis.get_xticklabels()]
+    assert shown == ["fra", "deu", "ita", "spa", "por", "ron", "rus", "ukr"]
+    lines, dots = axis.collections
+    assert dots.get_offsets().tolist() == [[i, spans[f"{code}-eng"][0]] for i, code in enumerate(shown)]
+    assert [to_hex(colour).upper() for colour in dots.get_facecolors()] == [
+        COLOURS[0 if code in ("fra", "deu", "ukr") else 1] for code in shown]
+    assert [line[:, 1].tolist() for line in lines.get_segments()] == [list(spans[f"{c}-eng"][1:]) for c in shown]
+    assert [text.get_text() for text in axis.texts] == ["Latin +3.0", "other scripts -1.0"]
+    keep(figure, tmp_path / "deltas.png")

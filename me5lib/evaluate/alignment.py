@@ -35,8 +35,8 @@ def bitext_accuracy(vectors: np.ndarray) -> np.ndarray:
     return table
 
 
-def neighbour_agreement(points: np.ndarray, k: int = 5) -> float:
-    """Share of the `k` nearest neighbours (Euclidean, over all languages) that have the point's own meaning.
+def agreement_by_language(points: np.ndarray, k: int = 5) -> np.ndarray:
+    """[languages]: share of the `k` nearest neighbours (Euclidean, over all languages) that have a text's own meaning.
 
     `points` [languages, meanings, any width]: unit vectors, or a map's coordinates. At most 1 when `k` is at most
     languages - 1; a random layout scores about 1 / meanings.
@@ -44,7 +44,12 @@ def neighbour_agreement(points: np.ndarray, k: int = 5) -> float:
     languages, meanings = points.shape[:2]
     neighbours = _nearest(points.reshape(languages * meanings, -1), k)
     own = np.tile(np.arange(meanings), languages)
-    return float((own[neighbours] == own[:, None]).mean())
+    return (own[neighbours] == own[:, None]).reshape(languages, -1).mean(axis=1)
+
+
+def neighbour_agreement(points: np.ndarray, k: int = 5) -> float:
+    """`agreement_by_language`, averaged over languages."""
+    return float(agreement_by_language(points, k).mean())
 
 
 def language_probe(vectors: np.ndarray, seed: int = 0) -> float:

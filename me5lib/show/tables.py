@@ -6,9 +6,12 @@ Bars stand by script, then by family, so that a weakness of one script or of one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from me5lib.evaluate.reference import languages
 from me5lib.show.figures import COLOURS, GREY, canvas
@@ -22,6 +25,7 @@ UNKNOWN = ("unknown", "unknown")
 _TAGS = {"latn": "Latin", "cyrl": "Cyrillic", "arab": "Arabic"}
 _WIDEST = 70  # bars in one panel
 _NARROW = 3  # a family of fewer bars gets no name of its own below the panel
+_NAMED = 6  # dots below a script's name, else there is no room for it
 
 
 class Bar(NamedTuple):
@@ -85,6 +89,30 @@ def language_bars(rows: pd.DataFrame, title: str, score: str) -> Figure:
         _panel(axis, part, score)
     axes[0, 0].set_title(title, fontsize=10, loc="left")
     _legend(figure, found)
+    return figure
+
+
+def language_deltas(spans: Mapping[str, tuple[float, float, float]], label: str) -> Figure:
+    """A dot per language pair with its interval (value, low, high), by script, then by value; orange where the interval
+    leaves zero out. Above each script of `_NAMED` languages stands its mean, above all others theirs."""
+    scripts = {pair: kin(pair.removesuffix("-eng"))[0] for pair in spans}
+    size = Counter(scripts.values())
+    group = {pair: script if size[script] >= _NAMED else "other scripts" for pair, script in scripts.items()}
+    places = sorted(spans, key=lambda pair: (group[pair] == "other scripts", -size[scripts[pair]], scripts[pair],
+                                             spans[pair][0]))
+    values, low, high = np.array([spans[pair] for pair in places]).T
+    colours = np.where((low > 0) | (high < 0), COLOURS[1], COLOURS[0])
+    figure, axis = canvas(max(6.0, 1.2 + 0.125 * len(places)), 4.2)
+    axis.vlines(range(len(places)), low, high, colors=colours, linewidth=1.2, alpha=0.7)
+    axis.scatter(range(len(places)), values, s=12, c=colours, zorder=3)
+    axis.axhline(0, color="black", linewidth=0.8)
+    for name in dict.fromkeys(group[pair] for pair in places):
+        own = [i for i, pair in enumerate(places) if group[pair] == name]
+        axis.text(own[0], 1.01, f"{name} {values[own].mean():+.1f}", fontsize=7, transform=axis.get_xaxis_transform())
+        axis.axvline(own[0] - 0.5, color=GREY, linewidth=0.6, linestyle=":")
+    axis.set_xticks(range(len(places)), [pair.removesuffix("-eng") for pair in places], rotation=90, fontsize=6)
+    axis.set(xlim=(-0.8, len(places) - 0.2), ylabel=label)
+    axis.grid(False, axis="x")
     return figure
 
 
