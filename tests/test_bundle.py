@@ -127,6 +127,8 @@ def test_foreign_files_are_refused(file, learner, tmp_path):
     for about in ("", "[]", "null", '{"files": [], "run": 1}', '{"files": {}, "run": "--scale smoke --seed 3"}'):
         refused(rewritten(file, other, about=about), learner, "no bundle")
     refused(rewritten(file, other, drop="stage2/config.json"), learner, "damaged")
+    changed = {"drop": "stage2/config.json", "more": [("stage2/config.json", "{}")]}  # with a right checksum of the zip
+    refused(rewritten(file, other, **changed), learner, "damaged")
     refused(rewritten(file, other, more=[("stage2/more.json", "{}")]), learner, "damaged")
     refused(rewritten(file, other, more=[("stage2/config.json", "{}")]), learner, "damaged")
 
