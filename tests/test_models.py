@@ -286,3 +286,13 @@ def test_models_of_a_hub(folder, baseline, tmp_path, client):
         "someone/empty on the hub holds no model (config.json is missing)"]
     assert not [path for path in paths if path.endswith((".bin", ".onnx", "onnx/config.json"))]
     assert again == small and unseen.startswith("someone/else is not in the cache and the hub is out of reach")
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("~nobody-of-this-name/x", "is the name of no model"), ("x" * 5000, "is the name of no model"),
+    ("me5-small-q4@abc", "is a released model, which has no revisions"), ("@x", "is the name of no model"),
+])  # fmt: skip
+def test_names_of_nothing_are_one_line(name, line):
+    with pytest.raises(Me5Error, match=line) as caught:
+        open_model(name, device="cpu")
+    assert "\n" not in str(caught.value)

@@ -113,7 +113,7 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
 
         return Opened(f"me5/{ref.name}", WHEEL_SHA256[:16], _e5(ref.name, dtype, target), False, FOUR_BITS, HUB_ID)
     folder = local(ref)
-    name = ref.name if ref.kind == "hub" else "me5/" + re.sub(r"[^\w.+-]+", "-", folder.name)
+    name = ref.name if ref.kind == "hub" else "me5/" + re.sub(r"[^\w.+-]+", "-", folder.resolve().name)
     commit = folder.name if ref.kind == "hub" else ""
     if not any((folder / file).is_file() for file in ("config.json", "modules.json")):
         raise Me5Error(f"{name} on the hub holds no model (config.json is missing): check the id")
@@ -175,7 +175,8 @@ def is_e5(name: str, folder: Path) -> bool:
 def fingerprint_of(folder: Path) -> str:
     """16 hexadecimal digits of the files that decide a model's vectors: configuration, vocabulary, weights."""
     digest = hashlib.blake2b(digest_size=8)
-    kinds = ("config.json", "modules.json", "tokenizer.json", "vocab.txt", "*.model", "*.safetensors", "*.bin")
+    kinds = ("*config*.json", "modules.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.safetensors",
+             "*.bin")  # fmt: skip
     for path in sorted({path for kind in kinds for path in folder.rglob(kind)} - set(folder.rglob("onnx/*"))):
         digest.update(path.relative_to(folder).as_posix().encode("utf8"))
         with path.open("rb") as file:

@@ -149,7 +149,7 @@ def read(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, i
                        "were added and the table was not resized; take the tokenizer that its weights were saved with")
     if rows in xlmr.VOCABULARIES and getattr(backbone.config, "derived_from", "") != DRY_RUN:
         xlmr.check_golden(tokenizer, f"the tokenizer of {ref.name}")
-    return backbone, tokenizer, min(positions(backbone.config), tokenizer.model_max_length, described.limit(folder))
+    return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, described.limit(folder))
 
 
 def _loaded(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -160,14 +160,15 @@ def _loaded(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTok
     where, at_hub = str(folder / inner), {}
     if ref.kind == "hub":
         where, at_hub = ref.name, {"revision": folder.name, "subfolder": inner}
+    loader = _loader(described.read_json(folder / inner / "config.json", {}), ref.name)
     only_safe = True if ref.kind == "folder" else None  # some hub models, MiniLM among them, have no safetensors
     with quiet():
         try:
-            backbone, report = _loader(described.read_json(folder / inner / "config.json"), ref.name).from_pretrained(
+            backbone, report = loader.from_pretrained(
                 where, dtype="float32", output_loading_info=True, use_safetensors=only_safe, **at_hub
             )
             tokenizer = AutoTokenizer.from_pretrained(where, **at_hub)
-        except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             raise Me5Error(f"{ref.name} cannot be read ({first_line(error)}): "
                            + ("make it again" if ref.kind == "folder" else "check the id and the network")) from None
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
@@ -188,6 +189,8 @@ def _loader(config: dict[str, Any], name: str) -> type:
     if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise Me5Error(f"{name} is a {kind}, which reads from left to right: mE5 needs an encoder, whose tokens see "
                        "the whole text")
+    if config.get("is_encoder_decoder") or "decoder_layers" in config:
+        raise Me5Error(f"{name} is a {kind}, which has a decoder: mE5 needs an encoder alone")
     return AutoModel
 
 
@@ -196,10 +199,12 @@ def first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def positions(config) -> int:
+def positions(model: PreTrainedModel) -> int:
     """Positions that a text may fill: XLM-R counts them from its padding id + 1 (514 → 512), BERT from 0."""
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return config.max_position_embeddings - offset
+    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+    padding = getattr(next(tables, None), "padding_idx", None)
+    most = getattr(model.config, "max_position_embeddings", described.NO_LIMIT)
+    return most - (0 if padding is None else padding + 1)
 
 
 @contextlib.contextmanager

@@ -240,9 +240,13 @@ def _tokenizer(pieces: Callable[[], list[tuple[str, float]]]) -> PreTrainedToken
         tokenizer = xlmr.fast_tokenizer(pieces(), xlmr.charsmap())
         xlmr.check_golden(tokenizer, f"the tokenizer of {NAME}")
         beside = file.with_suffix(f".{uuid.uuid4().hex[:8]}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.backend_tokenizer.save(str(beside), pretty=False)
-        beside.replace(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tokenizer.backend_tokenizer.save(str(beside), pretty=False)
+            beside.replace(file)
+        except Exception:  # noqa: BLE001  # a cache that cannot be written; the tokenizers' own class is no OSError
+            beside.unlink(missing_ok=True) if beside.is_file() else None
+            return tokenizer
     return PreTrainedTokenizerFast(tokenizer_file=str(file), **xlmr.ROLES)
 
 

@@ -44,13 +44,19 @@ def resolve(model: str | Path, revision: str = "") -> ModelRef:
     text = str(model)
     if not text.strip("/ "):
         raise Me5Error("no model given: name a folder, the id of a model on the hub, or me5-small-q4")
-    if isinstance(model, str) and text in RELEASED:
-        return _without_revision(ModelRef("released", text), revision)
-    folder, (name, _, at) = Path(text).expanduser(), text.partition("@")
+    name, _, at = text.partition("@")
+    if isinstance(model, str) and name in RELEASED:
+        return _without_revision(ModelRef("released", name), revision or at)
+    try:
+        folder, there = Path(text).expanduser(), Path(text).expanduser().exists()
+    except (OSError, RuntimeError) as error:
+        raise Me5Error(f"{text[:80]!r} is the name of no model ({' '.join(str(error).split())[:80]})") from None
     like_a_path = isinstance(model, Path) or folder.is_absolute() or text[:1] in (".", "~") or text.count("/") > 1
-    if like_a_path or folder.exists():
+    if like_a_path or there:
         _refuse_no_model(folder)
         return _without_revision(ModelRef("folder", str(folder)), revision)
+    if not name.strip():
+        raise Me5Error(f"{text!r} is the name of no model: write it as id@revision")
     return ModelRef("hub", full_id(name), revision or at)
 
 

@@ -242,7 +242,7 @@ class Reranker:
     def pieces(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> Scored:
         """Logits of `pairs` piece by piece: (places [n], fp32 [n]); each side is cut to its number of `lengths` tokens,
         special ones not counted."""
-        room = export.positions(self.model.config) - self.raw.num_special_tokens_to_add(True)
+        room = export.positions(self.model) - self.raw.num_special_tokens_to_add(True)
         _refuse_longer(self.name, room, lengths)
         parts = (pairs[start : start + ENCODED] for start in range(0, len(pairs), ENCODED))
         rows = [row for part in parts for row in self._encoded(part, lengths)]

@@ -158,7 +158,7 @@ def finetune(corpus: OwnCorpus, start: str | Path, out: Path, dial: Scale, *, se
 
 def mined(folder: Path) -> str:
     """One line on what was mined for a stage, from its report.json; with advice where the search left too little."""
-    found = described.read_json(folder / "report.json")
+    found = described.read_json(folder / "report.json", {})
     report, filling = found["mining"], found["filling"]
     dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
     said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \
