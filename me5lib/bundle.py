@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from me5lib.data.packs import members
 from me5lib.lesson import Lesson
 from me5lib.places import STAGES, Me5Error, sha256
+from me5lib.scale import overrides
 
 LIST = "me5-run-1.json"  # raise its number with any change after which an older me5 cannot read a bundle
 _NAME = re.compile(rf"({'|'.join(STAGES)})(/[0-9A-Za-z_][\w.-]*)+", re.ASCII)  # never out of the run's folder
@@ -27,9 +29,11 @@ _FAULTS = (Me5Error, LookupError, TypeError, ValueError, RuntimeError, EOFError,
 
 def export(lesson: Lesson, file: Path) -> None:
     """Write the checkpoints of a run to `file`. Raises `Me5Error` where one is missing, or `file` is there already."""
-    paths = [path for stage in STAGES for path in sorted(lesson.checkpoint(stage).rglob("*")) if path.is_file()]
-    names = [path.relative_to(lesson.out).as_posix() for path in paths]
-    about = {"run": _run(lesson), "files": dict(zip(names, map(sha256, paths), strict=True))}
+    found = [path for stage in STAGES for path in sorted(lesson.checkpoint(stage).rglob("*")) if path.is_file()]
+    named = {path.relative_to(lesson.out).as_posix(): path for path in found}
+    named = {name: path for name, path in named.items() if _NAME.fullmatch(name)}  # others are of a file browser
+    names, paths = list(named), list(named.values())
+    about = {"run": of_run(lesson), "files": dict(zip(names, map(sha256, paths), strict=True))}
     if file.exists():
         raise Me5Error(f"{file} is there already: choose another name")
     part = file.with_name(f"{file.name}.part")
@@ -49,6 +53,8 @@ def unpack(file: Path, lesson: Lesson) -> None:
 
     Raises `Me5Error` for what is no bundle, a damaged one, one of another run, and another checkpoint in its place.
     """
+    if not file.is_file():
+        raise Me5Error(f"there is no file {file}: give one that `me5 run --export` made")
     out, side = lesson.out, lesson.out / ".bundle.part"
     try:
         about = json.loads(dict(members(file, LIST))[LIST])
@@ -57,7 +63,7 @@ def unpack(file: Path, lesson: Lesson) -> None:
             raise ValueError
     except (*_FAULTS, OSError):
         raise Me5Error(f"{file} is no bundle that this me5 can read: make one with `me5 run --export`") from None
-    if run != _run(lesson):
+    if run != of_run(lesson):
         raise Me5Error(f"{file} is of another run: add {run}")
     missing = [stage for stage in STAGES if not (out / stage).exists()]
     for name, expected in sums.items():
@@ -81,5 +87,7 @@ def unpack(file: Path, lesson: Lesson) -> None:
         shutil.rmtree(side, ignore_errors=True)
 
 
-def _run(lesson: Lesson) -> str:
-    return f"--scale {lesson.scale.name} --seed {lesson.seed}"
+def of_run(lesson: Lesson) -> str:
+    """The options that tell a run from others: its scale, seed and the dials that were set by hand."""
+    dials = (part for dial in overrides(lesson.scale) for part in ("--set", dial))
+    return shlex.join(["--scale", lesson.scale.name, "--seed", str(lesson.seed), *dials])

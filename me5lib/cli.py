@@ -125,8 +125,8 @@ def _bundle(dial: Scale, seed: int, folder: Path, export: Path | None, source: P
     with locked(folder):
         if export:
             bundle.export(lesson, export)
-            print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run --scale {dial.name} "
-                  f"--seed {seed} --from {export.name}")
+            print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run "
+                  f"{bundle.of_run(lesson)} --from {export.name}")
         if source:
             bundle.unpack(source, lesson)
             print(f"the checkpoints of {source} are in {folder}: any notebook can be started")

@@ -146,3 +146,20 @@ def test_no_member_leads_out_of_the_checkpoints(file, learner, tmp_path, name):
         refused(rewritten(file, evil, more=[(name, "{}")]), learner, "damaged")
     evil.unlink()
     assert tree(tmp_path) == before
+
+
+def test_files_of_a_file_browser_do_not_come_along(made, learner, tmp_path):
+    for name in (".DS_Store", "1_Pooling/.ipynb_checkpoints/config.json", "config copy.json", "größe.txt"):
+        (made.out / "stage1" / name).parent.mkdir(exist_ok=True)
+        (made.out / "stage1" / name).write_text("{}", encoding="utf8")
+    bundle.export(made, tmp_path / "class.zip")
+    bundle.unpack(tmp_path / "class.zip", learner)
+    assert sorted(path.name for path in (learner.out / "stage1").iterdir()) == [
+        "1_Pooling", "config.json", "model.safetensors"]
+
+
+def test_a_run_with_other_dials_is_another_run(made, file, tmp_path):
+    other = begin("10", "smoke", 3, str(tmp_path / "other"), set="train.steps=3")
+    refused(file, other, "is of another run: add --scale smoke --seed 3")
+    with pytest.raises(Me5Error, match="there is no file"):
+        bundle.unpack(tmp_path / "absent.zip", other)
