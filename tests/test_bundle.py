@@ -120,8 +120,8 @@ def rewritten(file, to, more=(), drop="", about=None):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_foreign_files_are_refused(file, learner, tmp_path):
     other = tmp_path / "other"
-    refused(tmp_path / "absent.zip", learner, "no bundle")
-    refused(tmp_path, learner, "no bundle")
+    refused(tmp_path / "absent.zip", learner, "there is no file")
+    refused(tmp_path, learner, "there is no file")
     other.write_text("not a zip", encoding="utf8")
     refused(other, learner, "no bundle")
     for about in ("", "[]", "null", '{"files": [], "run": 1}', '{"files": {}, "run": "--scale smoke --seed 3"}'):
