@@ -8,10 +8,11 @@ The reasons are not written down per task: they are what differs between the two
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from me5lib.evaluate import prompts
 from me5lib.evaluate.compare import complete, single
+from me5lib.evaluate.reference import csv_table
 from me5lib.model.text import PASSAGE
 from me5lib.places import Me5Error
 
@@ -24,91 +25,13 @@ _PLACE = ["task", "split", "subset"]
 NOTHING = "the same texts and the same norm"
 
 
-class MetricChange(NamedTuple):
-    """A metric of mteb 1.0.2, which the authors' scripts asked for, beside that of the mteb in use (read at 2.26)."""
-
-    task_type: str
-    tasks: str  # which of the type
-    then: str  # mteb 1.0.2
-    now: str  # mteb 2.26
-    moves: str  # whether a score of the paper's tables can move, and how
-    source: str  # files of the two packages
-
-
-METRIC_CHANGES = (
-    MetricChange(
-        "Retrieval", "all",
-        "nDCG@10 of pytrec_eval through beir; a hit whose id is the query's is dropped in every task",
-        "nDCG@10 of pytrec_eval; such hits are dropped only where the task says so (ArguAna, QuoraRetrieval, …); "
-        "queries without a relevant document are left out",
-        "only where ids of queries and documents coincide by chance (MIRACL; mteb issues 642 and 833)",
-        "1.0.2 abstasks/AbsTaskRetrieval.py (beir DenseRetrievalExactSearch); "
-        "2.26 abstasks/retrieval.py, _evaluators/retrieval_evaluator.py"),
-    MetricChange(
-        "Reranking", "AskUbuntuDupQuestions, SciDocsRR, StackOverflowDupQuestions",
-        "map: sklearn's average_precision_score over a query's list, ties averaged, samples without a positive or a "
-        "negative left out",
-        "map_at_1000 of pytrec_eval over the same candidates, ties by id, a document that stands twice counted once, "
-        "rounded to 5 digits",
-        "ties and repeated documents only",
-        "1.0.2 evaluation/evaluators/RerankingEvaluator.py; 2.26 tasks/reranking/eng/*.py, "
-        "_evaluators/retrieval_metrics.py"),
-    MetricChange(
-        "Reranking", "MindSmallReranking",
-        "map, each document by its nearest of the user's read articles",
-        "max_over_subqueries_map_at_1000: the articles are queries of their own, merged by the largest score",
-        "ties and repeated documents only",
-        "1.0.2 evaluation/evaluators/RerankingEvaluator.py (torch.amax); 2.26 tasks/reranking/eng/"
-        "mind_small_reranking.py (max_over_subqueries)"),
-    MetricChange(
-        "PairClassification", "all",
-        "the largest AP of cosine, dot product, Euclidean and Manhattan",
-        "max_ap: the same, and the model's own similarity, which is the cosine here",
-        "no; Table 7 seems to print the cosine's AP, the cards the largest (PAPER.md, Table 7)",
-        "1.0.2 evaluation/evaluators/PairClassificationEvaluator.py; 2.26 abstasks/pair_classification.py"),
-    MetricChange(
-        "Classification", "all",
-        "accuracy, mean of 10 logistic regressions on 8 texts per label (more in some tasks), drawn by numpy's global "
-        "generator",
-        "the same, drawn by a generator that is seeded anew",
-        "other texts are drawn: a few tenths of a point either way",
-        "1.0.2 abstasks/AbsTaskClassification.py; 2.26 abstasks/classification.py (_undersample_data)"),
-    MetricChange(
-        "Classification", "ToxicConversationsClassification",
-        "32 texts per label", "16 texts per label",
-        "yes, fewer texts to learn from",
-        "1.0.2 tasks/Classification/ToxicConversationsClassification.py; 2.26 tasks/classification/eng/"
-        "toxic_conversations_classification.py"),
-    MetricChange(
-        "Clustering", "all",
-        "v_measure of mini-batch k-means, started as often as the sklearn of the day does (three times before 1.4)",
-        "the same, n_init=\"auto\" (one start), a seeded one",
-        "yes, k-means from one start: tenths of a point, more on small sets",
-        "1.0.2 evaluation/evaluators/ClusteringEvaluator.py; 2.26 _evaluators/clustering_evaluator.py"),
-    MetricChange(
-        "STS", "all",
-        "Spearman of the cosine", "Spearman of the cosine (cosine_spearman)", "no",
-        "1.0.2 evaluation/evaluators/STSEvaluator.py; 2.26 _evaluators/any_sts_evaluator.py, abstasks/sts.py"),
-    MetricChange(
-        "Summarization", "SummEval",
-        "the mean of Spearman's rho and of its p-values together (mteb issue 1156)",
-        "the same in SummEval, kept on purpose; SummEvalSummarization.v2 has rho alone", "no",
-        "1.0.2 evaluation/evaluators/SummarizationEvaluator.py; 2.26 _evaluators/text/summarization_evaluator.py "
-        "(DeprecatedSummarizationEvaluator)"),
-    MetricChange(
-        "BitextMining", "BUCC, Tatoeba",
-        "weighted F1 of the top-1 by cosine; of BUCC's first side the sentences with gold, its English pool whole",
-        "the same (BUCC.v2 has a smaller pool)", "no",
-        "1.0.2 evaluation/evaluators/BitextMiningEvaluator.py; 2.26 abstasks/text/bitext_mining.py, "
-        "tasks/bitext_mining/multilingual/bucc_bitext_mining.py"),
-)  # fmt: skip
-
-
 def metric_changes() -> pd.DataFrame:
-    """`METRIC_CHANGES` as a table: where a number of today's mteb is not the paper's, whatever the protocol."""
-    import pandas as pd
+    """Where a number of today's mteb is not the paper's, whatever the protocol: tables/metric_changes.csv.
 
-    return pd.DataFrame(METRIC_CHANGES)
+    `task_type`, `tasks` (which of the type), `then` (mteb 1.0.2, which the authors' scripts asked for), `now` (read at
+    2.26), `moves` (whether a score of the paper's tables can move, and how), `source` (files of the two packages).
+    """
+    return csv_table("metric_changes")
 
 
 def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_score",

@@ -61,7 +61,8 @@ _BITEXT_RUNS = {"small": ("fd1525a9", "1.36.32")}  # of `*_mtebrepo_f1`; the oth
 
 
 @cache
-def _csv(name: str) -> pd.DataFrame:
+def csv_table(name: str) -> pd.DataFrame:
+    """The committed CSV `name` of evaluate/tables."""
     import pandas as pd
 
     return pd.read_csv(Path(__file__).parent / "tables" / f"{name}.csv", encoding="utf8")
@@ -87,23 +88,23 @@ def paper_table(number: int) -> pd.DataFrame:
 
 def tatoeba() -> pd.DataFrame:
     """Tatoeba F1 and accuracy of the four models for each of the 112 pairs, per cent (cards; results repository)."""
-    return _csv("tatoeba_per_language").copy()
+    return csv_table("tatoeba_per_language").copy()
 
 
 def bucc() -> pd.DataFrame:
     """BUCC F1 of the four models and pairs, per cent: the cards' values, and later runs by mteb named in `source`."""
-    return _csv("bucc").copy()
+    return csv_table("bucc").copy()
 
 
 def instruct_prompts() -> pd.DataFrame:
     """The instructions of mE5-large-instruct by task type and task (`*`: every task of the type), from unilm `e5`."""
-    return _csv("instruct_prompts").copy()
+    return csv_table("instruct_prompts").copy()
 
 
 def languages() -> pd.DataFrame:
     """The 112 languages of Tatoeba and English, by `code` (ISO 639-3): `short` (CLDR), `name`, `family`, `branch`,
     `script`. The script is CLDR's usual one; a set may hold others too (Serbian, Kurdish, Uzbek, Tatar)."""
-    return _csv("languages").set_index("code")
+    return csv_table("languages").set_index("code")
 
 
 def dataset_revisions() -> dict[str, str]:
@@ -111,7 +112,7 @@ def dataset_revisions() -> dict[str, str]:
 
     The English retrieval tasks are missing: there the cards say "None", for mteb 1.0.2 took them from BEIR's archives.
     """
-    return _csv("datasets").set_index("task")["revision"].to_dict()
+    return csv_table("datasets").set_index("task")["revision"].to_dict()
 
 
 def model_named(name: str) -> str:
@@ -194,7 +195,7 @@ def disagreements(tolerance: float = 0.05) -> pd.DataFrame:
         for number in (3, 4, 5) for row in paper_table(number).to_dict("records")
         if abs(row["value"] - row["recomputed"]) > tolerance + 1e-9
     ]
-    seven = _csv("mteb_eng_v1_per_task").groupby("model")[["paper_table7", "model_card"]].mean()
+    seven = csv_table("mteb_eng_v1_per_task").groupby("model")[["paper_table7", "model_card"]].mean()
     three = paper_table(3).set_index("model")["value"]
     for size, printed in _TABLE_7_AVERAGE.items():
         means = f"its 56 rows give {seven.loc[size].iloc[0]:.3f}, the cards {seven.loc[size].iloc[1]:.3f}"
@@ -225,7 +226,7 @@ def inconsistencies() -> pd.DataFrame:
     averages = [{"what": "average", "where": row["where"], "printed": row["printed"], "found": row["recomputed"],
                  "note": row["from"] + _ROUNDED.get(row["where"].split(",")[0], "")}
                 for row in disagreements().to_dict("records")]
-    seven = _csv("mteb_eng_v1_per_task")
+    seven = csv_table("mteb_eng_v1_per_task")
     apart = seven[(seven["paper_table7"] - seven["model_card"]).abs() > 0.05 + 1e-9]
     cells = [{"what": "cell", "where": f"Table 7, {row.task}, mE5-{row.model}", "printed": row.paper_table7,
               "found": row.model_card, "note": _why(row)} for row in apart.itertuples()]
@@ -244,7 +245,7 @@ def categories() -> pd.DataFrame:
 
     Ours: the paper prints no average of a category.
     """
-    table = _csv("mteb_eng_v1_per_task").rename(columns={"type": "category"})
+    table = csv_table("mteb_eng_v1_per_task").rename(columns={"type": "category"})
     means = table.pivot_table(index="category", columns="model", values="model_card", sort=False)[list(SIZES)]
     means.index = [f"{name} ({n})" for name, n in zip(means.index, table.groupby("category", sort=False)["task"]
                                                       .nunique().loc[means.index], strict=True)]
@@ -269,14 +270,14 @@ def beside(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mixture(number: int) -> pd.DataFrame:
-    table = _csv("mixtures")
+    table = csv_table("mixtures")
     table = table[table["table"] == number].drop(columns="table").reset_index(drop=True)
     table["share"] = table["sampled"] / table["sampled"].sum()
     return table if number == 1 else table.drop(columns="pair")
 
 
 def _averages(number: int) -> pd.DataFrame:
-    table = _csv("paper_tables")
+    table = csv_table("paper_tables")
     table = table[table["table"] == number].reset_index(drop=True)[["model", "metric", "value"]]
     finer = _recomputed()
     keys = zip(table["model"], table["metric"], strict=True)
@@ -289,15 +290,15 @@ def _averages(number: int) -> pd.DataFrame:
 def _recomputed() -> dict[tuple[str, str], tuple[float, str]]:
     """(model, metric as Tables 3 to 5 name it) → mean of the finer rows, and which they are."""
     found = {}
-    for size, mean in _csv("mteb_eng_v1_per_task").groupby("model")["model_card"].mean().items():
+    for size, mean in csv_table("mteb_eng_v1_per_task").groupby("model")["model_card"].mean().items():
         found[f"mE5-{size}", "MTEB English average (56 tasks)"] = (mean, "56 values of the card")
-    miracl = _csv("miracl_per_language").mean(numeric_only=True)
+    miracl = csv_table("miracl_per_language").mean(numeric_only=True)
     columns = {"mE5-small": "small", "mE5-base": "base", "mE5-large": "large", "mE5-large-instruct": "instruct",
                "BM25": "bm25", "mDPR": "mdpr"}
     for model, column in columns.items():
         found[model, "MIRACL nDCG@10 (16 languages)"] = (miracl[f"{column}_ndcg10"], "16 rows of Table 6")
         found[model, "MIRACL R@100 (16 languages)"] = (miracl[f"{column}_r100"], "16 rows of Table 6")
-    bitext, pairs = _csv("tatoeba_per_language").mean(numeric_only=True), _csv("bucc")
+    bitext, pairs = csv_table("tatoeba_per_language").mean(numeric_only=True), csv_table("bucc")
     pairs = pairs[pairs["source"].str.startswith("model card")].set_index("model")
     for size in SIZES:
         found[f"mE5-{size}", "Tatoeba F1 (112 languages)"] = (bitext[f"{size}_card_f1"], "112 values of the card")
@@ -309,7 +310,7 @@ def _recomputed() -> dict[tuple[str, str], tuple[float, str]]:
 def _miracl(_: int) -> pd.DataFrame:
     import pandas as pd
 
-    table = _csv("miracl_per_language")
+    table = csv_table("miracl_per_language")
     short = {"mE5-small": "small", "mE5-base": "base", "mE5-large": "large", "mE5-large-instruct": "instruct",
              "BM25": "bm25", "mDPR": "mdpr"}
     printed: dict[str, str | float] = {"lang": "mean (printed)"}
@@ -320,7 +321,7 @@ def _miracl(_: int) -> pd.DataFrame:
 
 
 def _datasets(_: int) -> pd.DataFrame:
-    return _csv("mteb_eng_v1_per_task").copy()
+    return csv_table("mteb_eng_v1_per_task").copy()
 
 
 def _why(row) -> str:
@@ -331,7 +332,7 @@ def _why(row) -> str:
 
 
 def _english() -> list[tuple]:
-    table, made, data = _csv("mteb_eng_v1_per_task"), _CARD, dataset_revisions()
+    table, made, data = csv_table("mteb_eng_v1_per_task"), _CARD, dataset_revisions()
     return [(f"intfloat/multilingual-e5-{row.model}", made["revision"], made["protocol"], made["dtype"], row.task,
              data.get(row.task, ""), made["mteb_version"], "dev" if row.task == "MSMARCO" else "test",
              _SUBSETS.get(row.task, "default"), "main_score", row.model_card, False, "model card")
@@ -339,7 +340,7 @@ def _english() -> list[tuple]:
 
 
 def _retrieval() -> list[tuple]:
-    table, rows = _csv("miracl_per_language").set_index("lang"), []
+    table, rows = csv_table("miracl_per_language").set_index("lang"), []
     for column, values in table.items():
         name, metric = column.rsplit("_", 1)
         model = model_named({"instruct": "large-instruct", "bm25": "BM25", "mdpr": "mDPR"}.get(name, name))
@@ -352,7 +353,7 @@ def _retrieval() -> list[tuple]:
 
 
 def _bitext() -> list[tuple]:
-    pairs, four = _csv("tatoeba_per_language").set_index("pair"), _csv("bucc")
+    pairs, four = csv_table("tatoeba_per_language").set_index("pair"), csv_table("bucc")
     four = four[four["source"].str.startswith("model card")].set_index("model")
     data = dataset_revisions()
     found = [(size, "BUCC", pair, four.loc[size, pair]) for size in SIZES for pair in _PAIRS]
@@ -376,7 +377,7 @@ def _printed(number: int) -> list[tuple]:
 
 
 def _english_runs(size: str, head: bool) -> list[tuple]:
-    table = _csv("mteb_eng_v1_per_task")
+    table = csv_table("mteb_eng_v1_per_task")
     table = table[table["model"] == size].assign(at=_AT_1_12[size], version="1.12", value=table["mteb_1_12"])
     if head:
         table = table.assign(at=table["head_rev"], version=table["head_mteb"].fillna(""), value=table["head_value"])
@@ -389,8 +390,8 @@ def _bitext_runs(size: str) -> list[tuple]:
     revision, version = _BITEXT_RUNS.get(size, (_AT_1_12[size], "1.12.75"))
     model = f"intfloat/multilingual-e5-{size}"
     rows = [(model, revision, "mteb", "", "Tatoeba", "", version, "test", pair, "f1", value)
-            for pair, value in _csv("tatoeba_per_language").set_index("pair")[f"{size}_mtebrepo_f1"].items()]
-    runs = _csv("bucc")
+            for pair, value in csv_table("tatoeba_per_language").set_index("pair")[f"{size}_mtebrepo_f1"].items()]
+    runs = csv_table("bucc")
     runs = runs[(runs["model"] == size) & runs["source"].str.match(r"BUCC mteb .* HEAD")]
     for run in runs.to_dict("records"):
         _, _, version, revision, _ = run["source"].split()
