@@ -1,7 +1,7 @@
 """What 4 bits cost mE5-small: STSBenchmark, Tatoeba and SciFact, with and without prefixes, in fp32 and bf16.
 
     python tests/benchmarks/four_bits.py --hub ../shared/hub [--model me5-small-q4] [--dtypes bf16 fp32]
-                                         [--out runs/four-bits] [--csv notebooks/results/four_bits.csv]
+                                         [--out runs/four-bits] [--json notebooks/results/four_bits.json]
                                          [--check FOLDER] [--control FOLDER]
 
 Runs what `me5 evaluate` runs, against a hub on the loopback address, and goes on where it was stopped; vectors stay
@@ -42,7 +42,7 @@ MODEL = "intfloat/multilingual-e5-small"  # whose published values are beside ou
 
 
 class Row(NamedTuple):
-    """A line of the CSV; scores in per cent."""
+    """A line of a table; scores in per cent."""
 
     table: str  # score, language, group, prefix, dtype, length, control
     model: str
@@ -317,13 +317,25 @@ def moved(rows: Sequence[Row]) -> list[str]:
             if abs(each.measured - FIRST[each.what]) > WITHIN]
 
 
+def write(file: Path, rows: Sequence[Row], opened: Any) -> None:
+    """The rows as JSON, a line each, under the coordinates that they share."""
+    from me5lib.evaluate import runs
+
+    about = {"model": opened.name, "revision": opened.revision, "weights": opened.weights, "against": MODEL,
+             "draws": DRAWS, "level": LEVEL, "hardware": runs.hardware(), "versions": runs.versions()}  # fmt: skip
+    lines = [json.dumps([round(cell, 4) if isinstance(cell, float) and cell == cell else None if cell != cell else cell
+                         for cell in each], ensure_ascii=False) for each in rows]  # fmt: skip
+    head = json.dumps({**about, "columns": Row._fields}, ensure_ascii=False, indent=1)[:-2]
+    file.write_text(head + ',\n "rows": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n", encoding="utf8")
+
+
 def main() -> int:
     """See above; the exit code."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--hub", type=Path, required=True, help="folder with localhub.py and root/")
     options.add_argument("--model", default="me5-small-q4")
     options.add_argument("--out", type=Path, default=Path("runs/four-bits"))
-    options.add_argument("--csv", type=Path)
+    options.add_argument("--json", type=Path, help="where to write the rows, with the coordinates of the runs")
     options.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"])
     options.add_argument("--check", type=Path, help="a folder that the model was exported to")
     options.add_argument("--control", type=Path, help="a model in full precision")
@@ -346,10 +358,8 @@ def main() -> int:
         rows += Run(folder, asked.out, "bf16", "paper", TASKS["paper"]).scores()
     if asked.control:
         rows += control(asked.control, asked.out, asked.dtypes[0])
-    if asked.csv:
-        import pandas as pd
-
-        pd.DataFrame(rows).to_csv(asked.csv, index=False, float_format="%.4f", lineterminator="\n", encoding="utf8")
+    if asked.json:
+        write(asked.json, rows, opened)
     tell(rows, found)
     server.shutdown()
     print("\n".join(moved(rows)) or f"every bf16 score is within {WITHIN} of the first measurement")
