@@ -12,6 +12,7 @@ from mteb.mocks.mock_tasks import retrieval
 from packaging.version import Version
 from test_runs import files, material, opened
 
+from me5lib import export_cli
 from me5lib.evaluate import lint, reference, runs, suites
 from me5lib.evaluate.models import FOUR_BITS, Opened
 from me5lib.places import Me5Error
@@ -107,6 +108,8 @@ def test_impossible_metrics_are_refused_by_name_and_made_again_on_demand(made, t
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}.*: delete it, or run .* --again") as raised:
         runs.measured(tmp_path)
     assert "\n" not in str(raised.value) and (words == "has no scores" or "(val, default)" in str(raised.value))
+    with pytest.raises(Me5Error, match=rf"result file {path} .*{words}"):
+        export_cli._results(tmp_path, opened())  # no model card takes it either
     before, task = path.read_bytes(), [retrieval.MockRetrievalTask()]
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}.*add --again to replace it"):
         runs.evaluate(opened(), task, tmp_path)
