@@ -156,6 +156,10 @@ def test_a_file_that_its_own_run_contradicts_is_refused(made, tmp_path, name, va
     record.write_text(json.dumps(given), encoding="utf8")
     with pytest.raises(Me5Error, match=rf"{path.parent}/\w+.json {words}"):
         runs.measured(tmp_path)
+    with pytest.raises(Me5Error, match=rf"{path} {words}.*add --again to replace it"):
+        runs.evaluate(opened(), material()[:1], tmp_path)
+    runs.evaluate(opened(), [*material(), retrieval.MockRetrievalTask()], tmp_path, again=True)
+    runs.measured(tmp_path)
 
 
 def test_a_file_from_elsewhere_is_named_and_its_weights_are_not_known(made, tmp_path, capsys):

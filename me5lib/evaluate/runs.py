@@ -184,11 +184,12 @@ def _usable(path: Path, task: AbsTask, again: bool) -> Found | None:
         return None
     there = {"data revision": found.dataset_revision, "mteb": found.mteb_version}
     wanted = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
-    faults = [fault.what for fault in (*lint.other(there, wanted), *lint.impossible(found)) if fault.refused]
-    if not faults:
+    faults = [*lint.other(there, wanted), *lint.check(found, recorded(found))]
+    refused = [fault.what for fault in faults if fault.refused]
+    if not refused:
         return found
     if not again:
-        raise Me5Error(f"the result file {path} {_few(faults)}: choose another --out, or add --again to replace it")
+        raise Me5Error(f"the result file {path} {_few(refused)}: choose another --out, or add --again to replace it")
     path.unlink()
     return None
 
