@@ -156,8 +156,10 @@ class _Own(NamedTuple):
             return
         if wrong := next((name for name, given in others.items() if given), "--scale" if scale != "tiny" else ""):
             raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
-        if self.epochs and self.steps:
+        if self.epochs is not None and self.steps is not None:
             raise Me5Error("--epochs and --steps say the same: leave one of them out")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise Me5Error("--epochs must be above zero, and not endless")
 
     def read(self) -> OwnCorpus:
         """The corpus of the file."""
@@ -172,8 +174,9 @@ class _Own(NamedTuple):
         from me5lib.model.encoder import Encoder
         from me5lib.train import own
 
-        dial = own.fit(corpus, Encoder.load(start), self.start or START, epochs=self.epochs or own.EPOCHS,
-                       steps=self.steps, overrides=overrides, teacher=self.teacher)
+        epochs = own.EPOCHS if self.epochs is None else self.epochs
+        dial = own.fit(corpus, Encoder.load(start), self.start or START, epochs=epochs, steps=self.steps,
+                       overrides=overrides, teacher=self.teacher)
         if team.main:
             print(f"{self.start or START}, to be tuned with", *own.lines(dial), sep="\n")
         return dial

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import random
 import re
 import signal
@@ -137,6 +138,9 @@ HEAD = "query,positive\n"
     ("x.jsonl", b'{"query": "a", "positive": "b"}\n\n{"query": \n', ["line 3 is no JSON"]),
     ("x.jsonl", b'{"query": "a", "positive": "b"}\n["a", "b"]\n', ["line 2 is no object"]),
     ("x.json", b'[{"query": "a"},\n {"query" "b"}]', ["line 2 is no JSON"]),
+    ("x.json", b"[" * 100_000 + b"]" * 100_000, ["nested too deeply"]),
+    ("x.jsonl", b'{"query": ' + b"[" * 3_000 + b"]" * 3_000 + b"}\n{}", ["nested too deeply"]),
+    ("x.json", b'{"train": [{"query": "a"}], "test": [{"query": "b"}]}', ["several lists of rows ('train', 'test')"]),
     ("x.parquet", b"no parquet at all", ["cannot be read as Parquet"]),
     ("x.csv", HEAD.encode() + b"a,b\nc,d\n", ["2 queries", "too few"]),
     ("x.csv", HEAD.encode() + b"a,\n" * 7, ["0 queries", "7 × no positive passage (line 2, 3, 4, 5, 6 …)"]),
@@ -158,8 +162,9 @@ def test_columns_that_are_not_there_are_refused_with_those_that_are(tmp_path):
         own.read(path, passage="query")
     with refused("there is no file"):
         own.read(tmp_path / "missing.csv")
-    with refused("no encoding 'utf9'"):
-        own.read(path, encoding="utf9")
+    for encoding in ("utf9", "idna", "punycode"):
+        with refused(f"no encoding {encoding!r}"):
+            own.read(path, encoding=encoding)
     with refused("share between 0 and 1"):
         own.read(path, dev_share=1.5)
 
@@ -180,8 +185,6 @@ def lines_of(tmp_path, rows, separator="\t", name="x.csv"):
 
 OPENED, CLOSED = '"I will come tomorrow, she said, and left the house.', 'Nobody had seen him since the storm."'
 SIGNS = {  # rows that are read as they stand, every quote a sign
-    "closed rows later": [("q 0", "a"), ("q 1", OPENED), ("q 2", "b"), ("q 3", "c"), ("q 4", CLOSED), ("q 5", "d")],
-    "closed in the next row": [("q 0", OPENED), ("q 1", CLOSED), ("q 2", "b")],
     "closed by a query": [("q 0", OPENED), ('so he said "', "b"), ("q 2", "c")],
     "never closed": [("q 0", "a"), ("q 1", OPENED), ("q 2", "b")],
     "a word at the start": [("q 0", '"Yes" is a word.'), ('"No" too', "b")],
@@ -190,7 +193,12 @@ SIGNS = {  # rows that are read as they stand, every quote a sign
     "across the separator": [('"Where is it?', 'It is here."'), ("q 1", "b")],
     "inches": [("q 0", '27" wide'), ("q 1", '5\' 10"'), ("q 2", "b")],
     "apostrophes": [("'tis q 0", "the dogs'"), ("q 1", "'a', 'b'"), ("q 2", "it's")],
-    "a row of one field between": [("q 0", OPENED), ("q 1",), ("q 2", "b"), ("q 3", CLOSED)],
+}
+READ_IN_TWO_WAYS = {  # and the line where the quote opens
+    "closed rows later": ([("q 0", "a"), ("q 1", OPENED), ("q 2", "b"), ("q 3", "c"), ("q 4", CLOSED), ("q 5", "d")],
+                          3),
+    "closed in the next row": ([("q 0", OPENED), ("q 1", CLOSED), ("q 2", "b")], 2),
+    "a row of one field between": ([("q 0", OPENED), ("q 1",), ("q 2", "b"), ("q 3", CLOSED)], 2),
 }
 
 
@@ -220,9 +228,39 @@ def test_texts_of_several_lines_are_read_as_a_writer_quoted_them(separator, quot
         assert [line.number for line in found.lines] == numbers.tolist()
 
 
-def test_quotes_without_a_sure_meaning_are_refused_by_their_line(tmp_path):
-    rows = [("q 0", '"a, b"'), ("q 1", '"I will come'), ("q 2", 'and left."'), ("q 3", "c")]
-    with refused("begins in line 3", "close every quote"):
+@pytest.mark.parametrize("rest", ["plain", '"a{0}b"', 'says ""it""', "two\nlines"])
+@pytest.mark.parametrize("text", ["Our hours:{0}\nMon{0}9-17\nTue{0}9-18", "你好\n再见，朋友{0}好", "a\nb{0}c\nd{0}e",
+                                  "def f():\n  x = 1{0} return x", "def f():\n{0}x = 1\n{0}return x"])
+def test_a_quoted_text_whose_lines_have_a_rows_fields_is_one_text(rest, text, tmp_path):
+    """As `pandas` writes them, alone and beside other quoted texts."""
+    for separator in ",;\t|":
+        rows = [(f"question {i}?", "answer " * 3 + rest.format(separator)) for i in range(8)]
+        rows.append(("opening hours?", text.format(separator).replace(":" + separator, ":")))
+        frame = pd.DataFrame(rows, columns=["question", "answer"])
+        frame.to_csv(tmp_path / "x.csv", index=False, sep=separator)
+        table = tabular.read(tmp_path / "x.csv")
+        assert [tuple(line.fields.values()) for line in table.lines] == rows
+
+
+def test_plain_rows_between_two_quotes_of_a_long_file_stay_rows(tmp_path):
+    rows = [(f"{query}?", f"{answer}.") for query, answer, _ in made_up(30)]
+    rows[5], rows[14] = (rows[5][0], OPENED), (rows[14][0], CLOSED)
+    assert lines_of(tmp_path, rows) == [(i, *row) for i, row in enumerate(rows, 2)]
+
+
+@pytest.mark.parametrize("name", READ_IN_TWO_WAYS)
+def test_quotes_with_two_meanings_are_refused_by_their_line(name, tmp_path):
+    rows, line = READ_IN_TWO_WAYS[name]
+    for separator in "\t,":
+        bare = [tuple(text.replace(",", "") for text in row) for row in rows]
+        with refused(f"begins in line {line} can be read in two ways") as caught:
+            lines_of(tmp_path, bare, separator)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_quote_that_closes_nowhere_in_a_file_of_quoted_texts_is_refused_by_its_line(tmp_path):
+    rows = [("q 0", '"a, b"'), ("q 1", '"I will come'), ("q 2", "and left."), ("q 3", "c")]
+    with refused("begins in line 3", "no quote, or", "close every quote"):
         lines_of(tmp_path, rows, ",")
 
 
@@ -242,6 +280,12 @@ def test_json_of_other_forms_is_read_where_its_meaning_is_plain(name, tmp_path):
                "pretty.json": json.dumps({"version": "1", "data": objects}, indent=1),
                "lists.json": json.dumps(frame.to_dict("list")), "one_list.json": json.dumps(pairs)}[name]
     assert [(row.query, *row.positives) for row in rows_of(written(tmp_path, content, name))] == pairs
+
+
+def test_an_object_with_a_query_and_a_passage_is_a_row_whatever_lists_it_has(tmp_path):
+    row = {"Query": "q", "positive": "p", "negatives": [{"text": "x"}, {"text": "y"}]}
+    for name in ("x.jsonl", "x.json"):
+        assert [line.fields for line in tabular.read(written(tmp_path, json.dumps(row), name)).lines] == [row]
 
 
 # Languages, and what no file can hold
@@ -560,7 +604,8 @@ def test_the_dials_fit_the_file_and_say_why(corpus, start):
     assert shorter.provenance["finetune.lr"] == ("ours", "set by hand")
     for many, batch in ((45, 8), (200, 16), (520, 64), (10_000, 64), (6, 6)):
         assert tuning._batch(many) == batch
-    for options, words in (({"epochs": 0}, ["above zero"]), ({"overrides": ["train.steps=5"]}, ["train.steps decides"]),
+    for options, words in (({"epochs": 0}, ["above zero"]), ({"epochs": math.inf}, ["not endless"]),
+                           ({"overrides": ["train.steps=5"]}, ["train.steps decides"]),
                            ({"overrides": ["finetune.stepz=5"]}, ["did you mean finetune.steps"])):
         with refused(*words):
             tuning.fit(corpus, encoder, tuning.MODEL, **options)

@@ -150,6 +150,7 @@ def test_options_of_a_scale_and_of_your_own_file_do_not_mix(faq):
     refused(run(*faq, "--scratch"), "--scratch does not go with --data")
     refused(run(*faq, "--dry-run"), "--dry-run does not go with --data")
     refused(run(*faq, "--steps", 3, "--epochs", 2), "leave one of them out")
+    refused(run(*faq, "--plan", "--epochs", 0), "must be above zero")
 
 
 def test_a_mistake_in_your_own_file_is_one_line(faq, tmp_path):

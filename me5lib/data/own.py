@@ -40,9 +40,7 @@ from me5lib.data.corpus import RetrievalSet
 from me5lib.pairs import Labelled, text_key
 from me5lib.places import Me5Error
 
-# Names that columns commonly have, the likeliest first; case and the sign between words do not matter.
-QUERY = ("query", "queries", "question", "questions", "anchor", "q")
-PASSAGE = ("positive", "positives", "passage", "passages", "answer", "answers", "document", "documents", "pos", "doc")
+# Names that columns commonly have, as `tabular.QUERY`.
 NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_passages?)?_?\d*")
 LANGUAGE = ("language", "lang", "locale")
 UNKNOWN = "und"  # ISO 639's code of a language that nobody said
@@ -212,27 +210,18 @@ def choose(table: tabular.Table, query: str | None = None, passage: str | None =
     there = f"{table.path.name} has the columns {', '.join(map(repr, table.columns))}"
     if missing := [name for name in (query, passage, *negatives, language) if name and name not in table.columns]:
         raise Me5Error(f"no column {missing[0]!r}: {there}")
-    asked = _named(table.columns, QUERY)
-    answers = [name for name in _named(table.columns, PASSAGE) if name != query]
+    asked = tabular.named(table.columns, tabular.QUERY)
+    answers = [name for name in tabular.named(table.columns, tabular.PASSAGE) if name != query]
     if not query and not asked or not passage and not answers:
         side = "passage" if query or asked else "query"
         raise Me5Error(f"which column is the {side}? {there}: name it with --{side}-column ({side}=… in Python)")
     query, passage = query or asked[0], passage or answers[0]
-    wrong = tuple(negatives) or tuple(name for name in table.columns if NEGATIVE.fullmatch(_plain(name)))
-    said = language or next(iter(_named(table.columns, LANGUAGE)), None)
+    wrong = tuple(negatives) or tuple(name for name in table.columns if NEGATIVE.fullmatch(tabular.plain(name)))
+    said = language or next(iter(tabular.named(table.columns, LANGUAGE)), None)
     taken = [query, passage, *wrong, *filter(None, [said])]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise Me5Error(f"the column {twice[0]!r} cannot be two things: {there}")
     return Columns(query, passage, wrong, said, tuple(n for n in (*asked, *answers) if n not in taken))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
-
-
-def _named(columns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Those columns that have one of `names`, the likeliest first."""
-    return [column for name in names for column in columns if _plain(column) == name]
 
 
 class _Row(NamedTuple):

@@ -18,7 +18,7 @@ import codecs
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,10 @@ from me5lib.places import Me5Error
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LOOKED_AT = 500  # ours: lines that decide on the separator
 THOUSANDS = re.compile(r"(?<!\d)\d{1,3},\d{3}(?!\d)")
+SURE_ROWS, ROWS_ALIKE = 8, 4  # ours: fewer rows do not tell how long rows are, fewer lines not that they are rows
+# Names that columns commonly have, the likeliest first; case and the sign between words do not matter.
+QUERY = ("query", "queries", "question", "questions", "anchor", "q")
+PASSAGE = ("positive", "positives", "passage", "passages", "answer", "answers", "document", "documents", "pos", "doc")
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
@@ -57,10 +61,23 @@ def read(path: Path, encoding: str = "utf8") -> Table:
         raise Me5Error(f"{path}: a file that ends in {', '.join(_READERS)} is wanted (a spreadsheet: save it as CSV)")
     if not path.is_file():
         raise Me5Error(f"there is no file {path}")
-    table = _READERS[kind](path, encoding)
+    try:
+        table = _READERS[kind](path, encoding)
+    except RecursionError:
+        raise Me5Error(f"{path} cannot be read: lists or objects are nested too deeply in it") from None
     if not table.lines:
         raise Me5Error(f"{path} has no rows")
     return table
+
+
+def plain(name: str) -> str:
+    """A column's name without case, with "_" between its words."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
+def named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Those columns that have one of `names`, the likeliest first."""
+    return [column for name in names for column in columns if plain(column) == name]
 
 
 def _csv(path: Path, encoding: str) -> Table:
@@ -91,8 +108,9 @@ class _Quotes:
 
     A field is quoted where it begins with a quote and a quote before a separator or a line's end closes it. Where that
     is in another line, it may be a text of several lines; or a sentence that opens with a quote and another, rows
-    later, that ends with one. It is the latter where most of the further lines look like rows of their own. Quotes that
-    close nowhere, or there, are signs like others where no field of the file needs quotes; else the file is refused.
+    later, that ends with one. It is the latter where most of the further lines look like rows of their own; `_signs`
+    decides on these if all rows have the header's number of fields under the former. Quotes that close nowhere, or
+    there, are signs like others where no field of the file needs quotes; else the file is refused.
     """
 
     def __init__(self, text: str, separator: str) -> None:
@@ -105,29 +123,57 @@ class _Quotes:
 
     def read(self, path: Path) -> list[tuple[int, list[str]]]:
         """The line at which each row begins, and its fields. Raises `Me5Error` for quotes whose meaning is not sure."""
-        found = list(self.records())
-        if self.unclosed and self.needed:
-            raise Me5Error(f"{path}: the row that begins in line {self.unclosed[0]} cannot be read: a quote that opens "
-                           "in it does not close in it, and other texts of the file are quoted: close every quote, and "
-                           'write a quote inside a quoted field twice ("")')
-        return found
+        rows = list(self.records(standard=True))
+        if (any(len(fields) != len(self.header) or any(map(self._open, fields)) for _, fields in rows)
+                or self._signs(path, rows)):
+            rows = list(self.records())
+            if self.unclosed and self.needed:
+                raise Me5Error(f"{path}: the row that begins in line {self.unclosed[0]} cannot be read: no quote, or "
+                               "only one in what looks like another row, closes one that opens in it, and other texts "
+                               'are quoted: close every quote, and write a quote inside a quoted field twice ("")')
+        return [(number, [field[1:-1].replace('""', '"') if self._closed(field) else field for field in fields])
+                for number, fields in rows]
 
-    def records(self) -> Iterator[tuple[int, list[str]]]:
-        """As `read`, whatever the quotes; afterwards `needed` and `unclosed` tell of them."""
+    def _signs(self, path: Path, rows: list[tuple[int, list[str]]]) -> bool:
+        """Whether the quotes around lines that look like rows are signs: no other field needs its quotes, and most of
+        these lines are as long as the other rows, column by column; they are quotes where none is in any column.
+        Raises `Me5Error` where it is not sure."""
+        doubts = {number: text for number, fields in rows[1:] if self._alone(text := self.separator.join(fields))}
+        sure = [fields for number, fields in rows if number not in doubts]
+        if not doubts or any(self._closed(field) and re.search(rf'[{self.separator}\n]|""', field[1:-1])
+                             for fields in sure for field in fields):
+            return False
+        lengths = [{len(field) for field in column} for column in zip(*sure[1:], strict=True)]
+        within = [[min(known) <= len(field) <= max(known)
+                   for field, known in zip(line.split(self.separator), lengths, strict=False)]
+                  for text in doubts.values() for line in text.split("\n")[1:]]
+        alike = sum(map(all, within))
+        if len(sure) > SURE_ROWS and (not any(map(any, within)) or alike >= max(ROWS_ALIKE, len(within) / 2)):
+            return alike > 0
+        raise Me5Error(f"{path}: the row that begins in line {min(doubts)} can be read in two ways: its quote closes "
+                       "in a later line, and these lines can be rows: if it is one text, put quotes around all fields "
+                       "of the file, the header's too; else remove the quote")
+
+    def records(self, standard: bool = False) -> Iterator[tuple[int, list[str]]]:
+        """The line at which each row begins, and its fields, quotes and all; afterwards `needed` and `unclosed` tell of
+        the quotes. `standard`: all that open a field and are closed quote it."""
         at, number = 0, 1
         while at < len(self.text):
             fields, after = self._fields(self.text, at)
-            if "\n" in self.text[at:after] and at and (line := self._alone(at, after)) is not None:
+            if not standard and at and (line := self._alone(self.text[at:after])) is not None:
                 fields, after = self._fields(line)[0], at + len(line)
-            if any(field[:1] == '"' for field in fields):
+            if not standard and any(field[:1] == '"' for field in fields):
                 fields = self._judged(fields, self.text[at:after], number)
             if fields != [""]:  # an empty line is no row
-                yield number, [field[1:-1].replace('""', '"') if self._closed(field) else field for field in fields]
+                yield number, fields
             number += self.text.count("\n", at, after) + 1
             at = after + 1
 
     def _closed(self, field: str) -> bool:
         return field[:1] == '"' and self.quoted.fullmatch(field) is not None
+
+    def _open(self, field: str) -> bool:
+        return field[:1] == '"' and not self._closed(field)
 
     def _fields(self, text: str, at: int = 0, quotes: bool = True) -> tuple[list[str], int]:
         """The fields of the row of `text` that begins at `at`, quotes and all, and where it ends."""
@@ -140,18 +186,17 @@ class _Quotes:
                 return found, at
             at += 1
 
-    def _alone(self, at: int, after: int) -> str | None:
+    def _alone(self, text: str) -> str | None:
         """The first line of a row of several lines, where it is a row alone: most of the others look like rows, too."""
-        last = self.text.find("\n", after)
-        line, *others = self.text[at : last if last >= 0 else len(self.text)].split("\n")
+        line, *others = text.split("\n")
         like = [self._like_row(other) for other in others]
         return line if len(self._fields(line)[0]) <= len(self.header) and 2 * sum(like) > len(like) else None
 
     def _like_row(self, line: str) -> bool:
-        """Whether a line has the header's fields, a quote first where the header has one, no open quote, and no comma
-        of prose: with a space behind it where the header has none, or one of thousands."""
+        """Whether a line has the header's fields, a quote first where the header has one, no open quote, no indent, and
+        no comma of prose: with a space behind it where the header has none, or one of thousands."""
         fields, header = self._fields(line)[0], self.header
-        opened = any(field[:1] == '"' and not self._closed(field) for field in fields)
+        opened = any(map(self._open, fields)) or not line[:1].strip(self.separator + " \t")
         spaced = not any(name[:1] == " " for name in header[1:])
         prose = any(spaced and right[:1] == " " or THOUSANDS.search(left[-4:] + self.separator + right[:4])
                     for left, right in itertools.pairwise(fields))
@@ -165,7 +210,7 @@ class _Quotes:
         if stop == len(text) and len(bare) == len(self.header) != len(fields):
             return bare
         closed = [field for field in fields if self._closed(field)]
-        if sum(field[:1] == '"' for field in fields) > len(closed):
+        if any(map(self._open, fields)):
             self.unclosed.append(number)
         self.needed |= stop < len(text) or bool(closed) and (
             len(bare) != len(fields) or any('""' in field[1:-1] for field in closed))
@@ -181,17 +226,21 @@ def _json(path: Path, encoding: str) -> Table:
             raise _no_json(path, 1, error) from None
         rows = [(i, _loaded(path, line, i)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         return _table_of(path, "JSON lines", rows, "line")
-    return _table_of(path, "JSON", list(enumerate(_rows_of(whole), 1)), "row")
+    return _table_of(path, "JSON", list(enumerate(_rows_of(path, whole), 1)), "row")
 
 
-def _rows_of(document: Any) -> list[Any]:
-    """The rows of a JSON document: the members of a list, or of the one list of objects in an object; columns of one
-    length (lists, or objects by row as pandas has them) side by side; else the document is a row."""
+def _rows_of(path: Path, document: Any) -> list[Any]:
+    """The rows of a JSON document: the members of a list, or of the one list of objects in an object that is no row by
+    its names; columns of one length (lists, or objects by row as pandas has them) side by side; else the document is a
+    row. Raises `Me5Error` for several lists of objects."""
     if isinstance(document, list):
         return document
     values = list(document.values()) if isinstance(document, dict) else []
     tables = [held for held in values if isinstance(held, list) and held and all(isinstance(row, dict) for row in held)]
-    if len(tables) == 1:
+    if tables and not (named(document, QUERY) and named(document, PASSAGE)):
+        if len(tables) > 1:
+            lists = ", ".join(repr(name) for name, held in document.items() if held in tables)
+            raise Me5Error(f"{path} holds several lists of rows ({lists}): save the one that is wanted as its own file")
         return tables[0]
     if len(values) > 1 and all(isinstance(held, dict) and held.keys() == values[0].keys() for held in values):
         values = [list(held.values()) for held in values]
@@ -261,12 +310,12 @@ def _decoded(path: Path, encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
         return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_whole`
-    except LookupError:
-        raise Me5Error(f"there is no encoding {encoding!r}: utf8, cp1252, shift_jis are some") from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise Me5Error(f"{path}: line {line} is not {encoding} (byte 0x{raw[error.start]:02x}): save the file as "
                        "UTF-8, or name its encoding (--encoding cp1252, for one from Excel)") from None
+    except (LookupError, UnicodeError):  # the latter of those for other things than files, as host names
+        raise Me5Error(f"there is no encoding {encoding!r} of files: utf8, cp1252, shift_jis are some") from None
 
 
 _READERS = {".csv": _csv, ".tsv": _csv, ".jsonl": _json, ".ndjson": _json, ".json": _json, ".parquet": _parquet}

@@ -89,8 +89,8 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float = EPOC
 def _chosen(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None, fixed: dict) -> dict[str, Given]:
     """The dials of the stage that are not `fixed`, from the file's size, the lengths of its texts, the model's size."""
     rows = corpus.labelled()
-    if not epochs > 0 or (steps is not None and steps < 1):
-        raise Me5Error("--epochs and --steps must be above zero")
+    if not 0 < epochs * len(rows) < math.inf or (steps is not None and steps < 1):
+        raise Me5Error("--epochs and --steps must be above zero, and not endless")
     batch = fixed.get("batch") or _batch(len(rows))
     many = fixed.get("steps") or steps or math.ceil(epochs * len(rows) / batch)
     asked, found = _longest(corpus, encoder)
