@@ -1,4 +1,4 @@
-"""Checkers of notebook 07: the weight of a hard negative, the margin, a teacher's opinion, what a filter is worth."""
+"""Checkers of notebook 07: the weight of a hard negative, two margins, a teacher's opinion, what a filter is worth."""
 
 from __future__ import annotations
 
@@ -80,3 +80,17 @@ def precision(answer: float) -> str | None:
     if close(answer, 3 / 12, 5e-3):
         return "that is the share of the dropped that were no lies; precision counts those that were"
     return None if close(answer, 9 / 12, 5e-3) else "of the 12 that were dropped, how many were rightly dropped?"
+
+
+@exercise("07.5")
+def margin_above_the_floor(answer: float) -> str | None:
+    """Right answer 0.87, unrelated texts 0.75, 95 % of what is above: 0.75 + 0.95 · 0.12 = 0.864."""
+    if close(answer, 0.95 * 0.12, 1e-4):
+        return "that is how far above 0.75 it may lie: add the 0.75 again"
+    if close(answer, 0.95 * 0.87, 1e-4):
+        return "that is 95 % of the whole score, NV-Retriever's; take it of what lies above 0.75 only"
+    if close(answer, 0.75 + 0.05 * 0.12, 1e-4):
+        return "that is 5 % of the way up from 0.75: the ceiling lies 5 % of the way down from 0.87"
+    if close(answer, 0.95 * 0.75, 1e-4):
+        return "that is below what unrelated texts score: nothing at all would be left"
+    return None if close(answer, 0.864, 1e-4) else "0.75, and 95 % of the distance from there to 0.87"

@@ -275,17 +275,6 @@ def shares_of_pull(kinds: dict[str, list[float]]) -> Figure:
     return figure
 
 
-def margin_trade(margins: list[float], lies: list[float], kept: list[float], chosen: float) -> Figure:
-    """What a margin lets through: planted right answers (should be 0) and real negatives (should be 1), by margin."""
-    figure, axis = canvas(7.0, 3.4)
-    axis.plot(margins, lies, "--s", color=COLOURS[1], markersize=4, label="planted right answers let through")
-    axis.plot(margins, kept, "-o", color=COLOURS[0], markersize=4, label="other candidates kept")
-    axis.axvline(chosen, color=GREY, linewidth=1, linestyle=":", label=f"NV-Retriever's {chosen:g}")
-    axis.set(xlabel="margin: share of the positive's score that is allowed", ylabel="share", ylim=(-0.03, 1.03))
-    axis.legend(frameon=False, fontsize=8)
-    return figure
-
-
 def two_opinions(texts: list[str], student: list[float], teacher: list[float], right: int = 0) -> Figure:
     """The probabilities that student and teacher give the passages of one group; the right one is starred."""
     figure, axis = canvas(7.0, 0.9 + 0.45 * len(texts))
