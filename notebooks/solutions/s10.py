@@ -65,7 +65,16 @@ def _judge(half=0.3, full=0.1, distance=lambda expected, measured: abs(measured 
 
 
 verdict_of = _judge()
-SOLUTIONS = {"10.1": 5 / 9, "10.2": prefixes, "10.3": margin, "10.4": verdict_of, "10.5": (59.4, 59.5)}
+
+
+def change_taken_apart(published, measured):
+    """(change without the prefix, change of what it adds): their sum is the change with it."""
+    bare = measured[1] - published[1]
+    return bare, (measured[0] - published[0]) - bare
+
+
+SOLUTIONS = {"10.1": 5 / 9, "10.2": prefixes, "10.3": margin, "10.4": verdict_of, "10.5": (59.4, 59.5),
+             "10.6": change_taken_apart}
 WRONG = {
     "10.1": [2 / 3, 1 / 2, 5 / 6, 4 / 7],
     "10.2": [_swapped, _as_mteb, _reranking_too, _type_only, _no_space],
@@ -75,4 +84,9 @@ WRONG = {
              _judge(distance=lambda expected, measured: expected - measured),
              _judge(distance=lambda expected, measured: measured - expected)],
     "10.5": [(59.4, 59.4), (59.5, 59.4), (59.5, 59.5), (59.4, 59.45), (59, 60)],
+    "10.6": [lambda published, measured: change_taken_apart(measured, published),
+             lambda published, measured: change_taken_apart(published, measured)[::-1],
+             lambda published, measured: (measured[0] - published[0], measured[1] - published[1]),
+             lambda published, measured: (measured[1] - published[1], measured[0] - published[0]),
+             lambda published, measured: (0.1, 1.0)],
 }
