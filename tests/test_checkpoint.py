@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_file_is_named(tokenizer, tm
         assert checkpoint.latest(tmp_path) == good
         assert f"({name} is missing)" in capsys.readouterr().out
         (bad / name).write_bytes(before)
-        assert checkpoint.whole(bad)
+        assert not checkpoint.damage(bad)
     (bad / ".DS_Store").write_bytes(b"of a file browser")
     assert checkpoint.latest(tmp_path) == bad
 
@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_at_any_moment_leaves_the_one_before_and_nothing_to
         except Me5Error as error:
             refused += 1
             assert "No space left" in str(error) and "\n" not in str(error)
-        assert checkpoint.whole(good) and not [name for name in names(tmp_path) if name.endswith(".part")]
+        assert not checkpoint.damage(good) and not [name for name in names(tmp_path) if name.endswith(".part")]
         last = checkpoint.latest(tmp_path)
         assert last == good or last.name == "step-000003"
         if len(done) < limit:
@@ -223,7 +223,7 @@ def test_a_disk_that_refuses_what_python_does_not_write(tokenizer, tmp_path, lim
             checkpoint.save(tmp_path, model, adamw, 2, "plan")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "\n" not in str(error.value) and names(tmp_path) == ["step-000001"] and checkpoint.whole(good)
+    assert "\n" not in str(error.value) and names(tmp_path) == ["step-000001"] and not checkpoint.damage(good)
     assert checkpoint.latest(checkpoint.save(tmp_path, encoder, adamw, 2, "plan").parent).name == "step-000002"
 
 

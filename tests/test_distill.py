@@ -17,7 +17,7 @@ from me5lib.pairs import Labelled
 from me5lib.places import Me5Error
 from me5lib.train import distill, drawing, groups, stages
 from me5lib.train.dist import Team, launch
-from me5lib.train.score_cache import score_all
+from me5lib.train.score_cache import score_pairs
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
 PREFIXES, LENGTHS = ("query: ", "passage: "), (16, 16)
@@ -142,7 +142,7 @@ def test_the_students_scores_are_its_cosines(encoder):
 
 
 def scores_of(teacher, pairs, lengths=LENGTHS):
-    return score_all(pairs, lambda some: teacher.pieces(some, lengths))
+    return score_pairs(pairs, lambda some: teacher.pieces(some, lengths))
 
 
 PAIRS = [(f"query: {a}", f"passage: {b} car " + "house " * (i % 4)) for i, a in enumerate(COLOURS) for b in COLOURS]
@@ -224,8 +224,7 @@ def test_a_reranker_scores_as_its_own_classes_do(encoder, tmp_path, monkeypatch,
         with torch.no_grad():
             right.append(model(**given).logits.item())
     assert np.std(right) > 0.1 and scores_of(teacher, pairs, (60, 60)) == pytest.approx(right, abs=1e-4)
-    monkeypatch.setattr(distill, "_budget", lambda device: 30)
-    monkeypatch.setattr(distill, "ENCODED", 5)
+    monkeypatch.setattr(distill, "piece_tokens", lambda device: 30)
     assert scores_of(teacher, pairs, (60, 60)) == pytest.approx(right, abs=1e-4)
 
 

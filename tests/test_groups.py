@@ -208,12 +208,15 @@ def told(monkeypatch, tmp_path):
 
 
 NAMED = stage_of(teacher="owner/reranker")
+HELD = [row._replace(query=f"held out: {row.query}") for row in ROWS]  # no pair of a held-out group is in another one
 
 
 def test_a_better_teacher_scores_every_group_of_every_pass_and_is_in_the_report(encoder, tmp_path, told, capsys):
     teacher = told(Told())
-    made, plan = make(encoder, tmp_path / "w", stage=NAMED, with_teacher=True, dev=ROWS, progress=True)
-    said = re.search(r"the told one (\S+), start model (\S+) first of 8 .24 held-out", capsys.readouterr().out)
+    made, plan = make(encoder, tmp_path / "w", stage=NAMED, with_teacher=True, dev=HELD, progress=True)
+    output = capsys.readouterr().out
+    said = re.search(r"the told one (\S+), start model (\S+) first of 8 .24 held-out", output)
+    assert f"the told one: 120 pairs scored here, 0 read from {tmp_path / 'cache' / 'scores'}\n" in output
     assert made.taught and float(said[1]) > float(said[2])
     for i, row in made.rows.items():
         right = [Told.of(row.query, text) for text in (row.positives[0], *row.negatives)]
@@ -238,8 +241,9 @@ def test_a_teacher_that_is_no_better_is_not_used_and_one_that_nobody_can_judge_o
     assert not made.taught
 
 
-def test_interrupted_scoring_goes_on_without_mining_again_or_scoring_a_pair_twice(encoder, tmp_path, told, monkeypatch):
-    options = {"stage": NAMED, "with_teacher": True, "dev": ROWS[:6], "kind": "mined", "mines": True}
+def test_interrupted_scoring_goes_on_with_the_block_without_mining_again(encoder, tmp_path, told, monkeypatch):
+    options = {"stage": NAMED, "with_teacher": True, "dev": HELD[:6], "kind": "mined", "mines": True}
+    monkeypatch.setattr(teaching, "BLOCK", 5)  # of held-out groups: 40 and 8 pairs; of the others: 25 each
     whole = told(Told())
     right, _ = make(encoder, tmp_path / "whole", **options)
     first = told(Told(stop=100))
@@ -250,14 +254,16 @@ def test_interrupted_scoring_goes_on_without_mining_again_or_scoring_a_pair_twic
     second = told(Told())
     second.identity = first.identity
     made, _ = make(encoder, tmp_path / "part", **options)
-    assert made == right and sorted(first.asked + second.asked) == sorted(whole.asked)
+    assert made == right and 98 <= len(first.asked) < 98 + 25  # in the third block of groups
+    assert first.asked == whole.asked[: len(first.asked)] and second.asked == whole.asked[98:]
     assert {path.name for path in (tmp_path / "part").iterdir()} == {"groups.jsonl", "report.json"}
 
 
 def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_interrupted(
     encoder, tmp_path, monkeypatch
 ):
-    options = {"stage": stage_of(teacher_steps=3), "with_teacher": True, "dev": ROWS[:6]}
+    options = {"stage": stage_of(teacher_steps=3), "with_teacher": True, "dev": HELD[:6]}
+    monkeypatch.setattr(teaching, "BLOCK", 5)
     monkeypatch.setattr(distill.Verdict, "trusted", True)
     right, _ = make(encoder, tmp_path / "whole", **options)
     asked, pieces, stop = [], distill.Teacher.pieces, [100]
@@ -269,7 +275,7 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
             asked.extend(pairs[i] for i in at)
             yield at, scores
 
-    monkeypatch.setattr(distill, "_budget", lambda device: 60)
+    monkeypatch.setattr(distill, "piece_tokens", lambda device: 60)
     monkeypatch.setattr(distill.Teacher, "pieces", noting)
     with pytest.raises(KeyboardInterrupt):
         make(encoder, tmp_path / "part", **options)
@@ -277,7 +283,8 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
     monkeypatch.setattr(teaching, "train_teacher", lambda *_: pytest.fail("trained again"))
     stop[0] = math.inf
     made, _ = make(encoder, tmp_path / "part", **options)
-    assert len(asked) == len(set(asked)) > 110
+    again = len(asked) - len(set(asked))
+    assert 0 < again < 25 and len(set(asked)) == 48 + 120  # pairs of one block
     for i, row in made.rows.items():
         assert row[:5] == right.rows[i][:5]
         assert row.teacher_scores == pytest.approx(right.rows[i].teacher_scores, abs=0.05)
@@ -290,8 +297,8 @@ sys.path.insert(0, sys.argv[2])
 import test_groups as the
 from me5lib.train import distill, dist, teaching
 folder, team = Path(sys.argv[1]), dist.join(2)
-teacher = the.Told()
-teaching.cache, distill.open_teacher = lambda: folder, lambda name, device: teacher
+teacher, teaching.BLOCK = the.Told(), 4
+teaching.cache, distill.open_teacher = lambda: folder / "cache", lambda name, device: teacher
 made, _ = the.make(the.Bare(), folder / "w", stage=the.NAMED, with_teacher=True, team=team)
 (folder / f"rank{team.rank}.txt").write_text(repr(made), encoding="utf8")
 (folder / f"asked{team.rank}.json").write_text(the.json.dumps(teacher.asked), encoding="utf8")
@@ -306,14 +313,18 @@ class Bare:
     device = torch.device("cpu")
 
 
-def test_two_processes_score_half_each_and_have_what_one_has(tmp_path, told):
+def test_two_processes_score_half_each_and_have_what_one_has(tmp_path, told, monkeypatch):
     launch([[sys.executable, "-c", RANK, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, timeout=120)
     alone = told(Told())
     right, _ = make(Bare(), tmp_path / "alone", stage=NAMED, with_teacher=True)
     assert right.taught and all((tmp_path / f"rank{r}.txt").read_text(encoding="utf8") == repr(right) for r in range(2))
     asked = [json.loads((tmp_path / f"asked{r}.json").read_text(encoding="utf8")) for r in range(2)]
-    assert [len(pairs) for pairs in asked] == [24 * 5 / 2] * 2
+    assert [len(pairs) for pairs in asked] == [24 * 5 / 2] * 2  # three blocks of four groups each
     assert sorted(map(tuple, asked[0] + asked[1])) == sorted(alone.asked)
+    monkeypatch.setattr(teaching, "BLOCK", 4)
+    alone = told(Told())
+    assert make(Bare(), tmp_path / "later", stage=NAMED, with_teacher=True)[0] == right
+    assert not alone.asked  # their blocks are those of one process
 
 
 # ---- me5 teach -------------------------------------------------------------------------------------------------------

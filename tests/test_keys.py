@@ -13,7 +13,8 @@ import pytest
 from me5lib import places, run, scale
 
 VERSIONS = {"data.corpus": {"corpus"}, "evaluate.baselines": {"baselines"}, "evaluate.protocol": {"protocol"},
-            "evaluate.vectors": {"vectors"}, "model.encoder": {"protocol", "vectors"}, "run": {"run"}}
+            "evaluate.vectors": {"vectors"}, "model.encoder": {"protocol", "vectors", "scores"}, "run": {"run"},
+            "train.score_cache": {"scores"}}
 
 
 def keys(folder):
@@ -22,16 +23,20 @@ def keys(folder):
     from me5lib.evaluate import baselines, models, protocol, vectors
     from me5lib.model.encoder import Encoder
     from me5lib.model.text import train_tokenizer
+    from me5lib.train import score_cache
 
     words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
     encoder = Encoder.new(scale.load("smoke").model, train_tokenizer(words, 330), 0)
     kept = vectors.Kept(models.E5(encoder), folder / "kept", "model revision fp32")
+    shutil.rmtree(folder / "scores", ignore_errors=True)
+    score_cache.block_scores([("a", "b")], lambda pairs: [([0], [1.0])], "a teacher", folder / "scores", {})
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {
         "corpus": corpus.fingerprint(scale.load("tiny").data),
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
         "protocol": protocol.fingerprint(encoder),
         "vectors": kept._shelf("query: ", True, {}).folder.name,
+        "scores": [path.name for path in (folder / "scores").iterdir()],
         "run": run.Journal(folder / "run", run.books(), parameters)._keys,
     }
 

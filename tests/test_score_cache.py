@@ -1,208 +1,137 @@
-"""Scores are kept: nothing is scored twice, whatever the process was killed at; damage is found, counted and mended."""
+"""Scores are kept by blocks: a killed run loses one block and ends with the same scores; damage is seen and mended."""
 
-import json
-import os
+import dataclasses
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from me5lib import scale
+from me5lib.pairs import Labelled
 from me5lib.places import Me5Error
-from me5lib.train import score_cache
-from me5lib.train.score_cache import RECORD, ScoreCache, distinct, score_all
+from me5lib.train import checkpoint, score_cache, teaching
 
-WHO = {"model": "one", "revision": "a1", "limits": [8, 8]}
-PAIRS = [(f"question {i % 7}", f"passage {i} " + "word " * (i % 5)) for i in range(50)]
-
-
-def truth(pair):
-    return np.float32(len(pair[0]) * 0.5 - len(pair[1]) + sum(map(ord, pair[1])) % 97 / 7)
+GROUPS = {3 * i: Labelled(f"q{i}", (f"right {i}",), tuple(f"wrong {'word ' * j}{i}" for j in range(i % 4)), "s", "en")
+          for i in range(18)}  # fmt: skip
+PAIRS = [(row.query, text) for row in GROUPS.values() for text in (*row.positives, *row.negatives)]
 
 
-class Counting:
-    """A model that gives `truth`, longest pairs first and three at a time, and remembers what it was asked."""
+def truth(pairs):
+    return np.float32([len(query) - 2 * len(text) + sum(map(ord, query + text)) % 97 / 7 for query, text in pairs])
 
-    def __init__(self, log=None, stop=10**9):
-        self.asked, self.log, self.stop = [], log, stop
 
-    def pieces(self, pairs):
-        order = np.argsort([-len(q) - len(p) for q, p in pairs], kind="stable")
-        for start in range(0, len(order), 3):
-            at = order[start : start + 3]
-            if len(self.asked) >= self.stop:
+class Teacher:
+    """Gives `truth`, longest pairs first and three at a time; notes what it scored, and hangs after `stop` pairs."""
+
+    name, prefixed, identity = "X", False, {"model": "one", "revision": "a1"}
+
+    def __init__(self, stop=10**9, wrong=()):
+        self.scored, self.stop, self.wrong = [], stop, wrong
+
+    def pieces(self, pairs, lengths=None):
+        order = np.argsort([-len(text) for _, text in pairs], kind="stable")
+        for at in (order[start : start + 3] for start in range(0, len(order), 3)):
+            if len(self.scored) >= self.stop:
                 print("waiting", flush=True)
                 time.sleep(600)
-            self.asked += [pairs[i] for i in at]
-            if self.log:
-                with open(self.log, "a", encoding="utf8") as lines:
-                    lines.writelines(json.dumps(pairs[i]) + "\n" for i in at)
-            yield at, np.array([truth(pairs[i]) for i in at])
+            piece = [pairs[i] for i in at]
+            self.scored += piece
+            yield at, np.where([pair in self.wrong for pair in piece], np.nan, truth(piece))
 
 
-def test_each_pair_is_scored_once_and_in_its_place(tmp_path):
-    model, twice = Counting(), [*PAIRS, *PAIRS[::-1]]
-    with ScoreCache(tmp_path, WHO) as kept:
-        assert np.array_equal(kept.through(twice, model.pieces), [truth(pair) for pair in twice])
-        assert sorted(model.asked) == sorted(PAIRS) and kept.scored == len(kept) == 50
-        assert np.array_equal(kept.through(PAIRS[5:9], model.pieces), [truth(pair) for pair in PAIRS[5:9]])
-    again = Counting()
-    with ScoreCache(tmp_path, WHO) as kept:
-        found = kept.through([*PAIRS[::2], ("new", "pair")], again.pieces)
-        assert len(kept.through([], again.pieces)) == 0
-    assert again.asked == [("new", "pair")] and np.array_equal(found[:-1], [truth(pair) for pair in PAIRS[::2]])
-    assert (kept.folder / "about.json").read_text(encoding="utf8").count("a1") == 1
+def block(folder, teacher=None, pairs=PAIRS, **more):
+    return score_cache.block_scores(pairs, (teacher or Teacher()).pieces, "X", folder, {**Teacher.identity, **more})
 
 
-def test_many_windows_and_a_growing_index_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(score_cache, "WINDOW", 4)
-    monkeypatch.setattr(score_cache, "RECENT", 10)
-    model = Counting()
-    with ScoreCache(tmp_path, WHO) as kept:
-        for start in range(0, 50, 10):
-            kept.through(PAIRS[: start + 10], model.pieces)
-        assert np.array_equal(kept.through(PAIRS, model.pieces), [truth(pair) for pair in PAIRS])
-    assert sorted(model.asked) == sorted(PAIRS)
+def score_groups(folder, teacher, **dials):
+    """The scores of all `PAIRS`, in blocks of four groups, which are ten pairs."""
+    stage = dataclasses.replace(scale.load("smoke").finetune, **dials)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teaching, "BLOCK", 4)
+        made = teaching.score(teacher, GROUPS, stage, lambda source: ("", ""), folder)
+    return pytest.approx([score for i in GROUPS for score in made[i].teacher_scores], abs=1e-4)  # they are rounded
 
 
-def test_another_revision_limit_or_split_of_the_texts_is_another_score(tmp_path):
-    model = Counting()
-    for who in (WHO, {**WHO, "revision": "b2"}, {**WHO, "limits": [8, 9]}):
-        with ScoreCache(tmp_path, who) as kept:
-            kept.through([("ab", "c"), ("a", "bc"), ("", "abc"), ("c", "ab")], model.pieces)
-    assert len(model.asked) == 12 and len(list(tmp_path.iterdir())) == 3
+def test_each_pair_is_scored_once_in_its_place_and_the_block_read_the_next_time(tmp_path):
+    teacher, twice = Teacher(), [*PAIRS, *PAIRS[::-1]]
+    for again in (False, True):
+        scores, cached = block(tmp_path / "new" / "folder", teacher, twice)
+        assert scores.dtype == np.float32 and np.array_equal(scores, truth(twice))
+        assert cached is again and sorted(teacher.scored) == sorted(PAIRS)
 
 
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_score_cache import PAIRS, WHO, Counting
-from me5lib.train.score_cache import ScoreCache
-folder = Path(sys.argv[1])
-with ScoreCache(folder, WHO) as kept:
-    kept.through(PAIRS, Counting(folder / "asked", stop=27).pieces)
-"""
+def test_another_revision_limit_version_or_split_of_the_texts_is_another_block(tmp_path, monkeypatch):
+    cases = [{"pairs": [("ab", "c")]}, {"pairs": [("a", "bc")]}, {"pairs": [("c", "ab")]}, {}, {"revision": "b2"}]
+    assert [block(tmp_path, **case)[1] for case in (*cases, *cases)] == [False] * 5 + [True] * 5
+    monkeypatch.setattr(score_cache, "VERSION", score_cache.VERSION + 1)
+    assert not block(tmp_path)[1]
+    teacher = Teacher()
+    for limit in (7, 8):
+        score_groups(tmp_path, teacher, passage_tokens=limit)
+    assert sorted(teacher.scored) == sorted(2 * PAIRS)
 
 
-def test_killed_while_scoring_it_goes_on_and_ends_with_the_same_file(tmp_path):
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    part.mkdir()
-    with ScoreCache(whole, WHO) as kept:
-        kept.through(PAIRS, Counting().pieces)
-        name = kept.path.relative_to(whole)
-    command = [sys.executable, "-c", CHILD, str(part), str(Path(__file__).parent)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "waiting\n"
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    model = Counting(part / "asked")
-    with ScoreCache(part, WHO) as kept:  # the dead process's lock is no obstacle
-        found = kept.through(PAIRS, model.pieces)
-    assert np.array_equal(found, [truth(pair) for pair in PAIRS]) and len(model.asked) == 50 - 27
-    asked = [tuple(json.loads(line)) for line in (part / "asked").read_text(encoding="utf8").splitlines()]
-    assert sorted(asked) == sorted(PAIRS)  # by both processes together: none twice
-    assert (part / name).read_bytes() == (whole / name).read_bytes()
+CHILD = ("import sys; sys.path.insert(0, sys.argv[2]); import test_score_cache as the; "
+         "the.score_groups(the.Path(sys.argv[1]), the.Teacher(stop=24))")  # fmt: skip
 
 
-def spoilt(tmp_path, change):
-    with ScoreCache(tmp_path, WHO) as kept:
-        kept.through(PAIRS, Counting().pieces)
-    content = bytearray(kept.path.read_bytes())
-    assert len(content) == 50 * RECORD.itemsize
-    kept.path.write_bytes(change(content))
-    model = Counting()
-    with ScoreCache(tmp_path, WHO) as kept:
-        dropped, found = kept.dropped, kept.through(PAIRS, model.pieces)
-    assert np.array_equal(found, [truth(pair) for pair in PAIRS])
-    with ScoreCache(tmp_path, WHO) as kept:
-        assert len(kept) == 50 and np.array_equal(kept.through(PAIRS, None), found)
-    return dropped, len(model.asked)
+def test_killed_while_scoring_it_scores_the_missing_blocks_alone_and_ends_with_the_same_scores(tmp_path):
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "waiting\n"
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    teacher = Teacher()
+    assert score_groups(tmp_path, teacher) == truth(PAIRS)
+    assert sorted(teacher.scored) == sorted(PAIRS[20:])  # it was killed in the third block
 
 
-@pytest.mark.parametrize(("change", "dropped", "asked"), [
-    (lambda content: content[:-1], 1, 1),
-    (lambda content: content[: -RECORD.itemsize - 23], 1, 2),
-    (lambda content: content[:-48] + bytes(48), 2, 2),  # what some file systems leave after the power went
+@pytest.mark.parametrize("damage", [
+    *(lambda path, size=size: path.write_bytes(path.read_bytes()[:size]) for size in (0, 5, 100, -1)),
+    *(lambda path, other=other: np.save(path, other) for other in (
+        truth(PAIRS[1:]), np.float64(truth(PAIRS)), np.array([{}] * len(PAIRS)), truth(PAIRS) * np.nan)),
 ])  # fmt: skip
-def test_a_torn_last_record_is_dropped_counted_and_scored_again(tmp_path, change, dropped, asked, capsys):
-    assert spoilt(tmp_path, change) == (dropped, asked)
-    assert f"{dropped} damaged record(s) dropped" in capsys.readouterr().err
+def test_a_file_that_is_cut_short_or_of_another_length_is_said_and_scored_again(tmp_path, capsys, damage):
+    block(tmp_path)
+    (path,) = tmp_path.iterdir()
+    damage(path)
+    for again in (False, True):
+        scores, cached = block(tmp_path)
+        assert np.array_equal(scores, truth(PAIRS)) and cached is again
+    assert capsys.readouterr().err == f"{path} is damaged: its {len(PAIRS)} pairs are scored again\n"
 
 
-@pytest.mark.parametrize("place", [2, 10, 17, 21])
-def test_a_record_of_which_one_byte_is_another_is_not_believed(tmp_path, place):
-    def flip(content):
-        content[5 * RECORD.itemsize + place] ^= 4
-        return content
-
-    assert spoilt(tmp_path, flip) == (1, 1)
-
-
-def partly(wrong):
-    def pieces(pairs):
-        yield np.arange(len(pairs)), np.array([wrong if "passage 3" in p else 1.0 for _, p in pairs], np.float32)
-
-    return pieces
+def test_scores_that_are_lacking_or_no_numbers_are_refused_and_the_blocks_before_them_kept(tmp_path):
+    with pytest.raises(Me5Error, match="X gave 2 of 10 pairs no finite score .the first: query 'q9'"):
+        score_groups(tmp_path, Teacher(wrong=PAIRS[22:24]))
+    teacher = Teacher()
+    assert score_groups(tmp_path, teacher) == truth(PAIRS) and sorted(teacher.scored) == sorted(PAIRS[20:])
+    for places, scores, message in ((10, 9, "X gave 9 scores for 10 pairs"), (6, 6, "X gave 4 of 10 pairs no finite")):
+        with pytest.raises(Me5Error, match=message):
+            score_cache.score_pairs(PAIRS[:10], lambda _, a=places, b=scores: [(np.arange(a), np.ones(b))], "X")
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_no_numbers_are_counted_and_refused_and_the_others_kept(tmp_path, wrong):
-    bad = [pair for pair in PAIRS if "passage 3" in pair[1]]
-    with ScoreCache(tmp_path, WHO, "teacher X") as kept:
-        with pytest.raises(Me5Error, match=f"teacher X gave {len(bad)} of 50 pairs no finite score.*'question 3'"):
-            kept.through(PAIRS, partly(wrong))
-        model = Counting()
-        kept.through(PAIRS, model.pieces)
-    assert sorted(model.asked) == sorted(bad)
-    with pytest.raises(Me5Error, match=f"{len(bad)} of 50"):
-        score_all(PAIRS, partly(wrong))
+def test_two_that_write_the_same_block_at_once_do_no_harm(tmp_path, monkeypatch):
+    def second(path, sync=checkpoint.sync):
+        monkeypatch.setattr(checkpoint, "sync", sync)
+        assert not block(tmp_path)[1]
+
+    monkeypatch.setattr(checkpoint, "sync", second)  # the first has written its file beside, and not renamed it
+    assert not block(tmp_path)[1]
+    assert [np.load(path).tolist() for path in tmp_path.iterdir()] == [truth(PAIRS).tolist()]
 
 
-def test_too_few_scores_are_refused(tmp_path):
-    with pytest.raises(Me5Error, match="gave 49 scores for 50 pairs"):
-        score_all(PAIRS, lambda pairs: iter([(np.arange(50), np.ones(49))]))
-    with pytest.raises(Me5Error, match="gave 20 of 50 pairs no finite score"):
-        score_all(PAIRS, lambda pairs: iter([(np.arange(30), np.ones(30))]))
-    assert np.array_equal(score_all(PAIRS, Counting().pieces), [truth(pair) for pair in PAIRS])
-
-
-def test_a_second_process_waits_for_the_first(tmp_path, capsys):
-    model, done = Counting(), threading.Event()
-
-    def second():
-        with ScoreCache(tmp_path, WHO) as other:
-            other.through(PAIRS, model.pieces)
-        done.set()
-
-    with ScoreCache(tmp_path, WHO) as kept:
-        waiting = threading.Thread(target=second)
-        waiting.start()
-        assert not done.wait(0.3)
-        kept.through(PAIRS, Counting().pieces)
-    waiting.join(10)
-    assert done.is_set() and not model.asked and "waiting for it" in capsys.readouterr().err
-
-
-def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("", encoding="utf8")
-    with pytest.raises(Me5Error, match="cannot be written"), ScoreCache(tmp_path / "file", WHO):
-        pass
-
-
-def test_different_rows_by_hand():
-    first, back = distinct(np.array([[5, 1], [2, 2], [5, 1], [5, 0], [2, 2], [9, 9]], dtype=np.uint64))
-    assert first.tolist() == [0, 1, 3, 5] and back.tolist() == [0, 1, 0, 2, 1, 3]
-
-
-def test_it_costs_no_more_than_it_says(tmp_path):
-    """A hundred thousand pairs: 24 bytes each on disk."""
-    pairs = [(f"query {i // 8}", f"a passage of some words, number {i}") for i in range(100_000)]
-    pieces = lambda some: iter([(np.arange(len(some)), np.ones(len(some), np.float32))])  # noqa: E731
-    with ScoreCache(tmp_path, WHO) as kept:
-        kept.through(pairs, pieces)
-    assert os.path.getsize(kept.path) == 24 * 100_000
+    teacher = Teacher()
+    with pytest.raises(Me5Error, match="file cannot be written"):
+        block(tmp_path / "file", teacher)
+    assert not teacher.scored
+    monkeypatch.setattr(checkpoint, "_rename", lambda *_: (tmp_path / "none").stat())
+    with pytest.raises(Me5Error, match=r"\.npy cannot be written .No such file"):
+        block(tmp_path / "full")
+    assert not list((tmp_path / "full").iterdir())

@@ -95,8 +95,6 @@ def test_the_whole_stage_from_the_hub(client, tmp_path):
     assert f"{RERANKER}: no held-out example judges it; used all the same" in told
     settings = json.loads((stage2 / "stage.json").read_text(encoding="utf8"))["settings"]
     assert settings["start"].startswith(f"{dial.model.backbone}@")
-    (about,) = cache.glob("*/about.json")
-    assert json.loads(about.read_text(encoding="utf8")) == {"model": RERANKER, "revision": commit, "limits": [192, 192]}
 
     lines = (stage2 / "groups.jsonl").read_text(encoding="utf8").splitlines()
     rows = [Labelled(*fields) for _, *fields in map(json.loads, lines)]
@@ -104,8 +102,8 @@ def test_the_whole_stage_from_the_hub(client, tmp_path):
     for row in rows[:: len(rows) // 5]:
         right = by_hand(tmp_path / "root" / "models" / RERANKER, row)
         assert list(row.teacher_scores) == close_to(right)
-    pairs = {(row.query, text) for row in rows for text in (row.positives[0], *row.negatives)}
-    assert (about.parent / "scores.bin").stat().st_size == 24 * len(pairs)  # each pair once
+    blocks = [np.load(path, allow_pickle=False) for path in cache.iterdir()]
+    assert sum(map(len, blocks)) == sum(1 + len(row.negatives) for row in rows)
     before, after = (Encoder.load(path).encode(["ein Satz"]) for path in
                      (tmp_path / "root" / "models" / dial.model.backbone, stage2))
     assert np.abs(before - after).max() > 1e-6

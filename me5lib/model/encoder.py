@@ -149,7 +149,7 @@ class Encoder(nn.Module):
             return self.pool([[self.tokenizer.cls_token_id or 0]])[:0]  # of the graph: a rank without rows takes part
         self.choose_attention()
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        pieces = list(by_length(lengths, token_budget or self._budget()))
+        pieces = list(by_length(lengths, token_budget or piece_tokens(self.device)))
         order = np.concatenate(pieces)
         flat = torch.tensor(list(chain.from_iterable(ids[i] for i in order)), device=self.device)
         look_up = self.backbone.get_input_embeddings()
@@ -162,9 +162,6 @@ class Encoder(nn.Module):
         back = np.empty(len(ids), dtype=np.int64)
         back[order] = np.arange(len(ids))
         return pooled[torch.from_numpy(back).to(pooled.device)]
-
-    def _budget(self) -> int:
-        return CPU_PIECE if self.device.type == "cpu" else GPU_PIECE
 
     def choose_attention(self) -> None:
         """Plain attention where a CPU trains: in bf16 a step takes 0.6 of what torch's fused kernel takes (measured).
@@ -266,6 +263,11 @@ def lay_out(lengths: np.ndarray) -> tuple[Tensor, Tensor]:
     mask = steps < lengths[:, None]
     where = np.where(mask, (np.cumsum(lengths) - lengths)[:, None] + steps, 0)
     return torch.from_numpy(where), torch.from_numpy(mask.astype(np.int64))
+
+
+def piece_tokens(device: torch.device) -> int:
+    """Padded tokens that go through a model together on `device`, where no gradient is taken."""
+    return CPU_PIECE if device.type == "cpu" else GPU_PIECE
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> Iterator[np.ndarray]:

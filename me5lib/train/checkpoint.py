@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class Saved(Protocol):
     def load(cls, folder: Path) -> torch.nn.Module: ...  # noqa: D102
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
+def fingerprint(settings: Mapping[str, Any] | Sequence[Any]) -> str:
     """16 hex digits of everything in `settings` (JSON types; keys in any order)."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
@@ -77,8 +77,8 @@ def save(
         _tidy(folder)
         _write(beside, model.save)
         _write(beside / OPTIMISER, lambda path: save_file(optimiser_tensors(optimiser), path))
-        _write(beside / STATE, lambda path: _write_json(path, state))
-        _write(beside / MANIFEST, lambda path: _write_json(path, _manifest(beside)))
+        _write(beside / STATE, lambda path: write_json(path, state))
+        _write(beside / MANIFEST, lambda path: write_json(path, _manifest(beside)))
         for path in (*sorted(beside.rglob("*")), beside):
             sync(path)
         replace(beside, final)
@@ -134,11 +134,6 @@ def changed(path: Path, now: Mapping[str, Any]) -> list[str]:
     return [f"{name} {then[name]} → {now[name]}" for name in now if name in then and then[name] != now[name]]
 
 
-def whole(path: Path) -> bool:
-    """Whether every file of the manifest is there with its sum."""
-    return not damage(path)
-
-
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint, naming the file; "" when nothing is. Files that were added do not matter."""
     try:
@@ -172,11 +167,13 @@ def replace(beside: Path, final: Path) -> None:
     _remove(old)
 
 
-def put_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: beside, flushed, renamed. Raises `Me5Error` when the disk refuses."""
-    beside = path.with_name(f".{path.name}.part")
+def put(path: Path, write: Callable[[Path], object], writer: str = "") -> None:
+    """Make a file with `write`, whole or not at all: beside, flushed, renamed. Raises `Me5Error` when the disk refuses.
+    `writer` tells apart processes that may make the same file at once: each has its own name for the file beside.
+    """
+    beside = path.with_name(f".{path.name}{writer}.part")
     try:
-        _write(beside, lambda at: at.write_text(text, encoding="utf8"))
+        _write(beside, write)
         sync(beside)
         _rename(beside, path)
         sync(path.parent)
@@ -184,6 +181,11 @@ def put_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise unwritten(path, error) from None
+
+
+def put_text(path: Path, text: str) -> None:
+    """`put` a text."""
+    put(path, lambda beside: beside.write_text(text, encoding="utf8"))
 
 
 def unwritten(path: Path, error: OSError) -> Me5Error:
@@ -281,5 +283,6 @@ def _sum_of(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode("utf8")).hexdigest()
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, indented, its keys sorted."""
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf8")

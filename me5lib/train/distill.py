@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,25 +36,23 @@ from torch import Tensor, nn
 
 from me5lib.device import autocast, precision
 from me5lib.model import export
-from me5lib.model.encoder import CPU_PIECE, GPU_PIECE, Encoder, average_pool, by_length
+from me5lib.model.encoder import Encoder, average_pool, by_length, piece_tokens
 from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import clean
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error, sha256
 from me5lib.train import checkpoint
 from me5lib.train.contrast import widen
-from me5lib.train.score_cache import Pair, score_all
+from me5lib.train.score_cache import Pair, Scored, score_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PIECE = 4096  # padded tokens at once in training (ours)
-ENCODED = 1_024  # ours: pairs held at once as the tokenizers library has them, with 80 bytes for each token
 TRAINED = "trained"  # the dial `finetune.teacher`: a small one of one's own
 SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
 ABOUT, HEAD = "teacher.json", "head.safetensors"
 Prefixes = tuple[str, str]
-Scored = Iterator[tuple[np.ndarray, np.ndarray]]  # places among the pairs that were given, and their logits
 
 
 class Groups(NamedTuple):
@@ -143,7 +140,7 @@ class Teacher(nn.Module):
         """Scores of texts, fp32 [B, G], without gradient, in the precision that training has on this machine."""
         asked, found = prefixes
         pairs = [(asked + query, found + text) for query, group in zip(queries, groups, strict=True) for text in group]
-        return score_all(pairs, functools.partial(self.pieces, lengths=lengths)).reshape(len(queries), -1)
+        return score_pairs(pairs, functools.partial(self.pieces, lengths=lengths)).reshape(len(queries), -1)
 
     def pieces(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> Scored:
         """Logits of `pairs`, prefixes on, piece by piece: (places [n], fp32 [n]); sides are cut to `lengths` tokens."""
@@ -153,7 +150,7 @@ class Teacher(nn.Module):
         asked, found = (self.encoder.tokenize(side, "", most) for side, most in zip(zip(*pairs, strict=True), lengths,
                                                                                     strict=True))  # fmt: skip
         rows, cuts = [q + p[1:] for q, p in zip(asked, found, strict=True)], [len(q) for q in asked]
-        for piece in by_length([len(row) for row in rows], _budget(self.encoder.device)):
+        for piece in by_length([len(row) for row in rows], piece_tokens(self.encoder.device)):
             yield piece, self._logits([rows[i] for i in piece], [cuts[i] for i in piece])
 
     @torch.inference_mode()
@@ -173,8 +170,7 @@ class Teacher(nn.Module):
         self.encoder.save(beside / "encoder")
         try:
             save_file({name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}, beside / HEAD)
-            told = json.dumps({**(about or {}), "temperature": self.temperature}, indent=1, sort_keys=True) + "\n"
-            (beside / ABOUT).write_text(told, encoding="utf8")
+            checkpoint.write_json(beside / ABOUT, {**(about or {}), "temperature": self.temperature})
             checkpoint.replace(beside, folder)
         except OSError as error:
             raise checkpoint.unwritten(folder, error) from None
@@ -244,9 +240,8 @@ class Reranker:
         special ones not counted."""
         room = export.positions(self.model) - self.raw.num_special_tokens_to_add(True)
         _refuse_longer(self.name, room, lengths)
-        parts = (pairs[start : start + ENCODED] for start in range(0, len(pairs), ENCODED))
-        rows = [row for part in parts for row in self._encoded(part, lengths)]
-        for piece in by_length([row.shape[1] for row in rows], _budget(self.model.device)):
+        rows = self._encoded(pairs, lengths)
+        for piece in by_length([row.shape[1] for row in rows], piece_tokens(self.model.device)):
             yield piece, self._logits([rows[i] for i in piece])
 
     def _encoded(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> list[np.ndarray]:
@@ -291,8 +286,7 @@ def origin(name: str) -> str:
 def fingerprint(folder: Path) -> str:
     """16 hex digits of the files of a model's folder that decide what it says: weights, JSON, vocabulary."""
     files = sorted({file for pattern in SAFE for file in folder.rglob(pattern)})
-    sums = json.dumps([[file.relative_to(folder).as_posix(), sha256(file)] for file in files])
-    return hashlib.blake2b(sums.encode("utf8"), digest_size=8).hexdigest()
+    return checkpoint.fingerprint([[file.relative_to(folder).as_posix(), sha256(file)] for file in files])
 
 
 def _have(name: str) -> tuple[Path, dict[str, Any]]:
@@ -307,11 +301,6 @@ def _have(name: str) -> tuple[Path, dict[str, Any]]:
     except Me5Error as error:
         raise Me5Error(f"the teacher {error}; or set finetune.teacher=trained") from None
     return found, {"model": ref.name, "revision": found.name}
-
-
-def _budget(device: torch.device) -> int:
-    """Padded tokens that go through a teacher together, without gradient."""
-    return CPU_PIECE if device.type == "cpu" else GPU_PIECE
 
 
 def _refuse_longer(name: str, room: int, lengths: tuple[int, int]) -> None:

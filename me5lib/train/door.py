@@ -49,7 +49,7 @@ class Door:
                                "go back to them to finish it, or delete that folder")
             shutil.rmtree(self.part)
         self.part.mkdir(parents=True, exist_ok=True)
-        write_json(self.part / "stage.json", {"fingerprint": self.fingerprint, "settings": self.settings})
+        checkpoint.write_json(self.part / "stage.json", {"fingerprint": self.fingerprint, "settings": self.settings})
         return self.part
 
     def publish(self, encoder: Encoder) -> Path:
@@ -88,8 +88,3 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any] | None:
     """What a JSON file holds; None where there is none."""
     return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, indented, its keys sorted."""
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf8")

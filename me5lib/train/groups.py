@@ -3,15 +3,14 @@
     labelled examples ──► `drawing`: tidy, plan ──► `picking`: negatives ──► `teaching`: scores ──► groups
 
 The result is written to `groups.jsonl`, so that a stage which is gone on with learns from the very same groups, and
-what was dropped, filled in or repeated to `report.json`. Interrupted before that, mining and the trained teacher are
-kept, and no pair is scored twice.
+what was dropped, filled in or repeated to `report.json`. Interrupted before that, mining, the trained teacher and
+the blocks that it has scored are kept.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -123,13 +122,11 @@ def _plain(report: MiningReport) -> dict[str, Any]:
 
 def _write(folder: Path, made: dict[int, Labelled], name: str, found: dict[str, Any]) -> None:
     """groups.jsonl first, then the JSON file `name`, which says that the groups are whole."""
-    beside = folder / f".{GROUPS}.part"
-    try:
+    def write(beside: Path) -> None:
         with beside.open("w", encoding="utf8") as stream:
             stream.writelines(json.dumps([i, *row], ensure_ascii=True) + "\n" for i, row in made.items())
-        os.replace(beside, folder / GROUPS)
-    except OSError as error:
-        raise checkpoint.unwritten(folder / GROUPS, error) from None
+
+    checkpoint.put(folder / GROUPS, write)
     checkpoint.put_text(folder / name, json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 

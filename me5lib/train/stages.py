@@ -41,7 +41,7 @@ from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
 from me5lib.train import checkpoint, contrast, distill, drawing, groups, loop, picking
 from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
-from me5lib.train.door import Door, identity, read_json, write_json
+from me5lib.train.door import Door, identity, read_json
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.watch import watch
 
@@ -190,7 +190,7 @@ def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
         beside = out / ".tokenizer.part"
         shutil.rmtree(beside, ignore_errors=True)
         train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, beside)
-        write_json(beside / "made-with.json", known)
+        checkpoint.write_json(beside / "made-with.json", known)
         checkpoint.replace(beside, folder)
     return AutoTokenizer.from_pretrained(str(folder))
 
@@ -371,7 +371,7 @@ def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage
         cuda = team.device.type == "cuda"
         kept = (Budget(*[_fitting(encoder, stage)] * 2) if cuda else Budget.on_cpu(shape))._asdict()
         if team.main:
-            write_json(work / BUDGET, kept)
+            checkpoint.write_json(work / BUDGET, kept)
     return Budget(**kept)
 
 

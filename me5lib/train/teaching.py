@@ -1,7 +1,7 @@
 """The teacher of stage 2: had by name or trained here, judged on held-out examples, and its scores of all groups.
 
-It speaks only if it is better than the model that stage 2 starts from; what was measured is in the stage's report. No
-pair is scored twice (`score_cache`).
+It speaks only if it is better than the model that stage 2 starts from; what was measured is in the stage's report. Its
+scores are kept in blocks of groups (`score_cache`), so that a run which was killed continues with the next block.
 
 Cost: training the teacher takes about as long as stage 2 itself; at the paper's size 24 M pairs go through it.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
 from me5lib.places import cache
 from me5lib.scale import Stage
-from me5lib.train import distill, loop
+from me5lib.train import distill, loop, score_cache
 from me5lib.train.dist import Team
 from me5lib.train.drawing import Plan, turned
 from me5lib.train.picking import Prefixes, dev_groups
-from me5lib.train.score_cache import Pair, ScoreCache, score_all
 
 AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
-BLOCK = 4_096  # ours: groups whose pairs are held at once to be scored
+BLOCK = 512  # ours: groups in a file of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
 
 
 def taught(
@@ -41,27 +40,21 @@ def taught(
     `team` calls this and scores its share; what is returned is whole on rank 0 alone.
     """
     teacher, home = team.first_here(lambda: _teacher(encoder, made, plan, stage, folder, prefixes, seed, progress))
-    about = home, {**teacher.identity, "limits": list(_lengths(stage))}, teacher.name
-    with ScoreCache(*about, team.rank) as kept:
-        verdict = team.by_main(lambda: compare(teacher, encoder, dev_groups(dev, seed), stage, prefixes, kept))
-        used = team.any(verdict is not None and _used(verdict, stage))
-        if progress and verdict:
-            print(_judged(teacher.name, verdict, used))
-        if used:
-            share = dict(sorted(made.items())[team.rank :: team.world])
-            scored = score(teacher, share, stage, prefixes, kept, progress)
-            if progress:
-                print(f"{teacher.name}: {kept.scored:,} pairs scored, {len(kept):,} are kept in {kept.folder}")
-    team.barrier()
-    if used and team.main and team.world > 1:
-        with ScoreCache(*about) as kept:  # which has the shares of all ranks now
-            scored = score(teacher, made, stage, prefixes, kept)
+    verdict = team.by_main(lambda: compare(teacher, encoder, dev_groups(dev, seed), stage, prefixes, home))
+    named = stage.teacher != distill.TRAINED
+    used = team.any(verdict is not None and (verdict.trusted or named and not verdict.queries))
+    if progress and verdict:
+        print(_judged(teacher.name, verdict, used))
     report = verdict and {**verdict._asdict(), "trusted": used, "name": stage.teacher, "weights": teacher.identity}
-    return scored if used else made, report
-
-
-def _used(verdict: distill.Verdict, stage: Stage) -> bool:
-    return verdict.trusted or not (verdict.queries or stage.teacher == distill.TRAINED)
+    if not used:
+        return made, report
+    made = dict(sorted(made.items()))
+    share = {i: made[i] for n, i in enumerate(made) if n // BLOCK % team.world == team.rank}  # the same blocks as alone
+    scored = score(teacher, share, stage, prefixes, home, progress)
+    team.barrier()
+    if team.main and team.world > 1:  # the blocks of all ranks are in `home` now
+        scored = score(teacher, made, stage, prefixes, home)
+    return scored, report
 
 
 def _judged(name: str, verdict: distill.Verdict, used: bool) -> str:
@@ -99,17 +92,25 @@ def train_teacher(
 
     def prepare(step: int) -> loop.Work:
         rows = [turned(made[i], n, turn) for i, turn in plan.draws(step % plan.steps)]
-        parts = [part for texts, sides in _by_source(rows, prefixes) for part in _parts(teacher, texts, sides, stage)]
+        parts = _parts(teacher, rows, prefixes, stage)
         return loop.Work(lambda: _mean_loss(teacher, parts), "+".join(dict.fromkeys(row.source for row in rows)))
 
     loop.train(teacher, prepare, own, None, seed=seed, progress=progress, name="teacher")
     return teacher
 
 
-def _parts(teacher: distill.Teacher, texts: tuple, sides: tuple[str, str], stage: Stage) -> list[distill.Groups]:
-    queries, found = texts
-    return [teacher.tokenize(queries[at : at + AT_ONCE], found[at : at + AT_ONCE], sides, _lengths(stage))
-            for at in range(0, len(queries), AT_ONCE)]
+def _parts(
+    teacher: distill.Teacher, rows: Sequence[Labelled], prefixes: Prefixes, stage: Stage
+) -> list[distill.Groups]:
+    """A batch as the teacher reads it, source by source (one, where batches are homogeneous), `AT_ONCE` groups each."""
+    parts = []
+    for source in dict.fromkeys(row.source for row in rows):
+        same = [row for row in rows if row.source == source]
+        for start in range(0, len(same), AT_ONCE):
+            part = same[start : start + AT_ONCE]
+            passages = [[row.positives[0], *row.negatives] for row in part]
+            parts.append(teacher.tokenize([row.query for row in part], passages, prefixes(source), _lengths(stage)))
+    return parts
 
 
 def _mean_loss(teacher: distill.Teacher, parts: Sequence[distill.Groups]) -> Tensor:
@@ -126,13 +127,13 @@ def _mean_loss(teacher: distill.Teacher, parts: Sequence[distill.Groups]) -> Ten
 
 def compare(
     teacher: distill.Teacher | distill.Reranker, student: Encoder, rows: Sequence[Labelled], stage: Stage,
-    prefixes: Prefixes, kept: ScoreCache | None = None,
+    prefixes: Prefixes, folder: Path | None = None,
 ) -> distill.Verdict:
-    """How often each puts the positive of a held-out group first; the teacher's scores go through the cache `kept`."""
+    """How often each puts the positive of a held-out group first; the teacher's scores are kept in `folder`."""
     if not rows:
         return distill.Verdict(0.0, 0.0, 0, 0)
     size = 1 + len(rows[0].negatives)
-    ours = distill.first_place(_scores(teacher, rows, stage, prefixes, kept).reshape(-1, size))
+    ours = distill.first_place(np.stack(_scores(teacher, rows, stage, prefixes, folder)))
     theirs = []
     for source in sorted({row.source for row in rows}):
         own = [row for row in rows if row.source == source]
@@ -142,47 +143,38 @@ def compare(
 
 def score(
     teacher: distill.Teacher | distill.Reranker, made: dict[int, Labelled], stage: Stage, prefixes: Prefixes,
-    kept: ScoreCache | None = None, progress: bool = False,
+    folder: Path | None = None, progress: bool = False,
 ) -> dict[int, Labelled]:
-    """The same groups with the teacher's scores (logits; of the first positive, then of each negative)."""
-    from tqdm.auto import tqdm
-
-    found, places = {}, sorted(made)
-    total = sum(1 + len(row.negatives) for row in made.values())
-    with tqdm(total=total, unit="pair", desc=teacher.name, disable=None if progress else True) as bar:
-        for start in range(0, len(places), BLOCK):
-            part = places[start : start + BLOCK]
-            scores = iter(_scores(teacher, [made[i] for i in part], stage, prefixes, kept).tolist())
-            for i in part:
-                own = tuple(round(next(scores), 4) for _ in range(1 + len(made[i].negatives)))
-                found[i] = made[i]._replace(teacher_scores=own)
-                bar.update(len(own))
-    return found
+    """The same groups with the teacher's scores (logits; of the first positive, then of each negative), kept in
+    `folder`. Raises `Me5Error` for scores that are not finite; the blocks before them stay kept."""
+    groups = _scores(teacher, list(made.values()), stage, prefixes, folder, progress)
+    return {i: row._replace(teacher_scores=tuple(round(logit, 4) for logit in logits.tolist()))
+            for (i, row), logits in zip(made.items(), groups, strict=True)}  # fmt: skip
 
 
 def _scores(
     teacher: distill.Teacher | distill.Reranker, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes,
-    kept: ScoreCache | None,
-) -> np.ndarray:
-    """The teacher's logits of each row's first positive and its negatives, row after row, fp32."""
+    folder: Path | None, progress: bool = False,
+) -> list[np.ndarray]:
+    """The teacher's logits of each row's first positive and its negatives, fp32 [1 + negatives] a row."""
+    from tqdm.auto import tqdm
+
     sides = {name: prefixes(name) if teacher.prefixed else ("", "") for name in {row.source for row in rows}}
-    pairs = [pair for row in rows for pair in _pairs(row, *sides[row.source])]
+    identity = {**teacher.identity, "limits": _lengths(stage)}
     pieces = functools.partial(teacher.pieces, lengths=_lengths(stage))
-    return kept.through(pairs, pieces) if kept is not None else score_all(pairs, pieces, teacher.name)
-
-
-def _pairs(row: Labelled, query: str, passage: str) -> Iterator[Pair]:
-    return ((query + row.query, passage + text) for text in (row.positives[0], *row.negatives))
-
-
-def _texts(rows: Sequence[Labelled]) -> tuple[list[str], list[list[str]]]:
-    return [row.query for row in rows], [[row.positives[0], *row.negatives] for row in rows]
-
-
-def _by_source(rows: Sequence[Labelled], prefixes: Prefixes) -> list[tuple]:
-    """(queries, groups) and prefixes of each source in a batch; one, where batches are homogeneous."""
-    named = dict.fromkeys(row.source for row in rows)
-    return [(_texts([row for row in rows if row.source == source]), prefixes(source)) for source in named]
+    sizes = [1 + len(row.negatives) for row in rows]
+    groups, counts = [], {True: 0, False: 0}  # of pairs: read from `folder`, or scored
+    with tqdm(total=sum(sizes), unit="pair", desc=teacher.name, disable=None if progress else True) as bar:
+        for start in range(0, len(rows), BLOCK):
+            pairs = [(sides[row.source][0] + row.query, sides[row.source][1] + text)
+                     for row in rows[start : start + BLOCK] for text in (row.positives[0], *row.negatives)]  # fmt: skip
+            scores, cached = score_cache.block_scores(pairs, pieces, teacher.name, folder, identity)
+            groups += np.split(scores, np.cumsum(sizes[start : start + BLOCK])[:-1])
+            counts[cached] += len(pairs)
+            bar.update(len(pairs))
+    if progress:
+        print(f"{teacher.name}: {counts[False]:,} pairs scored here, {counts[True]:,} read from {folder}")
+    return groups
 
 
 def _lengths(stage: Stage) -> tuple[int, int]:
