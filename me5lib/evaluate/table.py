@@ -36,6 +36,7 @@ from filelock import FileLock
 from me5lib import places
 from me5lib.evaluate import baselines
 from me5lib.evaluate.protocol import Protocol
+from me5lib.evaluate.resample import DRAWS, Interval, interval
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import UNTRAINED
 
@@ -46,19 +47,9 @@ if TYPE_CHECKING:
 
 LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
 TRAINED = {"stage 1 only": "stage1", "stage 2 only": "stage2-only", "stage 1 + stage 2": "stage2"}  # row → folder
-DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
 COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", "accuracy")
 _ENCODE = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
-
-
-class Interval(NamedTuple):
-    """A mean over languages and its bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    languages: int
 
 
 class Margin(NamedTuple):
@@ -67,7 +58,8 @@ class Margin(NamedTuple):
     model: str
     baseline: str
     difference: Interval
-    ahead: int  # languages in which the model is above that baseline
+    languages: int
+    ahead: int  # of them, those in which the model is above that baseline
 
 
 def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, progress: bool = True) -> pd.DataFrame:
@@ -177,7 +169,8 @@ def summary(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.Da
     rows = []
     for task in scores["task"].unique():
         for model, column in by_language(scores, task, metric).items():
-            rows.append({"task": task, "model": model, **bootstrap(column.dropna().to_numpy(), seed)._asdict()})
+            values = column.dropna()
+            rows.append({"task": task, "model": model, **bootstrap(values, seed)._asdict(), "languages": len(values)})
     return pd.DataFrame(rows)
 
 
@@ -187,8 +180,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
     if not len(values):
         raise ValueError("no values: an interval needs at least one")
     chosen = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
-    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    return interval(values[chosen].mean(axis=1), LEVEL, values.mean())
 
 
 def better_lexical(scores: pd.DataFrame, task: str, metric: str = "score") -> str:
@@ -203,7 +195,7 @@ def margin(scores: pd.DataFrame, task: str, model: str, metric: str = "score", s
     baseline = over or better_lexical(scores, task, metric)
     table = by_language(scores, task, metric)[[model, baseline]].dropna()
     difference = (table[model] - table[baseline]).to_numpy()
-    return Margin(model, baseline, bootstrap(difference, seed), int((difference > 0).sum()))
+    return Margin(model, baseline, bootstrap(difference, seed), len(difference), int((difference > 0).sum()))
 
 
 @contextlib.contextmanager

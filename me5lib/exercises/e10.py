@@ -1,4 +1,4 @@
-"""Checkers of notebook 10: weighted F1, prefixes, the margin over the better baseline, verdicts, roundings, a change."""
+"""Checkers of notebook 10: weighted F1, prefixes, the margin over a baseline, verdicts, roundings, changes."""
 
 from __future__ import annotations
 
@@ -118,17 +118,11 @@ def change_taken_apart(answer: Callable[[tuple, tuple], tuple[float, float]]) ->
     cases = {((64.2, 68.9), (65.3, 69.0)): (0.1, 1.0), ((80.0, 70.0), (76.0, 72.0)): (2.0, -6.0)}
     for (published, measured), (bare, added) in cases.items():
         found = tuple(ask(answer, published, measured))
-        given = f"published {published}, measured {measured}"
-        if len(found) != 2:
-            return "return two numbers: the change without the prefix, and the change of what the prefix adds"
-        if close(found[0], -bare) and close(found[1], -added):
-            return "the sign: a change is measured minus published"
-        if close(found[0], added) and close(found[1], bare):
-            return "the other way round: first the change without the prefix"
-        if close(found[0], bare + added):
-            return "the first is the change of the scores without the prefix, the second numbers of both pairs"
-        if close(found[0], bare) and close(found[1], bare + added):
-            return "the second is not the change with the prefix: take off what was there without it"
-        if not (close(found[0], bare) and close(found[1], added)):
-            return f"{given}: the two changes add up to the change with the prefix, {bare + added:+.1f}; yours: {found}"
+        hints = {(-bare, -added): "the sign: a change is measured minus published",
+                 (added, bare): "the other way round: first the change without the prefix",
+                 (bare + added, bare): "the first is the change without the prefix: of the second scores",
+                 (bare, bare + added): "that is the change with the prefix: take off what was there without it"}
+        hint = next((hint for wrong, hint in hints.items() if all(map(close, found, wrong))), None)
+        if hint or len(found) != 2 or not all(map(close, found, (bare, added))):
+            return hint or f"published {published}, measured {measured}: {bare:.1f} without it, {added:.1f} its own"
     return None

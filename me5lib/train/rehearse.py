@@ -75,7 +75,8 @@ def rehearse(dial: Scale, seed: int, folder: Path, name: str = "stage1", team: T
     team = team or Team.alone()
     began = time.perf_counter()
     with _emptied(folder, team):
-        found = fitting(dial.model, free_memory() // _neighbours(), _free_disk(folder))
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
+        found = fitting(dial.model, free_memory() // sharing, shutil.disk_usage(folder).free)
         small = shrunk(dial, found.model, folder / "backbone")
         say(f"dry run of {name} at scale {dial.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
         say(f"backbone   {_described(dial.model, found)}")
@@ -147,15 +148,6 @@ def _meminfo() -> int:
     with contextlib.suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return 8 * 10**9
-
-
-def _free_disk(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
-def _neighbours() -> int:
-    """Processes of the team on this machine: they share its memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _described(shape: Model, found: Shape) -> str:
