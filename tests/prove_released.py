@@ -53,7 +53,7 @@ def texts() -> list[str]:
     found: list[str] = []
     for code in codes:
         names = list(Locale.parse(code).territories.values()) or list(Locale.parse(code).languages.values())
-        found += names[:31] + [dates.format_datetime(datetime(2024, 2, 5), "full", locale=code) + ", ".join(names[:20])]
+        found += names[:33] + [dates.format_datetime(datetime(2024, 2, 5), "full", locale=code) + ", ".join(names[:20])]
     return found[:1000]
 
 

@@ -67,8 +67,8 @@ def draw(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], 
             _mark(axis, laid.points[:, meaning], languages)
         axis.set_title(laid.caption, fontsize=10)
         axis.set_xticks([]), axis.set_yticks([])
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(styles), 7),
-                  frameon=False, markerscale=2)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", frameon=False, markerscale=2,
+                  ncols=min(len(styles), 3 + 2 * len(maps)), fontsize=8)
     return figure
 
 

@@ -1,7 +1,7 @@
 """What 4 bits cost mE5-small: STSBenchmark, Tatoeba and SciFact, with and without prefixes, in fp32 and bf16.
 
     python tests/benchmarks/four_bits.py --hub ../shared/hub [--model me5-small-q4] [--dtypes bf16 fp32]
-                                         [--out runs/four-bits] [--json notebooks/results/four_bits.json]
+                                         [--protocols paper mteb] [--out runs/four-bits] [--json FILE]
                                          [--check FOLDER] [--control FOLDER]
 
 Runs what `me5 evaluate` runs, against a hub on the loopback address, and goes on where it was stopped; vectors stay
@@ -337,6 +337,7 @@ def main() -> int:
     options.add_argument("--out", type=Path, default=Path("runs/four-bits"))
     options.add_argument("--json", type=Path, help="where to write the rows, with the coordinates of the runs")
     options.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"])
+    options.add_argument("--protocols", nargs="+", default=list(TASKS), choices=list(TASKS))
     options.add_argument("--check", type=Path, help="a folder that the model was exported to")
     options.add_argument("--control", type=Path, help="a model in full precision")
     asked = options.parse_args()
@@ -348,9 +349,10 @@ def main() -> int:
                    "HF_DATASETS_OFFLINE": "0", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
     logging.getLogger("mteb").setLevel(logging.ERROR)  # its advice to take newer versions of the tasks
     warnings.simplefilter("ignore", UserWarning)
-    opened = evaluate(asked.model, asked.out, asked.dtypes, TASKS)
+    tasks = {protocol: TASKS[protocol] for protocol in asked.protocols}
+    opened = evaluate(asked.model, asked.out, asked.dtypes, tasks)
     found = {(dtype, protocol): Run(opened, asked.out, dtype, protocol, names)
-             for dtype in asked.dtypes for protocol, names in TASKS.items()}  # fmt: skip
+             for dtype in asked.dtypes for protocol, names in tasks.items()}  # fmt: skip
     rows = [each for run in found.values() for part in (run.scores, run.by_language, run.by_length) for each in part()]
     rows += differences(found)
     if asked.check:
