@@ -57,7 +57,8 @@ def lay_out(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
 
 def draw(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], meanings: Sequence[int] = ()) -> Figure:
     """Maps side by side: a marker and colour per script; the chosen `meanings` in black with language codes."""
-    figure, axes = canvas(6.2 * len(maps), 5.6, columns=len(maps), squeeze=False)
+    wide = min(6.2, 13 / len(maps))  # inches: a page's text is about 8
+    figure, axes = canvas(wide * len(maps), 0.9 * wide, columns=len(maps), squeeze=False)
     styles = _styles(scripts)
     for axis, laid in zip(axes[0], maps, strict=True):
         for name, (colour, marker) in styles.items():
