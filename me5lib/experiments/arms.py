@@ -7,7 +7,6 @@ subset of English MTEB, as a table of the paper would be. All of it runs in one 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from me5lib import io
 from me5lib.experiments.plan import ENGLISH, Arm, Plan
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _ids(encoder: Encoder, stage: Stage, batch: Batch, sources: Sequence[str]) -
 def _facts(folder: Path) -> dict[str, Any]:
     """What a stage says of its negatives and its teacher."""
     path = folder / "report.json"
-    found = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    found = io.read_json(path, {})
     mining = {key: found["mining"][key] for key in ("queries", "candidates", "kept", "dropped")} if found else {}
     return {"mining": mining, "filling": found["filling"], "teacher": found["teacher"]} if found else {}
 

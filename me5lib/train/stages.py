@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 import me5lib
+from me5lib import io
 from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
 from me5lib.data.hub_corpus import HubCorpus
@@ -39,9 +40,9 @@ from me5lib.model.resolve import pinned, resolve
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
-from me5lib.train import checkpoint, contrast, distill, drawing, groups, loop, picking
+from me5lib.train import contrast, distill, drawing, groups, loop, picking
 from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
-from me5lib.train.door import Door, identity, read_json
+from me5lib.train.door import Door, identity
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.watch import watch
 
@@ -186,12 +187,12 @@ def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
 
     folder = out / "tokenizer"
     known = {"corpus": corpus.fingerprint, "vocabulary": scale.model.vocabulary, "texts": TEXTS_PER_PIECE}
-    if read_json(folder / "made-with.json") != known:
+    if io.read_json(folder / "made-with.json", None) != known:
         beside = out / ".tokenizer.part"
         shutil.rmtree(beside, ignore_errors=True)
         train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, beside)
-        checkpoint.write_json(beside / "made-with.json", known)
-        checkpoint.replace(beside, folder)
+        io.write_json(beside / "made-with.json", known)
+        io.replace(beside, folder)
     return AutoTokenizer.from_pretrained(str(folder))
 
 
@@ -366,12 +367,12 @@ class Budget(NamedTuple):
 
 def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage) -> Budget:
     """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
-    kept = read_json(work / BUDGET)
+    kept = io.read_json(work / BUDGET, None)
     if kept is None:
         cuda = team.device.type == "cuda"
         kept = (Budget(*[_fitting(encoder, stage)] * 2) if cuda else Budget.on_cpu(shape))._asdict()
         if team.main:
-            checkpoint.write_json(work / BUDGET, kept)
+            io.write_json(work / BUDGET, kept)
     return Budget(**kept)
 
 
