@@ -39,7 +39,8 @@ class Made(NamedTuple):
 
     def group(self, place: int, turn: int, n: int) -> Labelled:
         """The example at a position with the `n` negatives of its pass `turn`."""
-        return turned(self.rows[place], n, turn)
+        row = self.rows[place]
+        return turned(row if self.taught else row._replace(teacher_scores=None), n, turn)
 
 
 def make(
