@@ -21,7 +21,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, Pair
 from me5lib.scale import Model, Stage
 from me5lib.train import contrast, distill
-from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
+from me5lib.train.dist import Team, everyone, gather, share_of_mean, sizes
 from me5lib.train.gradcache import cached_step, mix
 from me5lib.train.loop import Work
 from me5lib.train.picking import Prefixes
@@ -79,14 +79,15 @@ def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
     """
     rows = len(batch.relations.query_key)
     queries, passages = embeddings[:rows], embeddings[rows:]
-    everyones = everyone(batch.relations.to(embeddings.device))
-    mine = own_rows(rows, embeddings.device)
-    total = contrast.total_loss(gather(queries), gather(passages), everyones, stage.temperature, stage.loss, mine)
+    related = batch.relations.to(embeddings.device)
+    held = sizes(related)
+    total = contrast.total_loss(gather(queries, held.queries), gather(passages, held.passages), everyone(related, held),
+                                stage.temperature, stage.loss, held.mine)
     if batch.teacher_scores is not None:
         student = distill.group_scores(queries, passages, stage.temperature)
         teacher = batch.teacher_scores.to(embeddings.device)
         total = rows * distill.kl(student, teacher, stage.teacher_temperature) + stage.contrastive_weight * total
-    return share_of_mean(total, rows)
+    return share_of_mean(total, rows, held.queries)
 
 
 def train_step(
