@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from me5lib import io
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
@@ -107,9 +108,8 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
 
 
 def _told(name: str, folder: Path) -> None:
-    import json
 
-    about = json.loads((folder / "manifest.json").read_text(encoding="utf8"))
+    about = io.read_json(folder / "manifest.json")
     dropped = sum(n for reasons in about["dropped"].values() for n in reasons.values())
     print(f"{name}: {sum(about['rows'].values())} rows in {len(about['rows'])} languages, {dropped} dropped: {folder}")
     for fault in about["faults"]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from me5lib import places
+from me5lib import io, places
 from me5lib.places import Me5Error, sha256
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
-            _write(path, text)
-        before = json.loads(path.read_text(encoding="utf8"))
+            io.put_text(path, text)
+        before = io.read_json(path)
     except (OSError, ValueError) as error:
         raise Me5Error(f"cannot write to {out} ({' '.join(str(error).split())[:120]}): choose another --out") from None
     other = [name for name in settings if before.get(name) != settings[name]]
@@ -210,11 +210,11 @@ def mined(
     for start in tqdm(missing, disable=not progress, unit=" shards", desc="mine"):
         own = list(rows[start : start + asked.shard])
         found, report = _mined(own, pool, search, asked)
-        _write(_path(out, start, asked, ".jsonl"), "".join(_line(row) for row in found))
-        _write(_path(out, start, asked, ".json"), _json(report))
+        io.put_text(_path(out, start, asked, ".jsonl"), "".join(_line(row) for row in found))
+        io.put_text(_path(out, start, asked, ".json"), _json(report))
     (out / VECTORS).unlink(missing_ok=True)
     report = mining.merge([_report(_path(out, start, asked, ".json")) for start in starts])
-    _write(out / "report.json", _json(report, not_used=faults or {}))
+    io.put_text(out / "report.json", _json(report, not_used=faults or {}))
     return report
 
 
@@ -360,16 +360,6 @@ def _path(out: Path, start: int, asked: Settings, suffix: str) -> Path:
     return out / f"shard-{start // asked.shard:05}{suffix}"
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        beside.write_text(text, encoding="utf8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise Me5Error(f"cannot write {path} ({error.strerror}): free some space or choose another --out") from None
-
-
 def _line(row: Labelled) -> str:
     made = {"query": row.query, "positives": row.positives, "negatives": row.negatives, "language": row.language}
     return json.dumps(made, ensure_ascii=False) + "\n"
@@ -383,7 +373,7 @@ def _json(report: MiningReport, **more: Any) -> str:
 def _report(path: Path) -> MiningReport:
     from me5lib.train.mining import Dropped, MiningReport
 
-    made = json.loads(path.read_text(encoding="utf8"))
+    made = io.read_json(path)
     return MiningReport(**made | {"examples": [Dropped(**example) for example in made["examples"]]})
 
 

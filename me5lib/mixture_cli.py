@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from me5lib import io
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _build(build: pipeline.Prepared, executor: str, workers: int | None, slurm: 
     if job:
         print(f"{name}: submitted, the last job is {job}; when it has ended: me5 mixture show --out {build.out.parent}")
         return
-    given = manifests.read(build.out / manifests.MANIFEST)
+    given = io.read_json(build.out / manifests.MANIFEST)
     unfit, dropped = (sum(n for each in given[what].values() for n in each.values()) for what in ("unfit", "dropped"))
     print(f"{name}: {given['rows']:,} rows in {len(given['languages'])} languages, in {build.out}")
     print(f"  {given['read']:,} rows read, {unfit:,} of them unfit, {len(given['unreadable'])} files unreadable; "

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from me5lib import io
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -219,4 +221,4 @@ def _number(value: float | str) -> str:
 
 
 def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    return io.read_json(path, {})

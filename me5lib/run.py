@@ -33,7 +33,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from me5lib import __version__, places, report
+from me5lib import __version__, io, places, report
 from me5lib.places import Me5Error
 from me5lib.scale import Scale
 
@@ -77,7 +77,7 @@ def books(folder: Path | None = None) -> list[Book]:
 
 
 def _book(path: Path) -> Book:
-    raw = json.loads(path.read_text(encoding="utf8"))
+    raw = io.read_json(path)
     wishes = raw["metadata"].get("me5", {})
     code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
     needs, makes = (tuple(wishes.get(key, ())) for key in ("needs", "makes"))
@@ -160,7 +160,7 @@ class Journal:
             earlier = [b for b in all_books if b.name in self._keys]
             upstream = [self._keys[b.name] for b in earlier if set(b.makes) & set(book.needs)]
             self._keys[book.name] = _hash(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
-        old = json.loads(self._path.read_text(encoding="utf8")) if self._path.is_file() else {}
+        old = io.read_json(self._path, {})
         self.notebooks: dict[str, dict] = {n: e for n, e in old.get("notebooks", {}).items() if n in self._keys}
 
     def finished(self, name: str) -> bool:
@@ -188,10 +188,8 @@ class Journal:
             self._save()
 
     def _save(self) -> None:
-        beside = self._path.with_suffix(".part")
         content = {"settings": self._settings, "version": __version__, "notebooks": self.notebooks}
-        beside.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
-        beside.replace(self._path)
+        io.put_json(self._path, content, sort_keys=True)
 
     def close(self) -> None:
         """Write results.json and timings.json of what is finished, and the index page."""

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 
-from me5lib import scale
+from me5lib import io, scale
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.places import Me5Error
@@ -98,15 +98,15 @@ def run(folder: Path, team: dist.Team | None = None, started: Callable[[int], No
 class Operations:
     """Counts what is done to the disk under `folder`, and calls `before(number, name)` each time.
 
-    The seams of `checkpoint`, safetensors (whose writes Python does not see), and whatever Python opens for writing,
+    The seams of `io`, safetensors (whose writes Python does not see), and whatever Python opens for writing,
     renames or removes.
     """
 
     def __init__(self, folder: Path, before: Callable[[int, str], None]) -> None:
         self.folder, self.before, self.count = str(folder.resolve()), before, itertools.count(1)
         self.torn: Callable[[int, Path], None] = lambda number, path: None
-        for name in ("_write", "sync", "_rename", "_remove"):
-            setattr(checkpoint, name, self._counted(name.strip("_"), getattr(checkpoint, name)))
+        for name in ("write", "sync", "rename", "remove"):
+            setattr(io, name, self._counted(name, getattr(io, name)))
         safetensors.torch.save_file = self._counted("safetensors", safetensors.torch.save_file)
         sys.addaudithook(self._audit)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from me5lib import scale
+from me5lib import io, scale
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.places import Me5Error
@@ -163,14 +163,14 @@ def test_conditions_are_kept(tokenizer, tmp_path):
     ]  # fmt: skip
 
 
-SEAMS = ("_write", "sync", "_rename", "_remove")
+SEAMS = ("write", "sync", "rename", "remove")
 
 
 def test_a_disk_that_fills_up_at_any_moment_leaves_the_one_before_and_nothing_torn(tokenizer, tmp_path, monkeypatch):
     encoder, adamw = made(tokenizer)
     checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
     good = checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
-    seams = {name: getattr(checkpoint, name) for name in SEAMS}
+    seams = {name: getattr(io, name) for name in SEAMS}
     done = []
 
     def limited(name, limit):
@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_at_any_moment_leaves_the_one_before_and_nothing_to
     refused = 0
     for limit in range(1, 200):
         for name in SEAMS:
-            monkeypatch.setattr(checkpoint, name, limited(name, limit))
+            monkeypatch.setattr(io, name, limited(name, limit))
         done.clear()
         try:
             checkpoint.save(tmp_path, encoder, adamw, 3, "plan")
@@ -237,15 +237,15 @@ def test_another_error_while_saving_is_not_blamed_on_the_disk(tokenizer, tmp_pat
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "log.jsonl"
-    checkpoint.put_text(path, "before")
+    io.put_text(path, "before")
 
     def full(path, make):
         path.write_text("aft", encoding="utf8")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(io, "write", full)
     with pytest.raises(Me5Error, match="log.jsonl cannot be written .No space left on device.: free some space"):
-        checkpoint.put_text(path, "after")
+        io.put_text(path, "after")
     assert path.read_text(encoding="utf8") == "before" and names(tmp_path) == ["log.jsonl"]
 
 

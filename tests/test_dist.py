@@ -186,3 +186,30 @@ def test_rank_0_may_work_alone_for_longer_than_a_collective_waits(tmp_path):
     launch([[sys.executable, "-c", LATE, str(tmp_path)]] * 2, tmp_path, timeout=120)
     said = [(tmp_path / f"rank{r}.log").read_text(encoding="utf8").splitlines()[-1] for r in range(2)]
     assert said == ["nothing to mine", "rank 0 failed: it says why"]
+
+
+COUNTED = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as processes
+from me5lib import scale
+from me5lib.pairs import Pair
+from me5lib.train import dist
+from me5lib.train.step import MicroBatch, global_loss
+from me5lib.train.contrast import from_pairs
+team = dist.join(2)
+rows = 3 + team.rank
+related = from_pairs([Pair(f"{i} {rows}", f"- {i} {rows}", "s", "en") for i in range(rows)]).relations
+vectors = torch.nn.functional.normalize(torch.randn(2 * rows, 8)).requires_grad_()
+calls, reduce = [], processes.all_reduce
+processes.all_reduce = lambda *given, **more: calls.append(1) or reduce(*given, **more)
+global_loss(vectors, MicroBatch([], related), scale.load("smoke").train)
+Path(sys.argv[1], f"calls{team.rank}").write_text(str(len(calls)))
+dist.leave()
+"""
+
+
+def test_how_many_rows_the_ranks_have_is_asked_once_a_batch(tmp_path):
+    launch([[sys.executable, "-c", COUNTED, str(tmp_path)]] * 2, tmp_path, timeout=120)
+    assert [int((tmp_path / f"calls{rank}").read_text(encoding="utf8")) for rank in range(2)] == [1, 1]

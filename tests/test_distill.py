@@ -18,6 +18,7 @@ from me5lib.places import Me5Error
 from me5lib.train import distill, drawing, groups, stages
 from me5lib.train.dist import Team, launch
 from me5lib.train.score_cache import score_pairs
+from me5lib.train.step import MicroBatch, global_loss
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
 PREFIXES, LENGTHS = ("query: ", "passage: "), (16, 16)
@@ -357,8 +358,8 @@ def test_both_terms_pass_gradcheck():
 
     def loss(q, p):
         q, p = torch.nn.functional.normalize(q, dim=1), torch.nn.functional.normalize(p, dim=1)
-        lesson = stages._lesson(torch.cat([q, p]), scores, stage_of())
-        return lesson + 0.2 * stages._contrastive(torch.cat([q, p]), 3, related, stage_of())
+        batch = MicroBatch([], related, scores)
+        return global_loss(torch.cat([q, p]), batch, stage_of(contrastive_weight=0.2))
 
     assert torch.autograd.gradcheck(loss, (queries.requires_grad_(), passages.requires_grad_()))
 

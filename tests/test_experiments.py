@@ -17,7 +17,7 @@ from me5lib.evaluate import searches
 from me5lib.evaluate.resample import Interval, interval, resampled
 from me5lib.experiments import arms, cli, plan
 from me5lib.places import Me5Error
-from me5lib.train import drawing, groups, loop, picking, stages
+from me5lib.train import drawing, groups, loop, picking, stages, step
 
 SMALL = ["train.steps=4", "train.batch=16", "finetune.steps=2", "finetune.batch=8", "finetune.teacher_steps=2"]
 
@@ -289,8 +289,8 @@ def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path
 
 def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, tmp_path, corpus):
     seen, made = [], []
-    work, make = arms._work, groups.make
-    monkeypatch.setattr(arms, "_work", lambda *a: seen.append(a[3]) or work(*a))
+    work, make = step.work_of, groups.make
+    monkeypatch.setattr(step, "work_of", lambda rows, *a: seen.append(rows) or work(rows, *a))
     monkeypatch.setattr(groups, "make", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
     dial = small()
     folder = arms.mixed(dial, 0, tmp_path, corpus, "mixed")
@@ -310,21 +310,6 @@ def test_batches_are_shuffled_each_once():
         own = [turn for labelled, turn in turns if labelled is kind]
         assert own == sorted(own)
     assert 0 < sum(labelled for labelled, _ in turns[:20]) < 10 and turns != arms.shuffled(30, 10, 4)
-
-
-def test_a_step_of_the_mixed_control_is_that_of_its_stage(tmp_path, corpus):
-    dial = small()
-    folder = stages.pretrain(dial, 0, tmp_path, corpus=corpus, evaluate=arms._blind, progress=False)
-    from me5lib.model.encoder import Encoder
-
-    encoder, again = Encoder.load(folder), Encoder.load(folder)
-    mixture = corpus.mixture(dial, 0)
-    whole = stages.Budget(2**20, 2**20)
-    right = stages._stage1(encoder, stages.Team.alone(), mixture, dial.train, 0, whole)(2).compute()
-    found = arms._work(again, dial, dial.train, mixture.batch(2), 0, 2).compute()
-    assert float(found) == pytest.approx(float(right), rel=1e-5)
-    grads = [np.concatenate([w.grad.numpy().ravel() for w in model.parameters()]) for model in (encoder, again)]
-    assert np.allclose(grads[0], grads[1], atol=1e-6)
 
 
 # The hub and the command ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,24 +98,24 @@ def test_mining_finds_as_many_as_all_passes_want(encoder):
     assert all(len(set(row.negatives)) == 6 for row in many)
 
 
-def batches(team, made, plan, monkeypatch):
+def batches(team, made, plan):
     """The examples of every step, as the stage asks for them."""
     seen = []
-    monkeypatch.setattr(stages, "_tokens", lambda encoder, texts, prefixes, longest: seen.append(list(texts)) or [[0]])
-    prepare = stages._stage2(None, team, plan, made, stage_of(), 0, stages.Budget(9, 9), sides)
+    encoder = SimpleNamespace(tokenize=lambda texts, *_: seen.append(list(texts)) or [[0]])
+    prepare = stages._stage2(encoder, team, plan, made, stage_of(), 0, stages.Budget(9, 9), sides)
     for step in (3, 0, 5, 3):
         prepare(step)
     return seen
 
 
-def test_any_world_size_and_a_resume_meet_the_same_groups(encoder, tmp_path, monkeypatch):
+def test_any_world_size_and_a_resume_meet_the_same_groups(encoder, tmp_path):
     made, plan = make(encoder, tmp_path / "w")
     again, _ = make(None, tmp_path / "w")
     assert again == made
-    whole = batches(Team.alone(torch.device("cpu")), made, plan, monkeypatch)
+    whole = batches(Team.alone(torch.device("cpu")), made, plan)
     assert whole[:2] == whole[6:] != whole[2:4]
     for world in (2, 3):
-        ranks = [batches(Team(r, world, torch.device("cpu"), lambda model: model), made, plan, monkeypatch)
+        ranks = [batches(Team(r, world, torch.device("cpu"), lambda model: model), made, plan)
                  for r in range(world)]
         assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
 

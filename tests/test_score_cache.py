@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from me5lib import scale
+from me5lib import io, scale
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error
-from me5lib.train import checkpoint, score_cache, teaching
+from me5lib.train import score_cache, teaching
 
 GROUPS = {3 * i: Labelled(f"q{i}", (f"right {i}",), tuple(f"wrong {'word ' * j}{i}" for j in range(i % 4)), "s", "en")
           for i in range(18)}  # fmt: skip
@@ -116,11 +116,11 @@ def test_scores_that_are_lacking_or_no_numbers_are_refused_and_the_blocks_before
 
 
 def test_two_that_write_the_same_block_at_once_do_no_harm(tmp_path, monkeypatch):
-    def second(path, sync=checkpoint.sync):
-        monkeypatch.setattr(checkpoint, "sync", sync)
+    def second(path, sync=io.sync):
+        monkeypatch.setattr(io, "sync", sync)
         assert not block(tmp_path)[1]
 
-    monkeypatch.setattr(checkpoint, "sync", second)  # the first has written its file beside, and not renamed it
+    monkeypatch.setattr(io, "sync", second)  # the first has written its file beside, and not renamed it
     assert not block(tmp_path)[1]
     assert [np.load(path).tolist() for path in tmp_path.iterdir()] == [truth(PAIRS).tolist()]
 
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypat
     with pytest.raises(Me5Error, match="file cannot be written"):
         block(tmp_path / "file", teacher)
     assert not teacher.scored
-    monkeypatch.setattr(checkpoint, "_rename", lambda *_: (tmp_path / "none").stat())
+    monkeypatch.setattr(io, "rename", lambda *_: (tmp_path / "none").stat())
     with pytest.raises(Me5Error, match=r"\.npy cannot be written .No such file"):
         block(tmp_path / "full")
     assert not list((tmp_path / "full").iterdir())

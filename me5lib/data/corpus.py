@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from me5lib import pairs, scale
+from me5lib import io, pairs, scale
 from me5lib.data import build, cards, cldr, shards, split
 from me5lib.data.hub_corpus import HubCorpus
 from me5lib.data.mixture import TRANSLATIONS, Mixture
@@ -121,7 +121,7 @@ class Corpus:
 
     def __init__(self, folder: Path, dial: scale.Scale, mark: str):
         self.folder, self.scale, self.fingerprint = folder, dial, mark
-        self.report: dict[str, float] = json.loads((folder / "report.json").read_text(encoding="utf8"))
+        self.report: dict[str, float] = io.read_json(folder / "report.json")
 
     @cached_property
     def shards(self) -> dict[tuple[str, str], shards.Shard]:

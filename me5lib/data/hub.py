@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from me5lib import io
 from me5lib.data import cards, shards, streaming
 from me5lib.data.origin import Row
 from me5lib.data.streaming import Build, Plan, Stream, Unreachable, Unreadable, plan
@@ -101,7 +102,7 @@ def _drawing(card: cards.Card, asked: int, temperature: float, others: bool) -> 
     folder = home(card, asked, temperature)
     if (folder / shards.MANIFEST).is_file():
         return folder
-    about = [json.loads(path.read_text(encoding="utf8")) | {"folder": path.parent}
+    about = [io.read_json(path) | {"folder": path.parent}
              for path in sorted(folder.parent.glob(f"*/{shards.MANIFEST}")) if not path.parent.suffix]
     same = [given for given in about if _same(given, card, temperature)]
     return max(same, key=lambda given: given["asked"])["folder"] if others and same else None
@@ -160,8 +161,8 @@ def _draw(card: cards.Card, side: Path, asked: int, temperature: float, progress
 def _kept_plan(card: cards.Card, file: Path, asked: int, temperature: float) -> Plan:
     """The plan of this drawing: made once, so that a rerun reads the same commits though the branch has moved on."""
     if not file.is_file():
-        _put(file, plan(card, asked, temperature=temperature))
-    commits, sizes, streams = json.loads(file.read_text(encoding="utf8"))
+        io.put_json(file, plan(card, asked, temperature=temperature))
+    commits, sizes, streams = io.read_json(file)
     return Plan(tuple(commits), tuple(sizes), tuple(Stream(*stream) for stream in streams))
 
 
@@ -181,7 +182,7 @@ def _draw_stream(card: cards.Card, folder: Path, given: Plan, number: int, strea
             bar.set_postfix_str(path)
             raw = streaming.read(card.hub[stream.entry], given.commits[stream.entry], [path])
             _draw_file(card, stream, raw, due - kept, path, where, builders)
-        report = json.loads(where.read_text(encoding="utf8"))
+        report = io.read_json(where)
         kept, seen = kept + sum(report["rows"].values()), seen + report["read"]
         bar.update(sum(report["rows"].values()))
         yield report | {"file": where.with_suffix(".parquet")}
@@ -199,12 +200,11 @@ def _draw_file(card: cards.Card, stream: Stream, raw: Iterator[Row], most: int, 
     except Unreadable as error:
         faults = [f"card {card.name}: {path}: after row {tally['', 'read']}: {error}"]
         tally[stream.language, "file that cannot be read on"] += 1
-    side = where.with_suffix(".parquet.part")
-    pq.write_table(_table(items), side, compression="zstd")
-    os.replace(side, where.with_suffix(".parquet"))
+    io.put(where.with_suffix(".parquet"), lambda beside: pq.write_table(_table(items), beside, compression="zstd"))
     count = tally.pop(("", "read"), 0)
     dropped = sorted([language, reason, n] for (language, reason), n in tally.items())
-    _put(where, {"rows": Counter(item.language for item in items), "read": count, "dropped": dropped, "faults": faults})
+    rows = Counter(item.language for item in items)
+    io.put_json(where, {"rows": rows, "read": count, "dropped": dropped, "faults": faults})
 
 
 def _table(items: list[Pair | Labelled]) -> pa.Table:
@@ -237,7 +237,7 @@ def _put_together(card: cards.Card, side: Path, about: dict, reports: list[dict]
     counts: dict[str, dict[str, int]] = {}
     for (language, reason), n in sorted(dropped.items()):
         counts.setdefault(language, {})[reason] = n
-    _put(side / shards.MANIFEST, about | {
+    io.put_json(side / shards.MANIFEST, about | {
         "read": sum(report["read"] for report in reports), "rows": kept, "dropped": counts,
         "faults": [fault for report in reports for fault in report["faults"]], "sha256": written})
 
@@ -255,10 +255,3 @@ def _distinct(table: pa.Table, dropped: Counter) -> pa.Table:
             if not keep[-1]:
                 dropped[language, "exact duplicate"] += 1
     return table.filter(pa.array(keep))
-
-
-def _put(file: Path, given: Any) -> None:
-    """Write JSON beside and rename: a file that is there is whole."""
-    side = file.with_name(file.name + ".part")
-    side.write_text(json.dumps(given, ensure_ascii=False, indent=1) + "\n", encoding="utf8")
-    os.replace(side, file)

@@ -11,13 +11,12 @@ poor in some languages is how the data is spread over them. Reads nothing but JS
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from me5lib import io
 from me5lib.data.cards import Card
 from me5lib.places import Me5Error
 
@@ -52,23 +51,10 @@ class Stage(NamedTuple):
         return dict(sorted(poor.items(), key=lambda each: (each[1], each[0])))
 
 
-def put(path: Path, content: Any) -> None:
-    """Write JSON beside and rename; the same content gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(path.name + ".part")
-    side.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
-    os.replace(side, path)
-
-
-def read(file: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(file.read_text(encoding="utf8"))
-
-
 def is_sealed(out: Path, folder: Path) -> bool:
     """Whether the shards in `out` (folder of a card) are those of the build in `folder`."""
     with contextlib.suppress(OSError, ValueError):
-        return (out / MANIFEST).is_file() and read(out / ".build" / SEALED) == folder.name
+        return (out / MANIFEST).is_file() and io.read_json(out / ".build" / SEALED) == folder.name
     return False
 
 
@@ -77,7 +63,7 @@ def built(out: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted(Path(out).glob(f"*/{MANIFEST}")):
         try:
-            given = read(file)
+            given = io.read_json(file)
             found[given["card"]] = given | {"rows": int(given["rows"]), "languages": dict(given["languages"])}
         except (ValueError, KeyError, TypeError):
             raise Me5Error(f"{file} cannot be read: build the card again") from None

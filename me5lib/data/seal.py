@@ -18,8 +18,9 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from me5lib import io
 from me5lib.data import shards
-from me5lib.data.manifests import MANIFEST, SEALED, put, read
+from me5lib.data.manifests import MANIFEST, SEALED
 from me5lib.places import Me5Error
 
 HEAVY = ("items", "exact", "near", "shards")  # of a build's folder: gone once it is sealed
@@ -38,7 +39,7 @@ class Seal(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Nothing: all is written."""
         out, folder = Path(self.out), Path(self.folder)
-        parts = [part for file in sorted((folder / "counts/parts").glob("*.json")) for part in read(file)]
+        parts = [part for file in sorted((folder / "counts/parts").glob("*.json")) for part in io.read_json(file)]
         parts.sort(key=lambda part: part["folder"])
         manifest = self.facts | counted(folder / "counts", self.facts["card"]) | {"shards": parts}
         if manifest["rows"] != sum(part["rows"] for part in parts):
@@ -48,8 +49,8 @@ class Seal(PipelineStep):
         _clear(out, folder, {part["folder"] for part in parts})
         for part in parts:
             _place(folder / "shards" / part["folder"], out / part["folder"])
-        put(out / MANIFEST, manifest)
-        put(out / ".build" / SEALED, folder.name)
+        io.put_json(out / MANIFEST, manifest, sort_keys=True)
+        io.put_json(out / ".build" / SEALED, folder.name, sort_keys=True)
         for name in HEAVY:
             shutil.rmtree(folder / name, ignore_errors=True)
         yield from ()
@@ -86,7 +87,7 @@ def counted(folder: Path, card: str) -> dict[str, Any]:
     first: dict[str, str] = {}
     unreadable: list[dict] = []
     for book in sorted(file for file in folder.glob("*/*.json") if file.parent.name != "parts"):
-        given = read(book)
+        given = io.read_json(book)
         for what, reason, language, n in given["counts"]:
             totals[what, reason, language] += n
         first = given["first"] | first

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from me5lib import io
 from me5lib.evaluate import lint, suites
 from me5lib.evaluate.protocol import Protocol
 from me5lib.evaluate.reference import COORDINATES as COLUMNS
@@ -333,7 +334,7 @@ def _recorded(folder: Path, opened: Opened, protocol: str, dtype: str, tasks: Se
 
     file, runs = folder / "run.json", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        runs = list(json.loads(file.read_text(encoding="utf8"))["runs"])
+        runs = list(io.read_json(file)["runs"])
     every = {part.metadata.name: part for task in tasks for part in (task, *suites.parts(task))}
     entry = {
         "command": command, "model": opened.name, "revision": opened.revision,
@@ -365,7 +366,7 @@ def recorded(found: Found) -> lint.Record | None:
     """What run.json says of the last run of a result's task, model and revision; None where it says nothing."""
     folder = found.path.parent
     try:
-        runs = json.loads((folder.parents[2] / "run.json").read_text(encoding="utf8"))["runs"]
+        runs = io.read_json(folder.parents[2] / "run.json")["runs"]
         run = next(run for run in reversed(runs) if (run["model"].replace("/", "__"), run["revision"]) ==
                    (folder.parent.name, folder.name) and found.task in run["tasks"])
         made = {"protocol": run["protocol"], "dtype": run["dtype"], "data revision": run["tasks"][found.task],
@@ -386,7 +387,7 @@ def _rows(found: Found, weights: str) -> list[dict[str, Any]]:
     protocol, _, dtype = folder.parents[2].name.rpartition("-")
     name = folder.parent.name.replace("__", "/")
     with contextlib.suppress(OSError, ValueError):
-        meta = json.loads((folder / "model_meta.json").read_text(encoding="utf8"))
+        meta = io.read_json(folder / "model_meta.json")
         name = meta["name"]
         if meta["revision"] != folder.name:
             raise Me5Error(f"{folder} holds results of revision {meta['revision']} (model_meta.json): results of two "

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from me5lib.experiments.plan import NAMES, Arm, Plan, home, planned, put, record, seal
+from me5lib import io
+from me5lib.experiments.plan import NAMES, Arm, Plan, home, planned, record, seal
 from me5lib.experiments.results import figure, sentences, stored, summary, table, title
 from me5lib.places import Me5Error
 
@@ -50,7 +51,7 @@ def run(plan: Plan, base: Path, progress: bool = True) -> dict[str, Any]:
                 bar.set_postfix_str(f"seed {seed}, {arm.name}")
                 path = record(folder, seed, arm)
                 if not path.is_file():
-                    put(path, {"plan": mark, **lab.measured(arm, seed)})
+                    io.put_json(path, {"plan": mark, **lab.measured(arm, seed)})
         return _reported(plan, folder, mark, corpus.fingerprint)
 
 
@@ -58,7 +59,7 @@ def _reported(plan: Plan, folder: Path, mark: str, corpus: str) -> dict[str, Any
     """The results, written as JSON, table and picture; how long it took beside them."""
     from me5lib.show import figures
 
-    records = {(seed, arm.name): json.loads(record(folder, seed, arm).read_text(encoding="utf8"))
+    records = {(seed, arm.name): io.read_json(record(folder, seed, arm))
                for seed in plan.seeds for arm in plan.arms}
     conditions = {json.dumps(each["conditions"], sort_keys=True) for each in records.values()}
     results = {
@@ -66,8 +67,9 @@ def _reported(plan: Plan, folder: Path, mark: str, corpus: str) -> dict[str, Any
         "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds), "metrics": list(plan.metrics),
         "conditions": [json.loads(text) for text in sorted(conditions)], "arms": summary(plan, records),
     }  # fmt: skip
-    put(folder / "results.json", results)
-    put(folder / "timings.json", {f"seed {seed}, {name}": each["seconds"] for (seed, name), each in records.items()})
+    io.put_json(folder / "results.json", results)
+    seconds = {f"seed {seed}, {name}": each["seconds"] for (seed, name), each in records.items()}
+    io.put_json(folder / "timings.json", seconds)
     table(results).to_csv(folder / "table.csv", index=False)
     figures.keep(figure(results), folder / "figure.png")
     return results

@@ -7,7 +7,6 @@ subset of English MTEB, as a table of the paper would be. All of it runs in one 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from me5lib import io
 from me5lib.experiments.plan import ENGLISH, Arm, Plan
 
 if TYPE_CHECKING:
     from me5lib.model.encoder import Encoder
     from me5lib.scale import Scale, Stage
-    from me5lib.train.contrast import Batch
     from me5lib.train.loop import Work
 
 Scores = dict[str, np.ndarray]
@@ -125,7 +124,9 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     from me5lib.device import best_device
     from me5lib.model.encoder import Encoder
     from me5lib.train import drawing, groups, loop, stages
+    from me5lib.train.dist import Team
     from me5lib.train.door import Door
+    from me5lib.train.step import Budget, work_of
 
     rows, last = drawing.tidy(corpus.labelled())[0], dial.finetune
     stage = _longer(dial.train, dial.train.steps + last.steps)
@@ -141,14 +142,15 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     made = groups.make(encoder, rows, plan, last, work, kind="labelled", mines=False, with_teacher=False,
                        dev=(), prefixes=stages.prefixes, seed=seed, progress=False)  # fmt: skip
     turns = shuffled(dial.train.steps, last.steps, seed)
+    team, budget = Team.alone(encoder.device), Budget.on_cpu(dial.model)
 
     def prepare(step: int) -> Work:
         """The batch of `step`, tokenised, and how its gradient is computed."""
         labelled, turn = turns[step]
-        if labelled:
-            drawn = [made.group(i, times, last.hard_negatives) for i, times in plan.draws(turn)]
-            return _work(encoder, dial, last, drawn, seed, step)
-        return _work(encoder, dial, dial.train, batches.batch(turn), seed, step)
+        drawn = [made.group(i, times, last.hard_negatives) for i, times in plan.draws(turn)] if labelled else \
+            batches.batch(turn)
+        own = last if labelled else dial.train
+        return work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.prefixes)
 
     loop.train(encoder, prepare, stage, work, seed=seed, plan=door.fingerprint, save_every=max(1, stage.steps // 5),
                progress=False, name=name)  # fmt: skip
@@ -167,43 +169,10 @@ def shuffled(pairs: int, labelled: int, seed: int) -> list[tuple[bool, int]]:
     return list(zip(kinds.tolist(), turns.tolist(), strict=True))
 
 
-def _work(encoder: Encoder, dial: Scale, stage: Stage, rows: Sequence[Any], seed: int, step: int) -> Work:
-    """A step on pairs or on labelled examples, with the loss of their stage."""
-    from me5lib.pairs import Labelled
-    from me5lib.train import contrast, loop
-    from me5lib.train.gradcache import cached_step, mix
-    from me5lib.train.stages import Budget
-
-    batch = (contrast.from_labelled if isinstance(rows[0], Labelled) else contrast.from_pairs)(rows)
-    ids = _ids(encoder, stage, batch, [row.source for row in rows])
-    tokens, budget = sum(map(len, ids)), Budget.on_cpu(dial.model)
-
-    def loss_of(vectors: Any) -> Any:
-        """InfoNCE of the batch's vectors, queries first."""
-        queries, passages = vectors[: len(rows)], vectors[len(rows) :]
-        return contrast.info_nce(queries, passages, batch.relations.to(vectors.device), stage.temperature, stage.loss)
-
-    def compute() -> Any:
-        """The loss; its gradient is in place."""
-        return cached_step(encoder, ids, loss_of, budget.piece, mix(seed, step), keep_graph=tokens <= budget.whole)
-
-    return loop.Work(compute, "+".join(dict.fromkeys(row.source for row in rows)), tokens)
-
-
-def _ids(encoder: Encoder, stage: Stage, batch: Batch, sources: Sequence[str]) -> list[list[int]]:
-    """Token ids of the queries, then of the passages, each with the prefix of its source and side."""
-    from me5lib.train.stages import prefixes
-
-    owner = batch.relations.owner.tolist()
-    asked = [prefixes(source)[0] + text for source, text in zip(sources, batch.queries, strict=True)]
-    found = [prefixes(sources[i])[1] + text for i, text in zip(owner, batch.passages, strict=True)]
-    return encoder.tokenize(asked, "", stage.query_tokens) + encoder.tokenize(found, "", stage.passage_tokens)
-
-
 def _facts(folder: Path) -> dict[str, Any]:
     """What a stage says of its negatives and its teacher."""
     path = folder / "report.json"
-    found = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    found = io.read_json(path, {})
     mining = {key: found["mining"][key] for key in ("queries", "candidates", "kept", "dropped")} if found else {}
     return {"mining": mining, "filling": found["filling"], "teacher": found["teacher"]} if found else {}
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from me5lib import __version__, places
+from me5lib import __version__, io, places
 from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
@@ -174,24 +174,17 @@ def seal(plan: Plan, base: Path, corpus: str) -> tuple[Path, str]:
     folder, content = base / plan.experiment, plan.as_json() | {"corpus": corpus}
     path = folder / "plan.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf8"))
+        before = io.read_json(path)
         if before != content:
             changed = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
             raise Me5Error(f"{path} was written before the run and says otherwise ({', '.join(changed)}): "
                            "go on with that plan, or give another folder with --out")
     else:
         (folder / "arms").mkdir(parents=True, exist_ok=True)
-        put(path, content)
+        io.put_json(path, content)
     return folder, fingerprint(content)
 
 
 def record(folder: Path, seed: int, arm: Arm) -> Path:
     """Where the scores of an arm are kept."""
     return folder / "arms" / f"seed-{seed}.{arm.folder}.json"
-
-
-def put(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON beside and rename it: whole or absent."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
-    beside.replace(path)

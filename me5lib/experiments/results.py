@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from me5lib import places
+from me5lib import io, places
 from me5lib.experiments.plan import LEVEL, Arm, Plan
 
 if TYPE_CHECKING:
@@ -115,8 +114,7 @@ def title(results: Mapping[str, Any]) -> str:
 
 def stored(experiment: str) -> dict[str, Any] | None:
     """The results of the full run that ship with the notebooks, or None where there are none."""
-    path = places.asset("notebooks") / "results" / f"{experiment}.json"
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
+    return io.read_json(places.asset("notebooks") / "results" / f"{experiment}.json", None)
 
 
 def _taught(plan: Plan, records: Records, arm: Arm) -> int | None:

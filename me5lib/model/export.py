@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from me5lib import io
 from me5lib.model import described, xlmr
 from me5lib.model.resolve import ModelRef, local, resolve
 from me5lib.model.text import PASSAGE, QUERY, instruct
@@ -51,20 +51,11 @@ def write(
         _write_files(encoder, beside, prompts)
         if also is not None:
             also(beside)
-        replace(beside, folder)
+        io.replace(beside, folder)
     except (OSError, SafetensorError) as error:
         raise Me5Error(f"cannot write {folder} ({first_line(error)}): free some space or choose --out") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def replace(new: Path, folder: Path) -> None:
-    """Rename the folder `new` to `folder`; an older `folder` is moved aside first and removed last."""
-    old = folder.with_name(f"{new.name}.old")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_files(encoder: Encoder, folder: Path, prompts: Mapping[str, str]) -> None:

@@ -12,11 +12,11 @@ Cost: reading the log, some milliseconds a thousand steps.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from me5lib import io
 from me5lib.places import STAGES, Me5Error
 from me5lib.train import checkpoint, telemetry
 from me5lib.train.telemetry import History
@@ -75,6 +75,6 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def _settings(folder: Path) -> dict[str, Any] | None:
     """What a stage's folder says that it is made with; None where there is no such folder, or its first line is due."""
     try:
-        return json.loads((folder / "stage.json").read_text(encoding="utf8"))
+        return io.read_json(folder / "stage.json")
     except (FileNotFoundError, ValueError):
         return None

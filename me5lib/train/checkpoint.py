@@ -5,9 +5,6 @@ optimiser's state and `state.json` beside the weights. It is written under anoth
 into place, so a kill at any moment leaves either all of it or nothing; a manifest of SHA-256 sums names the file that
 went wrong afterwards. No pickle anywhere.
 
-Every change that a save makes on the disk goes through `_write`, `sync`, `_rename` or `_remove`: the tests kill the
-process at each of them.
-
 Cost: three times the weights on disk; for the tiny model's 100 MB about 0.3 s, and what the disk takes to flush them.
 """
 
@@ -16,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import me5lib
+from me5lib import io
 from me5lib.places import Me5Error, sha256
 
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
@@ -73,18 +69,18 @@ def save(
     state = {"step": step, "plan": plan, "conditions": dict(terms or {})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sync(folder.parent)
+        io.sync(folder.parent)
         _tidy(folder)
-        _write(beside, model.save)
-        _write(beside / OPTIMISER, lambda path: save_file(optimiser_tensors(optimiser), path))
-        _write(beside / STATE, lambda path: write_json(path, state))
-        _write(beside / MANIFEST, lambda path: write_json(path, _manifest(beside)))
+        io.write(beside, model.save)
+        io.write(beside / OPTIMISER, lambda path: save_file(optimiser_tensors(optimiser), path))
+        io.write(beside / STATE, lambda path: io.write_json(path, state))
+        io.write(beside / MANIFEST, lambda path: io.write_json(path, _manifest(beside)))
         for path in (*sorted(beside.rglob("*")), beside):
-            sync(path)
-        replace(beside, final)
+            io.sync(path)
+        io.replace(beside, final)
     except Exception as error:
         with contextlib.suppress(OSError):
-            _remove(beside)
+            io.remove(beside)
         if not _refused(error):
             raise
         reason = " ".join(str(error).split())
@@ -125,7 +121,7 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, p
 
 def state(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: `step`, `plan` and `conditions`."""
-    return json.loads((path / STATE).read_text(encoding="utf8"))
+    return io.read_json(path / STATE)
 
 
 def changed(path: Path, now: Mapping[str, Any]) -> list[str]:
@@ -137,7 +133,7 @@ def changed(path: Path, now: Mapping[str, Any]) -> list[str]:
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint, naming the file; "" when nothing is. Files that were added do not matter."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf8"))
+        manifest = io.read_json(path / MANIFEST)
         files = manifest["files"]
         if manifest["sum"] != _sum_of(files):
             return f"{MANIFEST} does not have its sum"
@@ -154,43 +150,6 @@ def damage(path: Path) -> str:
         except OSError as error:
             return f"{file} cannot be read: {error.strerror}"
     return ""
-
-
-def replace(beside: Path, final: Path) -> None:
-    """Rename the folder `beside` to `final`, for good; one that is already there makes way."""
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        _remove(old)
-        _rename(final, old)
-    _rename(beside, final)
-    sync(final.parent)
-    _remove(old)
-
-
-def put(path: Path, write: Callable[[Path], object], writer: str = "") -> None:
-    """Make a file with `write`, whole or not at all: beside, flushed, renamed. Raises `Me5Error` when the disk refuses.
-    `writer` tells apart processes that may make the same file at once: each has its own name for the file beside.
-    """
-    beside = path.with_name(f".{path.name}{writer}.part")
-    try:
-        _write(beside, write)
-        sync(beside)
-        _rename(beside, path)
-        sync(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise unwritten(path, error) from None
-
-
-def put_text(path: Path, text: str) -> None:
-    """`put` a text."""
-    put(path, lambda beside: beside.write_text(text, encoding="utf8"))
-
-
-def unwritten(path: Path, error: OSError) -> Me5Error:
-    """What to say when a file cannot be written."""
-    return Me5Error(f"{path} cannot be written ({error.strerror}): free some space, then run the same command to go on")
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -211,31 +170,6 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, to
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
-def _write(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file, or a folder of files, at `path`."""
-    make(path)
-
-
-def sync(path: Path) -> None:
-    """Have the disk keep a file's content, or a folder's list of names."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot, and need not
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _rename(before: Path, after: Path) -> None:
-    os.replace(before, after)
-
-
-def _remove(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-
-
 def _refused(error: Exception) -> bool:
     """Whether the disk refused; the tokenizers library says so with a bare Exception."""
     return isinstance(error, OSError | SafetensorError | Me5Error) or "(os error " in str(error)
@@ -245,7 +179,7 @@ def _tidy(folder: Path) -> None:
     """Remove what a killed save has left, and what the model's own was writing (`..step-000100.part.5f3c`)."""
     for left in (".step-*.part", ".step-*.old", "..step-*.part.*"):
         for path in folder.glob(left):
-            _remove(path)
+            io.remove(path)
 
 
 def _forget(folder: Path, step: int) -> None:
@@ -260,8 +194,8 @@ def _forget(folder: Path, step: int) -> None:
             continue
         old = path.with_name(f".{path.name}.old")
         with contextlib.suppress(OSError):  # tidied up by the next save
-            _rename(path, old)
-            _remove(old)
+            io.rename(path, old)
+            io.remove(old)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -281,8 +215,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _sum_of(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode("utf8")).hexdigest()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, indented, its keys sorted."""
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf8")

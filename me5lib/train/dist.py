@@ -7,9 +7,10 @@ batch. Ranks may hold unequal numbers of rows, or none. Several such terms can b
 same at every world size.
 
     team = join()                                             # under torchrun or accelerate launch; alone otherwise
-    model = team.wrap(encoder)
-    q, p = gather(queries), gather(passages)
-    loss = share_of_mean(total_loss(q, p, everyone(related), temperature, rows=own_rows(len(queries))), len(queries))
+    model, held = team.wrap(encoder), sizes(related)
+    q, p = gather(queries, held.queries), gather(passages, held.passages)
+    total = total_loss(q, p, everyone(related, held), temperature, rows=held.mine)
+    loss = share_of_mean(total, len(queries), held.queries)
 
 Processes are DistributedDataParallel, through accelerate (its launcher and its state). Ranks run unequal numbers of
 pieces, which sharded parameters (FSDP, ZeRO-2 and 3) would deadlock on, so those are refused; 560 M parameters need
@@ -31,7 +32,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as processes
@@ -199,12 +200,38 @@ def rank() -> int:
     return processes.get_rank() if processes.is_initialized() else 0
 
 
+class Sizes(NamedTuple):
+    """How much of a batch every rank holds, so that this is asked once and not by every collective."""
+
+    queries: list[int]  # of rank 0, 1 …
+    passages: list[int]
+    known: int  # the most texts that answer one query, on any rank
+
+    @property
+    def mine(self) -> slice:
+        """Where this rank's queries lie among everybody's."""
+        begin = sum(self.queries[: rank()])
+        return slice(begin, begin + self.queries[rank()])
+
+
+def sizes(related: Relations) -> Sizes:
+    """The sizes of all ranks' parts of a batch, of which `related` is this one's. One collective."""
+    held = [len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]
+    queries, passages, known = zip(*_table(held, related.query_key.device), strict=True)
+    return Sizes(list(queries), list(passages), max(known))
+
+
 def counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
     """How many rows each rank holds, given how many this one does. Every rank must ask."""
+    return [row[0] for row in _table([rows], device)]
+
+
+def _table(numbers: list[int], device: torch.device | str) -> list[list[int]]:
+    """Every rank's `numbers`, rank by rank. A collective."""
     if world() == 1:
-        return [rows]
-    table = torch.zeros(world(), dtype=torch.int64, device=device)
-    table[rank()] = rows
+        return [numbers]
+    table = torch.zeros(world(), len(numbers), dtype=torch.int64, device=device)
+    table[rank()] = torch.tensor(numbers, device=device)
     processes.all_reduce(table)
     return table.tolist()
 
@@ -213,9 +240,8 @@ class _Gather(torch.autograd.Function):
     """All ranks' rows in the order of ranks; backwards, the sum of all ranks' gradients of this rank's rows."""
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        """[n_r, …] → [Σ n_r, …]."""
-        held = counts(len(mine), mine.device)
+    def forward(ctx: Any, mine: Tensor, held: Sequence[int]) -> Tensor:
+        """[n_r, …] → [Σ n_r, …], of ranks that hold so many."""
         padded = mine.new_zeros(max(held), *mine.shape[1:])  # collectives want equal shapes
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in held]
@@ -224,20 +250,21 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:rows] for part, rows in zip(parts, held, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """[Σ n_r, …] → [n_r, …]."""
         total = gradient.contiguous().clone()
         processes.all_reduce(total)
-        return total[ctx.begin : ctx.begin + ctx.rows]
+        return total[ctx.begin : ctx.begin + ctx.rows], None
 
 
-def gather(mine: Tensor) -> Tensor:
+def gather(mine: Tensor, held: Sequence[int] | None = None) -> Tensor:
     """[n_r, …] of every rank r → [Σ n_r, …] on all of them, rank by rank; gradients flow back to their rows.
 
-    Ranks may hold unequal numbers of rows, or none. A collective, forwards and backwards: every rank must call it, and
-    every rank must call backward, each with a tensor that wants a gradient or each with one that does not.
+    `held`: every rank's n_r where it is known (`Sizes`), else it is asked. Ranks may hold unequal numbers of rows, or
+    none. A collective, forwards and backwards: every rank must call it, and every rank must call backward, each with a
+    tensor that wants a gradient or each with one that does not.
     """
-    return mine if world() == 1 else _Gather.apply(mine)
+    return mine if world() == 1 else _Gather.apply(mine, held or counts(len(mine), mine.device))
 
 
 def own_rows(rows: int, device: torch.device | str = "cpu") -> slice:
@@ -247,29 +274,28 @@ def own_rows(rows: int, device: torch.device | str = "cpu") -> slice:
     return slice(begin, begin + rows)
 
 
-def everyone(related: Relations) -> Relations:
+def everyone(related: Relations, held: Sizes | None = None) -> Relations:
     """The relations of all ranks' rows, rank by rank: those of the vectors that `gather` gives. A collective."""
     if world() == 1:
         return related
-    device = related.query_key.device
-    queries, passages = (counts(len(key), device) for key in (related.query_key, related.passage_key))
-    known = max(counts(related.positive_keys.shape[1], device))  # a short row repeats its first
+    queries, passages, known = held or sizes(related)
     first, second = sum(passages[: rank()]), sum(queries[: rank()])
-    padding = related.positive_keys[:, :1].expand(-1, known - related.positive_keys.shape[1])
+    padding = related.positive_keys[:, :1].expand(-1, known - related.positive_keys.shape[1])  # it repeats the first
     return Relations(
-        gather(related.query_key), gather(related.passage_key), gather(related.positive + first),
-        gather(related.owner + second), gather(torch.cat([related.positive_keys, padding], 1)),
+        gather(related.query_key, queries), gather(related.passage_key, passages),
+        gather(related.positive + first, queries), gather(related.owner + second, passages),
+        gather(torch.cat([related.positive_keys, padding], 1), queries),
     )
 
 
-def share_of_mean(total: Tensor, rows: int) -> Tensor:
+def share_of_mean(total: Tensor, rows: int, held: Sequence[int] | None = None) -> Tensor:
     """This rank's share of a mean over all ranks' rows, of the `total` loss of its own `rows`: a scalar.
 
     The average of the ranks' shares is that mean, so the average that DistributedDataParallel takes of the gradients is
-    the mean's gradient. The divisor is the number of rows that there really are, not this rank's times the number of
-    ranks. A collective.
+    the mean's gradient. The divisor is the number of rows that there really are (`held`: every rank's, else asked), not
+    this rank's times the number of ranks.
     """
-    return total * (world() / max(1, sum(counts(rows, total.device))))
+    return total * (world() / max(1, sum(held or counts(rows, total.device))))
 
 
 def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float) -> None:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from me5lib import io
 from me5lib.device import autocast, precision
 from me5lib.model import export
 from me5lib.model.encoder import Encoder, average_pool, by_length, piece_tokens
@@ -170,10 +170,10 @@ class Teacher(nn.Module):
         self.encoder.save(beside / "encoder")
         try:
             save_file({name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}, beside / HEAD)
-            checkpoint.write_json(beside / ABOUT, {**(about or {}), "temperature": self.temperature})
-            checkpoint.replace(beside, folder)
+            io.write_json(beside / ABOUT, {**(about or {}), "temperature": self.temperature})
+            io.replace(beside, folder)
         except OSError as error:
-            raise checkpoint.unwritten(folder, error) from None
+            raise io.unwritten(folder, error) from None
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Teacher:
@@ -182,7 +182,7 @@ class Teacher(nn.Module):
         from safetensors.torch import load_file
 
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf8"))
+            about = io.read_json(folder / ABOUT)
             teacher = cls(Encoder.load(folder / "encoder").to(device), about["temperature"], 0)
             teacher.head.load_state_dict(load_file(folder / HEAD))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -6,11 +6,11 @@ A finished stage has a `stage.json` that says with which settings it was made. U
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from me5lib import io
 from me5lib.places import Me5Error
 from me5lib.train import checkpoint
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def identity(folder: Path) -> str:
     """The fingerprint of a finished stage, or the hash of its weights if it was not made here."""
-    made = read_json(folder / "stage.json")
+    made = io.read_json(folder / "stage.json", None)
     return made["fingerprint"] if made else checkpoint.sha256(folder / "model.safetensors")
 
 
@@ -33,7 +33,7 @@ class Door:
 
     def finished(self, progress: bool = False) -> bool:
         """Whether the stage is there, made with these settings; says so with `progress`."""
-        made = read_json(self.final / "stage.json")
+        made = io.read_json(self.final / "stage.json", None)
         found = bool(made) and made["fingerprint"] == self.fingerprint and (self.final / "config.json").is_file()
         if found and progress:
             print(f"{self.final.name} was finished before with the same settings: not trained again")
@@ -41,7 +41,7 @@ class Door:
 
     def open(self) -> Path:
         """The folder to work in; raises `Me5Error` when it holds unfinished work with other settings."""
-        made = read_json(self.part / "stage.json")
+        made = io.read_json(self.part / "stage.json", None)
         if made and made["fingerprint"] != self.fingerprint:
             if checkpoint.latest(self.part / "checkpoints"):
                 changed = ", ".join(_changes(made["settings"], self.settings))
@@ -49,7 +49,7 @@ class Door:
                                "go back to them to finish it, or delete that folder")
             shutil.rmtree(self.part)
         self.part.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(self.part / "stage.json", {"fingerprint": self.fingerprint, "settings": self.settings})
+        io.write_json(self.part / "stage.json", {"fingerprint": self.fingerprint, "settings": self.settings})
         return self.part
 
     def publish(self, encoder: Encoder) -> Path:
@@ -65,11 +65,11 @@ class Door:
         return self.final
 
     def _move_aside(self) -> None:
-        made = read_json(self.final / "stage.json") or {"fingerprint": "unknown", "settings": {}}
+        made = io.read_json(self.final / "stage.json", None) or {"fingerprint": "unknown", "settings": {}}
         aside = self.final.with_name(f"{self.final.name}.{made['fingerprint']}")
         print(f"{self.final} was made with other settings ({', '.join(_changes(made['settings'], self.settings))}): "
               f"moved to {aside.name}")
-        checkpoint.replace(self.final, aside)
+        io.replace(self.final, aside)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -83,8 +83,3 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         found |= {f"{key}.{dial}": x for dial, x in value.items()} if isinstance(value, dict) else {key: value}
     return found
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; None where there is none."""
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None

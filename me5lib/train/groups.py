@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from me5lib import io
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import Stage
-from me5lib.train import checkpoint, teaching
+from me5lib.train import teaching
 from me5lib.train.dist import Team
 from me5lib.train.drawing import Plan, turned
 from me5lib.train.mining import MiningReport
@@ -38,7 +39,8 @@ class Made(NamedTuple):
 
     def group(self, place: int, turn: int, n: int) -> Labelled:
         """The example at a position with the `n` negatives of its pass `turn`."""
-        return turned(self.rows[place], n, turn)
+        row = self.rows[place]
+        return turned(row if self.taught else row._replace(teacher_scores=None), n, turn)
 
 
 def make(
@@ -75,7 +77,7 @@ def _teach(
     seed: int, progress: bool, team: Team,
 ) -> None:
     """Have the mined groups scored, by all ranks (`dev` None: by nobody), and write them with the whole report."""
-    made, found = _read(folder).rows, json.loads((folder / MINED).read_text(encoding="utf8"))
+    made, found = _read(folder).rows, io.read_json(folder / MINED)
     if progress:
         _say(found)
     if dev is not None:
@@ -126,8 +128,8 @@ def _write(folder: Path, made: dict[int, Labelled], name: str, found: dict[str, 
         with beside.open("w", encoding="utf8") as stream:
             stream.writelines(json.dumps([i, *row], ensure_ascii=True) + "\n" for i, row in made.items())
 
-    checkpoint.put(folder / GROUPS, write)
-    checkpoint.put_text(folder / name, json.dumps(found, indent=1, sort_keys=True) + "\n")
+    io.put(folder / GROUPS, write)
+    io.put_json(folder / name, found, sort_keys=True)
 
 
 def _read(folder: Path) -> Made:

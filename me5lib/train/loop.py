@@ -17,7 +17,6 @@ table takes about 10 ms fused, clipping 5 ms, tokenising nothing that is waited 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import signal
 import sys
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from me5lib import io
 from me5lib.device import autocast, precision
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import Stage
@@ -212,7 +212,7 @@ class _Run:
             "precision": self.number.name, "source": work.source, "batch": work.identity,
             **{name: telemetry.as_json(value) for name, value in figures.items()},
         }  # fmt: skip
-        checkpoint.put_text(path, json.dumps(found, indent=1) + "\n")
+        io.put_json(path, found)
         return Me5Error(f"{what}; the batch is named in {path}, the weights are those of the last checkpoint")
 
     def end(self) -> None:

@@ -31,7 +31,7 @@ SHORT, RANDOM, ELSEWHERE, REPEATED = (
     "repeated in their group",
 )  # fmt: skip
 
-Prefixes = Callable[[str], tuple[str, str]]
+Prefixes = Callable[[str], tuple[str, str]]  # source → before its queries, before its passages
 Pools = Callable[[str | None], list[str]]
 
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from me5lib import io
 from me5lib.places import Me5Error
 from me5lib.train import distill
 from me5lib.train.contrast import Relations, total_loss
@@ -71,7 +72,7 @@ def prove_gradient(
         task = {"shards": shards, "loss": loss, "seed": seed}
         (Path(folder) / "task.json").write_text(json.dumps(task), encoding="utf8")
         launch([[sys.executable, "-m", "me5lib.train.prove", folder]] * world, folder, timeout)
-        found = json.loads((Path(folder) / "found.json").read_text(encoding="utf8"))
+        found = io.read_json(Path(folder) / "found.json")
     return {name: Measured(*numbers) for name, numbers in found.items()}
 
 
@@ -240,7 +241,7 @@ def _apart(task: Task, seed: int, team: Team) -> float:
 def main(folder: str = "") -> None:
     """One process: join the others, measure; rank 0 writes what was found, or prints it where no folder is given."""
     team = join()
-    task = json.loads((Path(folder) / "task.json").read_text(encoding="utf8")) if folder else {}
+    task = io.read_json(Path(folder) / "task.json") if folder else {}
     shards, seed = task.get("shards") or _even(team.world), task.get("seed", 0)
     begin = sum(shards[: team.rank])
     mine = slice(begin, begin + shards[team.rank])

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from me5lib import io
 from me5lib.model import encoder as encoders
 from me5lib.places import Me5Error
 from me5lib.train import checkpoint
@@ -52,14 +53,14 @@ def block_scores(
     try:  # before the teacher works for nothing
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise checkpoint.unwritten(folder, error) from None
+        raise io.unwritten(folder, error) from None
     scores = score_pairs(pairs, pieces, name)
 
     def write(beside: Path) -> None:
         with beside.open("wb") as file:  # to a path, np.save would add .npy
             np.save(file, scores)
 
-    checkpoint.put(path, write, uuid.uuid4().hex)
+    io.put(path, write, uuid.uuid4().hex)
     return scores, False
 
 

@@ -20,15 +20,14 @@ import dataclasses
 import functools
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 import me5lib
+from me5lib import io
 from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
 from me5lib.data.hub_corpus import HubCorpus
@@ -36,21 +35,19 @@ from me5lib.data.mixture import Mixture
 from me5lib.device import autocast, best_device, precision
 from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import pinned, resolve
-from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
 from me5lib.scale import Model, Scale, Stage
-from me5lib.train import checkpoint, contrast, distill, drawing, groups, loop, picking
-from me5lib.train.dist import Team, everyone, gather, own_rows, share_of_mean
-from me5lib.train.door import Door, identity, read_json
-from me5lib.train.gradcache import cached_step, fitting_budget, mix
+from me5lib.train import distill, drawing, groups, loop, picking
+from me5lib.train.dist import Team
+from me5lib.train.door import Door, identity
+from me5lib.train.gradcache import fitting_budget
+from me5lib.train.step import Budget, work_of
 from me5lib.train.watch import watch
 
 T = TypeVar("T")
 BUDGET = "budget.json"
 LOOKS = 15  # ours: evaluations during stage 1
 FIRST_BUDGET = 2**20  # ours: padded tokens tried first on a GPU; halved until they fit
-PIECE_BYTES = 2**29  # ours: of which GradCache holds the graph on a CPU; smaller and larger pieces are no faster
-GRAPH_BYTES = 3 * 2**29  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
 TEXTS_PER_PIECE = 3  # ours: training texts read for each piece of the vocabulary
 CHECKPOINTS = 5  # ours: times a stage writes one
 
@@ -186,12 +183,12 @@ def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
 
     folder = out / "tokenizer"
     known = {"corpus": corpus.fingerprint, "vocabulary": scale.model.vocabulary, "texts": TEXTS_PER_PIECE}
-    if read_json(folder / "made-with.json") != known:
+    if io.read_json(folder / "made-with.json", None) != known:
         beside = out / ".tokenizer.part"
         shutil.rmtree(beside, ignore_errors=True)
         train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, beside)
-        checkpoint.write_json(beside / "made-with.json", known)
-        checkpoint.replace(beside, folder)
+        io.write_json(beside / "made-with.json", known)
+        io.replace(beside, folder)
     return AutoTokenizer.from_pretrained(str(folder))
 
 
@@ -223,27 +220,11 @@ def _stage1(
 ) -> Callable[[int], loop.Work]:
     model = team.wrap(encoder)
 
-    def part(pairs: Sequence[Pair]) -> Part:
-        """Some pairs of this rank, tokenised, and their share of the loss over all ranks'."""
-        ids, related = _ready_pairs(pairs, encoder, stage)
-        return Part(ids, lambda vectors: _contrastive(vectors, len(pairs), related, stage))
-
     def prepare(step: int) -> loop.Work:
-        """The batch of `step`, tokenised, and how its gradient is computed."""
         pairs = mixture.batch(step, team.rank, team.world)
-        parts = [part(some) for some in _accumulated(pairs, stage.accumulate)]
-        return _work(model, team, parts, seed, step, budget, [pair.source for pair in pairs])
+        return work_of(pairs, model, encoder, stage, team, budget, (seed, step), prefixes)
 
     return prepare
-
-
-def _ready_pairs(pairs: Sequence[Pair], encoder: Encoder, stage: Stage) -> tuple[list[list[int]], contrast.Relations]:
-    """Ids of the queries, then of the passages, and who belongs to whom."""
-    batch = contrast.from_pairs(pairs)
-    sides = [prefixes(pair.source) for pair in pairs]
-    ids = _tokens(encoder, batch.queries, [q for q, _ in sides], stage.query_tokens)
-    ids += _tokens(encoder, batch.passages, [p for _, p in sides], stage.passage_tokens)
-    return ids, batch.relations
 
 
 def _stage2(
@@ -252,126 +233,23 @@ def _stage2(
 ) -> Callable[[int], loop.Work]:
     model = team.wrap(encoder)
 
-    def part(rows: Sequence[Labelled]) -> Part:
-        """Some examples of this rank, tokenised, and their share of the loss over all ranks'."""
-        batch = contrast.from_labelled(rows)
-        sides = [prefixes(row.source) for row in rows]
-        size = len(batch.passages) // max(1, len(rows))
-        ids = _tokens(encoder, batch.queries, [q for q, _ in sides], stage.query_tokens)
-        ids += _tokens(encoder, batch.passages, [p for _, p in sides for _ in range(size)], stage.passage_tokens)
-        scores = torch.tensor([row.teacher_scores for row in rows], device=team.device) if made.taught else None
-
-        def loss_of(vectors: Tensor) -> Tensor:
-            """KL + α · InfoNCE of the batch's vectors, queries first; without a teacher InfoNCE alone."""
-            loss = _contrastive(vectors, len(rows), batch.relations, stage)
-            return loss if scores is None else _lesson(vectors, scores, stage) + stage.contrastive_weight * loss
-
-        return Part(ids, loss_of)
-
     def prepare(step: int) -> loop.Work:
-        """The batch of `step`, tokenised, and how its gradient is computed."""
         drawn = plan.draws(step)
         mine = drawn[len(drawn) * team.rank // team.world : len(drawn) * (team.rank + 1) // team.world]
         rows = [made.group(i, turn, stage.hard_negatives) for i, turn in mine]
-        parts = [part(some) for some in _accumulated(rows, stage.accumulate)]
-        return _work(model, team, parts, seed, step, budget, [made.rows[i].source for i, _ in drawn])
+        return work_of(rows, model, encoder, stage, team, budget, (seed, step), prefixes)
 
     return prepare
 
 
-class Part(NamedTuple):
-    """A batch with negatives of its own: a step's, or one of several that are accumulated."""
-
-    ids: list[list[int]]
-    loss_of: Callable[[Tensor], Tensor]  # of the vectors, queries first
-
-
-def _contrastive(vectors: Tensor, rows: int, related: contrast.Relations, stage: Stage) -> Tensor:
-    """This rank's share of the mean InfoNCE over all ranks' rows; every rank's passages are everyone's negatives."""
-    queries, passages = gather(vectors[:rows]), gather(vectors[rows:])
-    mine = own_rows(rows, vectors.device)
-    total = contrast.total_loss(
-        queries, passages, everyone(related.to(vectors.device)), stage.temperature, stage.loss, mine
-    )
-    return share_of_mean(total, rows)
-
-
-def _lesson(vectors: Tensor, scores: Tensor, stage: Stage) -> Tensor:
-    """This rank's share of the mean KL(teacher ‖ student) over all ranks' rows, each over its own group.
-
-    `vectors`: of its n queries, then of their passages; `scores` [n, G]. The student's logits are those of InfoNCE: its
-    cosines over the stage's τ, as in SimLM's code.
-    """
-    rows = len(scores)
-    if not rows:
-        return share_of_mean(vectors.sum() * 0, rows)
-    student = distill.group_scores(vectors[:rows], vectors[rows:], stage.temperature)
-    return share_of_mean(distill.kl(student, scores, stage.teacher_temperature) * rows, rows)
-
-
-def _accumulated(rows: Sequence[T], parts: int) -> list[Sequence[T]]:
-    """`rows` cut into as many batches as are accumulated, as equal as can be."""
-    return [rows[len(rows) * k // parts : len(rows) * (k + 1) // parts] for k in range(parts)]
-
-
-def _work(
-    model: Callable[..., Tensor], team: Team, parts: Sequence[Part], seed: int, step: int, budget: Budget,
-    sources: Sequence[str],
-) -> loop.Work:
-    """The step of this rank: the mean of its parts' losses, the gradient of each accumulated."""
-    lengths = [len(row) for part in parts for row in part.ids]
-
-    def compute() -> Tensor:
-        """The loss; its gradient is in place where it is detached."""
-        losses = []
-        for k, part in enumerate(parts):
-            whole = not team.any(sum(map(len, part.ids)) > budget.whole)
-            tokens = sys.maxsize if whole else budget.piece
-            losses.append(cached_step(
-                model, part.ids, functools.partial(_share, part, len(parts)), tokens, mix(seed, step, team.rank, k),
-                keep_graph=whole, last=k == len(parts) - 1,
-            ))  # fmt: skip
-        return sum(losses)
-
-    return loop.Work(compute, "+".join(dict.fromkeys(sources)), tokens=sum(lengths))
-
-
-def _tokens(encoder: Encoder, texts: Sequence[str], sides: Sequence[str], longest: int) -> list[list[int]]:
-    """Ids of every text with its own prefix, cut to `longest`."""
-    return encoder.tokenize([side + text for side, text in zip(sides, texts, strict=True)], "", longest)
-
-
-def _share(part: Part, parts: int, vectors: Tensor) -> Tensor:
-    """The loss of one of `parts` accumulated batches, as its share of the step's mean."""
-    return part.loss_of(vectors) / parts
-
-
-def graph_bytes(shape: Model, tokens: int) -> int:
-    """About what autograd keeps of `tokens` tokens, fp32: a layer's 16 vectors of width and 3 of feed-forward."""
-    return 4 * tokens * shape.layers * (16 * shape.width + 3 * shape.feedforward)
-
-
-class Budget(NamedTuple):
-    """How a step is cut; kept in the stage's folder, so that a resumed run cuts the same pieces."""
-
-    piece: int  # padded tokens of a piece of GradCache's
-    whole: int  # tokens of a step up to which it is one piece, without a replay
-
-    @classmethod
-    def on_cpu(cls, shape: Model) -> Budget:
-        """By what a run may hold."""
-        token = graph_bytes(shape, 1)
-        return cls(PIECE_BYTES // token, GRAPH_BYTES // token)
-
-
 def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage) -> Budget:
     """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
-    kept = read_json(work / BUDGET)
+    kept = io.read_json(work / BUDGET, None)
     if kept is None:
         cuda = team.device.type == "cuda"
         kept = (Budget(*[_fitting(encoder, stage)] * 2) if cuda else Budget.on_cpu(shape))._asdict()
         if team.main:
-            checkpoint.write_json(work / BUDGET, kept)
+            io.write_json(work / BUDGET, kept)
     return Budget(**kept)
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from me5lib.train import checkpoint
+from me5lib import io
 
 # Dense 16-bit matrix products with fp32 sums, FLOP/s, from the makers' data sheets; the first name that fits counts.
 PEAK = {
@@ -57,15 +57,15 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("log.jsonl", "timings.jsonl"):
             kept = [row for row in _lines(folder / file) if _before(row, start)]
-            checkpoint.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
+            io.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
         self.history = read(folder)
 
     def start(self, row: dict[str, Any]) -> None:
         """Note in run.json under which conditions a run begins, or goes on."""
         if self.folder is not None:
             path = self.folder / "run.json"
-            past = json.loads(path.read_text(encoding="utf8"))["starts"] if path.is_file() else []
-            checkpoint.put_text(path, json.dumps({"starts": [*past, row]}, indent=1) + "\n")
+            past = io.read_json(path, {"starts": []})["starts"]
+            io.put_json(path, {"starts": [*past, row]})
 
     def step(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Note a step: its results and its timing."""
@@ -82,7 +82,7 @@ class Log:
         """Have the disk keep the rows so far: a checkpoint must not outlive what led to it."""
         for file in ("log.jsonl", "timings.jsonl"):
             if self.folder is not None and (self.folder / file).is_file():
-                checkpoint.sync(self.folder / file)
+                io.sync(self.folder / file)
 
     def _append(self, file: str, row: dict[str, Any]) -> None:
         if self.folder is None:
@@ -91,7 +91,7 @@ class Log:
             with (self.folder / file).open("a", encoding="utf8") as out:
                 out.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise checkpoint.unwritten(self.folder / file, error) from None
+            raise io.unwritten(self.folder / file, error) from None
 
 
 def peak(device: torch.device, precision: str) -> float | None:

@@ -5,16 +5,20 @@ For lessons that compare arms in seconds; the real second stage is `stages.finet
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
 from me5lib.scale import Stage
-from me5lib.train.contrast import from_labelled, info_nce
+from me5lib.train.dist import Team
 from me5lib.train.loop import Work, train
+from me5lib.train.step import Budget, work_of
+
+WHOLE = Budget(sys.maxsize, sys.maxsize)  # small batches: no replay
 
 
 def tune(encoder: Encoder, rows: Sequence[Labelled], stage: Stage, seed: int, progress: bool = True) -> Encoder:
@@ -22,24 +26,15 @@ def tune(encoder: Encoder, rows: Sequence[Labelled], stage: Stage, seed: int, pr
 
     A batch holds one language, so that its negatives cannot be told apart by their script.
     """
+    stage = dataclasses.replace(stage, passage_tokens=stage.query_tokens)
+    team = Team.alone(encoder.device)
     pools = [[row for row in rows if row.language == language] for language in sorted({row.language for row in rows})]
 
     def prepare(step: int) -> Work:
         draw = np.random.default_rng((seed, step))
         pool = pools[draw.integers(len(pools))]
-        return _work(encoder, [pool[i] for i in draw.permutation(len(pool))[: stage.batch]], stage)
+        batch = [pool[i] for i in draw.permutation(len(pool))[: stage.batch]]
+        return work_of(batch, encoder, encoder, stage, team, WHOLE, (seed, step), lambda source: ("", ""))
 
     train(encoder, prepare, stage, None, seed=seed, progress=progress, name="tuning")
     return encoder
-
-
-def _work(encoder: Encoder, rows: Sequence[Labelled], stage: Stage) -> Work:
-    batch = from_labelled(rows)
-    ids = encoder.tokenize([*batch.queries, *batch.passages], "", stage.query_tokens)
-
-    def compute() -> torch.Tensor:
-        vectors = encoder(ids)
-        queries, passages = vectors[: len(rows)], vectors[len(rows) :]
-        return info_nce(queries, passages, batch.relations, stage.temperature, stage.loss)
-
-    return Work(compute, rows[0].source)

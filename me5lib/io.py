@@ -1,0 +1,99 @@
+"""Files and folders that are there whole or not at all, and JSON in one form.
+
+What is made lies beside its place under another name, is flushed to the disk and renamed: a kill at any moment leaves
+all of it or nothing. Every such change goes through `write`, `sync`, `rename` or `remove`: the tests kill the process
+at each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from me5lib.places import Me5Error
+
+
+def read_json(path: Path, *otherwise: Any) -> Any:
+    """The content of a JSON file; `otherwise`, if it is given, where there is no such file."""
+    return otherwise[0] if otherwise and not path.is_file() else json.loads(path.read_text(encoding="utf8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, indented, its keys sorted: inside a folder that is not in its place yet."""
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+def put_json(path: Path, content: Any, sort_keys: bool = False) -> None:
+    """`put` a JSON file, indented; with `sort_keys` equal contents give equal bytes."""
+    put_text(path, json.dumps(content, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+
+
+def put_text(path: Path, text: str) -> None:
+    """`put` a text."""
+    put(path, lambda beside: beside.write_text(text, encoding="utf8"))
+
+
+def put(path: Path, make: Callable[[Path], object], writer: str = "") -> None:
+    """Make a file with `make`, whole or not at all, and the folders it lies in. Raises `Me5Error` if the disk refuses.
+
+    `writer` tells apart processes that may make the same file at once: each has its own name for the file beside.
+    """
+    beside = path.with_name(f".{path.name}{writer}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(beside, make)
+        sync(beside)
+        rename(beside, path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise unwritten(path, error) from None
+
+
+def replace(beside: Path, final: Path) -> None:
+    """Rename the folder `beside` to `final`, for good; one that is already there makes way."""
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        remove(old)
+        rename(final, old)
+    rename(beside, final)
+    sync(final.parent)
+    remove(old)
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's list of names."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot, and need not
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unwritten(path: Path, error: OSError) -> Me5Error:
+    """What to say when a file cannot be written."""
+    return Me5Error(f"{path} cannot be written ({error.strerror}): free some space, then run the same command to go on")
+
+
+def write(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file, or a folder of files, at `path`."""
+    make(path)
+
+
+def rename(before: Path, after: Path) -> None:
+    """Rename a file over another, or a folder."""
+    os.replace(before, after)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
