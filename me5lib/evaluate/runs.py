@@ -330,8 +330,6 @@ def _alone(folder: Path) -> Iterator[None]:
 def _recorded(folder: Path, opened: Opened, protocol: str, dtype: str, tasks: Sequence[AbsTask],
               command: str) -> Iterator[None]:
     """A line of run.json about what is done inside: `finished` stays empty when it does not come to its end."""
-    from me5lib.data.manifests import put
-
     file, runs = folder / "run.json", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         runs = list(io.read_json(file)["runs"])
@@ -344,9 +342,9 @@ def _recorded(folder: Path, opened: Opened, protocol: str, dtype: str, tasks: Se
         "hardware": hardware(), "versions": versions(), "python": platform.python_version(), "begun": _now(),
         "finished": "",
     }
-    put(file, {"runs": [*runs, entry]})
+    io.put_json(file, {"runs": [*runs, entry]}, sort_keys=True)
     yield
-    put(file, {"runs": [*runs, entry | {"finished": _now()}]})
+    io.put_json(file, {"runs": [*runs, entry | {"finished": _now()}]}, sort_keys=True)
 
 
 def versions() -> dict[str, str]:
