@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and JSON in one form.
+"""Files and folders that are there whole or not at all, JSON in one form, and arrays.
 
 What is made lies beside its place under another name, is flushed to the disk and renamed: a kill at any moment leaves
 all of it or nothing. Every such change goes through `write`, `sync`, `rename` or `remove`: the tests kill the process
@@ -11,11 +11,15 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from me5lib.places import Me5Error
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def read_json(path: Path, *otherwise: Any) -> Any:
@@ -54,6 +58,34 @@ def put(path: Path, make: Callable[[Path], object], writer: str = "") -> None:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise unwritten(path, error) from None
+
+
+def read_array(path: Path, dtype: Any, rows: int, dimensions: int, remedy: str) -> np.ndarray | None:
+    """The array of a `.npy` file; None where there is none, or, said in one line with `remedy`, where it is damaged.
+
+    Damaged is one that cannot be read, that is of another type or shape than these, or that is not finite.
+    """
+    import numpy as np
+
+    with contextlib.suppress(OSError, ValueError, EOFError):  # what numpy raises for a file that is absent or cut short
+        array = np.load(path, allow_pickle=False)
+        fits = array.dtype == dtype and array.shape[:1] == (rows,) and array.ndim == dimensions
+        if fits and np.isfinite(array).all():
+            return array
+    if path.exists():
+        print(f"{path} is damaged: {remedy}", file=sys.stderr)
+    return None
+
+
+def put_array(path: Path, array: np.ndarray, writer: str = "") -> None:
+    """`put` a `.npy` file."""
+    import numpy as np
+
+    def make(beside: Path) -> None:
+        with beside.open("wb") as file:  # to a path, np.save would add .npy
+            np.save(file, array)
+
+    put(path, make, writer)
 
 
 def replace(beside: Path, final: Path) -> None:

@@ -27,7 +27,7 @@ def keys(folder):
 
     words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
     encoder = Encoder.new(scale.load("smoke").model, train_tokenizer(words, 330), 0)
-    kept = vectors.Kept(models.E5(encoder), folder / "kept", "model revision fp32")
+    cached = vectors.CachedEncoder(models.E5(encoder), folder / "vectors", {"revision": "a1"})
     shutil.rmtree(folder / "scores", ignore_errors=True)
     score_cache.block_scores([("a", "b")], lambda pairs: [([0], [1.0])], "a teacher", folder / "scores", {})
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
@@ -35,7 +35,7 @@ def keys(folder):
         "corpus": corpus.fingerprint(scale.load("tiny").data),
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
         "protocol": protocol.fingerprint(encoder),
-        "vectors": kept._shelf("query: ", True, {}).folder.name,
+        "vectors": cached._path(["a", "b"], "query: ", {}).name,
         "scores": [path.name for path in (folder / "scores").iterdir()],
         "run": run.Journal(folder / "run", run.books(), parameters)._keys,
     }

@@ -24,12 +24,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CONDA = {"pytorch": "torch"}  # conda's name: ours
 # Bottom to top; a module imports from rooms below its own only.
-FLOORS = {"places": 0, "scale": 0, "pairs": 0, "device": 0, "data": 1, "model": 1, "train": 2, "instruct": 3,
+FLOORS = {"places": 0, "scale": 0, "pairs": 0, "device": 0, "io": 0, "data": 1, "model": 1, "train": 2, "instruct": 3,
           "evaluate": 4, "lesson": 5, "show": 5, "exercises": 6, "experiments": 6, "report": 6, "bundle": 6, "run": 7,
           "hub_cli": 7,
           "mixture_cli": 7, "train_cli": 7, "mine_cli": 7, "teach_cli": 7, "evaluate_cli": 7, "export_cli": 7, "cli": 8,
           "__main__": 9}
-GROUND = {"places", "scale", "pairs", "device"}
+GROUND = {"places", "scale", "pairs", "device", "io"}
 
 
 def declared():

@@ -28,8 +28,8 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers.base import BaseDiskReader
 from loguru import logger
 
+from me5lib import io
 from me5lib.data import filters, inputs, shards
-from me5lib.data.manifests import put
 from me5lib.data.origin import Drop, Origin
 from me5lib.pairs import Labelled, Pair
 from me5lib.places import Me5Error
@@ -69,7 +69,7 @@ class Ledger:
     def save(self) -> None:
         """Write beside and rename."""
         counts = sorted([*key, n] for key, n in self.counts.items() if n)
-        put(self.path, {"counts": counts, "first": self.first, "broken": self.broken})
+        io.put_json(self.path, {"counts": counts, "first": self.first, "broken": self.broken}, sort_keys=True)
 
 
 class Rows(BaseDiskReader):
@@ -271,7 +271,7 @@ class Shards(PipelineStep):
         written += [heap.flush(self.folder, rank) for _, heap in sorted(heaps.items()) if heap.bytes]
         for part in written:
             book.count("kept", part["language"], n=part["rows"])
-        put(Path(self.ledger) / "parts" / f"{rank:05d}.json", written)
+        io.put_json(Path(self.ledger) / "parts" / f"{rank:05d}.json", written, sort_keys=True)
         book.save()
         yield from ()
 

@@ -5,9 +5,9 @@
 
 Every way to evaluate has a folder of its own: `<out>/<protocol>-<dtype>/results/<model>/<revision>/<Task>.json`, mteb's
 format and layout, so that files can be sent to its public repository of results; `run.json` says how they came about,
-`vectors/` keeps embeddings (`vectors.Kept`). A task is skipped when its file is there, whole, and of the task's data
-revision and this mteb. A damaged file is named and made again. One of another data revision or another mteb is refused
-before anything is encoded: mteb itself would take it, or merge new subsets into it.
+`vectors/` keeps embeddings (`vectors.CachedEncoder`). A task is skipped when its file is there, whole, and of the
+task's data revision and this mteb. A damaged file is named and made again. One of another data revision or another mteb
+is refused before anything is encoded: mteb itself would take it, or merge new subsets into it.
 """
 
 from __future__ import annotations
@@ -207,18 +207,19 @@ def _work(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: str,
             _one(model, task, folder)
             bar.update(sum(sizes[: i + 1]) - bar.n)  # texts that a task has twice are encoded once
             if not keep:
-                model.encoder.forget()
+                model.encoder.delete()
 
 
 def encoder_of(opened: Opened, folder: Path, protocol: str, dtype: str,
                encode: Callable[..., Iterator[np.ndarray]] | None = None,
                seen: Callable[[int], None] = lambda characters: None) -> ByColumn:  # fmt: skip
     """What mteb is given of a model: under a protocol, its vectors kept in `folder` and read from there."""
-    from me5lib.evaluate.vectors import Kept
+    from me5lib.evaluate.vectors import CachedEncoder
 
     store = folder / "vectors" / opened.name.replace("/", "__") / opened.revision
-    kept = Kept(opened.encoder, store, f"{opened.name} {opened.revision} {dtype}", dtype, encode, seen)
-    return ByColumn(kept, opened.name, protocol, revision=opened.revision, instruct=opened.instruct)
+    identity = {"name": opened.name, "revision": opened.revision}
+    cached = CachedEncoder(opened.encoder, store, identity, dtype, encode, seen)
+    return ByColumn(cached, opened.name, protocol, revision=opened.revision, instruct=opened.instruct)
 
 
 def _one(model: Any, task: AbsTask, folder: Path) -> None:
@@ -330,8 +331,6 @@ def _alone(folder: Path) -> Iterator[None]:
 def _recorded(folder: Path, opened: Opened, protocol: str, dtype: str, tasks: Sequence[AbsTask],
               command: str) -> Iterator[None]:
     """A line of run.json about what is done inside: `finished` stays empty when it does not come to its end."""
-    from me5lib.data.manifests import put
-
     file, runs = folder / "run.json", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         runs = list(io.read_json(file)["runs"])
@@ -344,9 +343,9 @@ def _recorded(folder: Path, opened: Opened, protocol: str, dtype: str, tasks: Se
         "hardware": hardware(), "versions": versions(), "python": platform.python_version(), "begun": _now(),
         "finished": "",
     }
-    put(file, {"runs": [*runs, entry]})
+    io.put_json(file, {"runs": [*runs, entry]}, sort_keys=True)
     yield
-    put(file, {"runs": [*runs, entry | {"finished": _now()}]})
+    io.put_json(file, {"runs": [*runs, entry | {"finished": _now()}]}, sort_keys=True)
 
 
 def versions() -> dict[str, str]:

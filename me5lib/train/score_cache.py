@@ -11,8 +11,6 @@ Cost: 4 bytes a pair and 128 a block on disk; the paper's 1.6 M examples of 15 p
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,23 +42,15 @@ def block_scores(
         return score_pairs(pairs, pieces, name), False
     key = {"version": f"{VERSION}.{encoders.VERSION}", "teacher": identity, "pairs": pairs}
     path = folder / f"{checkpoint.fingerprint(key)}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # what numpy raises for a file that is absent or cut short
-        scores = np.load(path, allow_pickle=False)
-        if scores.dtype == np.float32 and scores.shape == (len(pairs),) and np.isfinite(scores).all():
-            return scores, True
-    if path.exists():
-        print(f"{path} is damaged: its {len(pairs):,} pairs are scored again", file=sys.stderr)
+    scores = io.read_array(path, np.float32, len(pairs), 1, f"its {len(pairs):,} pairs are scored again")
+    if scores is not None:
+        return scores, True
     try:  # before the teacher works for nothing
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise io.unwritten(folder, error) from None
     scores = score_pairs(pairs, pieces, name)
-
-    def write(beside: Path) -> None:
-        with beside.open("wb") as file:  # to a path, np.save would add .npy
-            np.save(file, scores)
-
-    io.put(path, write, uuid.uuid4().hex)
+    io.put_array(path, scores, uuid.uuid4().hex)
     return scores, False
 
 
