@@ -13,6 +13,7 @@ from loopback import Loopback, missing
 from me5lib.evaluate import models
 from me5lib.evaluate.models import open_model
 from me5lib.evaluate.protocol import Protocol
+from me5lib.model import resolve
 from me5lib.model.resolve import full_id
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.places import Me5Error
@@ -296,3 +297,22 @@ def test_names_of_nothing_are_one_line(name, line):
     with pytest.raises(Me5Error, match=line) as caught:
         open_model(name, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "calls"), [(503, 3), (418, 1)])
+def test_a_hub_that_fails_is_asked_again_and_one_that_refuses_is_not(monkeypatch, status, calls):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    answer, asked = httpx.Response(status, request=httpx.Request("HEAD", "http://hub")), []
+
+    def failing(name, **_):
+        asked.append(name)
+        raise HfHubHTTPError(f"status {status}", response=answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", failing)
+    monkeypatch.setattr(resolve.time, "sleep", lambda seconds: None)
+    with pytest.raises(Me5Error, match=f"a/b cannot be had from the hub .status {status}.*: try again"):
+        resolve.snapshot("a/b", "", ["*"])
+    assert len(asked) == calls

@@ -699,7 +699,7 @@ def test_from_a_csv_to_an_evaluated_model_as_a_user_with_a_network_runs_it(hub, 
         environment = client.environment(endpoint, **more) | {"USE_TORCH": "1"}
         return subprocess.run(command, env=environment, capture_output=True, encoding="utf8")
 
-    with Loopback(hub, fails=lambda n: 503 if n == 2 else 0) as server:
+    with Loopback(hub, fails=lambda n: 503 if n in (1, 2) else 0) as server:
         done = me5("--epochs", "3", "--set", "finetune.lr=0.002", endpoint=server.endpoint)
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout

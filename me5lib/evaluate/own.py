@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
         said = f"{self.queries:,} dev queries, each among {self.passages:,} passages\n"
         said += self.table.to_string(float_format="{:.3f}".format)
         said += f"\nBM25 finds nothing for {self.wordless:,} queries without a word" * bool(self.wordless)
-        for metric, (mean, low, high, _) in self.difference.items():
+        for metric, (mean, low, high) in self.difference.items():
             sure = "" if low > 0 or high < 0 else ": no difference that these queries could show"
             said += f"\n{metric} {self.table.index[-1]} − {self.table.index[-2]}: {mean:+.3f} "
             said += f"(95 % interval {low:+.3f} to {high:+.3f}){sure}"

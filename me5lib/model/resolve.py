@@ -10,6 +10,7 @@ A folder with the name of a released model, or of a hub id, is meant by `./me5-s
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -102,7 +103,6 @@ def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
 
     Raises `Me5Error`, one line, for an id or a revision that the hub does not have, and for a hub out of reach.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -112,8 +112,7 @@ def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns),
-                                      ignore_patterns=list(_OTHER_RUNTIMES)))
+        return Path(_download(name, revision, patterns))
     except RevisionNotFoundError:
         raise Me5Error(f"{name} has no revision {revision} on the hub: leave it out, or copy one from its list of "
                        "commits") from None
@@ -129,3 +128,19 @@ def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
     except (OSError, ValueError) as error:
         raise Me5Error(f"{name} cannot be had from the hub ({' '.join(str(error).split())[:160]}): try again "
                        "later") from None
+
+
+def _download(name: str, revision: str, patterns: Sequence[str], pauses: Sequence[int] = (1, 4)) -> str:
+    """As huggingface_hub does it, which asks a hub that fails (5xx) again for a file, but not for what is in it: that
+    is asked again here, after as many `pauses` (seconds, ours)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return snapshot_download(name, revision=revision or None, allow_patterns=list(patterns),
+                                 ignore_patterns=list(_OTHER_RUNTIMES))
+    except HfHubHTTPError as error:
+        if not pauses or error.response is None or error.response.status_code < 500:
+            raise
+        time.sleep(pauses[0])
+        return _download(name, revision, patterns, pauses[1:])
