@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from me5lib import experiments, scale
 from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import searches
-from me5lib.evaluate.resample import Interval, interval, resampled
+from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.experiments import arms, cli, plan
 from me5lib.places import Me5Error
 from me5lib.train import drawing, groups, loop, picking, stages, step

@@ -17,6 +17,7 @@ from me5lib import scale
 from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
 from me5lib.evaluate import baselines, table, tasks
 from me5lib.evaluate.protocol import Protocol
+from me5lib.evaluate.stats import bootstrap
 from me5lib.places import Me5Error
 
 
@@ -154,21 +155,21 @@ def test_bootstrap_against_every_resample():
     values = [0.1, 0.5, 0.9, 0.2]
     every = sorted(np.mean(draw) for draw in itertools.product(values, repeat=4))
     low, high = np.quantile(every, [0.025, 0.975])
-    found = table.bootstrap(values)
+    found = bootstrap(values)
     assert found.mean == pytest.approx(0.425)
     assert found.low == pytest.approx(low, abs=0.03) and found.high == pytest.approx(high, abs=0.03)
     many = np.random.default_rng(0).random(30)
-    assert table.bootstrap(many) == table.bootstrap(many) != table.bootstrap(many, seed=1)
-    assert table.bootstrap([0.3, 0.3]) == (pytest.approx(0.3),) * 3
+    assert bootstrap(many) == bootstrap(many) != bootstrap(many, seed=1)
+    assert bootstrap([0.3, 0.3]) == (pytest.approx(0.3),) * 3
     with pytest.raises(ValueError, match="no values"):
-        table.bootstrap([])
+        bootstrap([])
 
 
 def test_margin_is_paired_and_over_the_better_lexical_row():
     found = table.margin(scores(), "heldout", "ours")
     assert table.better_lexical(scores(), "heldout") == found.baseline == "character trigrams"
     assert found.difference.mean == pytest.approx(0.125) and (found.languages, found.ahead) == (4, 3)
-    assert found.difference == pytest.approx(table.bootstrap([0.4, 0.3, 0.2, -0.4]))
+    assert found.difference == pytest.approx(bootstrap([0.4, 0.3, 0.2, -0.4]))
     assert table.margin(scores(), "heldout", "ours", over="digits").difference.mean == pytest.approx(0.525)
     with pytest.raises(Me5Error, match="no scores for task 'gsm': there are heldout"):
         table.by_language(scores(), "gsm")

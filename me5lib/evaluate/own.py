@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from me5lib.evaluate import baselines
-from me5lib.evaluate.table import Interval, bootstrap
+from me5lib.evaluate.stats import Interval, bootstrap
 from me5lib.train import mining
 from me5lib.train.search import words
 

@@ -29,14 +29,13 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock
 
 from me5lib import places
 from me5lib.evaluate import baselines
 from me5lib.evaluate.protocol import Protocol
-from me5lib.evaluate.resample import DRAWS, Interval, interval
+from me5lib.evaluate.stats import Interval, bootstrap
 from me5lib.places import Me5Error, give_back
 from me5lib.scale import UNTRAINED
 
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
 TRAINED = {"stage 1 only": "stage1", "stage 2 only": "stage2-only", "stage 1 + stage 2": "stage2"}  # row → folder
-LEVEL = 0.95
 COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", "accuracy")
 _ENCODE = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
 
@@ -172,15 +170,6 @@ def summary(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.Da
             values = column.dropna()
             rows.append({"task": task, "model": model, **bootstrap(values, seed)._asdict(), "languages": len(values)})
     return pd.DataFrame(rows)
-
-
-def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
-    """Mean of `values` and the 95 % percentile interval over `DRAWS` resamples of them. Raises ValueError for none."""
-    values = np.asarray(values, dtype=np.float64)
-    if not len(values):
-        raise ValueError("no values: an interval needs at least one")
-    chosen = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
-    return interval(values[chosen].mean(axis=1), LEVEL, values.mean())
 
 
 def better_lexical(scores: pd.DataFrame, task: str, metric: str = "score") -> str:

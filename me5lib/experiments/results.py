@@ -25,7 +25,7 @@ def summary(plan: Plan, records: Records) -> list[dict[str, Any]]:
     """
     import numpy as np
 
-    from me5lib.evaluate.resample import interval, resampled
+    from me5lib.evaluate.stats import interval, resampled
 
     names = [arm.name for arm in plan.arms]
     rows = [{**dataclasses.asdict(arm), "difference": {}, "KD used": _taught(plan, records, arm)} for arm in plan.arms]

@@ -67,7 +67,7 @@ def row(table: str, about: tuple[str, str, str], what: str, means: np.ndarray, c
 def resampled(scores: Sequence[np.ndarray]) -> np.ndarray:
     """[draws]: the mean over groups of the mean of each group, its members drawn again. The same draws for equal sizes,
     so that two lists of scores of the same members can be subtracted."""
-    from me5lib.evaluate.resample import weights
+    from me5lib.evaluate.stats import weights
 
     found = np.zeros(DRAWS)
     for i, group in enumerate(scores):
