@@ -35,7 +35,7 @@ class Map(NamedTuple):
     def caption(self) -> str:
         """The title with both agreements."""
         shares = f"{self.in_space:.0%} in the space, {self.on_map:.0%} on the map"
-        return f"{self.title}\nneighbours that are translations: {shares}"
+        return f"{self.title}\nneighbours that are translations:\n{shares}"
 
 
 def lay_out(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
