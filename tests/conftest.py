@@ -112,3 +112,8 @@ def client(unplugged, tmp_path):
 
     run.environment = environment
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks first: they take minutes in one process, which at the end would run alone."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
