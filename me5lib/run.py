@@ -26,12 +26,13 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from me5lib import __version__, io, places, report
 from me5lib.places import Me5Error
@@ -223,13 +224,13 @@ def _execute(book: Book, target: Path, parameters: dict[str, Any], progress: boo
     import papermill
 
     bar = {"desc": f"{book.name} {book.title[:40]}", "leave": False} if progress else False
-    ctrl_c = _CtrlC()
+    ctrl_c, said = _CtrlC(), tempfile.TemporaryFile()
     try:
-        with ctrl_c:
+        with said, ctrl_c:
             papermill.execute_notebook(
                 book.path, target, parameters, cwd=target.parent, progress_bar=bar, start_timeout=120,
                 language="python", kernel_name="python3", on_cell_execute=ctrl_c.cell,
-                kernel_manager_class=_kernel_manager(parameters["OFFLINE"], ctrl_c),
+                kernel_manager_class=_kernel_manager(parameters["OFFLINE"], ctrl_c, said),
             )
     except papermill.PapermillExecutionError as error:
         last = " ".join(str(error.evalue).split())
@@ -298,8 +299,11 @@ class _CtrlC:
                 process.kill()
 
 
-def _kernel_manager(offline: bool, ctrl_c: _CtrlC) -> type:
-    """A kernel manager that starts the interpreter we run in, whatever kernels are installed, with our folders."""
+def _kernel_manager(offline: bool, ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
+    """A kernel manager that starts the interpreter we run in, whatever kernels are installed, with our folders.
+
+    The kernel's own standard error goes to `errors`: one that is interrupted under load prints tracebacks of its own.
+    """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
@@ -318,6 +322,9 @@ def _kernel_manager(offline: bool, ctrl_c: _CtrlC) -> type:
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             ctrl_c.manager = self
+
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(stderr=errors, **options)
 
     return Manager
 

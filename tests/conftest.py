@@ -115,7 +115,5 @@ def client(unplugged, tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """The notebooks first: they take minutes in one process, which at the end would run alone. The command last, when
-    the machine is quiet: a kernel that is interrupted under load may print a traceback of its own."""
-    order = {"test_notebooks.py": 0, "test_cli.py": 2}
-    items.sort(key=lambda item: order.get(item.path.name, 1))
+    """The notebooks first: they take minutes in one process, which at the end would run alone."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")

@@ -167,5 +167,14 @@ def test_interrupt_is_one_line_and_130(wheel_like, tmp_path):
     assert "01  finished" in output
 
 
+def test_what_a_kernel_itself_prints_stays_off_the_console(wheel_like, tmp_path):
+    noisy = "import os\nlesson.record('at', 1)\nos.write(2, b'a traceback of its own')"
+    write_book(wheel_like / "me5lib" / "_assets" / "notebooks", "02_two", noisy)
+    command, options = command_of(wheel_like, "run", "--scale", "smoke", out=tmp_path / "out")
+    process = subprocess.Popen(command, **options)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and "02  finished" in output and "traceback" not in errors
+
+
 def test_scale_names_are_those_of_the_library():
     assert {"smoke", "ablate", "tiny", "workshop", "small", "base", "large", "large-instruct"} == set(scale.presets())
