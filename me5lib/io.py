@@ -89,8 +89,11 @@ def put_array(path: Path, array: np.ndarray, writer: str = "") -> None:
 
 
 def replace(beside: Path, final: Path) -> None:
-    """Rename the folder `beside` to `final`, for good; one that is already there makes way."""
-    old = final.with_name(f".{final.name}.old")
+    """Rename the folder `beside` to `final`, for good; one that is already there makes way, under `beside`'s name.
+
+    So two that replace the same folder at once do not meet, if each has its own name for the folder beside.
+    """
+    old = final.with_name(f".{beside.name.lstrip('.')}.old")
     if final.exists():
         remove(old)
         rename(final, old)

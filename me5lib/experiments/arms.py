@@ -147,9 +147,10 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     def prepare(step: int) -> Work:
         """The batch of `step`, tokenised, and how its gradient is computed."""
         labelled, turn = turns[step]
-        drawn = [made.group(i, times, last.hard_negatives) for i, times in plan.draws(turn)] if labelled else \
-            batches.batch(turn)
-        own = last if labelled else dial.train
+        if labelled:
+            drawn, own = [made.group(i, times, last.hard_negatives) for i, times in plan.draws(turn)], last
+        else:
+            drawn, own = batches.batch(turn), dial.train
         return work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.prefixes)
 
     loop.train(encoder, prepare, stage, work, seed=seed, plan=door.fingerprint, save_every=max(1, stage.steps // 5),

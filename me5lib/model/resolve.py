@@ -131,8 +131,8 @@ def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
 
 
 def _download(name: str, revision: str, patterns: Sequence[str], pauses: Sequence[int] = (1, 4)) -> str:
-    """As huggingface_hub does it, which asks a hub that fails (5xx) again for a file, but not for what is in it: that
-    is asked again here, after as many `pauses` (seconds, ours)."""
+    """As huggingface_hub does it. Where its client gives up on a hub that fails (5xx; seen once, on a busy machine), it
+    is called again after each of the `pauses` (seconds, ours)."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
