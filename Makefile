@@ -30,7 +30,7 @@ prove: $(READY)
 	$(BIN)/python tests/prove_mixture.py
 	$(BIN)/python tests/prove_build.py 10
 	$(BIN)/python tests/prove_crash.py
-	$(BIN)/python -m me5lib.train.prove
+	$(BIN)/python -m me5lib.lessons.check_gradients
 	$(BIN)/python tests/prove_false_negatives.py
 	$(BIN)/python tests/prove_released.py
 	$(BIN)/python tests/benchmarks/mixture_reading.py

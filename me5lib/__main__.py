@@ -1,6 +1,6 @@
 """`python -m me5lib` is `me5`."""
 
-from me5lib.cli import app
+from me5lib.cli.app import app
 
 if __name__ == "__main__":
     app()

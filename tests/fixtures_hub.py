@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from me5lib import scale
-from me5lib.data import cards, made_up, schema
+from me5lib import config
+from me5lib.data import cards, fake_rows, schema
 
 ALPHABETS = {  # script → its letters, from the first to the last; CJK by a range of common signs
     "latin": "abcdefghijklmnopqrstuvwxyzäéñøšž", "cyrillic": "абвгдежзийклмнопрстуфхцчшщъыьэюя",
@@ -119,12 +119,12 @@ def write(path: Path, hub: cards.Hub, given: Iterable[dict[str, Any]]) -> None:
         path.write_bytes(lines)
 
 
-def write_rows(root: Path, dial: scale.Scale, rows: int, wanted: Callable[[dict], bool] = lambda row: True) -> None:
+def write_rows(root: Path, dial: config.Scale, rows: int, wanted: Callable[[dict], bool] = lambda row: True) -> None:
     """The repositories of all cards that the scale names: of each card's first two languages a file of made-up rows."""
     for name in (*dial.data.sources, *dial.data.labelled):
         for number, entry in enumerate(cards.load(name).hub):
             for code, tag in list(entry.languages.items())[:2] or [(entry.language or "", "")]:
                 path = root / "datasets" / entry.repository / named(entry.files.replace("{language}", tag), 0, 1)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write(path, entry, [row for row in made_up.raw(entry, code, rows, f"{name} {number} {code}")
+                write(path, entry, [row for row in fake_rows.raw(entry, code, rows, f"{name} {number} {code}")
                                     if wanted(row)])

@@ -22,11 +22,11 @@ FARM = """
 import hashlib, json, os, signal, sys
 
 import mteb, torch
-from me5lib import cli
+from me5lib.cli import app
 from me5lib.model import encoder
 from me5lib.model.encoder import Encoder
 
-for room in ("models", "protocol", "runs", "vectors", "compare", "table"):
+for room in ("models", "protocol", "runs", "cache", "compare", "offline"):
     __import__("me5lib.evaluate." + room)
 torch.set_num_threads(1)
 encoder.CPU_PIECE = 2**16  # a tiny model spends its time on calls
@@ -44,7 +44,7 @@ def step(words, log, kill):
         return found
     Encoder.encode = counted
     sys.argv = ["me5", *words]
-    cli.app(words)
+    app.app(words)
 
 for words, log, kill in json.loads(sys.argv[1]):
     child = os.fork()
@@ -106,7 +106,7 @@ def tatoeba_subsets() -> list[str]:
     """Tatoeba's 112 pairs, from the paper's side of it."""
     import csv
 
-    from me5lib.places import PACKAGE
+    from me5lib.io import PACKAGE
 
     with (PACKAGE / "evaluate" / "tables" / "tatoeba_per_language.csv").open(encoding="utf8", newline="") as file:
         reader = csv.DictReader(file)

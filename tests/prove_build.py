@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from me5lib.data import cards, pipeline
-from me5lib.places import sha256
+from me5lib.io import sha256
 
 CARD = """---
 name: proof

@@ -30,15 +30,16 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 
-from me5lib import io, scale
+from me5lib import config, io
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
-from me5lib.places import Me5Error
-from me5lib.train import checkpoint, contrast, dist, loop
+from me5lib.train import checkpoint, distributed, loop
+from me5lib.train import loss as losses
 from me5lib.train.gradcache import cached_step, mix
 
 STEPS, SAVE_EVERY, SEED, BATCH, BUDGET = 8, 2, 3, 12, 64
-STAGE = dataclasses.replace(scale.load("smoke").train, steps=STEPS, warmup=2, lr=1e-2)
+STAGE = dataclasses.replace(config.load("smoke").train, steps=STEPS, warmup=2, lr=1e-2)
 COLOURS = [("red", "rot"), ("green", "gruen"), ("blue", "blau"), ("white", "weiss"), ("black", "schwarz")]
 PAIRS = [(f"{a} car {i}", f"{b} auto {i}") for a, b in COLOURS for i in range(8)]
 
@@ -59,12 +60,14 @@ class Fault(NamedTuple):
 def encoder() -> Encoder:
     """A tiny one, with dropout."""
     tokenizer = train_tokenizer([text for pair in PAIRS for text in pair], 400)
-    return Encoder.new(scale.Model("random", 1, 16, 2, 32, 400, 32), tokenizer, 0, 0.1)
+    return Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 32), tokenizer, 0, 0.1)
 
 
-def run(folder: Path, team: dist.Team | None = None, started: Callable[[int], None] = lambda step: None) -> Encoder:
+def run(
+    folder: Path, team: distributed.Team | None = None, started: Callable[[int], None] = lambda step: None
+) -> Encoder:
     """The training that is killed: GradCache in small pieces, checkpoints, evaluations."""
-    team = team or dist.Team.alone(torch.device("cpu"))
+    team = team or distributed.Team.alone(torch.device("cpu"))
     model = encoder()
     wrapped = team.wrap(model)
 
@@ -73,12 +76,13 @@ def run(folder: Path, team: dist.Team | None = None, started: Callable[[int], No
         pairs = pairs[BATCH * team.rank // team.world : BATCH * (team.rank + 1) // team.world]
         queries, passages = [q for q, _ in pairs], [p for _, p in pairs]
         ids = model.tokenize(queries + passages, "query: ")
-        related = contrast.relations(queries, passages)
+        related = losses.relations(queries, passages)
 
         def loss_of(vectors: torch.Tensor) -> torch.Tensor:
-            q, p = dist.gather(vectors[: len(pairs)]), dist.gather(vectors[len(pairs) :])
-            total = contrast.total_loss(q, p, dist.everyone(related), 0.05, "one-way", dist.own_rows(len(pairs)))
-            return dist.share_of_mean(total, len(pairs))
+            q, p = distributed.gather(vectors[: len(pairs)]), distributed.gather(vectors[len(pairs) :])
+            own = distributed.own_rows(len(pairs))
+            total = losses.total_loss(q, p, distributed.everyone(related), 0.05, "one-way", own)
+            return distributed.share_of_mean(total, len(pairs))
 
         def compute() -> torch.Tensor:
             started(step)
@@ -137,7 +141,7 @@ class Operations:
 
 def child(folder: Path, fault: Fault) -> None:
     """The killed process: `run` with a fault in it."""
-    team = dist.join()
+    team = distributed.join()
 
     def die() -> None:
         if fault.kind == "cut":
@@ -162,7 +166,7 @@ def child(folder: Path, fault: Fault) -> None:
 
     Operations(folder, before).torn = torn
     run(folder, team, started)
-    dist.leave()
+    distributed.leave()
 
 
 def command(folder: Path, fault: Fault) -> list[str]:
@@ -268,13 +272,13 @@ def together(folder: Path, fault: Fault, straight: Path) -> str:
     logs = folder / "logs"
     logs.mkdir(parents=True)
     try:
-        dist.launch([command(folder / "run", fault)] * 2, logs, 300)
+        distributed.launch([command(folder / "run", fault)] * 2, logs, 300)
     except Me5Error as error:
         assert f"process {fault.rank} of 2 failed with exit code -9" in str(error), error
     else:
         raise AssertionError("nobody was killed")
     last = kept(folder / "run")
-    dist.launch([command(folder / "run", Fault())] * 2, logs, 300)
+    distributed.launch([command(folder / "run", Fault())] * 2, logs, 300)
     same(folder / "run", straight)
     return f"two processes, {fault.kind} {fault.number} on rank {fault.rank}: went on from {last}"
 
@@ -290,7 +294,7 @@ def prove(folder: Path) -> int:
             print(job.result(), flush=True)
     both = folder / "both"
     both.mkdir()
-    dist.launch([command(both / "run", Fault())] * 2, both, 300)
+    distributed.launch([command(both / "run", Fault())] * 2, both, 300)
     names = operations_of((both / "rank0.log").read_text(encoding="utf8"))
     save = save_of(names, 6)
     rename = next(number for number in save if names[number - 1].startswith("rename"))

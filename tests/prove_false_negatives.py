@@ -73,11 +73,11 @@ class World(NamedTuple):
 
 def worlds() -> tuple[list[World], dict[str, dict[str, str]]]:
     """The worlds, and every section's text by unit and language."""
-    from me5lib import scale
+    from me5lib import config
     from me5lib.data.corpus import open_corpus
     from me5lib.evaluate.baselines import USE_LANGUAGES
 
-    corpus = open_corpus(scale.load("tiny"))
+    corpus = open_corpus(config.load("tiny"))
     tasks = [task for task in corpus.tasks() if task.name in ("xquad", "fastapi")]
     exams = [row for row in corpus.labelled("dev") if row.source == "exams"]
     texts: dict[str, dict[str, str]] = {}

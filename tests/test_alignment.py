@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from me5lib.evaluate import alignment
+from me5lib.lessons import alignment
 
 
 @pytest.fixture

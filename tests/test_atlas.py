@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from me5lib import pairs
-from me5lib.show import atlas
-from me5lib.show.figures import keep
+from me5lib.lessons import atlas
+from me5lib.lessons.figures import keep
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_widget_redraws_and_the_twin_is_a_picture(laid, tmp_path):
 
 
 def test_a_missing_glyph_is_an_error(tmp_path):
-    from me5lib.show.figures import canvas
+    from me5lib.lessons.figures import canvas
 
     figure, axis = canvas()
     axis.set_title("\U0001f9ff\u1780")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 from me5lib.train import checkpoint
 from me5lib.train.attach import attach
 

@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-from me5lib import bundle
-from me5lib.lesson import begin
-from me5lib.places import STAGES, Me5Error
+from me5lib.io import STAGES, Me5Error
+from me5lib.lessons import bundle
+from me5lib.lessons.lesson import begin
 
 
 def tree(folder):

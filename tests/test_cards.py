@@ -8,10 +8,10 @@ from functools import cache
 import pytest
 import yaml
 
-from me5lib import scale
+from me5lib import config
 from me5lib.data import cards, cldr, extract
-from me5lib.data.plain import language
-from me5lib.places import Me5Error, asset
+from me5lib.data.text import language
+from me5lib.io import Me5Error, asset
 
 ALL = list(cards.offline())
 QUICK = ("kolibri", "exams", "gsm", "xquad", "fastapi", "intents")  # together about 10 s; the bigger ones cost 60 s
@@ -29,7 +29,7 @@ def extracted(name: str, paths: tuple) -> extract.Extracted:
 
 def test_every_source_that_a_scale_names_offline_has_its_card():
     for preset in ("smoke", "tiny"):
-        data = scale.load(preset).data
+        data = config.load(preset).data
         assert {*data.sources, *data.labelled} <= set(ALL)
 
 
@@ -164,9 +164,9 @@ def test_every_choice_on_a_hub_card_says_why_and_its_page_is_named():
 
 
 def test_the_weights_of_a_mixture_are_the_counts_of_the_papers_tables():
-    from me5lib.evaluate.reference import paper_table
+    from me5lib.evaluate.paper import paper_table
 
-    scale_1 = scale.load("large").data
+    scale_1 = config.load("large").data
     assert sum(cards.weights(scale_1.sources).values()) == paper_table(1)["sampled"].sum() == 980e6
     assert sum(cards.weights(scale_1.labelled).values()) == paper_table(2)["sampled"].sum()
     with pytest.raises(Me5Error, match="no count for t2ranking, xquad"):

@@ -11,7 +11,7 @@ import pytest
 
 from me5lib.data import shards
 from me5lib.data.mixture import Mixture
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 
 def check(*options, **env):

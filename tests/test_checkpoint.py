@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from me5lib import io, scale
+from me5lib import config, io
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
-from me5lib.places import Me5Error
 from me5lib.train import checkpoint
 
-SHAPE = scale.Model("random", 1, 16, 2, 32, 400, 32)
+SHAPE = config.Model("random", 1, 16, 2, 32, 400, 32)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from babel.core import get_global
 from babel.numbers import get_territory_currencies
 
 from me5lib.data import cldr
+from me5lib.io import Me5Error
 from me5lib.pairs import normalise
-from me5lib.places import Me5Error
 
 COLUMNS = {
     "translations": ["key", "english", "text", "language"],

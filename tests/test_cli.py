@@ -15,8 +15,8 @@ from conftest import me5
 from test_run import wait_for, write_book
 from typer.testing import CliRunner
 
-from me5lib import scale
-from me5lib.cli import app
+from me5lib import config
+from me5lib.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +64,7 @@ def test_bad_seeds_are_one_line(command, tmp_path):
 
 def test_a_bundle_of_checkpoints_starts_a_notebook_anywhere(wheel_like, tmp_path):
     """Export on one machine, unpack on another, whose notebook finds what it needs without a maker."""
-    from me5lib.places import STAGES
+    from me5lib.io import STAGES
 
     books, made = wheel_like / "me5lib" / "_assets" / "notebooks", tmp_path / "out" / "smoke" / "seed-0"
     write_book(books, "01_one", needs=list(STAGES))
@@ -177,4 +177,4 @@ def test_what_a_kernel_itself_prints_stays_off_the_console(wheel_like, tmp_path)
 
 
 def test_scale_names_are_those_of_the_library():
-    assert {"smoke", "ablate", "tiny", "workshop", "small", "base", "large", "large-instruct"} == set(scale.presets())
+    assert {"smoke", "ablate", "tiny", "workshop", "small", "base", "large", "large-instruct"} == set(config.presets())

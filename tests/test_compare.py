@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from me5lib.evaluate import compare as comparing
-from me5lib.evaluate import contamination, reference
+from me5lib.evaluate import contamination, paper
 from me5lib.evaluate.compare import compare
-from me5lib.places import PACKAGE, Me5Error
+from me5lib.io import PACKAGE, Me5Error
 
 SMALL = "intfloat/multilingual-e5-small"
 
@@ -71,8 +71,8 @@ def test_nobody_widens_it_for_one_task():
     assert comparing.TOLERANCE == {"fp32": 0.1, "fp16": 0.3, "bf16": 0.3, "": 0.1}
     assert list(inspect.signature(compare).parameters) == ["measured", "table", "model"]
     for number in (3, 4, 5):
-        whole = reference.expected(number, "small")
-        whole = whole[~whole["mean"]][list(reference.COORDINATES)].assign(dtype="fp32")
+        whole = paper.expected(number, "small")
+        whole = whole[~whole["mean"]][list(paper.COORDINATES)].assign(dtype="fp32")
         whole["value"] += 0.11
         cells = compare(whole, number)
         assert (cells[~cells["subset"].str.startswith("mean")]["verdict"] == "differs").all()
@@ -115,7 +115,7 @@ def test_other_data_than_the_published_is_noted():
     note = compare(bitext(), 5).set_index("subset").loc["fra-eng", "note"]
     assert note == "data d, published of 90804000"
     same = bitext()
-    same["dataset_revision"] = same["task"].map(reference.dataset_revisions())
+    same["dataset_revision"] = same["task"].map(paper.dataset_revisions())
     assert compare(same, 5).set_index("subset").loc["fra-eng", "note"] == ""
 
 
@@ -142,7 +142,7 @@ def test_a_model_of_ones_own_is_held_against_a_named_one():
 
 
 def test_of_several_models_one_is_chosen():
-    two = pd.concat([bitext(), bitext(model=reference.MODELS["mE5-base"], value=1.0)])
+    two = pd.concat([bitext(), bitext(model=paper.MODELS["mE5-base"], value=1.0)])
     with pytest.raises(Me5Error, match="mix model"):
         compare(two, 5)
     assert comparing.overall(compare(two, 5, "mE5-small")) == "agrees"
@@ -188,7 +188,7 @@ def test_means_by_task_are_over_what_is_published_and_measured():
 
 
 def test_a_baseline_has_averages_only():
-    found = compare(bitext(model=reference.MODELS["LaBSE"], value=81.15), 5)
+    found = compare(bitext(model=paper.MODELS["LaBSE"], value=81.15), 5)
     assert verdict(found, "fra-eng") == "not published"
     assert verdict(found, "mean of 112") == "agrees" and verdict(found, "mean of 4") == "differs"
 
@@ -203,8 +203,8 @@ def test_main_scores_count_under_either_name_and_other_metrics_are_left_alone():
 
 def english(**other: object) -> pd.DataFrame:
     """A run of mE5-base on English MTEB that found the card's values."""
-    table = reference.expected(3, "base")
-    return table[~table["mean"]][list(reference.COORDINATES)].assign(dtype="fp32", revision="abc", **other)
+    table = paper.expected(3, "base")
+    return table[~table["mean"]][list(paper.COORDINATES)].assign(dtype="fp32", revision="abc", **other)
 
 
 def test_the_average_that_the_paper_rounded_twice_agrees_and_says_so():
@@ -280,13 +280,13 @@ def test_a_log_that_cannot_be_written(tmp_path):
 
 
 def test_runs_of_others_are_compared_and_mixed_ones_refused():
-    found = compare(reference.repository(5, "small"), 5)
+    found = compare(paper.repository(5, "small"), 5)
     assert found.iloc[-1]["delta"] == pytest.approx(68.94 - 64.2, abs=0.01)
     assert "protocol mteb (published: paper)" in comparing.summary(found)
     with pytest.raises(Me5Error, match="mix mteb_version"):
-        compare(reference.repository(3, "small", head=True), 3)
+        compare(paper.repository(3, "small", head=True), 3)
     with pytest.raises(Me5Error, match="no such runs"):
-        reference.repository(4, "small")
+        paper.repository(4, "small")
 
 
 def test_sets_whose_training_part_was_in_the_mixture_are_flagged():
@@ -304,7 +304,7 @@ def test_sets_whose_training_part_was_in_the_mixture_are_flagged():
 
 def test_flags_are_those_that_mteb_itself_gives_to_me5():
     mteb = pytest.importorskip("mteb.models.model_implementations.e5_models")
-    tasks = set(reference.expected(3, "small")["task"]) | {"MIRACLRetrieval", "BUCC", "Tatoeba"}
+    tasks = set(paper.expected(3, "small")["task"]) | {"MIRACLRetrieval", "BUCC", "Tatoeba"}
     listed = mteb.ME5_TRAINING_DATA & tasks
     flagged = contamination.flags(sorted(tasks)).set_index("task")["flag"]
     assert listed == {"FEVER", "HotpotQA", "NQ", "MSMARCO", "MIRACLRetrieval"}

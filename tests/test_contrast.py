@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from me5lib.pairs import Labelled, Pair, text_key
-from me5lib.train import contrast
-from me5lib.train.contrast import FORMS, from_labelled, from_pairs, ignored, info_nce, total_loss
+from me5lib.train import loss as losses
+from me5lib.train.loss import FORMS, from_labelled, from_pairs, ignored, info_nce, total_loss
 
 DOUBLE = torch.float64
 
@@ -61,7 +61,7 @@ PLANTED = [  # every clause of the rule is met at least once
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 @pytest.mark.parametrize("logits", [2**22, 40, 1], ids=["one tile", "tiles of some rows", "tiles of one row"])
 def test_loss_is_that_of_a_plain_double_loop(rows, loss, temperature, logits, monkeypatch):
-    monkeypatch.setattr(contrast, "TILE_LOGITS", logits)
+    monkeypatch.setattr(losses, "TILE_LOGITS", logits)
     batch = from_labelled(rows)
     queries, passages = unit(len(batch.queries), seed=1), unit(len(batch.passages), seed=2)
     expected = by_loop(queries, passages, rows, temperature, loss)
@@ -86,7 +86,7 @@ def test_rows_of_several_processes_together_make_the_whole(loss):
 @pytest.mark.parametrize("loss", FORMS)
 @pytest.mark.parametrize("logits", [2**22, 40])
 def test_gradient_is_right_in_float64(loss, logits, monkeypatch):
-    monkeypatch.setattr(contrast, "TILE_LOGITS", logits)
+    monkeypatch.setattr(losses, "TILE_LOGITS", logits)
     batch = from_labelled(PLANTED)
     queries, passages = unit(6, seed=3).requires_grad_(), unit(len(batch.passages), seed=4).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -101,7 +101,7 @@ def dense(queries, passages, related, temperature):
 
 
 def test_tiles_have_the_gradient_of_the_dense_loss(monkeypatch):
-    monkeypatch.setattr(contrast, "TILE_LOGITS", 7 * 600)
+    monkeypatch.setattr(losses, "TILE_LOGITS", 7 * 600)
     texts = [f"text {i % 250}" for i in range(300)]  # some queries come twice
     rows = [labelled(text, (f"answer {i}",), (f"wrong {i % 90}",)) for i, text in enumerate(texts)]
     batch, found = from_labelled(rows), []
@@ -186,12 +186,12 @@ def test_unknown_loss_is_refused():
 
 def test_alignment_and_uniformity_by_hand():
     east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    assert contrast.alignment(east, east) == 0.0
-    assert contrast.alignment(east, north) == pytest.approx(2.0)  # squared distance of a right angle
-    assert contrast.alignment(east, north, power=1) == pytest.approx(math.sqrt(2))
-    assert contrast.uniformity(torch.cat([east] * 5)) == pytest.approx(0.0)
+    assert losses.alignment(east, east) == 0.0
+    assert losses.alignment(east, north) == pytest.approx(2.0)  # squared distance of a right angle
+    assert losses.alignment(east, north, power=1) == pytest.approx(math.sqrt(2))
+    assert losses.uniformity(torch.cat([east] * 5)) == pytest.approx(0.0)
     four = torch.cat([east, north, -east, -north])
-    assert contrast.uniformity(four) == pytest.approx(math.log((4 * math.exp(-4) + 2 * math.exp(-8)) / 6))
+    assert losses.uniformity(four) == pytest.approx(math.log((4 * math.exp(-4) + 2 * math.exp(-8)) / 6))
 
 
 def test_keys_are_those_of_the_bare_texts():

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from me5lib.config import load
 from me5lib.data import build, cards, corpus, shards, split
 from me5lib.data.corpus import Corpus, common_meanings, open_corpus
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, script
-from me5lib.places import Me5Error
-from me5lib.scale import load
 
 LANGUAGES = ("de", "el", "hi", "ja", "ru", "th")
 ALPHABETS = {"en": "bcdfghklmnprstvw", "de": "bdfgklmnprstwzäö", "el": "βγδζθκλμνξπρστφχ", "hi": "कखगघचजटडतदनपबमरल",

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import me5
 
-from me5lib import scale
+from me5lib import config
 from me5lib.evaluate.models import fingerprint_of, open_model
+from me5lib.io import Me5Error
 from me5lib.model import check, described
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import QUERY, train_tokenizer
-from me5lib.places import Me5Error
 
 TEXTS = check.samples(64)
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -23,7 +23,7 @@ MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weig
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    Encoder.new(scale.load("smoke").model, train_tokenizer(TEXTS, 2000), seed=0).save(folder)
+    Encoder.new(config.load("smoke").model, train_tokenizer(TEXTS, 2000), seed=0).save(folder)
     return folder
 
 

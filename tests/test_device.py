@@ -8,8 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from me5lib import cli, device, scale
-from me5lib.evaluate import models, table
+from me5lib import config, device
+from me5lib.cli.app import app
+from me5lib.evaluate import models, offline
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 
@@ -19,7 +20,7 @@ NAMES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's folder with a stage 1 in it, untrained."""
-    shape = dataclasses.replace(scale.load("smoke").model, layers=1)
+    shape = dataclasses.replace(config.load("smoke").model, layers=1)
     folder = tmp_path_factory.mktemp("run")
     Encoder.new(shape, train_tokenizer(NAMES, 300), seed=1).save(folder / "stage1")
     return folder
@@ -37,15 +38,15 @@ def gpu(monkeypatch):
 def test_mining_runs_on_the_gpu(run, gpu, tmp_path):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"query": name, "positive": f"a {name}"}) + "\n" for name in NAMES))
-    done = CliRunner().invoke(cli.app, ["mine", "--data", str(data), "--model", str(run / "stage1"), "--out",
+    done = CliRunner().invoke(app.app, ["mine", "--data", str(data), "--model", str(run / "stage1"), "--out",
                                         str(tmp_path / "mined"), "--depth", "5"])  # fmt: skip
     assert done.exit_code == 0, done.output
     assert gpu == ["cuda"]
 
 
 def test_the_offline_tables_run_on_the_gpu(run, gpu, monkeypatch):
-    monkeypatch.setattr(table, "untrained_rows", lambda corpus: {})
-    rows = table.standard_rows(scale.load("smoke"), 0, run, SimpleNamespace())
+    monkeypatch.setattr(offline, "untrained_rows", lambda corpus: {})
+    rows = offline.standard_rows(config.load("smoke"), 0, run, SimpleNamespace())
     assert list(rows) == ["random weights", "stage 1 only"]
     assert gpu == ["cuda", "cpu"]  # the trained one, and the random one to where that one is
 

@@ -9,20 +9,21 @@ import time
 import pytest
 import torch
 
+from me5lib.io import Me5Error
+from me5lib.lessons import check_gradients
+from me5lib.lessons.check_gradients import VARIANTS, prove_gradient
 from me5lib.pairs import Labelled
-from me5lib.places import Me5Error
-from me5lib.train import dist, prove
-from me5lib.train.contrast import from_labelled
-from me5lib.train.dist import gather, launch, share_of_mean
-from me5lib.train.prove import VARIANTS, prove_gradient
+from me5lib.train import distributed
+from me5lib.train.distributed import gather, launch, share_of_mean
+from me5lib.train.loss import from_labelled
 
 
 def loss_of_one_process(loss: str, seed: int = 0) -> float:
-    task, toy = prove.toy_task(seed, slice(0, 32), loss), prove.Toy(seed)
+    task, toy = check_gradients.toy_task(seed, slice(0, 32), loss), check_gradients.Toy(seed)
     return task.table(toy(task.queries), toy(task.passages), slice(0, 32)).item() / 32
 
 
-def right(found: prove.Measured, loss: str) -> bool:
+def right(found: check_gradients.Measured, loss: str) -> bool:
     return found[:3] == pytest.approx((1, 1, loss_of_one_process(loss)), abs=1e-12)
 
 
@@ -47,7 +48,7 @@ def test_three_processes_one_of_them_without_rows_symmetric_loss():
 
 
 def test_four_ragged_processes_and_kl_beside_infonce():
-    found = prove_gradient(4, shards=(9, 0, 3, 20), loss=prove.STAGE_2)
+    found = prove_gradient(4, shards=(9, 0, 3, 20), loss=check_gradients.STAGE_2)
     for name in ("ours", "ours, replayed"):
         assert found[name][:2] == pytest.approx((1, 1), abs=1e-12)
     assert found["ours"].apart < 1e-4
@@ -56,30 +57,32 @@ def test_four_ragged_processes_and_kl_beside_infonce():
 
 def test_one_process_needs_no_group():
     vectors = torch.randn(3, 2, requires_grad=True)
-    assert gather(vectors) is vectors and dist.counts(3) == [3] and (dist.world(), dist.rank()) == (1, 0)
+    assert gather(vectors) is vectors and distributed.counts(3) == [3]
+    assert (distributed.world(), distributed.rank()) == (1, 0)
     assert share_of_mean(vectors.sum(), 3).item() == pytest.approx(vectors.sum().item() / 3)
     assert share_of_mean(torch.zeros(()), 0).item() == 0.0
     related = from_labelled([Labelled("a", ("b", "c"), ("d",), "test", "en")]).relations
-    assert dist.everyone(related) is related and dist.own_rows(3) == slice(0, 3)
-    team = dist.Team.alone()
-    assert (team.any(True), team.mean(2.0), team.main) == (True, 2.0, True) and team.wrap(prove) is prove
+    assert distributed.everyone(related) is related and distributed.own_rows(3) == slice(0, 3)
+    team = distributed.Team.alone()
+    assert (team.any(True), team.mean(2.0), team.main) == (True, 2.0, True)
+    assert team.wrap(check_gradients) is check_gradients
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharded_parameters_are_refused(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(Me5Error, match=f"{name} shards parameters.*launch with plain data parallelism"):
-        dist.join()
+        distributed.join()
 
 
 def test_a_world_that_did_not_come_together_is_refused():
     with pytest.raises(Me5Error, match="1 process.es. were launched, 2 were asked for: torchrun --nproc-per-node 2"):
-        dist.join(world=2)
+        distributed.join(world=2)
 
 
 def test_torchrun_proves_its_own_processes():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-               "me5lib.train.prove"]
+               "me5lib.lessons.check_gradients"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf8", timeout=120,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
@@ -92,19 +95,19 @@ GATHERED = """
 import json, sys, torch
 from pathlib import Path
 from me5lib.pairs import Labelled
-from me5lib.train import dist
-from me5lib.train.contrast import from_labelled
-team = dist.join(2)
+from me5lib.train import distributed
+from me5lib.train.loss import from_labelled
+team = distributed.join(2)
 rows = [Labelled(*row) for row in json.loads(Path(sys.argv[1], "rows.json").read_text(encoding="utf8"))]
 mine = rows[:1] if team.main else rows[1:]
-found = dist.everyone(from_labelled(mine).relations)
+found = distributed.everyone(from_labelled(mine).relations)
 whole = from_labelled(rows).relations
 same = [torch.equal(a, b) for a, b in zip(found[:4], whole[:4])]
 known = [set(a) == set(b) for a, b in zip(found.positive_keys.tolist(), whole.positive_keys.tolist())]
 assert all(same) and all(known), (found, whole)
-assert dist.own_rows(len(mine)) == (slice(0, 1) if team.main else slice(1, 3))
+assert distributed.own_rows(len(mine)) == (slice(0, 1) if team.main else slice(1, 3))
 assert team.any(team.main) and team.sum(1.0 + team.rank) == 3.0
-dist.leave()
+distributed.leave()
 """
 
 
@@ -159,14 +162,14 @@ import os, sys, time
 from datetime import timedelta
 from pathlib import Path
 from accelerate import Accelerator
-from me5lib.places import Me5Error
-from me5lib.train import dist
+from me5lib.io import Me5Error
+from me5lib.train import distributed
 folder = Path(sys.argv[1])
 (folder / f"here{os.environ['RANK']}").touch()
 while len(list(folder.glob("here?"))) < 2:  # a machine may be slow to start them: that is not what is tried here
     time.sleep(0.01)
-dist.PATIENCE = timedelta(seconds=3)
-team = dist.join(2)
+distributed.PATIENCE = timedelta(seconds=3)
+team = distributed.join(2)
 made = team.first_here(lambda: (time.sleep(4 if team.main else 0), "made")[1])
 assert made == "made" and team.sum(1.0) == 2.0
 
@@ -178,7 +181,7 @@ try:
 except Me5Error as error:
     print(error)
 team.barrier()
-dist.leave()
+distributed.leave()
 """
 
 
@@ -193,20 +196,20 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as processes
-from me5lib import scale
+from me5lib import config
 from me5lib.pairs import Pair
-from me5lib.train import dist
+from me5lib.train import distributed
 from me5lib.train.step import MicroBatch, global_loss
-from me5lib.train.contrast import from_pairs
-team = dist.join(2)
+from me5lib.train.loss import from_pairs
+team = distributed.join(2)
 rows = 3 + team.rank
 related = from_pairs([Pair(f"{i} {rows}", f"- {i} {rows}", "s", "en") for i in range(rows)]).relations
 vectors = torch.nn.functional.normalize(torch.randn(2 * rows, 8)).requires_grad_()
 calls, reduce = [], processes.all_reduce
 processes.all_reduce = lambda *given, **more: calls.append(1) or reduce(*given, **more)
-global_loss(vectors, MicroBatch([], related), scale.load("smoke").train)
+global_loss(vectors, MicroBatch([], related), config.load("smoke").train)
 Path(sys.argv[1], f"calls{team.rank}").write_text(str(len(calls)))
-dist.leave()
+distributed.leave()
 """
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from me5lib import device, scale
+from me5lib import config, device
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled
-from me5lib.places import Me5Error
-from me5lib.train import distill, drawing, groups, stages
-from me5lib.train.dist import Team, launch
+from me5lib.train import distill, finetune_plan, groups, stages
+from me5lib.train.distributed import Team, launch
 from me5lib.train.score_cache import score_pairs
 from me5lib.train.step import MicroBatch, global_loss
 
@@ -27,7 +27,7 @@ PREFIXES, LENGTHS = ("query: ", "passage: "), (16, 16)
 @pytest.fixture(scope="module")
 def encoder():
     tokenizer = train_tokenizer([f"{a} {b} {i}" for a in COLOURS for b in ("car", "house") for i in range(5)], 400)
-    return Encoder.new(scale.Model("random", 1, 32, 2, 64, 400, 48), tokenizer, 0)
+    return Encoder.new(config.Model("random", 1, 32, 2, 64, 400, 48), tokenizer, 0)
 
 
 def test_kl_is_from_teacher_to_student_by_hand():
@@ -285,7 +285,7 @@ class Toy(torch.nn.Module):
 def stage_of(**dials):
     given = {"steps": 3, "batch": 6, "hard_negatives": 2, "loss": "one-way", "temperature": 0.1,
              "teacher_temperature": 2.0, "query_tokens": 99, "passage_tokens": 99}  # fmt: skip
-    return dataclasses.replace(scale.load("smoke").finetune, **given | dials)
+    return dataclasses.replace(config.load("smoke").finetune, **given | dials)
 
 
 def examples():
@@ -300,7 +300,7 @@ def examples():
 def measured(team, stage, steps=(0, 1, 2)):
     """Loss and gradient of some steps, as the stage has them."""
     toy, rows = Toy(), examples()
-    plan = drawing.Plan(rows, stage, 0, 1.0)
+    plan = finetune_plan.Plan(rows, stage, 0, 1.0)
     made = groups.Made(dict(enumerate(rows)), True)
     prepare = stages._stage2(toy, team, plan, made, stage, 0, stages.Budget(2**20, 2**20), lambda source: PREFIXES)
     found = []
@@ -314,7 +314,7 @@ def measured(team, stage, steps=(0, 1, 2)):
 def by_hand(stage, step):
     """KL and InfoNCE of a step in plain loops: means over its rows."""
     toy, rows = Toy(), examples()
-    drawn = drawing.Plan(rows, stage, 0, 1.0).draws(step)
+    drawn = finetune_plan.Plan(rows, stage, 0, 1.0).draws(step)
     group = []
     for i, turn in drawn:
         places = [(turn * 2 + j) % 4 for j in range(2)]
@@ -365,7 +365,7 @@ def test_both_terms_pass_gradcheck():
 
 
 def distill_relations():
-    from me5lib.train.contrast import from_labelled
+    from me5lib.train.loss import from_labelled
 
     return from_labelled([row._replace(negatives=row.negatives[:2]) for row in examples()[:3]]).relations
 
@@ -377,7 +377,7 @@ sys.path.insert(0, sys.argv[2])
 import torch, torch.distributed as processes
 import test_distill as the
 from torch.nn.parallel import DistributedDataParallel
-from me5lib.train.dist import Team
+from me5lib.train.distributed import Team
 rank, found = int(os.environ["RANK"]), {}
 for world in (4, 2):
     if rank < world:

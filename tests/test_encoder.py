@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from me5lib import scale
+from me5lib import config
 from me5lib.model import encoder as module
 from me5lib.model.encoder import Encoder, by_length, lay_out
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
@@ -35,7 +35,7 @@ def tokenizer(texts):
 def shape(**changes):
     import dataclasses
 
-    return dataclasses.replace(scale.load("smoke").model, layers=2, **changes)
+    return dataclasses.replace(config.load("smoke").model, layers=2, **changes)
 
 
 @pytest.fixture

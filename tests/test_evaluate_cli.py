@@ -8,10 +8,10 @@ from conftest import me5
 from loopback import Loopback, missing
 from test_cli import one_line
 
-from me5lib import evaluate_cli
-from me5lib.evaluate import suites
-from me5lib.evaluate_cli import Asked, Shape
-from me5lib.places import Me5Error
+from me5lib.cli import evaluate
+from me5lib.cli.evaluate import Asked, Shape
+from me5lib.evaluate import benchmarks
+from me5lib.io import Me5Error
 
 
 def asked(**changes) -> Asked:
@@ -20,7 +20,7 @@ def asked(**changes) -> Asked:
 
 def planned(capsys, **changes) -> dict[str, list[str]]:
     """The words of each line of a plan, by its first one."""
-    evaluate_cli.tables(asked(plan=True, **changes))
+    evaluate.tables(asked(plan=True, **changes))
     return {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
 
 
@@ -40,7 +40,7 @@ def test_a_plan_in_numbers_done_by_hand(capsys):
 
 def test_a_plan_of_everything_says_what_it_assumes(capsys, tmp_path):
     lines = planned(capsys, tasks="", table="all", dtype="fp16", out=str(tmp_path / "out"))
-    assert len([name for name in lines if name in {t.metadata.name for t in suites.table_tasks(3)}]) == 56
+    assert len([name for name in lines if name in {t.metadata.name for t in benchmarks.table_tasks(3)}]) == 56
     assert {"MIRACLRetrieval", "BUCC", "Tatoeba", "together", "assumed"} <= lines.keys()
     assert "TFLOP/s" in " ".join(lines["assumed"]) and not (tmp_path / "out").exists()
     half, full = (float(planned(capsys, tasks="", table="4", dtype=dtype)["together"][3].replace(",", ""))
@@ -49,7 +49,7 @@ def test_a_plan_of_everything_says_what_it_assumes(capsys, tmp_path):
 
 
 def test_the_cost_follows_the_shape():
-    amount = suites.Amount(texts=1, characters=40, tokens=10, squares=100)
+    amount = benchmarks.Amount(texts=1, characters=40, tokens=10, squares=100)
     assert Shape(2, 8, 32).operations(amount) == 2 * 10 * 2 * (4 * 64 + 2 * 8 * 32) + 4 * 2 * 8 * 100
 
 
@@ -66,7 +66,7 @@ def test_the_cost_follows_the_shape():
 ])  # fmt: skip
 def test_mistakes_are_one_line_before_anything_is_opened(changes, words):
     with pytest.raises(Me5Error) as raised:
-        evaluate_cli.tables(asked(**changes))
+        evaluate.tables(asked(**changes))
     assert str(raised.value).startswith(words) and "\n" not in str(raised.value)
 
 

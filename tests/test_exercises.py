@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from me5lib import exercises
-from me5lib.places import asset
+from me5lib.io import asset
+from me5lib.lessons import exercises
 
 NOTEBOOKS = sorted(asset("notebooks").glob("[0-9][0-9]_*.ipynb"))
 

@@ -11,19 +11,21 @@ import scipy.stats
 import typer
 from typer.testing import CliRunner
 
-from me5lib import experiments, scale
+from me5lib import config
+from me5lib.cli import experiment
 from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import searches
 from me5lib.evaluate.stats import Interval, interval, resampled
-from me5lib.experiments import arms, cli, plan
-from me5lib.places import Me5Error
-from me5lib.train import drawing, groups, loop, picking, stages, step
+from me5lib.io import Me5Error
+from me5lib.lessons import experiments
+from me5lib.lessons.experiments import arms, plan
+from me5lib.train import finetune_plan, groups, loop, negatives, stages, step
 
 SMALL = ["train.steps=4", "train.batch=16", "finetune.steps=2", "finetune.batch=8", "finetune.teacher_steps=2"]
 
 
 def small():
-    return scale.load("smoke", SMALL)
+    return config.load("smoke", SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_negatives_differ_in_one_thing_at_a_time():
             assert dataclasses.replace(arm, name="", teacher=False, against="") == dataclasses.replace(
                 other, name="", against="")
     assert found["mined, filtered"].filtered and not found["mined"].filtered
-    assert {arm.negatives for arm in found.values()} == set(picking.KINDS)
+    assert {arm.negatives for arm in found.values()} == set(negatives.KINDS)
 
 
 def test_together_the_differences_hold_at_95_percent():
@@ -167,7 +169,7 @@ def test_together_the_differences_hold_at_95_percent():
 
 def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("ME5_OUT", str(tmp_path))
-    full, quick = (experiments.planned("stages", scale.load("ablate"), quick=quick) for quick in (False, True))
+    full, quick = (experiments.planned("stages", config.load("ablate"), quick=quick) for quick in (False, True))
     assert quick.scale.train.steps == full.scale.train.steps // 10 and quick.seeds == (0, 1) and len(full.seeds) >= 5
     assert "quick" in "\n".join(quick.lines())
     homes = [experiments.home(full.scale, quick) for quick in (False, True)]
@@ -211,7 +213,7 @@ def test_the_plan_is_written_before_any_arm_and_no_other_is_let_in(monkeypatch, 
     before = (tmp_path / "stages" / "plan.json").read_text(encoding="utf8")
     assert len(asked) == 2 * len(first.arms)
     for other in (experiments.planned("stages", small(), seeds=3),
-                  experiments.planned("stages", scale.load("smoke", [*SMALL, "train.lr=1e-3"]), seeds=2),
+                  experiments.planned("stages", config.load("smoke", [*SMALL, "train.lr=1e-3"]), seeds=2),
                   dataclasses.replace(first, arms=first.arms[:-1])):  # fmt: skip
         with pytest.raises(Me5Error, match="was written before the run") as refusal:
             experiments.run(other, tmp_path, progress=False)
@@ -294,8 +296,8 @@ def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, t
     monkeypatch.setattr(groups, "make", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
     dial = small()
     folder = arms.mixed(dial, 0, tmp_path, corpus, "mixed")
-    drawn, examples = corpus.mixture(dial, 0), drawing.tidy(corpus.labelled())[0]
-    labelled = drawing.Plan(examples, dial.finetune, 0, dial.data.language_temperature)
+    drawn, examples = corpus.mixture(dial, 0), finetune_plan.tidy(corpus.labelled())[0]
+    labelled = finetune_plan.Plan(examples, dial.finetune, 0, dial.data.language_temperature)
     right = [drawn.batch(k) for k in range(4)]
     right += [[made[0].group(i, turn, 3) for i, turn in labelled.draws(k)] for k in range(2)]
     assert Counter(map(tuple, seen)) == Counter(map(tuple, right))
@@ -317,7 +319,7 @@ def test_batches_are_shuffled_each_once():
 
 def command(*arguments):
     app = typer.Typer()
-    app.command()(cli.experiment)
+    app.command()(experiment.experiment)
     return CliRunner().invoke(app, list(arguments))
 
 
@@ -336,7 +338,7 @@ def test_the_english_subset_is_known_to_mteb():
 
 
 def test_tasks_of_mteb_are_scored_in_order(tmp_path, corpus):
-    from me5lib.evaluate import baselines, table
+    from me5lib.evaluate import baselines, offline
     from me5lib.evaluate.tasks import build
     from me5lib.model.encoder import Encoder
 
@@ -345,7 +347,7 @@ def test_tasks_of_mteb_are_scored_in_order(tmp_path, corpus):
     tasks = [task for task in build(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
     found = arms.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
     row = baselines.random_weights(dial.model, encoder, 0)
-    scores = table.evaluate({"untrained": row}, tasks, tmp_path / "table", progress=False)
+    scores = offline.evaluate({"untrained": row}, tasks, tmp_path / "table", progress=False)
     assert found == pytest.approx([scores[scores.task == t.metadata.name].score.mean() for t in tasks], abs=1e-4)
 
 
@@ -367,5 +369,5 @@ def test_stored_results_are_those_of_a_full_run(name):
     assert found["experiment"] == name and not found["quick"] and len(found["seeds"]) >= 5
     assert len(found["plan"]) == 16 and found["conditions"]
     assert [arm["name"] for arm in found["arms"]] == [
-        arm.name for arm in experiments.planned(name, scale.load("ablate")).arms]
+        arm.name for arm in experiments.planned(name, config.load("ablate")).arms]
     assert len(experiments.table(found)) == len(found["arms"])

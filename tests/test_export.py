@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from me5lib import scale
-from me5lib.export_cli import export
+from me5lib import config
+from me5lib.cli.model import export
+from me5lib.io import Me5Error
 from me5lib.model import check
 from me5lib.model.encoder import Encoder, average_pool
-from me5lib.model.export import instruct_prompts, write
+from me5lib.model.save_load import instruct_prompts, write
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer, vocabulary_sha256
-from me5lib.places import Me5Error
 
 LOCALES = ("en", "de", "ru", "uk", "zh", "zh_Hant", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "fa", "hi", "bn",
            "ta", "te", "km", "my", "el", "si", "lo")  # fmt: skip
@@ -50,7 +50,7 @@ def corpus():
 @pytest.fixture(scope="module")
 def encoder(corpus):
     tokenizer = train_tokenizer(corpus, 4000)
-    return Encoder.new(scale.load("smoke").model, tokenizer, seed=3).eval()
+    return Encoder.new(config.load("smoke").model, tokenizer, seed=3).eval()
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 import pytest
 
 from me5lib.data import cards, extract
-from me5lib.data.plain import expand, has_letter, in_script, language, plain
-from me5lib.places import Me5Error
+from me5lib.data.text import expand, has_letter, in_script, language, plain
+from me5lib.io import Me5Error
 
 
 def reader(files: dict[str, str | bytes]):

@@ -7,12 +7,12 @@ import fixtures_hub
 import pytest
 from loopback import Loopback
 
-from me5lib import scale
+from me5lib import config
 from me5lib.data import cards, hub
 
 
 def test_a_scale_draws_its_share_by_the_papers_counts():
-    dial = scale.load("workshop", ["data.labelled=msmarco-passage,quora"])
+    dial = config.load("workshop", ["data.labelled=msmarco-passage,quora"])
     assert hub.wanted(dial, "nllb") == -(-2_000 * 4_096 * 160 // 980)
     assert hub.wanted(dial, "sbert-misc") == -(-2_000 * 4_096 * 10 // 980)
     assert hub.wanted(dial, "msmarco-passage") == 500_000  # two epochs of the paper's rows: no more than there are
@@ -20,8 +20,8 @@ def test_a_scale_draws_its_share_by_the_papers_counts():
 
 FETCH = """
 import typer
-from me5lib.cli import Plain
-from me5lib.hub_cli import fetch
+from me5lib.cli.app import Plain
+from me5lib.cli.hub import fetch
 app = typer.Typer(cls=Plain)
 app.command()(fetch)
 app.command()(lambda: None)
@@ -29,11 +29,11 @@ app()
 """
 OPENED = """
 import json
-from me5lib import scale
+from me5lib import config
 from me5lib.data import hub
 from me5lib.data.mixture import Mixture
 import sys
-dial = scale.load("workshop", sys.argv[1:])
+dial = config.load("workshop", sys.argv[1:])
 shards = hub.open_hub(dial)
 mixture = Mixture(shards, steps=5, batch=16, seed=0, temperature=1)
 right = hub.labelled(dial)
@@ -48,7 +48,7 @@ def workshop(tmp_path) -> list[str]:
     for card in cards.hub().values():
         for entry in card.hub:
             fixtures_hub.write_repository(tmp_path / "root", entry, 40, 2)
-    dial = scale.load("workshop")
+    dial = config.load("workshop")
     for hub_id in (dial.model.backbone, dial.finetune.teacher):
         model = tmp_path / "root" / "models" / hub_id
         model.mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_fetch_fills_the_cache_and_the_scale_then_opens_offline(client, tmp_path
                                                                         ) - {"data.sources", "data.labelled"}
         done = client(FETCH, "fetch", "--rows", 60, *sets, endpoint=server.endpoint)
         asked = [path for _, path, _ in server.requests if "/resolve/" in path]
-        for hub_id in (scale.load("workshop").model.backbone, scale.load("workshop").finetune.teacher):
+        for hub_id in (config.load("workshop").model.backbone, config.load("workshop").finetune.teacher):
             files = {path.rpartition("/")[2] for path in asked if hub_id in path}
             assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
             assert not {"pytorch_model.bin", "setup.py"} & files
@@ -88,7 +88,7 @@ def test_a_pickle_is_not_fetched_unasked(client, tmp_path):
     model.mkdir(parents=True)
     for name in ("config.json", "pytorch_model.bin"):
         (model / name).write_text("{}", encoding="utf8")
-    code = "import sys; from me5lib.hub_cli import backbone; print(backbone('own/model', *map(bool, sys.argv[1:])))"
+    code = "import sys; from me5lib.cli.hub import backbone; print(backbone('own/model', *map(bool, sys.argv[1:])))"
     with Loopback(tmp_path / "root", lambda n: 0 if n % 3 else 503) as server:
         done = client(code, endpoint=server.endpoint, fine=False)
         assert "own/model has no weights as safetensors, and a pickle is not fetched unasked" in done.stderr

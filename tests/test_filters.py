@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from me5lib.data import cards, filters
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair
-from me5lib.places import Me5Error
 
 PLAIN = {
     "en": "The ferry leaves the harbour at seven and reaches the island before noon, if the weather holds.",

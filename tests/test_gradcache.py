@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from me5lib.io import Me5Error
 from me5lib.pairs import Pair
-from me5lib.places import Me5Error
-from me5lib.train.contrast import from_pairs, info_nce
 from me5lib.train.gradcache import GraphMeter, cached_step, fitting_budget, mix, padding_share, pieces, seeded
+from me5lib.train.loss import from_pairs, info_nce
 
 TEXTS, WIDTH, BUDGET = 24, 16, 60
 

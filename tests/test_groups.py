@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from me5lib import scale, teach_cli
+from me5lib import config
 from me5lib.data.hub_corpus import HubCorpus
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, text_key
-from me5lib.places import Me5Error
-from me5lib.train import distill, drawing, groups, mining, picking, stages, teach, teaching
-from me5lib.train.dist import Team, launch
+from me5lib.train import distill, finetune_plan, groups, mining, negatives, stages, teach, teaching
+from me5lib.train.distributed import Team, launch
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
 ROWS = [Labelled(f"which {COLOURS[i % 6]} thing is number {i}", (f"{COLOURS[i % 6]} answer {i}",),
@@ -30,7 +30,7 @@ ROWS = [Labelled(f"which {COLOURS[i % 6]} thing is number {i}", (f"{COLOURS[i % 
 
 def stage_of(**dials):
     given = {"steps": 6, "batch": 8, "hard_negatives": 2, "teacher_steps": 2, "query_tokens": 16, "passage_tokens": 16}
-    return dataclasses.replace(scale.load("smoke").finetune, **given | dials)
+    return dataclasses.replace(config.load("smoke").finetune, **given | dials)
 
 
 def sides(source):
@@ -40,13 +40,13 @@ def sides(source):
 @pytest.fixture(scope="module")
 def encoder():
     texts = [text for row in ROWS for text in (row.query, *row.positives, *row.negatives)]
-    return Encoder.new(scale.Model("random", 1, 16, 2, 32, 400, 48), train_tokenizer(texts, 400), 0)
+    return Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 48), train_tokenizer(texts, 400), 0)
 
 
 def make(encoder, folder, rows=ROWS, kind="labelled", dev=(), stage=None, **options):
     folder.mkdir(exist_ok=True)
     stage = stage or stage_of()
-    plan = drawing.Plan(rows, stage, 0, 1.0)
+    plan = finetune_plan.Plan(rows, stage, 0, 1.0)
     given = {"mines": False, "with_teacher": False, "progress": False} | options
     return groups.make(encoder, rows, plan, stage, folder, kind=kind, dev=dev, prefixes=sides, seed=0, **given), plan
 
@@ -59,11 +59,11 @@ def test_what_was_drawn_from_the_hub_is_gone_through_as_often_as_the_dial_says()
     sizes = {"large": 70, "middle": 40, "small": 10}
     rows = [Labelled(f"{name} {i}", ("a",), (), name, "en") for name, n in sizes.items() for i in range(n)]
     corpus = HubCorpus.__new__(HubCorpus)
-    heat = stages._heat(scale.load("tiny"), corpus)
-    plan = drawing.Plan(rows, stage_of(steps=24, batch=10), 0, heat)
+    heat = stages._heat(config.load("tiny"), corpus)
+    plan = finetune_plan.Plan(rows, stage_of(steps=24, batch=10), 0, heat)
     times = Counter(i for step in range(24) for i in plan.batch(step))
     assert set(times) == set(range(120)) and set(times.values()) == {2}
-    hub = scale.load("workshop").finetune
+    hub = config.load("workshop").finetune
     assert hub.steps * hub.batch == pytest.approx(2 * 1_596_000, rel=1e-3)
 
 
@@ -80,21 +80,21 @@ def test_every_pass_over_an_example_has_the_next_of_its_negatives(encoder, tmp_p
 
 def test_fewer_negatives_than_passes_want_come_round_again_with_their_scores():
     row = Labelled("q", ("p", "other"), ("a", "b", "c"), "s", "en", (9.0, 1.0, 2.0, 3.0))
-    assert drawing.turned(row, 2, 0)[2::3] == (("a", "b"), (9.0, 1.0, 2.0))
-    assert drawing.turned(row, 2, 1)[2::3] == (("c", "a"), (9.0, 3.0, 1.0))
-    assert drawing.turned(row, 2, 2)[2::3] == (("b", "c"), (9.0, 2.0, 3.0))
-    assert drawing.turned(row, 3, 5) == row
+    assert finetune_plan.turned(row, 2, 0)[2::3] == (("a", "b"), (9.0, 1.0, 2.0))
+    assert finetune_plan.turned(row, 2, 1)[2::3] == (("c", "a"), (9.0, 3.0, 1.0))
+    assert finetune_plan.turned(row, 2, 2)[2::3] == (("b", "c"), (9.0, 2.0, 3.0))
+    assert finetune_plan.turned(row, 3, 5) == row
 
 
 def test_mining_finds_as_many_as_all_passes_want(encoder):
     bare = [row._replace(negatives=()) for row in ROWS]
     stage = stage_of(margin=10.0)
-    one, report = picking.pick(bare, "mined", encoder, stage, sides, 0)
-    found, _, filling = picking.over_passes(bare, "mined", encoder, stage, sides, 0, [3] * 12 + [1] * 12)
+    one, report = negatives.pick(bare, "mined", encoder, stage, sides, 0)
+    found, _, filling = negatives.over_passes(bare, "mined", encoder, stage, sides, 0, [3] * 12 + [1] * 12)
     assert [len(row.negatives) for row in found] == [6] * 12 + [2] * 12 and not filling and report.short == 0
     assert all(a.negatives[:2] == b.negatives for a, b in zip(found, one, strict=True))  # the first pass is as ever
     assert all(len(set(row.negatives)) == len(row.negatives) for row in found)
-    many, *_ = picking.over_passes(bare, "random", None, stage, sides, 0, [3] * 24)
+    many, *_ = negatives.over_passes(bare, "random", None, stage, sides, 0, [3] * 24)
     assert all(len(set(row.negatives)) == 6 for row in many)
 
 
@@ -128,12 +128,12 @@ def test_bad_examples_are_dropped_and_counted():
     rows = [good, good._replace(positives=()), good._replace(query=" "), good._replace(positives=("", "right")),
             good._replace(positives=(" ",)),
             good._replace(negatives=("RED  answer 0", good.query.upper(), "wrong", ""))]  # fmt: skip
-    kept, faults = drawing.tidy(rows)
+    kept, faults = finetune_plan.tidy(rows)
     assert kept == [good, good._replace(positives=("right",)), rows[-1]._replace(negatives=rows[-1].negatives[:3])]
     assert faults == {"examples without a positive": 2, "examples without a query": 1, "empty passages": 2,
                       "negatives that are a positive too": 1, "negatives that are the query": 1}
-    assert picking.own_negatives(kept[-1]) == ["wrong"]
-    assert drawing.tidy(ROWS) == (ROWS, {})
+    assert negatives.own_negatives(kept[-1]) == ["wrong"]
+    assert finetune_plan.tidy(ROWS) == (ROWS, {})
 
 
 def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsys):
@@ -145,10 +145,11 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
     told = capsys.readouterr().out
     counts = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["filling"]
     short = [row for row in few if len(row.negatives) < 2]
-    assert counts[picking.SHORT] == len(short) + 3
-    assert counts[picking.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4 and counts[picking.ELSEWHERE] == 4
-    assert counts[picking.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
-    assert "7 empty passages" in told and f"{counts[picking.RANDOM]} random passages filled in" in told
+    assert counts[negatives.SHORT] == len(short) + 3
+    assert counts[negatives.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4
+    assert counts[negatives.ELSEWHERE] == 4
+    assert counts[negatives.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
+    assert "7 empty passages" in told and f"{counts[negatives.RANDOM]} random passages filled in" in told
     assert made.rows[25].negatives == ("nein", "nein")
     for row in made.rows.values():
         assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
@@ -157,7 +158,7 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
 def test_an_example_to_which_nothing_is_wrong_is_refused():
     rows = [Labelled("a", ("yes",), (), "s", "en"), Labelled("b", ("Yes ",), (), "t", "de")]
     with pytest.raises(Me5Error, match="no wrong answer to 'a'"):
-        picking.pick(rows, "labelled", None, stage_of(), sides, 0)
+        negatives.pick(rows, "labelled", None, stage_of(), sides, 0)
 
 
 @pytest.mark.parametrize(("scores", "fault"), [
@@ -296,15 +297,15 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_groups as the
-from me5lib.train import distill, dist, teaching
-folder, team = Path(sys.argv[1]), dist.join(2)
+from me5lib.train import distill, distributed, teaching
+folder, team = Path(sys.argv[1]), distributed.join(2)
 teacher, teaching.BLOCK = the.Told(), 4
 teaching.cache, distill.open_teacher = lambda: folder / "cache", lambda name, device: teacher
 made, _ = the.make(the.Bare(), folder / "w", stage=the.NAMED, with_teacher=True, team=team)
 (folder / f"rank{team.rank}.txt").write_text(repr(made), encoding="utf8")
 (folder / f"asked{team.rank}.json").write_text(the.json.dumps(teacher.asked), encoding="utf8")
 team.barrier()
-dist.leave()
+distributed.leave()
 """
 
 
@@ -350,7 +351,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(encoder, many, tmp_pa
     data = written(tmp_path / "groups.jsonl", [*many, many[0]._replace(positives=())])
     dials = ["finetune.teacher_steps=60", "finetune.batch=16", "finetune.lr=0.003", "finetune.query_tokens=16",
              "finetune.passage_tokens=16"]  # fmt: skip
-    teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, dials)
+    teach.teach(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, dials)
     told = capsys.readouterr().out
     shown = re.search(r"teacher (\S+), its start (\S+), chance 0.125; stage 2 would listen", told)
     assert shown and float(shown[1]) > 0.9 > float(shown[2]) + 0.2 and "1 examples without a positive" in told
@@ -362,7 +363,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(encoder, many, tmp_pa
     about = json.loads((tmp_path / "out" / "teacher.json").read_text(encoding="utf8"))
     assert about["verdict"]["teacher"] == pytest.approx(float(shown[1]), abs=1e-3)
     with pytest.raises(Me5Error, match="is there already"):
-        teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out")
+        teach.teach(data, str(tmp_path / "start"), tmp_path / "out")
 
 
 def test_examples_are_read_from_both_forms_and_bad_lines_are_named(many, tmp_path):

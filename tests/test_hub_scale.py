@@ -8,10 +8,10 @@ import fixtures_hub
 import numpy as np
 from loopback import Loopback
 
-from me5lib import scale
-from me5lib.data import made_up
+from me5lib import config
+from me5lib.data import fake_rows
 from me5lib.model.encoder import Encoder
-from me5lib.train import loop, rehearse
+from me5lib.train import dry_run, loop
 
 DIALS = ("data.sources=wikipedia,nllb,s2orc,stackexchange", "data.labelled=nli,miracl,squad",
          "model.layers=1", "model.width=32", "model.heads=2", "model.feedforward=64", "train.steps=4",
@@ -21,15 +21,15 @@ SETS = [word for dial in DIALS for word in ("--set", dial)]
 ROWS = 100  # of a file
 
 
-def write_hub(root: Path, dial: scale.Scale) -> None:
+def write_hub(root: Path, dial: config.Scale) -> None:
     """Every repository that the scale names, by its name: rows of the cards' columns, a backbone of its shape."""
     fixtures_hub.write_rows(root, dial, ROWS)
-    texts = [f"{a}, {b}" for a in made_up.names("en") for b in made_up.names("de")[:20]]
-    rehearse.write_backbone(dial.model, texts, root / "models" / dial.model.backbone)
+    texts = [f"{a}, {b}" for a in fake_rows.names("en") for b in fake_rows.names("de")[:20]]
+    dry_run.write_backbone(dial.model, texts, root / "models" / dial.model.backbone)
 
 
 def test_from_the_hub_to_both_stages(client, tmp_path):
-    dial = scale.load("workshop", DIALS)
+    dial = config.load("workshop", DIALS)
     write_hub(tmp_path / "root", dial)
     out = tmp_path / "out"
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from me5lib import scale
+from me5lib import config
+from me5lib.config import load
 from me5lib.instruct import tasks
+from me5lib.lessons.tune import tune
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
-from me5lib.scale import load
-from me5lib.train.tune import tune
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_instruction_decides_which_answer_comes_first(german, tmp_path):
     rows = {told: tasks.examples(few, told) for told in (False, True)}
     texts = [text for told in rows for row in rows[told] for text in (row.query, *row.positives)]
     tokenizer = train_tokenizer(texts, 800, tmp_path)
-    stage = scale.Stage(steps=40, batch=48, lr=5e-3, warmup=5, weight_decay=0.0, clip=1.0, temperature=0.05,
+    stage = config.Stage(steps=40, batch=48, lr=5e-3, warmup=5, weight_decay=0.0, clip=1.0, temperature=0.05,
                         loss="one-way", query_tokens=48, passage_tokens=48)
     scores = {}
     for told, examples in rows.items():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from me5lib import places, run, scale
+from me5lib import config, io
+from me5lib.lessons import run
 
 VERSIONS = {"data.corpus": {"corpus"}, "evaluate.baselines": {"baselines"}, "evaluate.protocol": {"protocol"},
             "evaluate.vectors": {"vectors"}, "model.encoder": {"protocol", "vectors", "scores"}, "run": {"run"},
@@ -20,19 +21,19 @@ VERSIONS = {"data.corpus": {"corpus"}, "evaluate.baselines": {"baselines"}, "eva
 def keys(folder):
     """Every key that me5lib gives to one material."""
     from me5lib.data import corpus
-    from me5lib.evaluate import baselines, models, protocol, vectors
+    from me5lib.evaluate import baselines, cache, models, protocol
     from me5lib.model.encoder import Encoder
     from me5lib.model.text import train_tokenizer
     from me5lib.train import score_cache
 
     words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
-    encoder = Encoder.new(scale.load("smoke").model, train_tokenizer(words, 330), 0)
-    cached = vectors.CachedEncoder(models.E5(encoder), folder / "vectors", {"revision": "a1"})
+    encoder = Encoder.new(config.load("smoke").model, train_tokenizer(words, 330), 0)
+    cached = cache.CachedEncoder(models.E5(encoder), folder / "vectors", {"revision": "a1"})
     shutil.rmtree(folder / "scores", ignore_errors=True)
     score_cache.block_scores([("a", "b")], lambda pairs: [([0], [1.0])], "a teacher", folder / "scores", {})
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {
-        "corpus": corpus.fingerprint(scale.load("tiny").data),
+        "corpus": corpus.fingerprint(config.load("tiny").data),
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
         "protocol": protocol.fingerprint(encoder),
         "vectors": cached._path(["a", "b"], "query: ", {}).name,
@@ -44,9 +45,9 @@ def keys(folder):
 @pytest.fixture
 def reworded(tmp_path):
     """A copy of the library with other words in every docstring of a module, and a comment more."""
-    shutil.copytree(places.PACKAGE, tmp_path / "me5lib", ignore=shutil.ignore_patterns("__pycache__", "_assets"))
+    shutil.copytree(io.PACKAGE, tmp_path / "me5lib", ignore=shutil.ignore_patterns("__pycache__", "_assets"))
     for name in ("data_cards", "notebooks"):
-        shutil.copytree(places.asset(name), tmp_path / "me5lib" / "_assets" / name)
+        shutil.copytree(io.asset(name), tmp_path / "me5lib" / "_assets" / name)
     for path in (tmp_path / "me5lib").rglob("*.py"):
         text = path.read_text("utf8").replace('"""', '"""Reworded. ', 1)
         path.write_text(f"{text}\n\n# another comment\n", encoding="utf8")

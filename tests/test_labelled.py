@@ -11,7 +11,7 @@ import me5lib
 from me5lib.data import cards, labelled, schema
 from me5lib.data.labelled import BUILDERS
 from me5lib.data.origin import Drop, Origin
-from me5lib.data.plain import language
+from me5lib.data.text import language
 from me5lib.pairs import Labelled
 
 TABLES = Path(me5lib.__file__).parent / "evaluate" / "tables"

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from me5lib.config import load
 from me5lib.data import leaks, split
 from me5lib.data.corpus import open_corpus
-from me5lib.scale import load
 
 WORDS = "the light in room door window could not be found please try again later open close turn on off save".split()
 

@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
-from me5lib.lesson import Missed, begin
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
+from me5lib.lessons.lesson import Missed, begin
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from mteb.mocks.mock_tasks import retrieval
 from packaging.version import Version
 from test_runs import files, material, opened
 
-from me5lib import export_cli
-from me5lib.evaluate import lint, reference, runs, suites
+from me5lib.cli import model
+from me5lib.evaluate import benchmarks, lint, paper, runs
 from me5lib.evaluate.models import FOUR_BITS, Opened
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 KINDS = ("bitext_mining.MockMultilingualBitextMiningTask", "classification.MockClassificationTask",
          "classification.MockMultilabelClassification", "sts.MockSTSTask", "clustering.MockClusteringTask",
@@ -109,7 +109,7 @@ def test_impossible_metrics_are_refused_by_name_and_made_again_on_demand(made, t
         runs.measured(tmp_path)
     assert "\n" not in str(raised.value) and (words == "has no scores" or "(val, default)" in str(raised.value))
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}"):
-        export_cli._results(tmp_path, opened())  # no model card takes it either
+        model._results(tmp_path, opened())  # no model card takes it either
     before, task = path.read_bytes(), [retrieval.MockRetrievalTask()]
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}.*add --again to replace it"):
         runs.evaluate(opened(), task, tmp_path)
@@ -193,10 +193,10 @@ def test_missing_subsets_are_refused_where_the_run_had_them_and_named_where_it_w
 
 
 def test_a_task_of_the_tables_is_whole_with_what_the_tables_take_of_it():
-    assert suites.whole("MIRACLRetrieval") == {("dev", language) for language in suites.MIRACL}
-    assert suites.whole("STS22") == {("test", "en")} and suites.whole("MSMARCO") == {("dev", "default")}
-    assert {subset for _, subset in suites.whole("Tatoeba")} == set(reference.tatoeba()["pair"])
-    assert len(suites.whole("STS22.v2")) > 10 and suites.whole("no task") == frozenset()
+    assert benchmarks.whole("MIRACLRetrieval") == {("dev", language) for language in benchmarks.MIRACL}
+    assert benchmarks.whole("STS22") == {("test", "en")} and benchmarks.whole("MSMARCO") == {("dev", "default")}
+    assert {subset for _, subset in benchmarks.whole("Tatoeba")} == set(paper.tatoeba()["pair"])
+    assert len(benchmarks.whole("STS22.v2")) > 10 and benchmarks.whole("no task") == frozenset()
 
 
 def test_the_weights_of_a_model_go_with_its_results(tmp_path):

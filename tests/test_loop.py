@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from me5lib import scale
+from me5lib import config
 from me5lib.device import precision
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
-from me5lib.places import Me5Error
-from me5lib.train import checkpoint, contrast, dist, loop, telemetry
+from me5lib.train import checkpoint, distributed, loop, telemetry
+from me5lib.train import loss as losses
 
-STAGE = dataclasses.replace(scale.load("smoke").train, steps=8, warmup=2, lr=1e-2)
+STAGE = dataclasses.replace(config.load("smoke").train, steps=8, warmup=2, lr=1e-2)
 COLOURS = [("red", "rot"), ("green", "gruen"), ("blue", "blau"), ("white", "weiss"), ("black", "schwarz")]
 PAIRS = [(f"{a} car {i}", f"{b} auto {i}") for a, b in COLOURS for i in range(8)]
 
@@ -37,7 +38,7 @@ t.train(t.encoder(), Path(sys.argv[1]), pause=float(sys.argv[2]))
 
 def encoder(dropout=0.1):
     tokenizer = train_tokenizer([text for pair in PAIRS for text in pair], 400)
-    return Encoder.new(scale.Model("random", 1, 16, 2, 32, 400, 32), tokenizer, 0, dropout)
+    return Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 32), tokenizer, 0, dropout)
 
 
 def work(model, pause=0.0):
@@ -49,7 +50,7 @@ def work(model, pause=0.0):
 
         def compute():
             vectors = model(ids)
-            return contrast.info_nce(vectors[:8], vectors[8:], contrast.relations(queries, passages), 0.05)
+            return losses.info_nce(vectors[:8], vectors[8:], losses.relations(queries, passages), 0.05)
 
         return loop.Work(compute, "colours")
 
@@ -338,10 +339,10 @@ import json, math, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import prove_crash, torch
-from me5lib.places import Me5Error
-from me5lib.train import dist, loop
+from me5lib.io import Me5Error
+from me5lib.train import distributed, loop
 
-out, team = Path(sys.argv[1]), dist.join(2)
+out, team = Path(sys.argv[1]), distributed.join(2)
 
 def preempt(step):
     if step == 3 and team.rank == 1:
@@ -363,12 +364,12 @@ try:
 except Me5Error as error:
     said.append(str(error))
 (out / f"said-{team.rank}.json").write_text(json.dumps(said), encoding="utf8")
-dist.leave()
+distributed.leave()
 """
 
 
 def test_two_processes_stop_together(tmp_path):
-    dist.launch([[sys.executable, "-c", PAIR, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, 240)
+    distributed.launch([[sys.executable, "-c", PAIR, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, 240)
     for rank, file in enumerate(("failed-step.json", "failed-step.rank-1.json")):
         code, error = json.loads((tmp_path / f"said-{rank}.json").read_text(encoding="utf8"))
         assert code == 143 and "not finite at step 0" in error

@@ -12,15 +12,16 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from me5lib import mine_cli, scale
-from me5lib.cli import Plain
+from me5lib import config
+from me5lib.cli import mine
+from me5lib.cli.app import Plain
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import text_key
 
 app = typer.Typer(cls=Plain, rich_markup_mode=None)
 app.callback()(lambda: None)
-app.command()(mine_cli.mine)
+app.command()(mine.mine)
 FACTS = {"en": ("capital", "currency", "river", "king"), "de": ("Hauptstadt", "Währung", "Fluss", "König")}
 LANDS = ("France", "Spain", "Norway", "Peru", "Chad", "Japan", "Iraq", "Cuba", "Mali", "Togo")
 
@@ -47,7 +48,7 @@ def data(tmp_path_factory):
 def model(tmp_path_factory):
     """A folder with an untrained encoder: the same words give near vectors."""
     texts = [text for row in pairs() for text in (row["query"], row["positive"])]
-    shape = dataclasses.replace(scale.load("smoke").model, layers=1)
+    shape = dataclasses.replace(config.load("smoke").model, layers=1)
     folder = tmp_path_factory.mktemp("model") / "untrained"
     Encoder.new(shape, train_tokenizer(texts, 400), seed=1).save(folder)
     return folder
@@ -127,7 +128,7 @@ class Crash(Exception):
 def test_after_a_crash_at_any_file_the_same_command_gives_the_same_bytes(data, model, tmp_path, monkeypatch):
     command = ["--data", data, "--model", model, "--shard", 25, "--negatives", 3, "--out"]
     assert mine(*command, tmp_path / "whole").exit_code == 0
-    whole, replace = files(tmp_path / "whole"), mine_cli.os.replace
+    whole, replace = files(tmp_path / "whole"), mine.os.replace
     for crash in range(11):
         out, writes, searched = tmp_path / f"crash-{crash}", [], []
 
@@ -137,28 +138,28 @@ def test_after_a_crash_at_any_file_the_same_command_gives_the_same_bytes(data, m
                 raise Crash
             replace(first, second)
 
-        monkeypatch.setattr(mine_cli.os, "replace", failing)
+        monkeypatch.setattr(mine.os, "replace", failing)
         with pytest.raises(Crash):
             mine(*command, out)
-        monkeypatch.setattr(mine_cli.os, "replace", replace)
+        monkeypatch.setattr(mine.os, "replace", replace)
         finished = len(list(out.glob("shard-*.json")))
-        mined = mine_cli._mined
-        monkeypatch.setattr(mine_cli, "_mined", lambda *given, seen=searched, own=mined: seen.append(1) or own(*given))
+        mined = mine._mined
+        monkeypatch.setattr(mine, "_mined", lambda *given, seen=searched, own=mined: seen.append(1) or own(*given))
         assert mine(*command, out).exit_code == 0
-        monkeypatch.setattr(mine_cli, "_mined", mined)
+        monkeypatch.setattr(mine, "_mined", mined)
         assert len(searched) == 4 - finished  # what was finished is not mined again
         assert files(out) == whole
     assert len(writes) == 11  # settings, vectors, four shards of two files, the report
 
 
 def test_a_killed_process_leaves_nothing_half(data, tmp_path):
-    code = ("import os, signal, sys; from pathlib import Path; from me5lib import mine_cli\n"
-            "real, seen = mine_cli._mined, []\n"
+    code = ("import os, signal, sys; from pathlib import Path; from me5lib.cli import mine\n"
+            "real, seen = mine._mined, []\n"
             "def killed(*given):\n"
             "    seen.append(1)\n"
             "    return os.kill(os.getpid(), signal.SIGKILL) if len(seen) == 3 else real(*given)\n"
-            "mine_cli._mined = killed\n"
-            "mine_cli.mine(Path(sys.argv[1]), Path(sys.argv[2]), by='bm25', depth=20, negatives=3, shard=25)")
+            "mine._mined = killed\n"
+            "mine.mine(Path(sys.argv[1]), Path(sys.argv[2]), by='bm25', depth=20, negatives=3, shard=25)")
     done = subprocess.run([sys.executable, "-c", code, str(data), str(tmp_path / "out")], capture_output=True)
     assert done.returncode == -9, done.stderr
     assert not (tmp_path / "out" / "report.json").exists() and len(rows_of(tmp_path / "out")) == 50
@@ -183,7 +184,7 @@ def test_what_was_begun_otherwise_is_refused(data, model, tmp_path):
     refused(mine(*command, "--depth", 9), "begun with another depth (200, not 9)", "--out")
     other = tmp_path / "other"
     encoder = Encoder.load(model)
-    Encoder.new(scale.load("smoke").model, encoder.tokenizer, seed=2).save(other)
+    Encoder.new(config.load("smoke").model, encoder.tokenizer, seed=2).save(other)
     refused(mine("--data", data, "--model", other, "--out", out), "begun with another model")
     changed = write(tmp_path / "changed.jsonl", pairs()[1:])
     refused(mine("--data", changed, "--model", model, "--out", out), "begun with another data")
@@ -218,7 +219,7 @@ def test_what_was_mined_of_half_characters_can_be_read_again(tmp_path):
     done = mine("--data", write(tmp_path / "x.jsonl", rows), "--by", "bm25", "--out", tmp_path / "out")
     assert done.exit_code == 0 and "2 × half a character" in done.stdout and "(line 1, 4)" in done.stdout
     assert rows_of(tmp_path / "out")[3]["positives"][0].endswith(" \ufffd")
-    assert mine_cli.read(tmp_path / "out" / "shard-00000.jsonl")[1] == {}
+    assert mine.read(tmp_path / "out" / "shard-00000.jsonl")[1] == {}
 
 
 def test_languages_by_name_are_pools_of_their_own(tmp_path):

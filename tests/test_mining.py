@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from me5lib import device
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 from me5lib.train import exact, mining, search
 
 RNG = np.random.default_rng(0)

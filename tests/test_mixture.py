@@ -10,9 +10,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from me5lib.data import deal
+from me5lib.data import sampling
 from me5lib.data.mixture import Mixture
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 
 class Book:
@@ -218,7 +218,7 @@ def test_steps_and_ranks_outside_are_refused():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 1000, 1023, 1025, 4096])
 def test_permute_is_a_permutation(n):
-    found = deal.permute(np.arange(n), n, np.uint64(n + 5))
+    found = sampling.permute(np.arange(n), n, np.uint64(n + 5))
     assert sorted(found.tolist()) == list(range(n))
     if n >= 1000:
         assert np.mean(found == np.arange(n)) < 0.01
@@ -227,8 +227,9 @@ def test_permute_is_a_permutation(n):
 
 def test_permute_takes_a_size_and_a_key_for_each_element():
     n, key = np.array([7, 7, 100, 3]), np.array([1, 2, 3, 4], dtype=np.uint64)
-    one_by_one = [int(deal.permute(np.array([x]), int(a), k)[0]) for x, a, k in zip([2, 2, 50, 9], n, key, strict=True)]
-    assert deal.permute(np.array([2, 2, 50, 9]), n, key).tolist() == one_by_one
+    one_by_one = [int(sampling.permute(np.array([x]), int(a), k)[0])
+                  for x, a, k in zip([2, 2, 50, 9], n, key, strict=True)]
+    assert sampling.permute(np.array([2, 2, 50, 9]), n, key).tolist() == one_by_one
     assert one_by_one[3] == 9  # outside its range: left alone
 
 
@@ -238,10 +239,10 @@ def test_webster_deals_slot_by_slot_like_the_textbook():
     for total in range(1, 400):
         first = max(range(len(weights)), key=lambda i: (Fraction(weights[i], 2 * dealt[i] + 1), -i))
         dealt[first] += 1
-        assert deal.webster(weights, total).tolist() == dealt
-    assert deal.webster([1 / 3, 1 / 3, 1 / 3], 10 ** 9).sum() == 10 ** 9
+        assert sampling.webster(weights, total).tolist() == dealt
+    assert sampling.webster([1 / 3, 1 / 3, 1 / 3], 10 ** 9).sum() == 10 ** 9
 
 
 def test_largest_remainder_by_hand():
-    assert deal.largest_remainder([47, 16, 15.8, 12, 6.1, 3.1], 10).tolist() == [5, 2, 1, 1, 1, 0]
-    assert deal.largest_remainder([1, 1, 1], 2).tolist() == [1, 1, 0]
+    assert sampling.largest_remainder([47, 16, 15.8, 12, 6.1, 3.1], 10).tolist() == [5, 2, 1, 1, 1, 0]
+    assert sampling.largest_remainder([1, 1, 1], 2).tolist() == [1, 1, 0]

@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
-from me5lib import export_cli, scale
+from me5lib import config
+from me5lib.cli import model
 from me5lib.data import cards
 from me5lib.evaluate.models import Opened, fingerprint_of
+from me5lib.io import Me5Error
 from me5lib.model import card, check, onnx
 from me5lib.model.encoder import Encoder
-from me5lib.model.export import PROMPTS, instruct_prompts
+from me5lib.model.save_load import PROMPTS, instruct_prompts
 from me5lib.model.text import train_tokenizer
-from me5lib.places import Me5Error
 
 COMMIT = "a" * 40
 
@@ -91,19 +92,19 @@ def test_incomplete_measurements_are_refused():
 def test_rows_of_another_revision_are_not_taken():
     opened = Opened("me5/x", "f" * 16, None, False)
     both = measured(rows=[{}, {"revision": "e" * 16}, {"model": "me5/y"}])
-    assert export_cli.own_rows(both, opened, "results").index.tolist() == [0]
+    assert model.own_rows(both, opened, "results").index.tolist() == [0]
     with pytest.raises(Me5Error, match="no results of me5/x at 0000.*me5/x at ffff.*evaluate this model"):
-        export_cli.own_rows(both, opened._replace(revision="0" * 16), "results")
+        model.own_rows(both, opened._replace(revision="0" * 16), "results")
 
 
 def test_a_task_says_its_type_and_data_set():
-    assert export_cli.described("STSBenchmark") == ("STS", "mteb/stsbenchmark-sts")
-    assert export_cli.described("Of My Own") == ("sentence-similarity", "Of My Own")
+    assert model.described("STSBenchmark") == ("STS", "mteb/stsbenchmark-sts")
+    assert model.described("Of My Own") == ("sentence-similarity", "Of My Own")
 
 
 def test_every_data_card_can_be_cited():
     names = cards.names()
-    every = tuple(export_cli._source(name, strict=True) for name in names)
+    every = tuple(model._source(name, strict=True) for name in names)
     text = card.write(about(sources=every))
     data = ModelCard(text).data
     assert data.language[0] == "multilingual" and all(re.fullmatch("[a-z]{2,3}", code) for code in data.language[1:])
@@ -131,7 +132,7 @@ def stage(tmp_path_factory):
     """A stage 2 and the stage 1 that it went on from, as `me5` leaves them."""
     out = tmp_path_factory.mktemp("run")
     data = {"sources": ["cldr", "kolibri"], "labelled": ["cldr-facts"]}
-    encoder = Encoder.new(scale.load("smoke").model, train_tokenizer(check.samples(64), 2000), seed=0)
+    encoder = Encoder.new(config.load("smoke").model, train_tokenizer(check.samples(64), 2000), seed=0)
     for name, fingerprint, extra in (("stage1", "one", {}), ("stage2", "two", {"start": "one"})):
         encoder.save(out / name)
         settings = {"data": data, "model": {"backbone": "random"}, **extra}
@@ -141,7 +142,7 @@ def stage(tmp_path_factory):
 
 
 def test_the_command_writes_a_card_of_what_the_folder_says(stage, tmp_path, capsys):
-    export_cli.export(model=str(stage), to=tmp_path / "mine", license="apache-2.0")
+    model.export(model=str(stage), to=tmp_path / "mine", license="apache-2.0")
     loaded = ModelCard.load(tmp_path / "mine" / "README.md")
     assert loaded.data.license == "apache-2.0" and loaded.data.base_model is None and "random weights" in loaded.text
     titles = [cards.load(name).title for name in ("cldr", "kolibri", "cldr-facts")]
@@ -153,12 +154,12 @@ def test_the_command_writes_a_card_of_what_the_folder_says(stage, tmp_path, caps
 
 
 def test_data_and_name_can_be_told(stage, tmp_path):
-    export_cli.export(model=str(stage), to=tmp_path / "mine", name="acme/e5", data="nllb, xp3")
+    model.export(model=str(stage), to=tmp_path / "mine", name="acme/e5", data="nllb, xp3")
     loaded = ModelCard.load(tmp_path / "mine" / "README.md")
     assert loaded.text.strip().startswith("# acme/e5") and loaded.data.license == "unknown"
     assert loaded.data.datasets[0] == "slone/nllb-200-10M-sample" and "CLDR" not in loaded.text
     with pytest.raises(Me5Error, match="no data card 'nllbb'"):
-        export_cli.export(model=str(stage), to=tmp_path / "other", data="nllbb")
+        model.export(model=str(stage), to=tmp_path / "other", data="nllbb")
     assert not (tmp_path / "other").exists()
 
 
@@ -175,10 +176,10 @@ def test_measured_results_of_this_model_come_onto_its_card(stage, tmp_path):
 
     lay("paper", "0" * 16, 0.9)
     with pytest.raises(Me5Error, match=f"no results of me5/stage2 at {revision[:12]}.*me5/stage2 at 0000"):
-        export_cli.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
+        model.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
     lay("paper", revision, 0.5)
     lay("mteb", revision, 0.25)
-    export_cli.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
+    model.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
     found = ModelCard.load(tmp_path / "mine" / "README.md").data.eval_results
     assert [(r.dataset_type, r.task_type, r.dataset_revision, r.metric_args["protocol"], r.metric_value)
             for r in found] == [("mteb/stsbenchmark-sts", "STS", COMMIT, "mteb", 25.0),
@@ -187,7 +188,7 @@ def test_measured_results_of_this_model_come_onto_its_card(stage, tmp_path):
 
 def test_the_code_on_the_card_runs(stage, tmp_path, capsys, monkeypatch):
     there = all(onnx.importlib.util.find_spec(name) for name in onnx.NEEDED)
-    export_cli.export(model=str(stage), to=tmp_path / "mine", onnx=there)
+    model.export(model=str(stage), to=tmp_path / "mine", onnx=there)
     monkeypatch.chdir(tmp_path)
     text = (tmp_path / "mine" / "README.md").read_text("utf8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -203,15 +204,15 @@ def test_the_code_on_the_card_runs(stage, tmp_path, capsys, monkeypatch):
 
 def test_bases_of_stages():
     snapshot = "/anywhere/hub/models--intfloat--multilingual-e5-small/snapshots/abc"
-    assert export_cli._base({"model": {"backbone": snapshot}}) == ("intfloat/multilingual-e5-small", "")
-    assert export_cli._base({"model": {"backbone": "xlm-roberta-base"}}) == ("xlm-roberta-base", "")
-    assert export_cli._base({"start": "a/b@c0ffee", "model": {"backbone": "x"}}) == ("a/b", "")
-    assert export_cli._base({"start": "one", "model": {"backbone": "random"}}) == ("", "random weights")
-    assert export_cli._base({"model": {"backbone": "/some/folder"}}) == ("", "") == export_cli._base({})
+    assert model._base({"model": {"backbone": snapshot}}) == ("intfloat/multilingual-e5-small", "")
+    assert model._base({"model": {"backbone": "xlm-roberta-base"}}) == ("xlm-roberta-base", "")
+    assert model._base({"start": "a/b@c0ffee", "model": {"backbone": "x"}}) == ("a/b", "")
+    assert model._base({"start": "one", "model": {"backbone": "random"}}) == ("", "random weights")
+    assert model._base({"model": {"backbone": "/some/folder"}}) == ("", "") == model._base({})
 
 
 @pytest.mark.parametrize("instruct", [False, True])
 def test_the_authors_models_are_credited_with_their_tables(instruct):
-    names = export_cli._cards_of_authors(instruct)
+    names = model._cards_of_authors(instruct)
     assert {"nllb", "wikipedia", "miracl"} <= set(names) and ("synthetic" in names) == instruct
     assert not {"cldr", "gettext"} & set(names)

@@ -13,10 +13,10 @@ from loopback import Loopback, missing
 from me5lib.evaluate import models
 from me5lib.evaluate.models import open_model
 from me5lib.evaluate.protocol import Protocol
+from me5lib.io import Me5Error
 from me5lib.model import resolve
 from me5lib.model.resolve import full_id
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
-from me5lib.places import Me5Error
 
 TEXTS = ["kal mel", "nel pol rel sel tal ul " * 20, "mel", "a title and a body", ""]
 
@@ -235,7 +235,7 @@ HUB = """
 import json, sys
 import huggingface_hub.constants
 from me5lib.evaluate.models import open_model
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 found = []
 for where, revision in json.loads(sys.argv[1]):

@@ -7,8 +7,8 @@ import re
 
 from test_run import loads_from_elsewhere
 
-from me5lib import run
-from me5lib.places import PACKAGE
+from me5lib.io import PACKAGE
+from me5lib.lessons import run
 
 
 def test_the_network_is_really_unplugged(unplugged):

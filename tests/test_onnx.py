@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from me5lib import scale
+from me5lib import config
+from me5lib.io import Me5Error
 from me5lib.model import check, onnx
 from me5lib.model.encoder import Encoder
-from me5lib.model.export import PROMPTS
+from me5lib.model.save_load import PROMPTS
 from me5lib.model.text import QUERY, train_tokenizer
-from me5lib.places import Me5Error
 
 needed = pytest.mark.skipif(
     any(onnx.importlib.util.find_spec(name) is None for name in onnx.NEEDED), reason="needs the extra `export`"
@@ -26,7 +26,7 @@ def tokenizer():
 def bert(tokenizer):
     import dataclasses
 
-    shape = dataclasses.replace(scale.load("smoke").model, layers=2)
+    shape = dataclasses.replace(config.load("smoke").model, layers=2)
     return Encoder.new(shape, tokenizer, seed=1).eval()
 
 

@@ -16,20 +16,20 @@ import pandas as pd
 import pytest
 from loopback import Loopback
 
-from me5lib import scale
-from me5lib.data import cards, own, tabular
+from me5lib import config
+from me5lib.data import cards, tabular, userdata
 from me5lib.data.corpus import RetrievalSet
-from me5lib.data.plain import resolve_language
+from me5lib.data.text import resolve_language
 from me5lib.evaluate import baselines
 from me5lib.evaluate import own as table_of
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import text_key
-from me5lib.places import Me5Error
-from me5lib.train import loop, rehearse
-from me5lib.train import own as tuning
-from me5lib.train.dist import Team
+from me5lib.train import dry_run, loop
+from me5lib.train import fit as tuning
+from me5lib.train.distributed import Team
 
-SHAPE = scale.Model(tuning.MODEL, 1, 32, 2, 64, 2_000, 64)
+SHAPE = config.Model(tuning.MODEL, 1, 32, 2, 64, 2_000, 64)
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 
 
@@ -53,7 +53,7 @@ def faq(n: int = 60) -> pd.DataFrame:
 
 
 def rows_of(path, **options):
-    return [row._replace(source="") for row in own.read(path, **options).rows]
+    return [row._replace(source="") for row in userdata.read(path, **options).rows]
 
 
 def written(tmp_path, text, name="x.csv", encoding="utf8"):
@@ -89,11 +89,11 @@ def test_every_format_gives_the_same_rows(tmp_path):
     lists["negatives"] = [[text] if isinstance(text, str) else [] for text in lists["negatives"]]
     lists.to_parquet(tmp_path / "h.parquet")
     lists.to_json(tmp_path / "i.ndjson", orient="records", lines=True)
-    wanted = [own.Labelled(q, (p,), (n,) if isinstance(n, str) else (), "", "de")
+    wanted = [userdata.Labelled(q, (p,), (n,) if isinstance(n, str) else (), "", "de")
               for q, p, n, _ in frame.itertuples(index=False)]
     for path in sorted(tmp_path.glob("?.*")):
         assert rows_of(path) == wanted, path.name
-        assert not own.read(path).faults, path.name
+        assert not userdata.read(path).faults, path.name
 
 
 @pytest.mark.parametrize(("header", "query", "passage", "negatives", "language", "beside"), [
@@ -109,8 +109,8 @@ def test_columns_are_guessed_by_common_names_and_the_guess_is_said(
 ):
     width = header.count(",") + 1
     lines = [",".join(row[i % 2] + f" x{i}" for i in range(width)) for row in made_up(20)]
-    corpus = own.read(written(tmp_path, "\n".join([header, *lines])))
-    assert corpus.columns == own.Columns(query, passage, negatives, language, beside)
+    corpus = userdata.read(written(tmp_path, "\n".join([header, *lines])))
+    assert corpus.columns == userdata.Columns(query, passage, negatives, language, beside)
     said = corpus.lines()[0]
     assert all(repr(name) in said for name in (query, passage, *negatives, *beside))
 
@@ -149,7 +149,7 @@ HEAD = "query,positive\n"
 def test_a_file_that_cannot_be_read_is_refused_in_one_line_that_says_where(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
     with refused(*words) as caught:
-        own.read(tmp_path / name)
+        userdata.read(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -157,23 +157,23 @@ def test_columns_that_are_not_there_are_refused_with_those_that_are(tmp_path):
     path = written(tmp_path, "\n".join(["query,positive", *good_lines()]))
     for options in ({"query": "frage"}, {"passage": "frage"}, {"negatives": ["frage"]}, {"language": "frage"}):
         with refused("no column 'frage'", "'query', 'positive'"):
-            own.read(path, **options)
+            userdata.read(path, **options)
     with refused("'query' cannot be two things"):
-        own.read(path, passage="query")
+        userdata.read(path, passage="query")
     with refused("there is no file"):
-        own.read(tmp_path / "missing.csv")
+        userdata.read(tmp_path / "missing.csv")
     for encoding in ("utf9", "idna", "punycode"):
         with refused(f"no encoding {encoding!r}"):
-            own.read(path, encoding=encoding)
+            userdata.read(path, encoding=encoding)
     with refused("share between 0 and 1"):
-        own.read(path, dev_share=1.5)
+        userdata.read(path, dev_share=1.5)
 
 
 def test_another_encoding_is_read_when_it_is_named(tmp_path):
     text = "\n".join(["query,positive", "Größe,Straße", *good_lines()])
     path = written(tmp_path, text, encoding="cp1252")
     with refused("line 2"):
-        own.read(path)
+        userdata.read(path)
     assert rows_of(path, encoding="cp1252")[0][:2] == ("Größe", ("Straße",))
 
 
@@ -266,7 +266,7 @@ def test_a_quote_that_closes_nowhere_in_a_file_of_quoted_texts_is_refused_by_its
 
 def test_separators_at_the_end_of_the_header_are_no_columns(tmp_path):
     rows = ["query,positive,,", *(f"{row},," for row in good_lines(20)), "one,two, three,"]
-    corpus = own.read(written(tmp_path, "\n".join(rows)))
+    corpus = userdata.read(written(tmp_path, "\n".join(rows)))
     assert corpus.table.columns == ["query", "positive"] and len(corpus.rows) == 20
     assert [(fault.number, fault.why) for fault in corpus.faults] == [(22, "fields")]  # a comma of a text, no column
 
@@ -310,7 +310,7 @@ def test_languages_that_are_not_known_are_counted_and_said(tmp_path):
     tags = ["German", "x-klingon", "", "de", "und"] * 8
     path = written(tmp_path, "\n".join(["query,positive,language", *(
         f"{row},{tag}" for row, tag in zip(good_lines(40), tags, strict=True))]))
-    corpus = own.read(path)
+    corpus = userdata.read(path)
     assert [row.language for row in corpus.rows] == ["de", "und", "und", "de", "und"] * 8
     assert [(fault.number, fault.why, fault.content) for fault in corpus.faults] == [
         (number, "language", "x-klingon") for number in range(3, 42, 5)]
@@ -333,7 +333,7 @@ def test_half_a_character_becomes_the_replacement_character_and_is_counted(name,
         lines = "\n".join(map(separator.join, [names, *texts]))
         content = json.loads('"' + lines.replace("\n", "\\n").replace("\t", "\\t") + '"')
     (tmp_path / name).write_bytes(content.encode("utf8", "surrogatepass"))
-    corpus = own.read(tmp_path / name, query="query\ufffd")
+    corpus = userdata.read(tmp_path / name, query="query\ufffd")
     assert [(row.query, *row.positives) for row in corpus.rows[:3]] == [
         ("q one \ufffd", "p"), ("q two", "\ufffd p \U0001f600"), ("q three", "p \U0001f600")]
     assert [fault.why for fault in corpus.faults[:2]] == ["half", "half"]
@@ -360,7 +360,7 @@ fourteen,fifteen,sixteen,seventeen,eighteen
 
 @pytest.fixture
 def spoilt(tmp_path):
-    return own.read(written(tmp_path, SPOILT + "\n".join(row + ",," for row in good_lines())))
+    return userdata.read(written(tmp_path, SPOILT + "\n".join(row + ",," for row in good_lines())))
 
 
 def test_what_cannot_be_used_is_counted_and_named_by_its_line(spoilt):
@@ -397,7 +397,7 @@ def test_values_that_are_no_text_are_named_and_numbers_are_texts(tmp_path):
             {"query": 12, "positive": 3.5, "negatives": [True, None, "", float("nan"), ["n"]]},
             *({"query": q, "positive": [p, n]} for q, p, n in made_up(20))]
     path = written(tmp_path, "\n".join(map(json.dumps, rows)), "x.jsonl")
-    corpus = own.read(path)
+    corpus = userdata.read(path)
     assert [(fault.number, fault.why) for fault in corpus.faults] == [(1, "text"), (2, "text")]
     assert corpus.rows[0][:3] == ("12", ("3.5",), ("True", "n"))
     one, other = corpus.rows[1:3]
@@ -428,19 +428,19 @@ def related():
     """Rows with near-copies and shared passages."""
     draw, rows = random.Random(1), []
     for i, (query, passage, wrong) in enumerate(made_up(90)):
-        rows.append(own.Labelled(query, (passage,), (), "x", "en"))
+        rows.append(userdata.Labelled(query, (passage,), (), "x", "en"))
         if i % 3 == 0:
-            rows.append(own.Labelled(f"{query} {draw.choice('abc')}", (wrong,), (), "x", "en"))
+            rows.append(userdata.Labelled(f"{query} {draw.choice('abc')}", (wrong,), (), "x", "en"))
         if i % 5 == 0:
-            rows.append(own.Labelled(word(draw) + " " + word(draw), (passage.upper(),), (), "x", "en"))
+            rows.append(userdata.Labelled(word(draw) + " " + word(draw), (passage.upper(),), (), "x", "en"))
         if i % 7 == 0:
-            rows.append(own.Labelled(query, (wrong + " more",), (), "x", "en"))
+            rows.append(userdata.Labelled(query, (wrong + " more",), (), "x", "en"))
     return rows
 
 
 def test_near_copies_and_shared_passages_never_cross_the_split():
     rows = related()
-    dev, chained = own.dev_part(rows)
+    dev, chained = userdata.dev_part(rows)
     assert not chained and crossing(rows, dev) == []
     queries = {text_key(row.query) for row in rows}
     assert abs(len({text_key(row.query) for row, out in zip(rows, dev, strict=True) if out}) - 20) <= 2
@@ -452,28 +452,29 @@ def test_near_copies_and_shared_passages_never_cross_the_split():
 def test_the_split_does_not_depend_on_the_order_of_the_rows():
     rows = related()
     order = np.random.default_rng(3).permutation(len(rows))
-    dev, mixed = own.dev_part(rows)[0], own.dev_part([rows[i] for i in order])[0]
+    dev, mixed = userdata.dev_part(rows)[0], userdata.dev_part([rows[i] for i in order])[0]
     assert (dev[order] == mixed).all()
 
 
 def test_a_large_group_stays_in_training_and_a_file_of_near_copies_says_so(tmp_path):
     asked = [f"what does the item that is called {word(random.Random(i))} cost" for i in range(80)]
-    many = [own.Labelled(query, (f"{i} euros {made_up(80)[i][1]}",), (), "x", "en") for i, query in enumerate(asked)]
-    rest = [own.Labelled(q, (p,), (), "x", "en") for q, p, _ in made_up(80)]
-    dev, chained = own.dev_part(many + rest)
+    many = [userdata.Labelled(query, (f"{i} euros {made_up(80)[i][1]}",), (), "x", "en")
+            for i, query in enumerate(asked)]
+    rest = [userdata.Labelled(q, (p,), (), "x", "en") for q, p, _ in made_up(80)]
+    dev, chained = userdata.dev_part(many + rest)
     assert not chained and not dev[:80].any() and dev[80:].sum() == 20
     path = written(tmp_path, "\n".join(["query,positive", *(f"{r.query},{r.positives[0]}" for r in many)]))
-    corpus = own.read(path)
-    assert corpus.chained and own.CHAINED in corpus.lines() and corpus.dev.sum() == 20
-    assert corpus.card().ours["dev"] == own.CHAINED
+    corpus = userdata.read(path)
+    assert corpus.chained and userdata.CHAINED in corpus.lines() and corpus.dev.sum() == 20
+    assert corpus.card().ours["dev"] == userdata.CHAINED
 
 
 def test_the_parts_are_whole_and_the_fingerprint_names_them(tmp_path):
     faq().to_csv(tmp_path / "x.csv", index=False)
-    corpus, other = own.read(tmp_path / "x.csv"), own.read(tmp_path / "x.csv", symmetric=True)
+    corpus, other = userdata.read(tmp_path / "x.csv"), userdata.read(tmp_path / "x.csv", symmetric=True)
     both = corpus.labelled() + corpus.labelled("dev")
     assert sorted(both) == sorted(corpus.rows) and len(corpus.labelled("dev")) == 15
-    assert corpus.fingerprint == own.read(tmp_path / "x.csv").fingerprint != other.fingerprint
+    assert corpus.fingerprint == userdata.read(tmp_path / "x.csv").fingerprint != other.fingerprint
     assert corpus.prefixes() == ("query: ", "passage: ") and other.prefixes() == ("query: ", "query: ")
 
 
@@ -543,7 +544,7 @@ class Fake:
 def test_the_table_has_its_baselines_and_a_difference_with_an_interval(tmp_path):
     faq().to_csv(tmp_path / "x.csv", index=False)
     before, after = Fake(False), Fake(True)
-    found = table_of.compare(own.read(tmp_path / "x.csv"), {"before": before, "after": after})
+    found = table_of.compare(userdata.read(tmp_path / "x.csv"), {"before": before, "after": after})
     assert list(found.table.index) == ["random", "character trigrams", "BM25", "before", "after"]
     assert list(found.table.columns) == ["accuracy@1", "MRR@10", "nDCG@10"]
     assert (found.queries, found.passages) == (15, 120) and after.prefixes == {"query: ", "passage: "}
@@ -551,13 +552,13 @@ def test_the_table_has_its_baselines_and_a_difference_with_an_interval(tmp_path)
     assert found.table.loc["BM25", "accuracy@1"] == 1 and found.table.loc["random", "accuracy@1"] == 1 / 120
     gap = found.difference["nDCG@10"]
     assert gap.mean == pytest.approx(1 - found.table.loc["before", "nDCG@10"]) and 0 < gap.low <= gap.mean <= gap.high
-    same = table_of.compare(own.read(tmp_path / "x.csv"), {"before": before, "after": before})
+    same = table_of.compare(userdata.read(tmp_path / "x.csv"), {"before": before, "after": before})
     assert "no difference that these queries could show" in str(same)
 
 
 def test_passages_are_searched_by_hash_order_and_the_right_ones_are_always_there(tmp_path):
     faq().to_csv(tmp_path / "x.csv", index=False)
-    corpus = own.read(tmp_path / "x.csv")
+    corpus = userdata.read(tmp_path / "x.csv")
     small, whole = corpus.retrieval(30), corpus.retrieval()
     assert isinstance(small, RetrievalSet) and len(small.documents) == 30 and len(whole.documents) == 120
     assert set().union(*small.relevant.values()) <= set(small.documents) <= set(whole.documents)
@@ -573,7 +574,7 @@ def hub(tmp_path_factory):
     """The folder of a loopback hub that has a small random model under mE5-small's name."""
     root = tmp_path_factory.mktemp("hub")
     texts = [text for row in made_up(200) for text in row]
-    rehearse.write_backbone(SHAPE, texts, root / "models" / tuning.MODEL)
+    dry_run.write_backbone(SHAPE, texts, root / "models" / tuning.MODEL)
     return root
 
 
@@ -585,14 +586,14 @@ def start(hub):
 @pytest.fixture
 def corpus(tmp_path):
     faq(60).to_csv(tmp_path / "faq.csv", index=False)
-    return own.read(tmp_path / "faq.csv")
+    return userdata.read(tmp_path / "faq.csv")
 
 
 def test_the_dials_fit_the_file_and_say_why(corpus, start):
     encoder = Encoder.load(start)
     dial = tuning.fit(corpus, encoder, tuning.MODEL)
     stage = dial.finetune
-    assert (stage.batch, stage.steps, stage.lr) == (8, 12, scale.load("small").finetune.lr)  # 45 examples, twice
+    assert (stage.batch, stage.steps, stage.lr) == (8, 12, config.load("small").finetune.lr)  # 45 examples, twice
     assert stage.warmup == 1
     assert stage.temperature == 0.01 and stage.query_tokens <= encoder.max_tokens == dial.model.max_tokens == 64
     assert dial.data.language_temperature == 1 and dial.model.backbone == tuning.MODEL
@@ -671,7 +672,7 @@ def test_the_prefixes_of_the_corpus_are_those_that_are_trained_with(tmp_path, st
     monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, prefix="", most=None: seen.extend(
         prefix + text for text in texts) or tokenize(self, texts, prefix, most))
     for symmetric in (False, True):
-        corpus = own.read(tmp_path / "faq.csv", symmetric=symmetric)
+        corpus = userdata.read(tmp_path / "faq.csv", symmetric=symmetric)
         dial = tuning.fit(corpus, Encoder.load(start), tuning.MODEL, steps=2)
         seen.clear()
         tuning.finetune(corpus, start, tmp_path / str(symmetric), dial, progress=False)

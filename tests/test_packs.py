@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from me5lib.data import cards, index, packs
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 ROOT = Path(__file__).resolve().parents[1]
 WHEEL = "two_words-1.0-cp27-cp27m-win32.whl"  # neither our Python nor our platform

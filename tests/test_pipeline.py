@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 
 from me5lib.data import cards, inputs, manifests, pipeline, shards
 from me5lib.data.origin import Drop
+from me5lib.io import Me5Error, sha256
 from me5lib.pairs import Labelled, Pair, normalise
-from me5lib.places import Me5Error, sha256
 
 ROOT = Path(__file__).parents[1]
 CARD = """---
@@ -518,10 +518,10 @@ def test_rows_come_from_a_hub_at_one_commit_and_survive_its_failures(mirror, tmp
 @pytest.fixture
 def command(tmp_path):
     """`me5 mixture …` in this process; its output."""
-    from me5lib import mixture_cli
+    from me5lib.cli import data
 
     def run(*arguments: str) -> str:
-        found = CliRunner().invoke(mixture_cli.app, list(arguments), catch_exceptions=False)
+        found = CliRunner().invoke(data.app, list(arguments), catch_exceptions=False)
         assert found.exit_code == 0, found.output
         return found.output
 
@@ -550,14 +550,14 @@ def test_build_and_show_from_the_command_line(command, tmp_path, mirror):
 
 
 def test_starved_languages_are_warned_of(tmp_path):
-    from me5lib import mixture_cli
+    from me5lib.cli import data
 
     card = cards.parse("toy", CARD)
     found = {"toy": {"rows": 0, "languages": {"de": 4_000_000, "sw": 1_000_000, "yo": 1}}}
     found["toy"]["rows"] = sum(found["toy"]["languages"].values())
     stage, = manifests.mixtures(found, {"toy": card}, temperature=0.5)
     assert stage.languages["de"][1] == pytest.approx(2000 / 3001) and list(stage.starved) == ["yo"]
-    assert "starved languages" in mixture_cli._table(stage)[-1] and "yo 0.033%" in mixture_cli._table(stage)[-1]
+    assert "starved languages" in data._table(stage)[-1] and "yo 0.033%" in data._table(stage)[-1]
     other = {"rows": 7, "languages": {"ha": 7}}
     both, = manifests.mixtures(found | {"other": other}, {"toy": card, "other": card}, temperature=0.5)
     assert both.languages["ha"][1] == pytest.approx(0.5) and both.languages["de"][1] == pytest.approx(1000 / 3001)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from me5lib import scale
+from me5lib import config
 from me5lib.model.encoder import Encoder
-from me5lib.train import checkpoint, plan, stages, telemetry
+from me5lib.train import checkpoint, cost, stages, telemetry
 from me5lib.train.gradcache import GraphMeter
 
 HUB = ("workshop", "small", "base", "large", "large-instruct")
@@ -18,13 +18,13 @@ HUB = ("workshop", "small", "base", "large", "large-instruct")
 def shape(**dials):
     """A small XLM-R."""
     given = {"layers": 2, "width": 128, "heads": 2, "feedforward": 512, "vocabulary": 1_000, "max_tokens": 128}
-    return dataclasses.replace(scale.load("base").model, **(given | dials))
+    return dataclasses.replace(config.load("base").model, **(given | dials))
 
 
 def model_of(given, dropout):
     from transformers import AutoModel
 
-    config = plan.configuration(given)
+    config = cost.configuration(given)
     config.attention_probs_dropout_prob = 0.0  # a CPU's fused attention has none; a GPU's keeps no table for it
     config.hidden_dropout_prob = dropout
     model = AutoModel.from_config(config, add_pooling_layer=False).train()
@@ -35,8 +35,8 @@ def model_of(given, dropout):
 @pytest.mark.parametrize(("name", "millions"), [("small", 118), ("base", 278), ("large", 560)])
 def test_weights_are_as_many_as_published(name, millions):
     """The paper counts the layer over the first token, which average pooling never asks for."""
-    given = scale.load(name).model
-    counted = plan.size(given)
+    given = config.load(name).model
+    counted = cost.size(given)
     assert round((counted.all + given.width**2 + given.width) / 1e6) == millions
     assert counted.table == given.vocabulary * given.width
     d, f = given.width, given.feedforward
@@ -45,12 +45,12 @@ def test_weights_are_as_many_as_published(name, millions):
 
 
 def test_the_random_backbone_is_the_encoders_own():
-    given = dataclasses.replace(scale.load("tiny").model, vocabulary=1_000)
+    given = dataclasses.replace(config.load("tiny").model, vocabulary=1_000)
     from me5lib.model.text import train_tokenizer
 
     tokenizer = train_tokenizer([f"a text of words and number {i}" for i in range(2_000)], 1_000)
     encoder = Encoder.new(dataclasses.replace(given, vocabulary=len(tokenizer)), tokenizer, 0)
-    counted = plan.size(dataclasses.replace(given, vocabulary=len(tokenizer)))
+    counted = cost.size(dataclasses.replace(given, vocabulary=len(tokenizer)))
     assert counted.all == sum(p.numel() for p in encoder.parameters())
 
 
@@ -60,8 +60,8 @@ def test_the_graph_is_as_large_as_autograd_keeps(given):
     vectors = torch.randn(16, 128, given.width, requires_grad=True)
     with GraphMeter(model.parameters()).watch() as meter, torch.autocast("cpu", torch.bfloat16):
         model(inputs_embeds=vectors).last_hidden_state.sum()
-    assert plan.graph_bytes(given, plan.size(given), 16 * 128) == pytest.approx(meter.peak, rel=0.03)
-    assert plan.graph_bytes(given, plan.size(given), 16 * 128, True) < meter.peak
+    assert cost.graph_bytes(given, cost.size(given), 16 * 128) == pytest.approx(meter.peak, rel=0.03)
+    assert cost.graph_bytes(given, cost.size(given), 16 * 128, True) < meter.peak
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -69,8 +69,8 @@ def test_operations_are_those_that_torch_counts(cached):
     given = shape(width=64, feedforward=256)
     model = model_of(given, 0.0)
     model.set_attn_implementation("eager")  # its products are counted one by one
-    stage = dataclasses.replace(scale.load("base").train, steps=3, batch=4)
-    estimate = plan.Estimate("base", "stage1", given, stage, plan.size(given), 64.0, 0.5)
+    stage = dataclasses.replace(config.load("base").train, steps=3, batch=4)
+    estimate = cost.Estimate("base", "stage1", given, stage, cost.size(given), 64.0, 0.5)
     with FlopCounterMode(display=False) as counter:
         for _ in range(3):
             vectors = torch.randn(8, 32, given.width, requires_grad=True)  # four pairs of 64 tokens
@@ -85,58 +85,58 @@ def test_a_checkpoint_weighs_what_the_plan_says(tmp_path):
     from me5lib.model.text import train_tokenizer
 
     tokenizer = train_tokenizer([f"a text of words and number {i}" for i in range(2_000)], 1_000)
-    given = dataclasses.replace(scale.load("tiny").model, vocabulary=len(tokenizer))
+    given = dataclasses.replace(config.load("tiny").model, vocabulary=len(tokenizer))
     encoder = Encoder.new(given, tokenizer, 0)
     adamw = torch.optim.AdamW(encoder.parameters())
     encoder([[5, 6, 7]]).sum().backward()
     adamw.step()
     path = checkpoint.save(tmp_path / "checkpoints", encoder, adamw, 1, "plan")
     written = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
-    estimate = plan.estimate(dataclasses.replace(scale.load("tiny"), model=given))
+    estimate = cost.estimate(dataclasses.replace(config.load("tiny"), model=given))
     assert estimate.disk / (checkpoint.KEEP + 1) == pytest.approx(written, rel=0.05)  # the pooler comes on top
 
 
 def test_the_piece_is_the_largest_that_fits():
-    estimate = plan.estimate(scale.load("base"))
-    for gpu, memory in plan.MEMORY.items():
+    estimate = cost.estimate(config.load("base"))
+    for gpu, memory in cost.MEMORY.items():
         held = estimate.fleet(gpu, 8).held
-        twice = plan.graph_bytes(estimate.shape, estimate.size, 2 * held.piece) + held.total - held.activations
-        assert held.total <= memory * 1e9 * plan.ROOM < twice or held.piece == stages.FIRST_BUDGET
+        twice = cost.graph_bytes(estimate.shape, estimate.size, 2 * held.piece) + held.total - held.activations
+        assert held.total <= memory * 1e9 * cost.ROOM < twice or held.piece == stages.FIRST_BUDGET
     assert dataclasses.replace(estimate, stage=dataclasses.replace(estimate.stage, gradient_checkpointing=1)).fleet(
         "A100", 8).held.piece > estimate.fleet("A100", 8).held.piece
 
 
 def test_hours_follow_from_what_is_assumed():
-    dial = scale.load("base")
-    one, eight = (plan.estimate(dial).fleet("A100", n) for n in (1, 8))
+    dial = config.load("base")
+    one, eight = (cost.estimate(dial).fleet("A100", n) for n in (1, 8))
     assert one.cached and eight.hours == pytest.approx(one.hours / 8)
-    assert plan.estimate(dial, use=plan.USE / 2).fleet("A100", 8).hours == pytest.approx(2 * eight.hours)
-    assert plan.estimate(dial, tokens=256).fleet("A100", 8).hours > 2 * eight.hours  # attention grows faster
-    many = plan.estimate(dial).fleet("A100", 64)
+    assert cost.estimate(dial, use=cost.USE / 2).fleet("A100", 8).hours == pytest.approx(2 * eight.hours)
+    assert cost.estimate(dial, tokens=256).fleet("A100", 8).hours > 2 * eight.hours  # attention grows faster
+    many = cost.estimate(dial).fleet("A100", 64)
     assert not many.cached and many.hours < one.hours / 64 * 0.8  # what fits at once needs no second forward
-    known = 30_000 * 32_768 * 128 * 8 * plan.size(dial.model).worked_on / (312e12 * 0.35 * 8) / 3600
+    known = 30_000 * 32_768 * 128 * 8 * cost.size(dial.model).worked_on / (312e12 * 0.35 * 8) / 3600
     assert known < eight.hours < 1.15 * known  # attention's own products
 
 
 def test_a_gpu_that_is_too_small_is_said_to_be(monkeypatch):
-    monkeypatch.setitem(plan.MEMORY, "RTX 4090", 4)
-    (line,) = [line for line in plan.estimate(scale.load("large")).lines() if "RTX 4090" in line]
+    monkeypatch.setitem(cost.MEMORY, "RTX 4090", 4)
+    (line,) = [line for line in cost.estimate(config.load("large")).lines() if "RTX 4090" in line]
     assert "too small" in line
 
 
 @pytest.mark.parametrize("name", HUB)
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_the_plan_says_what_is_assumed_and_what_the_paper_says(name, stage):
-    text = "\n".join(plan.estimate(scale.load(name), stage).lines())
+    text = "\n".join(cost.estimate(config.load(name), stage).lines())
     for word in ("weights", "gradients", "optimiser", "activations", "checkpoints", "GPUs for a day", "assumed (ours)",
-                 "not reckoned", *plan.MEMORY):
+                 "not reckoned", *cost.MEMORY):
         assert word in text
     assert ("no such scale" if name == "workshop" else "says nothing of hardware") in text
     assert all(len(line) <= 160 for line in text.splitlines())
-    assert set(plan.MEMORY) <= set(telemetry.PEAK)
+    assert set(cost.MEMORY) <= set(telemetry.PEAK)
 
 
 def test_gpus_of_english_e5_are_those_of_the_notes(shared):
     text = (shared / "reference" / "PAPER.md").read_text(encoding="utf8")
     (numbers,) = re.findall(r"(\d+) / (\d+) / (\d+) GPUs for small / base / large", text)
-    assert tuple(map(int, numbers)) == tuple(plan.PAPER_GPUS[name] for name in ("small", "base", "large"))
+    assert tuple(map(int, numbers)) == tuple(cost.PAPER_GPUS[name] for name in ("small", "base", "large"))

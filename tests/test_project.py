@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from me5lib.model import export
+from me5lib.model import save_load
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "me5lib"
@@ -26,12 +26,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CONDA = {"pytorch": "torch"}  # conda's name: ours
 # Bottom to top; a module imports from rooms below its own only.
-FLOORS = {"places": 0, "scale": 0, "pairs": 0, "device": 0, "io": 0, "data": 1, "model": 1, "train": 2, "instruct": 3,
-          "evaluate": 4, "lesson": 5, "show": 5, "exercises": 6, "experiments": 6, "report": 6, "bundle": 6, "run": 7,
-          "hub_cli": 7,
-          "mixture_cli": 7, "train_cli": 7, "mine_cli": 7, "teach_cli": 7, "evaluate_cli": 7, "export_cli": 7, "cli": 8,
-          "__main__": 9}
-GROUND = {"places", "scale", "pairs", "device", "io"}
+FLOORS = {"io": 0, "config": 0, "pairs": 0, "device": 0, "data": 1, "model": 1, "train": 2, "instruct": 3,
+          "evaluate": 4, "lessons": 5, "cli": 6, "__main__": 7}
+GROUND = {"config", "pairs", "device", "io"}
 
 
 def declared():
@@ -138,7 +135,7 @@ def test_text_files_are_read_and_written_as_utf8(path):
 
 def test_import_is_light():
     heavy = ("torch", "transformers", "datasets", "mteb", "sentence_transformers", "sklearn", "pandas", "matplotlib")
-    code = f"import me5lib, me5lib.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import me5lib, me5lib.cli.app, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -169,8 +166,8 @@ def test_notebooks_cards_and_tables_ship_in_the_wheel(wheel):
 def test_an_installed_wheel_finds_its_own_notebooks_and_cards(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = ("from me5lib import run, places; from me5lib.data import cards; "
-            "print(places.checkout(), len(run.books()), len(cards.names()), places.asset('notebooks'))")
+    code = ("from me5lib import io; from me5lib.lessons import run; from me5lib.data import cards; "
+            "print(io.checkout(), len(run.books()), len(cards.names()), io.asset('notebooks'))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
     cards = len([path for path in (ROOT / "data_cards").glob("*.md") if path.stem != "README"])
@@ -222,7 +219,7 @@ SINCE = {"base.modules.transformer.Transformer": (5, 4), "sentence_transformer.m
 
 
 def test_the_least_sentence_transformers_has_the_classes_that_our_folders_name():
-    files = export.sentence_transformers_files(8)
+    files = save_load.sentence_transformers_files(8)
     named = {module["type"].removeprefix("sentence_transformers.") for module in files["modules.json"]}
     said = {re.search(r"sentence-transformers>=(\d+)\.(\d+)", (ROOT / name).read_text("utf8")).groups()
             for name in ("pyproject.toml", "environment.yml")}

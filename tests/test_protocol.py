@@ -15,9 +15,9 @@ from mteb.mocks.mock_tasks import clustering as mock_clustering
 from mteb.mocks.mock_tasks import reranking, retrieval
 from mteb.mocks.mock_tasks import sts as mock_sts
 
-from me5lib import scale
+from me5lib import config
 from me5lib.evaluate.protocol import Protocol, fingerprint, mteb_rule, paper_rule
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 Q, P = "query: ", "passage: "
 
@@ -149,7 +149,7 @@ def small_encoder():
     from me5lib.model.text import train_tokenizer
 
     words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
-    return Encoder.new(scale.load("smoke").model, train_tokenizer(words, 330), 0)
+    return Encoder.new(config.load("smoke").model, train_tokenizer(words, 330), 0)
 
 
 class Lists(Recorder):
@@ -255,7 +255,7 @@ def test_fingerprint_follows_the_weights_and_the_vocabulary(tmp_path):
 
     words = [[f"{a}{b} {b}{a}" for a in letters for b in "aeiou"] * 20 for letters in ("klmnoprstu", "bcdfghj")]
     one, two = (train_tokenizer(texts, 330, tmp_path / str(i)) for i, texts in enumerate(words))
-    shape = scale.load("smoke").model
+    shape = config.load("smoke").model
     first = fingerprint(Encoder.new(shape, one, 0))
     encoder = Encoder.new(shape, one, 0)
     encoder.encode(["ka ko"])  # switches truncation off below, which changes nothing

@@ -19,10 +19,10 @@ from mteb.mocks.mock_tasks import (
     summarization,
 )
 
-from me5lib.evaluate import delta, models, prompts
+from me5lib.evaluate import models, prompts, protocol_delta
+from me5lib.evaluate.paper import COORDINATES, paper_table
 from me5lib.evaluate.protocol import Protocol
-from me5lib.evaluate.reference import COORDINATES, paper_table
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 TABLES = Path(prompts.__file__).parent / "tables"
 
@@ -117,7 +117,8 @@ def test_where_todays_mteb_has_another_instruction():
     assert other.pop("SummEval").endswith("similar summaries.\nQuery: ")
     assert len(other) == 12 and {name[:11] for name in other} == {"CQADupstack"}
     assert set(other.values()) == {"Instruct: Retrieve text based on user query.\nQuery: "}
-    assert delta.why("CQADupstackRetrieval", instruct=True).startswith("another instruction: 'Instruct: Retrieve text")
+    why = protocol_delta.why("CQADupstackRetrieval", instruct=True)
+    assert why.startswith("another instruction: 'Instruct: Retrieve text")
 
 
 # Vectors: real mteb tasks, small random models, and plain transformers with the pooling written out.
@@ -290,45 +291,47 @@ def measured(**changes) -> pd.DataFrame:
 
 
 def test_protocol_delta_says_what_moved_and_why():
-    table = delta.protocol_delta(measured()).set_index("task")
+    table = protocol_delta.protocol_delta(measured()).set_index("task")
     assert table.loc["Banking77Classification", ["subsets", "paper", "mteb"]].tolist() == [2, 82.3, 75.4]
     assert table["delta"].tolist() == pytest.approx([-6.9, 4.0, 1.0, 1.0])
     assert table["why"].tolist() == ["prefix dropped; normalised before the classifier", "prefix dropped",
                                      "Quora's documents as passages", "documents as passages"]
-    told = {name: delta.why(name, instruct=True) for name in ("Banking77Classification", "SciDocsRR", "SciFact")}
+    told = {name: protocol_delta.why(name, instruct=True)
+            for name in ("Banking77Classification", "SciDocsRR", "SciFact")}
     assert told == {"Banking77Classification": "normalised before the classifier",
-                    "SciDocsRR": "documents without instruction", "SciFact": delta.NOTHING}
+                    "SciDocsRR": "documents without instruction", "SciFact": protocol_delta.NOTHING}
 
 
 def test_protocol_delta_compares_common_subsets_of_one_model_only():
     frame = measured()
     fewer = frame.drop(frame[(frame["protocol"] == "mteb") & (frame["task"] == "Tatoeba")].index[:1])
-    assert delta.protocol_delta(fewer).set_index("task").loc["Tatoeba", ["subsets", "paper"]].tolist() == [1, 61.0]
+    table = protocol_delta.protocol_delta(fewer).set_index("task")
+    assert table.loc["Tatoeba", ["subsets", "paper"]].tolist() == [1, 61.0]
     other = pd.concat([frame, measured(revision="0123abcd")])
     with pytest.raises(Me5Error, match="these results mix revision "):
-        delta.protocol_delta(other)
+        protocol_delta.protocol_delta(other)
     for column in ("model", "revision", "dtype", "weights", "mteb_version"):
         apart = frame.assign(**{column: frame[column].where(frame["protocol"] == "paper", "another")})
         with pytest.raises(Me5Error, match=f"these results mix {column} .*another"):
-            delta.protocol_delta(apart)
+            protocol_delta.protocol_delta(apart)
     late = frame.copy()
     late.loc[late["protocol"] == "mteb", "dataset_revision"] = "d1"
     with pytest.raises(Me5Error, match="measured on two revisions of its data"):
-        delta.protocol_delta(late)
+        protocol_delta.protocol_delta(late)
     with pytest.raises(Me5Error, match="no main_score measured under the protocol mteb"):
-        delta.protocol_delta(frame[frame["protocol"] == "paper"])
+        protocol_delta.protocol_delta(frame[frame["protocol"] == "paper"])
     with pytest.raises(Me5Error, match="nothing measured of x: there is intfloat/multilingual-e5-small"):
-        delta.protocol_delta(frame, "x")
+        protocol_delta.protocol_delta(frame, "x")
     with pytest.raises(Me5Error, match="lacks the columns dtype"):
-        delta.protocol_delta(frame.drop(columns="dtype"))
+        protocol_delta.protocol_delta(frame.drop(columns="dtype"))
     with pytest.raises(Me5Error, match="mteb has no task Nothing"):
-        delta.why("Nothing")
+        protocol_delta.why("Nothing")
 
 
 def test_changes_of_metrics_are_true_of_the_mteb_in_use():
     from mteb.abstasks import AbsTaskRetrieval
 
-    table = delta.metric_changes()
+    table = protocol_delta.metric_changes()
     assert set(table["task_type"]) == {row["type"] for row in committed()} and table.notna().all().all()
     scores = {name: mteb.get_task(name).metadata.main_score for name in (
         "TwitterURLCorpus", "SciDocsRR", "MindSmallReranking", "Tatoeba", "SummEval", "STS17", "ArxivClusteringP2P",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from me5lib.cli import app
+from me5lib.cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = typer.main.get_command(app)

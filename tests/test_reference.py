@@ -6,8 +6,8 @@ from statistics import fmean
 import pandas as pd
 import pytest
 
-from me5lib.evaluate import reference
-from me5lib.places import PACKAGE, Me5Error
+from me5lib.evaluate import paper
+from me5lib.io import PACKAGE, Me5Error
 
 
 def rows(name: str) -> list[dict]:
@@ -22,7 +22,7 @@ def test_the_figures_are_those_of_the_reference_material(shared):
 
 
 def test_headline_numbers_as_printed():
-    three, four, five = (reference.paper_table(n).set_index(["model", "metric"])["value"] for n in (3, 4, 5))
+    three, four, five = (paper.paper_table(n).set_index(["model", "metric"])["value"] for n in (3, 4, 5))
     assert three["mE5-base", "MTEB English average (56 tasks)"] == 59.5
     assert four["mE5-large", "MIRACL nDCG@10 (16 languages)"] == 66.5
     assert five["mE5-large-instruct", "Tatoeba F1 (112 languages)"] == 83.8
@@ -31,7 +31,7 @@ def test_headline_numbers_as_printed():
 
 def test_averages_are_recomputed_from_the_finer_rows():
     table = {(r["model"], r["metric"]): r["recomputed"] for n in (3, 4, 5)
-             for r in reference.paper_table(n).to_dict("records")}
+             for r in paper.paper_table(n).to_dict("records")}
     base = [float(r["model_card"]) for r in rows("mteb_eng_v1_per_task") if r["model"] == "base"]
     assert len(base) == 56
     assert table["mE5-base", "MTEB English average (56 tasks)"] == pytest.approx(fmean(base))
@@ -45,25 +45,25 @@ def test_averages_are_recomputed_from_the_finer_rows():
 
 
 def test_the_papers_own_disagreements_are_shown():
-    found = reference.disagreements().set_index("where")
+    found = paper.disagreements().set_index("where")
     both = found.loc["Table 3 against the average row of Table 7, mE5-base"]
     assert (both["printed"], both["recomputed"]) == (59.5, 59.4)
     mean = found.loc["Table 3, mE5-base, MTEB English average (56 tasks)", "recomputed"]
     assert mean == pytest.approx(59.446, abs=1e-3)
-    assert (reference.disagreements(1.0)["where"].str.startswith("Table 3 against")).all()
+    assert (paper.disagreements(1.0)["where"].str.startswith("Table 3 against")).all()
 
 
 def test_mixtures_sum_up_and_say_what_was_printed():
-    totals = reference.totals().set_index("table")
+    totals = paper.totals().set_index("table")
     assert totals.loc[1].tolist() == [980_000_000, 1_000_000_000]
     assert totals.loc[2].tolist() == [1_596_000, 1_600_000]
-    one, two = reference.paper_table(1), reference.paper_table(2)
+    one, two = paper.paper_table(1), paper.paper_table(2)
     assert len(one) == 9 and one["share"].sum() == pytest.approx(1) and one["pair"].notna().all()
     assert len(two) == 12 and two.set_index("source").loc["MIRACL", "sampled"] == 40_000
 
 
 def test_table_6_closes_with_both_means():
-    table = reference.paper_table(6).set_index("lang")
+    table = paper.paper_table(6).set_index("lang")
     assert len(table) == 16 + 2
     assert table.loc["mean (printed)", "large_ndcg10"] == 66.5
     mean = fmean(float(r["large_ndcg10"]) for r in rows("miracl_per_language"))
@@ -71,39 +71,39 @@ def test_table_6_closes_with_both_means():
 
 
 def test_table_7_has_every_dataset_and_size():
-    table = reference.paper_table(7)
-    assert table.groupby("model")["task"].nunique().to_dict() == dict.fromkeys(reference.SIZES, 56)
+    table = paper.paper_table(7)
+    assert table.groupby("model")["task"].nunique().to_dict() == dict.fromkeys(paper.SIZES, 56)
 
 
 def test_a_caller_cannot_spoil_the_data():
-    seven, tatoeba = reference.paper_table(7), reference.tatoeba()
+    seven, tatoeba = paper.paper_table(7), paper.tatoeba()
     seven["model_card"] = tatoeba["small_card_f1"] = 0.0
-    assert reference.paper_table(7)["model_card"].min() > 1
-    assert reference.tatoeba()["small_card_f1"].min() > 0
+    assert paper.paper_table(7)["model_card"].min() > 1
+    assert paper.tatoeba()["small_card_f1"].min() > 0
 
 
 def test_unknown_table():
     with pytest.raises(Me5Error, match="no Table 8"):
-        reference.paper_table(8)
+        paper.paper_table(8)
 
 
 def test_measured_rows_are_labelled_not_comparable():
     measured = pd.DataFrame([{"model": "tiny", "metric": "held-out F1", "value": 70.0}])
-    both = reference.beside(measured)
+    both = paper.beside(measured)
     assert both["whose"].value_counts().to_dict() == {"paper": 31, "measured here": 1}
     assert both[both["whose"] == "measured here"]["note"].str.startswith("not comparable").all()
     with pytest.raises(ValueError, match="metric"):
-        reference.beside(measured.drop(columns="metric"))
+        paper.beside(measured.drop(columns="metric"))
 
 
 def test_instructions_are_there_for_the_instruct_model():
-    prompts = reference.instruct_prompts()
+    prompts = paper.instruct_prompts()
     found = prompts.set_index("task").loc["SciFact", "instruction"]
     assert found == "Given a scientific claim, retrieve documents that support or refute the claim"
 
 
 def test_expected_rows_are_the_published_ones():
-    three, four, five = (reference.expected(number) for number in (3, 4, 5))
+    three, four, five = (paper.expected(number) for number in (3, 4, 5))
     for row in rows("mteb_eng_v1_per_task"):
         own = three[(three["task"] == row["task"]) & (three["model"] == f"intfloat/multilingual-e5-{row['model']}")]
         assert own["value"].item() == float(row["model_card"])
@@ -119,22 +119,22 @@ def test_expected_rows_are_the_published_ones():
 
 def test_expected_rows_say_at_which_coordinates():
     for number, cells in ((3, 56), (4, 32), (5, 116)):
-        table = reference.expected(number, "small")
-        assert list(table.columns) == [*reference.COORDINATES, "mean", "source"]
+        table = paper.expected(number, "small")
+        assert list(table.columns) == [*paper.COORDINATES, "mean", "source"]
         own = table[~table["mean"]]
         assert len(own) == cells and not own.duplicated(["task", "split", "subset", "metric"]).any()
         assert (own["protocol"] == "paper").all() and own["source"].str.len().min() > 5
-    assert set(reference.expected(3, "small").query("task == 'MSMARCO'")["split"]) == {"dev"}
-    four = reference.expected(4, "base")
+    assert set(paper.expected(3, "small").query("task == 'MSMARCO'")["split"]) == {"dev"}
+    four = paper.expected(4, "base")
     assert set(four["dtype"]) == set(four["mteb_version"]) == {""}, "nobody published these"
-    assert set(reference.expected(5, "large").query("not mean")["mteb_version"]) == {"1.0.2"}
+    assert set(paper.expected(5, "large").query("not mean")["mteb_version"]) == {"1.0.2"}
 
 
 def test_expected_rows_are_those_that_mteb_evaluates():
     import mteb
 
     tasks = {task.metadata.name: task for task in mteb.get_benchmark("MTEB(eng, v1)").tasks}
-    own = reference.expected(3, "small").query("not mean").set_index("task")
+    own = paper.expected(3, "small").query("not mean").set_index("task")
     assert set(own.index) == set(tasks)
     for name, task in tasks.items():
         assert list(task.eval_splits) == [own.loc[name, "split"]], name
@@ -142,23 +142,23 @@ def test_expected_rows_are_those_that_mteb_evaluates():
         assert subsets == [own.loc[name, "subset"]], name
     for name in ("BUCC", "Tatoeba"):
         known = mteb.get_task(name)
-        pairs = reference.expected(5, "small").query("not mean and task == @name")["subset"]
+        pairs = paper.expected(5, "small").query("not mean and task == @name")["subset"]
         assert set(known.hf_subsets) == set(pairs) and known.eval_splits == ["test"]
-    languages = reference.expected(4, "small").query("not mean")["subset"]
+    languages = paper.expected(4, "small").query("not mean")["subset"]
     assert set(languages) < set(mteb.get_task("MIRACLRetrieval").hf_subsets)
 
 
 def test_models_by_any_of_their_names_and_no_others():
     for name in ("small", "mE5-small", "intfloat/multilingual-e5-small"):
-        assert reference.model_named(name) == "intfloat/multilingual-e5-small"
+        assert paper.model_named(name) == "intfloat/multilingual-e5-small"
     with pytest.raises(Me5Error, match="no figures for 'tiny'"):
-        reference.model_named("tiny")
+        paper.model_named("tiny")
     with pytest.raises(Me5Error, match="Table 4 does not have LaBSE"):
-        reference.expected(4, "LaBSE")
+        paper.expected(4, "LaBSE")
 
 
 def test_tables_3_to_5_recomputed_with_the_exceptions_listed():
-    table = reference.recomputation()
+    table = paper.recomputation()
     assert table["table"].value_counts().to_dict() == {3: 4, 4: 12, 5: 8}
     apart = {(row.table, row.model) for row in table.itertuples() if abs(row.printed - row.recomputed) > 0.0500001}
     assert apart == {(3, "mE5-base"), (4, "mE5-large")} == {
@@ -166,7 +166,7 @@ def test_tables_3_to_5_recomputed_with_the_exceptions_listed():
 
 
 def test_all_inconsistencies_are_listed():
-    found = reference.inconsistencies()
+    found = paper.inconsistencies()
     assert found["what"].value_counts().to_dict() == {"average": 3, "cell": 13, "label": 1, "total": 1}
     cells = found[found["what"] == "cell"]
     apart = [row for row in rows("mteb_eng_v1_per_task")
@@ -181,8 +181,8 @@ def test_all_inconsistencies_are_listed():
 
 
 def test_means_of_the_categories():
-    table = reference.categories()
-    assert list(table.columns) == list(reference.SIZES) and len(table) == 8
+    table = paper.categories()
+    assert list(table.columns) == list(paper.SIZES) and len(table) == 8
     sts = [float(r["model_card"]) for r in rows("mteb_eng_v1_per_task") if (r["type"], r["model"]) == ("STS", "large")]
     assert table.loc["STS (10)", "large"] == pytest.approx(fmean(sts)) and len(sts) == 10
 
@@ -190,7 +190,7 @@ def test_means_of_the_categories():
 def test_scripts_of_the_languages_are_cldrs():
     from babel.core import get_global
 
-    likely, table = get_global("likely_subtags"), reference.languages()
+    likely, table = get_global("likely_subtags"), paper.languages()
     names = {"Latn": "Latin", "Cyrl": "Cyrillic", "Arab": "Arabic", "Deva": "Devanagari", "Beng": "Bengali",
              "Hebr": "Hebrew", "Grek": "Greek", "Ethi": "Ethiopic", "Armn": "Armenian", "Geor": "Georgian",
              "Hans": "Han", "Hant": "Han", "Jpan": "Japanese", "Kore": "Korean", "Khmr": "Khmer", "Mlym": "Malayalam",
@@ -207,7 +207,7 @@ def test_scripts_of_the_languages_are_cldrs():
 def test_revisions_of_the_data_are_the_cards():
     import mteb
 
-    known = reference.dataset_revisions()
+    known = paper.dataset_revisions()
     tasks = {row["task"]: row["type"] for row in rows("mteb_eng_v1_per_task")} | {"BUCC": "", "Tatoeba": ""}
     assert set(known) == {task for task, kind in tasks.items() if kind != "Retrieval"}
     assert all(len(revision) == 40 and not revision.strip("0123456789abcdef") for revision in known.values())

@@ -12,9 +12,9 @@ from conftest import me5
 from loopback import Loopback
 
 from me5lib.data import cards
+from me5lib.io import Me5Error, cache
 from me5lib.model import released, xlmr
 from me5lib.model.encoder import Encoder
-from me5lib.places import Me5Error, cache
 
 SHAPE = released.Shape(32, 1, 2, 64, 40, 16, 2, 1e-12, 32)
 
@@ -231,8 +231,8 @@ def test_a_tokenizer_that_is_another_is_refused(real, tmp_path):
 
 def test_what_is_exported_says_whence_it_comes(tmp_path):
     """And stops to be called 4-bit once it is trained further, whatever is exported of it then."""
+    from me5lib.cli.model import _about
     from me5lib.evaluate import models
-    from me5lib.export_cli import _about
 
     small = released._model(released.read(written(tensors())))
     tokenizer = xlmr.fast_tokenizer([(piece, 0.0) for piece in (*xlmr.SPECIAL, "▁a", "<mask>")], xlmr.charsmap())

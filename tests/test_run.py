@@ -13,11 +13,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from me5lib import places, report, run, scale
-from me5lib.places import Me5Error
+from me5lib import config, io
+from me5lib.io import Me5Error
+from me5lib.lessons import report, run
 
 PARAMETERS = 'SCALE: str = "tiny"\nSEED: int = 0\nOUT: str = ""\nSET: str = ""\nOFFLINE: bool = True'
-BEGIN = 'from me5lib.lesson import begin\nlesson = begin("{0}", SCALE, SEED, OUT, SET, OFFLINE)\nexpect = lesson.expect'
+BEGIN = 'from me5lib.lessons.lesson import begin\n' \
+        'lesson = begin("{0}", SCALE, SEED, OUT, SET, OFFLINE)\nexpect = lesson.expect'
 
 
 def write_book(folder, stem, *cells, needs=(), makes=(), text=""):
@@ -48,7 +50,8 @@ def books(tmp_path):
 def go(books, out, **options):
     """Run at smoke; the states by notebook."""
     overrides = options.pop("overrides", ())
-    outcomes = run.run(scale.load("smoke", overrides), options.pop("seed", 0), out, overrides=overrides, progress=False,
+    dial = config.load("smoke", overrides)
+    outcomes = run.run(dial, options.pop("seed", 0), out, overrides=overrides, progress=False,
                        folder=books, **options)
     return {outcome.name: outcome.state for outcome in outcomes}
 
@@ -166,10 +169,10 @@ def test_kernel_is_the_interpreter_we_run_in_whatever_is_installed(books, tmp_pa
 # A shell's background job starts with Ctrl-C ignored, and a suite may be one: the child listens to it again.
 RUN = """
 import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)
-from me5lib import run, scale; from pathlib import Path
+from me5lib.lessons import run; from me5lib import config; from pathlib import Path
 run.GRACE = {grace}
 {more}
-run.run(scale.load('smoke'), 0, {out!r}, only={only!r}, progress=False, folder=Path({books!r}))
+run.run(config.load('smoke'), 0, {out!r}, only={only!r}, progress=False, folder=Path({books!r}))
 """
 
 
@@ -177,7 +180,7 @@ def running(books, out, only=(), more="", grace=run.GRACE):
     """A process that runs `books`."""
     code = RUN.format(out=str(out), books=str(books), only=list(only), more=more, grace=grace)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            cwd=places.PACKAGE.parent)
+                            cwd=io.PACKAGE.parent)
 
 
 def gone(process):
@@ -262,7 +265,7 @@ def test_unknown_notebook_and_hub_scale_are_one_line(books, tmp_path):
     with pytest.raises(Me5Error, match="there is no notebook 17"):
         go(books, tmp_path / "out", only=["17"])
     with pytest.raises(Me5Error, match="base is trained by me5 pretrain and me5 finetune .*me5 evaluate --model"):
-        run.run(scale.load("base"), 0, tmp_path / "out", folder=books)
+        run.run(config.load("base"), 0, tmp_path / "out", folder=books)
     assert not (tmp_path / "out").exists()
 
 
@@ -316,7 +319,7 @@ See [the next](02_make.ipynb) and [the report](https://arxiv.org/abs/2402.05672)
 
 
 def test_pages_need_no_network_and_show_equations(books, tmp_path):
-    drawing = ("import ipywidgets, matplotlib\nmatplotlib.use('Agg')\nfrom me5lib.show import figures\n"
+    drawing = ("import ipywidgets, matplotlib\nmatplotlib.use('Agg')\nfrom me5lib.lessons import figures\n"
                "figure, axis = figures.canvas()\nfigures.keep(figure, lesson.folder / 'map.png')\n"
                "import pandas\npandas.DataFrame({'model': ['x'], 'score': [0.5]}).to_csv(lesson.folder / 't.csv')\n"
                "row = {'task': 'gsm', 'model': 'stage 1', 'mean': 0.25, 'low': 0.2, 'high': 0.31}\n"
@@ -357,7 +360,7 @@ def test_the_guard_itself_sees_what_pages_load():
 
 def test_every_formula_of_the_notebooks_becomes_mathml():
     """No formula that ships falls back to code."""
-    folder = places.asset("notebooks")
+    folder = io.asset("notebooks")
     for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
         book = nbformat.read(path, as_version=4)
         for cell in book.cells:

@@ -18,12 +18,12 @@ from fixtures_tables import Counting, tatoeba
 from mteb.mocks.mock_tasks import bitext_mining as mock_bitext
 from mteb.mocks.mock_tasks import retrieval
 
-from me5lib import evaluate_cli
+from me5lib.cli import evaluate
 from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
-from me5lib.evaluate import runs, suites, tasks
+from me5lib.evaluate import benchmarks, runs, tasks
 from me5lib.evaluate.models import FOUR_BITS, Opened
 from me5lib.evaluate.protocol import Protocol
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 Q, P = "query: ", "passage: "
 
@@ -91,7 +91,7 @@ def test_the_command_shows_what_the_protocol_is_worth_once_both_were_run(tmp_pat
     model, told = opened(), []
     for protocol in ("paper", "mteb"):
         runs.evaluate(model, material()[:1], tmp_path, protocol=protocol)
-        evaluate_cli._tell(evaluate_cli.Asked("own/model", "", "Tatoeba", protocol), (), tmp_path, model)
+        evaluate._tell(evaluate.Asked("own/model", "", "Tatoeba", protocol), (), tmp_path, model)
         told.append(capsys.readouterr().out)
     assert "protocol_delta.csv" in told[1] and "protocol_delta.csv" not in told[0]
     (row,) = pd.read_csv(tmp_path / "protocol_delta.csv").to_dict("records")
@@ -108,7 +108,7 @@ def test_the_command_sets_tasks_by_name_beside_the_published_values(tmp_path, ca
     for model, words in ((small, (f"me5/small against {full} (", f"weights {FOUR_BITS} (published: full)")),
                          (opened(full), (f"{full} (", "weights full,")), (opened(), ())):
         runs.evaluate(model, [deu], tmp_path)
-        evaluate_cli._tell(evaluate_cli.Asked(model.name, "", "Tatoeba"), (), tmp_path, model)
+        evaluate._tell(evaluate.Asked(model.name, "", "Tatoeba"), (), tmp_path, model)
         told = capsys.readouterr().out
         assert all(word in told for word in words) and ("Table 5, " in told) == bool(words)
         if words:
@@ -227,40 +227,40 @@ def test_vectors_go_when_they_are_not_wanted(tmp_path):
 
 
 def test_suites_are_the_papers_tables(shared):
-    three = suites.table_tasks(3)
+    three = benchmarks.table_tasks(3)
     names = set(pd.read_csv(shared / "reference" / "mteb_eng_v1_per_task.csv")["task"])
     assert {task.metadata.name for task in three} == names and len(three) == 56
     splits = {task.metadata.name: task.eval_splits for task in three}
     assert splits.pop("MSMARCO") == ["dev"] and set(map(tuple, splits.values())) == {("test",)}
     assert {len(task.hf_subsets) for task in three} == {1}
-    (four,), (quick,) = suites.table_tasks(4), suites.table_tasks(4, quick=True)
+    (four,), (quick,) = benchmarks.table_tasks(4), benchmarks.table_tasks(4, quick=True)
     languages = set(pd.read_csv(shared / "reference" / "miracl_per_language.csv")["lang"])
     assert set(four.hf_subsets) == languages and len(languages) == 16 and four.eval_splits == ["dev"]
     assert set(quick.hf_subsets) == {"sw", "bn", "hi", "te", "th"}
-    bucc, tatoeba = suites.table_tasks(5)
+    bucc, tatoeba = benchmarks.table_tasks(5)
     assert (bucc.metadata.name, sorted(bucc.hf_subsets)) == ("BUCC", ["de-en", "fr-en", "ru-en", "zh-en"])
     assert len(tatoeba.hf_subsets) == 112
 
 
 def test_languages_narrow_the_tasks_that_have_several():
-    by_code = suites.narrowed(suites.table_tasks(5), ["de", "jpn-eng"])
+    by_code = benchmarks.narrowed(benchmarks.table_tasks(5), ["de", "jpn-eng"])
     assert {task.metadata.name: set(task.hf_subsets) for task in by_code} == {
         "BUCC": {"de-en"}, "Tatoeba": {"deu-eng", "jpn-eng"}}
-    (only,) = suites.narrowed(suites.table_tasks(5), ["swh"])
+    (only,) = benchmarks.narrowed(benchmarks.table_tasks(5), ["swh"])
     assert (only.metadata.name, list(only.hf_subsets)) == ("Tatoeba", ["swh-eng"])
-    whole, _ = suites.named_tasks(["SciFact", "Tatoeba"], ["deu"])
+    whole, _ = benchmarks.named_tasks(["SciFact", "Tatoeba"], ["deu"])
     assert whole.hf_subsets == ["default"]
     with pytest.raises(Me5Error, match="has a subset for en"):  # the other side of every pair
-        suites.narrowed(suites.table_tasks(5), ["en"])
+        benchmarks.narrowed(benchmarks.table_tasks(5), ["en"])
     with pytest.raises(Me5Error, match=r"none of the tasks \(BUCC, Tatoeba\) has a subset for xx, qq"):
-        suites.narrowed(suites.table_tasks(5), ["de", "xx", "qq"])
+        benchmarks.narrowed(benchmarks.table_tasks(5), ["de", "xx", "qq"])
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: suites.named_tasks(["SciFacts"]), "mteb knows no task 'SciFacts': did you mean SciFact?"),
-    (lambda: suites.named_tasks(["qqqqqqq"]), "mteb knows no task 'qqqqqqq': "),
-    (lambda: suites.tables("6"), "--table 6: the tables that can be measured are 3, 4 and 5"),
-    (lambda: suites.tables(""), "--table : the tables"),
+    (lambda: benchmarks.named_tasks(["SciFacts"]), "mteb knows no task 'SciFacts': did you mean SciFact?"),
+    (lambda: benchmarks.named_tasks(["qqqqqqq"]), "mteb knows no task 'qqqqqqq': "),
+    (lambda: benchmarks.tables("6"), "--table 6: the tables that can be measured are 3, 4 and 5"),
+    (lambda: benchmarks.tables(""), "--table : the tables"),
 ])  # fmt: skip
 def test_wrong_names_are_one_line(call, words):
     with pytest.raises(Me5Error) as raised:
@@ -269,15 +269,15 @@ def test_wrong_names_are_one_line(call, words):
 
 
 def test_how_much_text_a_task_has():
-    scifact, tatoeba, forum = suites.named_tasks(["SciFact", "Tatoeba", "CQADupstackRetrieval"])
-    found = suites.amount(scifact)
+    scifact, tatoeba, forum = benchmarks.named_tasks(["SciFact", "Tatoeba", "CQADupstackRetrieval"])
+    found = benchmarks.amount(scifact)
     assert found[:2] == pytest.approx((5183 + 300, 7771451 + 27104))  # as its statistics file says
     assert found.tokens == pytest.approx(5183 * (7771451 / 5183 / 3.8 + 4) + 300 * (27104 / 300 / 3.8 + 4))
     tatoeba.hf_subsets = ["deu-eng"]
-    assert 1900 < suites.amount(tatoeba).texts <= 2000 and 100_000 < suites.amount(tatoeba).characters < 105_000
-    assert suites.amount(forum).texts > 450_000  # the twelve together
-    assert suites.amount(suites.table_tasks(4, quick=True)[0]).texts > 1_600_000
-    assert suites.tables("all") == (3, 4, 5) and suites.tables("5, 3") == (3, 5)
+    assert 1900 < benchmarks.amount(tatoeba).texts <= 2000 and 100_000 < benchmarks.amount(tatoeba).characters < 105_000
+    assert benchmarks.amount(forum).texts > 450_000  # the twelve together
+    assert benchmarks.amount(benchmarks.table_tasks(4, quick=True)[0]).texts > 1_600_000
+    assert benchmarks.tables("all") == (3, 4, 5) and benchmarks.tables("5, 3") == (3, 5)
 
 
 PAIRS = 12  # of Tatoeba, where it is killed

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from me5lib import io, scale
+from me5lib import config, io
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled
-from me5lib.places import Me5Error
 from me5lib.train import score_cache, teaching
 
 GROUPS = {3 * i: Labelled(f"q{i}", (f"right {i}",), tuple(f"wrong {'word ' * j}{i}" for j in range(i % 4)), "s", "en")
@@ -49,7 +49,7 @@ def block(folder, teacher=None, pairs=PAIRS, **more):
 
 def score_groups(folder, teacher, **dials):
     """The scores of all `PAIRS`, in blocks of four groups, which are ten pairs."""
-    stage = dataclasses.replace(scale.load("smoke").finetune, **dials)
+    stage = dataclasses.replace(config.load("smoke").finetune, **dials)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "BLOCK", 4)
         made = teaching.score(teacher, GROUPS, stage, lambda source: ("", ""), folder)

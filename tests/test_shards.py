@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from me5lib.data import shards
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from me5lib import pairs
 from me5lib.data import cards
-from me5lib.places import PACKAGE
+from me5lib.io import PACKAGE
 
 with (PACKAGE / "data" / "shelf.csv").open(encoding="utf8", newline="") as file:
     ROWS = list(csv.DictReader(file))

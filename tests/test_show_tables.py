@@ -4,25 +4,25 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from me5lib.evaluate import reference
+from me5lib.evaluate import paper
 from me5lib.evaluate.compare import compare
-from me5lib.show import tables
-from me5lib.show.figures import COLOURS, GREY, keep
+from me5lib.lessons import paper_figures
+from me5lib.lessons.figures import COLOURS, GREY, keep
 
 
 @pytest.fixture(scope="module")
 def found():
     """The card's values of mE5-small on Tatoeba as if measured in fp32: one is off, one is missing."""
-    frame = reference.expected(5, "small")
-    frame = frame[~frame["mean"] & (frame["task"] == "Tatoeba")][list(reference.COORDINATES)].assign(dtype="fp32")
+    frame = paper.expected(5, "small")
+    frame = frame[~frame["mean"] & (frame["task"] == "Tatoeba")][list(paper.COORDINATES)].assign(dtype="fp32")
     frame = frame[frame["subset"] != "deu-eng"]
     rows = compare(frame.assign(value=frame["value"] + 5 * (frame["subset"] == "fra-eng")), 5)
     return rows[rows["task"] == "Tatoeba"]
 
 
 def test_bars_stand_by_script_and_family(found):
-    bars = tables.bars(found)
-    assert len(bars) == 112 and {bar.language for bar in bars} == {r[:3] for r in reference.tatoeba()["pair"]}
+    bars = paper_figures.bars(found)
+    assert len(bars) == 112 and {bar.language for bar in bars} == {r[:3] for r in paper.tatoeba()["pair"]}
     assert [bar.script for bar in bars[:60]] == ["Latin"] * 60 and bars[-1].script != "Latin"
     for names in ([bar.script for bar in bars], [(bar.script, bar.family) for bar in bars]):
         changes = [a for a, b in zip(names, [None, *names], strict=False) if a != b]
@@ -32,7 +32,7 @@ def test_bars_stand_by_script_and_family(found):
 
 
 def test_a_bar_per_language_and_a_mark_per_published_value(found, tmp_path):
-    figure = tables.language_bars(found, "Tatoeba, mE5-small", "F1")
+    figure = paper_figures.language_bars(found, "Tatoeba, mE5-small", "F1")
     drawn = {}
     for axis in figure.axes:
         for label, bar in zip(axis.get_xticklabels(), axis.patches, strict=True):
@@ -47,9 +47,9 @@ def test_a_bar_per_language_and_a_mark_per_published_value(found, tmp_path):
 
 
 def test_sixteen_languages_take_one_panel():
-    frame = reference.expected(4, "small")
-    rows = compare(frame[~frame["mean"]][list(reference.COORDINATES)], 4)
-    figure = tables.language_bars(rows[rows["metric"] == "ndcg_at_10"], "MIRACL", "nDCG@10")
+    frame = paper.expected(4, "small")
+    rows = compare(frame[~frame["mean"]][list(paper.COORDINATES)], 4)
+    figure = paper_figures.language_bars(rows[rows["metric"] == "ndcg_at_10"], "MIRACL", "nDCG@10")
     assert len(figure.axes) == 1 and len(figure.axes[0].patches) == 16
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert "zh · Han" in labels and "sw · Bantu" in labels
@@ -57,20 +57,21 @@ def test_sixteen_languages_take_one_panel():
 
 def test_no_language_is_an_error(found):
     with pytest.raises(ValueError, match="no language"):
-        tables.language_bars(found[found["subset"].str.startswith("mean")], "", "")
+        paper_figures.language_bars(found[found["subset"].str.startswith("mean")], "", "")
 
 
 def test_codes_of_both_kinds_are_known():
-    assert tables.kin("deu") == tables.kin("de") == ("Latin", "Germanic")
-    assert tables.kin("cmn") == tables.kin("zh") == ("Han", "Sinitic")
-    assert tables.kin("lb") == ("Latin", "unknown") and tables.kin("kn") == ("Knda", "unknown")
-    assert tables.kin("sr-latn") == ("Latin", "Slavic") and tables.kin("zh-hant") == ("Han", "Sinitic")
-    assert tables.kin("qqq") == tables.UNKNOWN
+    assert paper_figures.kin("deu") == paper_figures.kin("de") == ("Latin", "Germanic")
+    assert paper_figures.kin("cmn") == paper_figures.kin("zh") == ("Han", "Sinitic")
+    assert paper_figures.kin("lb") == ("Latin", "unknown") and paper_figures.kin("kn") == ("Knda", "unknown")
+    assert paper_figures.kin("sr-latn") == ("Latin", "Slavic") and paper_figures.kin("zh-hant") == ("Han", "Sinitic")
+    assert paper_figures.kin("qqq") == paper_figures.UNKNOWN
 
 
 def test_share_against_score(tmp_path):
     shares = {"de": 0.4, "fr": 0.3, "ru": 0.2, "sw": 0.1, "th": 0.0}
-    figure = tables.share_against_score(shares, {"de": 0.9, "fr": 0.8, "ru": 0.7, "th": 0.1, "am": 0.2}, "share", "F1")
+    scores = {"de": 0.9, "fr": 0.8, "ru": 0.7, "th": 0.1, "am": 0.2}
+    figure = paper_figures.share_against_score(shares, scores, "share", "F1")
     axis = figure.axes[0]
     dots = {(x, y) for line in axis.get_lines() for x, y in line.get_xydata()}
     assert dots == {(0.4, 0.9), (0.3, 0.8), (0.2, 0.7)}
@@ -78,24 +79,24 @@ def test_share_against_score(tmp_path):
     assert "not trained on: am th" in axis.get_xlabel()
     keep(figure, tmp_path / "share.png")
     with pytest.raises(ValueError, match="1 languages"):
-        tables.share_against_score(shares, {"de": 0.9}, "share", "F1")
+        paper_figures.share_against_score(shares, {"de": 0.9}, "share", "F1")
 
 
 def test_a_dot_per_category_and_model(tmp_path):
     others = {"LaBSE": 45.2, "BGE-large-en-v1.5": 64.2}
-    figure = tables.category_dots(reference.categories(), others)
+    figure = paper_figures.category_dots(paper.categories(), others)
     lines = {line.get_label(): line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")}
-    assert list(lines) == [*reference.SIZES, *others]
+    assert list(lines) == [*paper.SIZES, *others]
     assert lines["large"].get_xdata()[-1] == pytest.approx(61.50, abs=0.005)
     assert list(lines["LaBSE"].get_xdata()) == [45.2] and list(lines["LaBSE"].get_ydata()) == [8]
     keep(figure, tmp_path / "categories.png")
-    assert isinstance(reference.categories(), pd.DataFrame)
+    assert isinstance(paper.categories(), pd.DataFrame)
 
 
 def test_differences_stand_by_script_and_those_that_are_sure_stand_out(tmp_path):
     latin = dict(zip(("ita", "deu", "fra", "spa", "por", "ron"), (3.0, 1.0, -1.0, 4.0, 5.0, 6.0), strict=True))
     spans = {f"{code}-eng": (value, value - 2, value + 2) for code, value in {"rus": -2.5, **latin, "ukr": 0.5}.items()}
-    figure = tables.language_deltas(spans, "points")
+    figure = paper_figures.language_deltas(spans, "points")
     (axis,) = figure.axes
     shown = [label.get_text() for label in axis.get_xticklabels()]
     assert shown == ["fra", "deu", "ita", "spa", "por", "ron", "rus", "ukr"]

@@ -14,8 +14,8 @@ from babel.core import get_global
 
 from me5lib.data import cards, schema
 from me5lib.data.origin import Drop, Origin
-from me5lib.data.plain import language
 from me5lib.data.sources import BUILDERS, sections, without_html
+from me5lib.data.text import language
 from me5lib.pairs import Pair
 
 SAMPLED = {"wikipedia": 150, "mc4": 160, "cc-news": 160, "nllb": 160, "reddit": 160, "s2orc": 50, "stackexchange": 50,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from loopback import Loopback
 
-from me5lib import scale
-from me5lib.data import made_up
+from me5lib import config
+from me5lib.data import fake_rows
 from me5lib.data.hub_corpus import DEV_SHARE
 from me5lib.device import precision
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
-from me5lib.train import loop, rehearse
+from me5lib.train import dry_run, loop
 
 RERANKER = "BAAI/bge-reranker-v2-m3"
 DIALS = ("data.sources=s2orc", "data.labelled=nli,miracl", "model.layers=1", "model.width=32", "model.heads=2",
@@ -29,19 +29,19 @@ ROWS = 90  # of a file
 FINETUNE = """
 import sys
 from pathlib import Path
-from me5lib import scale
+from me5lib import config
 from me5lib.train import stages
-dial = scale.load("workshop", sys.argv[2:])
+dial = config.load("workshop", sys.argv[2:])
 print(stages.finetune(dial, 0, Path(sys.argv[1]), start=dial.model.backbone))
 """
 
 
-def write_hub(root: Path, dial: scale.Scale) -> None:
+def write_hub(root: Path, dial: config.Scale) -> None:
     """The repositories of the cards' rows, of a backbone, and of a cross-encoder of XLM-R's classes, random."""
     fixtures_hub.write_rows(root, dial, ROWS, lambda row: not held_out(row))
-    texts = [f"{a}, {b}" for a in made_up.names("en") for b in made_up.names("de")[:20]]
+    texts = [f"{a}, {b}" for a in fake_rows.names("en") for b in fake_rows.names("de")[:20]]
     backbone = root / "models" / dial.model.backbone
-    rehearse.write_backbone(dial.model, texts, backbone)
+    dry_run.write_backbone(dial.model, texts, backbone)
     write_reranker(root / "models" / RERANKER, Encoder.load(backbone).tokenizer)
 
 
@@ -73,7 +73,7 @@ def by_hand(folder: Path, row: Labelled) -> list[float]:
 
 
 def test_the_whole_stage_from_the_hub(client, tmp_path):
-    dial = scale.load("workshop", DIALS)
+    dial = config.load("workshop", DIALS)
     write_hub(tmp_path / "root", dial)
     unplugged = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "USE_TORCH": "1"}
     with Loopback(tmp_path / "root") as server:

@@ -12,29 +12,29 @@ import numpy as np
 import pytest
 import torch
 
-from me5lib import pairs, scale
+from me5lib import config, pairs
 from me5lib.data.corpus import open_corpus
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
-from me5lib.places import Me5Error
-from me5lib.train import contrast, dist, drawing, groups, loop, picking, stages, watch
-from me5lib.train.dist import Team
+from me5lib.train import distributed, finetune_plan, groups, loop, monitor, negatives, stages
+from me5lib.train.distributed import Team
 
 SMALL = ["train.steps=6", "train.batch=32", "finetune.steps=3", "finetune.batch=8", "finetune.teacher_steps=3"]
 WHOLE = stages.Budget(2**20, 2**20)  # everything in one piece
 CHILD = """
 import sys
 from pathlib import Path
-from me5lib import scale
+from me5lib import config
 from me5lib.train import stages
 import time
-stages.pretrain(scale.load("smoke", sys.argv[2].split()), 0, Path(sys.argv[1]), progress=False, every=1,
+stages.pretrain(config.load("smoke", sys.argv[2].split()), 0, Path(sys.argv[1]), progress=False, every=1,
                 evaluate=lambda encoder, step: time.sleep(0.4) or {})
 """
 
 
 def small(*overrides):
-    return scale.load("smoke", [*SMALL, *overrides])
+    return config.load("smoke", [*SMALL, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +182,10 @@ def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corp
     assert len({len(part) for part in parts}) == 2
     encoder, expected = Encoder.load(base / "stage1"), 0.0
     for part in parts:
-        batch = contrast.from_pairs(part)
+        batch = loss.from_pairs(part)
         sides = [encoder(encoder.tokenize(texts, "query: ", most)) for texts, most in
                  ((batch.queries, stage.query_tokens), (batch.passages, stage.passage_tokens))]
-        one = contrast.info_nce(*sides, batch.relations, stage.temperature, stage.loss) / 3
+        one = loss.info_nce(*sides, batch.relations, stage.temperature, stage.loss) / 3
         one.backward()
         expected += one.item()
     right = torch.cat([weight.grad.flatten() for weight in encoder.parameters()])
@@ -195,17 +195,17 @@ def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corp
 RANK = """
 import sys
 from pathlib import Path
-from me5lib import scale
-from me5lib.train import dist, stages
-team = dist.join(2)
-stages.pretrain(scale.load("smoke", sys.argv[2:]), 0, Path(sys.argv[1]), team=team, progress=False)
-dist.leave()
+from me5lib import config
+from me5lib.train import distributed, stages
+team = distributed.join(2)
+stages.pretrain(config.load("smoke", sys.argv[2:]), 0, Path(sys.argv[1]), team=team, progress=False)
+distributed.leave()
 """
 
 
 def test_two_processes_train_what_one_trains(base, tmp_path):
     shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
-    dist.launch([[sys.executable, "-c", RANK, str(tmp_path), *SMALL]] * 2, tmp_path, timeout=120)
+    distributed.launch([[sys.executable, "-c", RANK, str(tmp_path), *SMALL]] * 2, tmp_path, timeout=120)
     one, two = (loop.read(folder / "stage1").steps for folder in (base, tmp_path))
     assert len(one) == len(two) and [row["source"] for row in one] == [row["source"] for row in two]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=2e-2)  # bf16 where there is
@@ -270,13 +270,13 @@ ROWS = [Labelled(f"question {i} about {w}", (f"answer {i} {w}",), (f"wrong {i}",
         for i, w in enumerate(["cars", "trains", "ships", "planes", "bikes"] * 4)]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", picking.KINDS)
+@pytest.mark.parametrize("kind", negatives.KINDS)
 def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, base):
     encoder = Encoder.load(base / "stage1")
     other = [row._replace(language="de", query=row.query + " de") for row in ROWS[:3]]
     other = [row._replace(positives=(row.positives[0] + " de",), negatives=()) for row in other]
-    found, _ = picking.pick([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
-    pools = {"en": set(picking.passages(ROWS)), "de": set(picking.passages(other))}
+    found, _ = negatives.pick([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
+    pools = {"en": set(negatives.passages(ROWS)), "de": set(negatives.passages(other))}
     for row, before in zip(found, [*ROWS, *other], strict=True):
         assert len(row.negatives) == 3 and set(row.negatives) <= pools[row.language]
         assert not set(row.negatives) & set(before.positives)
@@ -290,31 +290,31 @@ def stages_prefixes(source):
 
 def test_the_plan_uses_every_example_of_a_stream_before_any_comes_again():
     stage = small("finetune.steps=10", "finetune.batch=4").finetune
-    plan = drawing.Plan(ROWS, stage, 0, 0.5)
+    plan = finetune_plan.Plan(ROWS, stage, 0, 0.5)
     drawn = [i for step in range(10) for i in plan.batch(step)]
     assert sorted(drawn[:20]) == list(range(20)) == sorted(drawn[20:])
-    assert plan.used() == list(range(20)) and plan.fingerprint != drawing.Plan(ROWS, stage, 1, 0.5).fingerprint
+    assert plan.used() == list(range(20)) and plan.fingerprint != finetune_plan.Plan(ROWS, stage, 1, 0.5).fingerprint
 
 
 def test_a_wrong_answer_that_reads_like_a_right_one_is_left_out():
     row = Labelled("Which?", ("Two ",), ("two", "Three", "which?", "THREE", "four"), "s", "en")
-    assert picking.own_negatives(row) == ["Three", "four"]
+    assert negatives.own_negatives(row) == ["Three", "four"]
 
 
 def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():
-    found = picking.dev_groups(ROWS, 0, limit=10, size=6)
+    found = negatives.dev_groups(ROWS, 0, limit=10, size=6)
     assert len(found) == 10 and all(len(row.negatives) == 5 for row in found)
     assert all(row.negatives[0].startswith("wrong") for row in found)
     assert all(row.positives[0] not in row.negatives for row in found)
-    assert picking.dev_groups([], 0) == []
+    assert negatives.dev_groups([], 0) == []
 
 
 def test_the_watched_languages_are_of_different_scripts(corpus):
-    found = watch.watched(corpus, languages=6)
+    found = monitor.watched(corpus, languages=6)
     assert len({pairs.script(texts) for _, texts in found.values()}) == 6
     assert len({len(side) for pair in found.values() for side in pair}) == 1
 
 
 def test_bitext_accuracy_by_hand():
     english, texts = np.eye(3), np.array([[1, 0, 0], [0.9, 0.1, 0], [0, 0, 1.0]])
-    assert watch.bitext_accuracy(texts, english) == pytest.approx(2 / 3)
+    assert monitor.bitext_accuracy(texts, english) == pytest.approx(2 / 3)

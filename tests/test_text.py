@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
+from me5lib.io import Me5Error
 from me5lib.model import text, xlmr
-from me5lib.places import Me5Error
 
 SCRIPTS = ("de", "ru", "zh", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "hi", "bn", "ta", "km", "my", "el")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from me5lib.config import load
 from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import texts
-from me5lib.scale import load
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 CODE = """

@@ -13,12 +13,12 @@ import pytest
 from conftest import me5
 from typer.testing import CliRunner
 
-from me5lib import scale
-from me5lib.cli import app
-from me5lib.data import made_up
+from me5lib import config
+from me5lib.cli.app import app
+from me5lib.data import fake_rows
 from me5lib.data.corpus import open_corpus
-from me5lib.places import PACKAGE
-from me5lib.train import loop, rehearse, stages
+from me5lib.io import PACKAGE
+from me5lib.train import dry_run, loop, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB = ("workshop", "small", "base", "large", "large-instruct")
@@ -44,7 +44,7 @@ def refused(done, *words):
 def test_a_long_run_wants_yes_and_names_the_plan(command, name, tmp_path):
     out = tmp_path / "out"
     done = run(command, "--scale", name, "--out", out)
-    refused(done, f"me5 {command} --scale {name} --plan", "--yes", scale.load(name).model.backbone)
+    refused(done, f"me5 {command} --scale {name} --plan", "--yes", config.load(name).model.backbone)
     assert not out.exists()
 
 
@@ -79,7 +79,7 @@ def unfinished(tmp_path):
             raise KeyboardInterrupt
         return {}
 
-    dial = scale.load("smoke", SMALL)
+    dial = config.load("smoke", SMALL)
     with pytest.raises(KeyboardInterrupt):
         stages.pretrain(dial, 0, tmp_path, corpus=open_corpus(dial, False), evaluate=stop, every=1, progress=False)
     return tmp_path
@@ -134,11 +134,11 @@ def test_another_number_of_processes_is_refused(tmp_path):
 @pytest.fixture
 def faq(tmp_path):
     """A file of one's own, and a small model to start from."""
-    names = [f"{a} {b}" for a in made_up.names("en")[:8] for b in made_up.names("de")[:6]]
+    names = [f"{a} {b}" for a in fake_rows.names("en")[:8] for b in fake_rows.names("de")[:6]]
     lines = [f"{name[::-1]} {i * 7919 % 97},{name} {i * 6007 % 89}" for i, name in enumerate(names)]
     path = tmp_path / "faq.csv"
     path.write_text("\n".join(["query,positive", *lines]), encoding="utf8")
-    rehearse.write_backbone(scale.Model("x", 1, 32, 2, 64, 2_000, 64), lines, tmp_path / "start")
+    dry_run.write_backbone(config.Model("x", 1, 32, 2, 64, 2_000, 64), lines, tmp_path / "start")
     return ["finetune", "--data", path, "--from", tmp_path / "start", "--out", tmp_path / "out"]
 
 
@@ -235,9 +235,9 @@ def test_a_mistake_under_a_launcher_is_said_once(tmp_path):
 
 
 def test_the_documented_lines_are_those_that_were_tried():
-    from me5lib import train_cli
+    from me5lib.cli import train
 
-    for text in (train_cli.__doc__, (PACKAGE / "slurm" / "requeue.md").read_text(encoding="utf8")):
+    for text in (train.__doc__, (PACKAGE / "slurm" / "requeue.md").read_text(encoding="utf8")):
         for words in LAUNCHERS.values():
             assert " ".join(words[:-1]) + " 8 -m me5lib pretrain --scale base --yes --processes 8" in text
 

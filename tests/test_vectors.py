@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from me5lib import io
-from me5lib.evaluate import vectors
-from me5lib.evaluate.vectors import CachedEncoder, Workers
-from me5lib.places import Me5Error
+from me5lib.evaluate import cache
+from me5lib.evaluate.cache import CachedEncoder, Workers
+from me5lib.io import Me5Error
 
 MODEL = {"model": "m", "revision": "a1"}
 
@@ -47,7 +47,7 @@ class Counting:
 @pytest.fixture
 def texts(monkeypatch) -> list[str]:
     """300 different texts of several lengths, a lone surrogate among them; chunks are of 50 texts."""
-    monkeypatch.setattr(vectors, "TEXTS", 50)
+    monkeypatch.setattr(cache, "TEXTS", 50)
     return [f"text {i} " + "ä" * (i * 37 % 90) for i in range(299)] + ["lone \ud800"]
 
 
@@ -85,7 +85,7 @@ def test_prefix_norm_options_model_dtype_version_and_order_of_the_texts_are_in_t
     for other in (["ab", "cd"], ["cd", "ab"], ["abcd", ""], ["abc", "d"]):
         CachedEncoder(Counting(), tmp_path / "texts", MODEL).encode(other)
     assert len(chunks(tmp_path / "texts")) == 4
-    monkeypatch.setattr(vectors, "VERSION", vectors.VERSION + 1)
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     CachedEncoder(Counting(), tmp_path, MODEL).encode(texts, "p: ")
     assert len(chunks(tmp_path)) == 6 * len(ways) + 6 + 4
 
@@ -115,7 +115,7 @@ def evaluate(out: Path, encoder) -> str:
     documents = {f"d{i}": ("", f"text {i} " + "x" * (i % 80)) for i in range(300)}
     material = RetrievalSet({"q": "one", "r": "two"}, documents, {"q": {"d7"}, "r": {"d200"}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "TEXTS", 50)
+        patch.setattr(cache, "TEXTS", 50)
         (path,) = runs.evaluate(Opened("a/model", "aa11", encoder, False),
                                 tasks.build([Retrieval("MIRACL", {"sw": material})]), out)
     return str(runs.read(path).scores)

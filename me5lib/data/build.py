@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from me5lib import scale
+from me5lib import config
 from me5lib.data import cards, cldr, extract, packs, shards, split
 from me5lib.data.split import HeldOut
 
@@ -65,12 +65,12 @@ def card_of(source: str) -> str:
     return SPECIAL.get(source, (source, ""))[0]
 
 
-def only_cldr(data: scale.Data) -> bool:
+def only_cldr(data: config.Data) -> bool:
     """Whether nothing is downloaded, so that CLDR stands in for the evaluation packs too."""
     return {card_of(name) for name in (*data.sources, *data.labelled)} == {"cldr"}
 
 
-def build(data: scale.Data, folder: Path, progress: bool = True) -> None:
+def build(data: config.Data, folder: Path, progress: bool = True) -> None:
     """Write the corpus of `data` into the empty `folder`. Raises `Me5Error` where a pack has not been fetched."""
     with tqdm(total=len(PHASES), desc="corpus", disable=not progress) as bar:
         def done(phase: str) -> None:
@@ -92,7 +92,7 @@ def build(data: scale.Data, folder: Path, progress: bool = True) -> None:
         done("stage 2")
 
 
-def read(data: scale.Data, done: Callable[[str], None] = lambda phase: None) -> Material:
+def read(data: config.Data, done: Callable[[str], None] = lambda phase: None) -> Material:
     """The tables of all sources of `data` and of the evaluation tasks."""
     names = list(dict.fromkeys((*data.sources, *data.labelled)))
     smoke = only_cldr(data)
@@ -124,7 +124,7 @@ def _stand_ins(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
     return {"gsm": tables["parallel"], "xquad": halves[0], "fastapi": halves[1], "intents": tables["labels"]}
 
 
-def hold_out(material: Material, data: scale.Data) -> tuple[HeldOut, pa.Table]:
+def hold_out(material: Material, data: config.Data) -> tuple[HeldOut, pa.Table]:
     """The split, and the held-out rows of the interface sources: language, order (a hash in [0, 1)), english, text,
     cluster; distinct, in that order."""
     tables = {name: table for name, table in material.train.items() if "english" in table.column_names}
@@ -183,7 +183,7 @@ def draw(table: pa.Table) -> list[Row]:
     return sorted((Row(*row) for row in rows), key=lambda row: split.fraction(f"{row[0]} {row[1]}"))[:LABELLED_ROWS]
 
 
-def texts_by_language(material: Material, data: scale.Data, drawn: dict[str, list[Row]]) -> dict[str, set[str]]:
+def texts_by_language(material: Material, data: config.Data, drawn: dict[str, list[Row]]) -> dict[str, set[str]]:
     """Every text that may be trained on, by the language it is in."""
     texts: dict[str, set[str]] = defaultdict(set)
     for name in set(data.sources):
@@ -236,7 +236,7 @@ def _write_stream(table: pa.Table, before: int, source: str, language: str, fold
 
 
 def _write_labelled(material: Material, drawn: dict[str, list[Row]], good: dict[str, set[str]], folder: Path,
-                    data: scale.Data) -> list[Count]:
+                    data: config.Data) -> list[Count]:
     rows, counts = [], []
     for name, given in drawn.items():
         kept = _admitted_rows(given, good)

@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from me5lib.data import schema
-from me5lib.places import Me5Error, asset
+from me5lib.io import Me5Error, asset
 
 UNVERIFIED = "unverified"  # in `read_from`: nobody could read the page, the columns are from memory
 

@@ -20,8 +20,8 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from me5lib.io import Me5Error
 from me5lib.pairs import normalise
-from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
     import pyarrow

@@ -27,12 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from me5lib import io, pairs, scale
+from me5lib import config, io, pairs
 from me5lib.data import build, cards, cldr, shards, split
 from me5lib.data.hub_corpus import HubCorpus
 from me5lib.data.mixture import TRANSLATIONS, Mixture
+from me5lib.io import Me5Error, cache
 from me5lib.pairs import Labelled
-from me5lib.places import Me5Error, cache
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +74,7 @@ class Classification(NamedTuple):
     sets: dict[str, tuple[list[str], list[str], list[str], list[str]]]
 
 
-def fingerprint(data: scale.Data) -> str:
+def fingerprint(data: config.Data) -> str:
     """16 hexadecimal digits of all that decides on the corpus: pinned files, dials, Babel's release, `VERSION`."""
     used = {build.card_of(name) for name in (*data.sources, *data.labelled)}
     names = sorted((used | set(() if build.only_cldr(data) else build.EVALUATION)) - {"cldr"})
@@ -84,7 +84,7 @@ def fingerprint(data: scale.Data) -> str:
     return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
 
 
-def open_corpus(dial: scale.Scale, progress: bool = True) -> Corpus | HubCorpus:
+def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus:
     """The corpus of a scale, built first where the cache does not have it (needs the packs; at smoke nothing).
 
     Of a scale of the hub: the shards that were built or drawn. Raises `Me5Error` for packs that are not fetched,
@@ -105,7 +105,7 @@ def open_corpus(dial: scale.Scale, progress: bool = True) -> Corpus | HubCorpus:
     return Corpus(folder, dial, mark)
 
 
-def _build_beside(data: scale.Data, folder: Path, progress: bool) -> None:
+def _build_beside(data: config.Data, folder: Path, progress: bool) -> None:
     side = folder.with_name(folder.name + ".part")
     shutil.rmtree(side, ignore_errors=True)
     try:
@@ -119,7 +119,7 @@ def _build_beside(data: scale.Data, folder: Path, progress: bool) -> None:
 class Corpus:
     """A built corpus. `fingerprint` names it; `report` holds the counts of the split."""
 
-    def __init__(self, folder: Path, dial: scale.Scale, mark: str):
+    def __init__(self, folder: Path, dial: config.Scale, mark: str):
         self.folder, self.scale, self.fingerprint = folder, dial, mark
         self.report: dict[str, float] = io.read_json(folder / "report.json")
 
@@ -129,7 +129,7 @@ class Corpus:
         folders = sorted(path.parent for path in (self.folder / "stage1").glob(f"*/*/{shards.MANIFEST}"))
         return {(folder.parent.name, folder.name): shards.open_shard(folder) for folder in folders}
 
-    def mixture(self, dial: scale.Scale, seed: int, stage: scale.Stage | None = None) -> Mixture:
+    def mixture(self, dial: config.Scale, seed: int, stage: config.Stage | None = None) -> Mixture:
         """The pairs of stage 1, laid out over the steps of `stage` (None: `dial.train`); sources weighted by rows."""
         stage = stage or dial.train
         return Mixture(self.shards, steps=stage.steps, batch=stage.batch, seed=seed,

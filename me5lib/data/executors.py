@@ -29,7 +29,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 
 class Stage(NamedTuple):

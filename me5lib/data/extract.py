@@ -26,7 +26,7 @@ from pathlib import Path
 from me5lib.data import packs, questions
 from me5lib.data.cards import Card
 from me5lib.data.rows import SCHEMAS, Extracted, Reader, Rows
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 __all__ = ["BUILDERS", "SCHEMAS", "Extracted", "Reader", "Rows", "build", "extract"]
 

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, validate_call
 
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, text_key
-from me5lib.places import Me5Error
 
 Item = Pair | Labelled
 Step = Callable[[Item], str | None]

@@ -37,11 +37,11 @@ from me5lib import io
 from me5lib.data import cards, shards, streaming
 from me5lib.data.origin import Row
 from me5lib.data.streaming import Build, Plan, Stream, Unreachable, Unreadable, plan
+from me5lib.io import Me5Error, cache
 from me5lib.pairs import Labelled, Pair, text_key
-from me5lib.places import Me5Error, cache
 
 if TYPE_CHECKING:
-    from me5lib.scale import Scale
+    from me5lib.config import Scale
 
 __all__ = ["Unreachable", "draw", "home", "labelled", "open_hub", "plan", "wanted"]
 VERSION = 1  # of the drawing; raise it with any change that gives other rows

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from me5lib.data import cards, hub, pipeline, shards
 from me5lib.data.mixture import Mixture
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, text_key
-from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
-    from me5lib.scale import Scale, Stage
+    from me5lib.config import Scale, Stage
 
 DEV_SHARE = 1 / 1_000  # ours: labelled examples kept out of stage 2 to judge its teacher by; some 1,600 of the paper's
 

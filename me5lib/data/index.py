@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from me5lib.data.cards import File
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from unearth import Link

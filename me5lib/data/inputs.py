@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 from me5lib.data import schema
 from me5lib.data.cards import Card, Hub
 from me5lib.data.origin import Drop, Row
-from me5lib.data.plain import language
-from me5lib.places import Me5Error
+from me5lib.data.text import language
+from me5lib.io import Me5Error
 
 ROW = 10_000_000  # bytes of text in one row (ours): beyond it is no passage but a dump
 LINE = 8 * ROW  # bytes of one line of JSON, where signs may be escaped: beyond it is not parsed at all

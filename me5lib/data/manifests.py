@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from me5lib import io
 from me5lib.data.cards import Card
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 MANIFEST = "manifest.json"
 SEALED = "sealed.json"  # in .build: key of the build whose shards are in place

@@ -30,10 +30,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from me5lib.data.deal import largest_remainder, mix, multiplier, permute, webster
+from me5lib.data.sampling import largest_remainder, mix, multiplier, permute, webster
 from me5lib.data.shards import BLOCK
+from me5lib.io import Me5Error
 from me5lib.pairs import Pair
-from me5lib.places import Me5Error
 
 VERSION = 2  # of the construction; raise it with any change that gives other batches
 TRANSLATIONS = ("english", "text")  # columns of a shard that can be read in both directions

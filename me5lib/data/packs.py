@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from me5lib.data import cards
 from me5lib.data.cards import File
 from me5lib.data.index import Index
-from me5lib.places import Me5Error, cache, sha256
+from me5lib.io import Me5Error, cache, sha256
 
 MEMBER_BYTES = 256 << 20  # largest member that is read; the largest wanted one has about 10 MB
 TOTAL_BYTES = 2 << 30  # of all members read in one call

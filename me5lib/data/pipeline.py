@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from me5lib import __version__
 from me5lib.data import filters, inputs, manifests
 from me5lib.data.cards import Card
-from me5lib.places import Me5Error, cache
+from me5lib.io import Me5Error, cache
 
 if TYPE_CHECKING:
     from me5lib.data.executors import Slurm, Stage

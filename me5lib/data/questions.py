@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from me5lib.data.plain import expand, has_letter, language, plain, resolve_language
 from me5lib.data.rows import Reader, Rows, unfit
+from me5lib.data.text import expand, has_letter, language, plain, resolve_language
+from me5lib.io import Me5Error
 from me5lib.pairs import normalise
-from me5lib.places import Me5Error
 
 # Questions ------------------------------------------------------------------------------------------------------------
 

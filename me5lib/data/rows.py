@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from me5lib.data.plain import has_letter, in_script, language, plain
+from me5lib.data.text import has_letter, in_script, language, plain
 from me5lib.pairs import normalise
 
 Reader = Callable[[str], Iterable[tuple[str, bytes]]]  # glob → names and contents of an archive's members

@@ -21,7 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 from me5lib import io
 from me5lib.data import shards
 from me5lib.data.manifests import MANIFEST, SEALED
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 HEAVY = ("items", "exact", "near", "shards")  # of a build's folder: gone once it is sealed
 

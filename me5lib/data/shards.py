@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from me5lib.places import Me5Error, sha256
+from me5lib.io import Me5Error, sha256
 
 MAPPED, MANIFEST = "pairs.arrow", "manifest.json"
 BLOCK = 1024  # rows that lie together, and that the plan moves together

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 
-from me5lib.data import plain
+from me5lib.data import text
 from me5lib.data.origin import Drop, Origin, Row
 from me5lib.pairs import Pair
 
@@ -218,7 +218,7 @@ def _number(value: object) -> float | None:
 def _code(tag: str) -> str | None:
     """The ISO code of an NLLB tag; None for one that is unknown."""
     base = tag.split("_")[0].casefold()
-    return _DIALECTS.get(base) or (None if base in _NONE else plain.language(tag))
+    return _DIALECTS.get(base) or (None if base in _NONE else text.language(tag))
 
 
 def _pair(query: str, passage: str, origin: Origin, language: str = "") -> Pair | Drop:

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from me5lib.data.deal import mix
+from me5lib.data.sampling import mix
 from me5lib.pairs import normalise, text_key
 
 NEAR = 0.6  # ours: below it unlike strings begin to chain up (at 0.45 a third of Home Assistant is one cluster)

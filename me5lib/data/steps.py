@@ -31,8 +31,8 @@ from loguru import logger
 from me5lib import io
 from me5lib.data import filters, inputs, shards
 from me5lib.data.origin import Drop, Origin
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair
-from me5lib.places import Me5Error
 
 PART = 256_000_000  # bytes of text after which a part of a shard is written (ours)
 HELD = 1_000_000_000  # bytes of text in all languages that a task holds (ours): the largest part is then written early

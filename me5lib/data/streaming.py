@@ -22,11 +22,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from me5lib.data import cards, filters, schema
-from me5lib.data.deal import largest_remainder
 from me5lib.data.inputs import ROW, known_language
 from me5lib.data.origin import Drop, Origin, Row
+from me5lib.data.sampling import largest_remainder
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair
-from me5lib.places import Me5Error
 
 FILES = 4  # at least so many files of a stream are drawn from, where it has them
 ROWS_A_FILE = 50_000  # and one more for every so many rows

@@ -21,7 +21,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from me5lib.data import filters
-from me5lib.data.deal import mix
+from me5lib.data.sampling import mix
 from me5lib.pairs import Labelled, normalise, text_key
 
 NGRAM = 5  # characters (ours)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.types import PromptType
 
-    from me5lib import scale
+    from me5lib import config
     from me5lib.model.encoder import Encoder
 
 VERSION = 1  # of the rows; raise it with any change in this file that gives other results
@@ -281,7 +281,7 @@ def _stems(language: str) -> Callable[[str], list[str]]:
     return lambda text: stemmer.stemWords(search.words(text))
 
 
-def random_weights(shape: scale.Model, like: Encoder, seed: int, **options: Any) -> Protocol:
+def random_weights(shape: config.Model, like: Encoder, seed: int, **options: Any) -> Protocol:
     """The row that has seen nothing: `like`'s vocabulary, weights drawn from `seed`. `options` go to `encode`."""
     from me5lib.model.encoder import Encoder
 

@@ -20,9 +20,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from me5lib.evaluate.paper import COORDINATES, MODELS, TABLES, expected, model_named
 from me5lib.evaluate.prompts import FORUMS
-from me5lib.evaluate.reference import COORDINATES, MODELS, TABLES, expected, model_named
-from me5lib.places import Me5Error, checkout
+from me5lib.io import Me5Error, checkout
 
 if TYPE_CHECKING:
     import pandas as pd

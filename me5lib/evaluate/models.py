@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from me5lib.io import Me5Error
 from me5lib.model import described, text
-from me5lib.model.export import first_line
 from me5lib.model.resolve import SMALL_FILES, local, resolve, snapshot
+from me5lib.model.save_load import first_line
 from me5lib.model.text import PASSAGE, QUERY
-from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -187,7 +187,7 @@ def fingerprint_of(folder: Path) -> str:
 def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str) -> SentenceModel:
     from sentence_transformers import SentenceTransformer
 
-    from me5lib.model.export import quiet
+    from me5lib.model.save_load import quiet
 
     types = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     with quiet():

@@ -26,7 +26,7 @@ from me5lib.train.search import words
 
 if TYPE_CHECKING:
     from me5lib.data.corpus import RetrievalSet
-    from me5lib.data.own import OwnCorpus
+    from me5lib.data.userdata import OwnCorpus
     from me5lib.model.encoder import Encoder
 
 METRICS = ("accuracy@1", "MRR@10", "nDCG@10")

@@ -18,9 +18,9 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
+from me5lib.io import Me5Error
 from me5lib.model import text
 from me5lib.model.text import PASSAGE, QUERY
-from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -131,7 +131,7 @@ def instruction(task_type: str, name: str) -> str:
 @cache
 def _instructions() -> list[tuple[tuple[str, ...], str, str]]:
     """Task types, name or pattern of a name, instruction."""
-    from me5lib.evaluate.reference import instruct_prompts
+    from me5lib.evaluate.paper import instruct_prompts
 
     rows = instruct_prompts().itertuples(index=False)
     return [(tuple(row.task_type.split(",")), row.task, row.instruction) for row in rows]

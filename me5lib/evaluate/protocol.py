@@ -24,7 +24,7 @@ import numpy as np
 
 from me5lib.evaluate import prompts
 from me5lib.evaluate.prompts import RULES, Rule, mteb_rule, paper_rule
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from me5lib import io
-from me5lib.evaluate import lint, suites
+from me5lib.evaluate import benchmarks, lint
+from me5lib.evaluate.paper import COORDINATES as COLUMNS
 from me5lib.evaluate.protocol import Protocol
-from me5lib.evaluate.reference import COORDINATES as COLUMNS
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,10 +104,10 @@ def pending(opened: Opened, tasks: Sequence[AbsTask], folder: Path, again: bool 
     """
     cache, todo = _cache(folder), []
     for task in tasks:
-        for part in suites.parts(task):
+        for part in benchmarks.parts(task):
             _usable(_path(cache, opened, part), part, again)
         found = _usable(_path(cache, opened, task), task, again)
-        if found is None or not suites.wanted(task) <= found.held:
+        if found is None or not benchmarks.wanted(task) <= found.held:
             todo.append(task)
     return todo
 
@@ -133,7 +133,7 @@ def measured(out: Path) -> pd.DataFrame:
             raise Me5Error(f"the result file {path} is damaged ({error}): delete it, or run the same `me5 evaluate` "
                            "again, which makes it again") from None
         record = recorded(found)
-        faults = lint.check(found, record, suites.whole(found.task))
+        faults = lint.check(found, record, benchmarks.whole(found.task))
         if refused := [fault.what for fault in faults if fault.refused]:
             raise Me5Error(f"the result file {path} {_few(refused)}: delete it, or run the same `me5 evaluate` with "
                            "--again")
@@ -199,7 +199,7 @@ def _work(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: str,
           progress: bool, encode: Callable[..., Iterator[np.ndarray]] | None) -> None:
     from tqdm.auto import tqdm
 
-    sizes = [amount.characters if (amount := suites.amount(task)) else 0 for task in tasks]
+    sizes = [amount.characters if (amount := benchmarks.amount(task)) else 0 for task in tasks]
     with tqdm(total=sum(sizes), disable=not progress, unit=" characters", unit_scale=True, smoothing=0.05) as bar:
         for i, task in enumerate(tasks):
             bar.set_description(f"{task.metadata.name} ({i + 1} of {len(tasks)})")
@@ -214,7 +214,7 @@ def encoder_of(opened: Opened, folder: Path, protocol: str, dtype: str,
                encode: Callable[..., Iterator[np.ndarray]] | None = None,
                seen: Callable[[int], None] = lambda characters: None) -> ByColumn:  # fmt: skip
     """What mteb is given of a model: under a protocol, its vectors kept in `folder` and read from there."""
-    from me5lib.evaluate.vectors import CachedEncoder
+    from me5lib.evaluate.cache import CachedEncoder
 
     store = folder / "vectors" / opened.name.replace("/", "__") / opened.revision
     identity = {"name": opened.name, "revision": opened.revision}
@@ -226,7 +226,7 @@ def _one(model: Any, task: AbsTask, folder: Path) -> None:
     """One task through mteb; what it has written for single subsets of it is gone on with."""
     import mteb
 
-    from me5lib.evaluate.table import quiet
+    from me5lib.evaluate.offline import quiet
 
     try:
         with quiet(), _superseded(), _loaded(task):
@@ -255,7 +255,7 @@ def _superseded() -> Iterator[None]:
 @contextlib.contextmanager
 def _loaded(task: AbsTask) -> Iterator[None]:
     """The task with its data, from the hub's cache or the hub; afterwards without what was not there before."""
-    absent = [part for part in suites.parts(task) if not part.data_loaded]
+    absent = [part for part in benchmarks.parts(task) if not part.data_loaded]
     load(task)
     try:
         yield
@@ -266,7 +266,7 @@ def _loaded(task: AbsTask) -> Iterator[None]:
 
 def load(task: AbsTask) -> None:
     """Load a task's data into memory, and so into the hub's cache. Raises `Me5Error` where it cannot be had."""
-    for part in suites.parts(task):
+    for part in benchmarks.parts(task):
         try:
             if not part.data_loaded:
                 part.load_data()
@@ -334,12 +334,12 @@ def _recorded(folder: Path, opened: Opened, protocol: str, dtype: str, tasks: Se
     file, runs = folder / "run.json", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         runs = list(io.read_json(file)["runs"])
-    every = {part.metadata.name: part for task in tasks for part in (task, *suites.parts(task))}
+    every = {part.metadata.name: part for task in tasks for part in (task, *benchmarks.parts(task))}
     entry = {
         "command": command, "model": opened.name, "revision": opened.revision,
         "weights": opened.weights, "protocol": protocol, "dtype": dtype,
         "tasks": {name: str(task.metadata.revision) for name, task in every.items()},
-        "subsets": {name: len(suites.wanted(task)) for name, task in every.items()},
+        "subsets": {name: len(benchmarks.wanted(task)) for name, task in every.items()},
         "hardware": hardware(), "versions": versions(), "python": platform.python_version(), "begun": _now(),
         "finished": "",
     }

@@ -39,7 +39,7 @@ Scorer = Callable[[Search], np.ndarray]  # scores [n, m] of a search, higher is 
 
 def searches(corpus: Corpus) -> dict[str, list[Search]]:
     """The tests by name; every query has at least one right passage in its pool."""
-    from me5lib.train.watch import watched
+    from me5lib.train.monitor import watched
 
     xquad = next(task for task in corpus.tasks() if task.name == "xquad")
     return {
@@ -51,7 +51,7 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
 
 
 def _labelled(corpus: Corpus) -> Iterator[Search]:
-    from me5lib.train.picking import passages
+    from me5lib.train.negatives import passages
     from me5lib.train.stages import prefixes
 
     rows = corpus.labelled("dev")

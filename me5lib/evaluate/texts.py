@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from mteb import AbsTask

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from me5lib.model.encoder import Encoder
@@ -49,7 +49,7 @@ def sentence_transformers(folder: Path, encoder: Encoder, prompts: dict[str, str
     """`SentenceTransformer(folder)`, its queries and documents by their prompts."""
     from sentence_transformers import SentenceTransformer
 
-    from me5lib.model.export import quiet
+    from me5lib.model.save_load import quiet
 
     texts = samples(encoder.max_tokens)
     with quiet():
@@ -65,7 +65,7 @@ def transformers(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> flo
     import torch
     from transformers import AutoModel
 
-    from me5lib.model.export import quiet
+    from me5lib.model.save_load import quiet
 
     with quiet():
         model = AutoModel.from_pretrained(str(folder), dtype="float32").eval()

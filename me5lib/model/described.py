@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 T = TypeVar("T")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them holds the vocabulary

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from me5lib import scale
-from me5lib.model import export
+from me5lib import config
+from me5lib.model import save_load
 from me5lib.model.text import QUERY, Counts, clean
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         return self.backbone.device
 
     @classmethod
-    def new(cls, shape: scale.Model, tokenizer: PreTrainedTokenizerFast, seed: int, dropout: float = 0.0) -> Encoder:
+    def new(cls, shape: config.Model, tokenizer: PreTrainedTokenizerFast, seed: int, dropout: float = 0.0) -> Encoder:
         """The encoder that a stage 1 starts from: random BERT weights of this shape, or the hub's `shape.backbone`.
 
         The random one is drawn from `seed` without touching torch's global generator. `dropout` is 0 for it (ours:
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
 
         Raises `Me5Error`, one line, for what `export.read` cannot have, or would read wrongly.
         """
-        return cls(*export.read(model)).eval()
+        return cls(*save_load.read(model)).eval()
 
     def trained_further(self) -> Encoder:
         """Itself; where it came in 4 bits, its configuration says from now on that it was trained since."""
@@ -102,7 +102,7 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer` and `AutoModel` load; whole or not at all (see `export.write`)."""
-        export.write(self, Path(folder))
+        save_load.write(self, Path(folder))
 
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of `prefix + text` with `<s>` and `</s>`, at most `max_tokens` (the encoder's own if None).

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from me5lib.io import Me5Error
 from me5lib.model.encoder import average_pool
-from me5lib.model.export import first_line
-from me5lib.places import Me5Error
+from me5lib.model.save_load import first_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

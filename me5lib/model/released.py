@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from me5lib.io import Me5Error, cache, give_back, sha256
 from me5lib.model import resolve, xlmr
-from me5lib.places import Me5Error, cache, give_back, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor

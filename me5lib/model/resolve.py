@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from me5lib.places import Me5Error
-from me5lib.scale import RELEASED
+from me5lib.config import RELEASED
+from me5lib.io import Me5Error
 
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # of a model's repository: all but its weights
 _OTHER_RUNTIMES = ("onnx/*", "openvino/*")  # the same weights again

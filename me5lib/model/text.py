@@ -20,8 +20,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from me5lib.io import Me5Error
 from me5lib.model import xlmr
-from me5lib.places import Me5Error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

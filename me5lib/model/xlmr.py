@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from me5lib.places import PACKAGE, Me5Error
+from me5lib.io import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

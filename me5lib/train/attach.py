@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from me5lib import io
-from me5lib.places import STAGES, Me5Error
+from me5lib.io import STAGES, Me5Error
 from me5lib.train import checkpoint, telemetry
 from me5lib.train.telemetry import History
 

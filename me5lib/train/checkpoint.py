@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import me5lib
 from me5lib import io
-from me5lib.places import Me5Error, sha256
+from me5lib.io import Me5Error, sha256
 
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
 MANIFEST, STATE, OPTIMISER = "manifest.json", "state.json", "optimiser.safetensors"

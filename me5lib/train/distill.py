@@ -35,14 +35,14 @@ from torch import Tensor, nn
 
 from me5lib import io
 from me5lib.device import autocast, precision
-from me5lib.model import export
+from me5lib.io import Me5Error, sha256
+from me5lib.model import save_load
 from me5lib.model.encoder import Encoder, average_pool, by_length, piece_tokens
 from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import clean
 from me5lib.pairs import Labelled
-from me5lib.places import Me5Error, sha256
 from me5lib.train import checkpoint
-from me5lib.train.contrast import widen
+from me5lib.train.loss import widen
 from me5lib.train.score_cache import Pair, Scored, score_pairs
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Teacher(nn.Module):
             teacher = cls(Encoder.load(folder / "encoder").to(device), about["temperature"], 0)
             teacher.head.load_state_dict(load_file(folder / HEAD))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            why = export.first_line(error)
+            why = save_load.first_line(error)
             raise Me5Error(f"{folder} is no whole teacher ({why}): make it again with `me5 teach`") from None
         teacher.name, teacher.identity = str(folder), {"files": fingerprint(folder)}
         return teacher.eval()
@@ -218,13 +218,13 @@ class Reranker:
 
         folder, identity = _have(name)
         try:
-            with export.quiet():
+            with save_load.quiet():
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     str(folder), dtype="float32", use_safetensors=True, output_loading_info=True
                 )
                 tokenizer = AutoTokenizer.from_pretrained(str(folder))
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            why = export.first_line(error)
+            why = save_load.first_line(error)
             raise Me5Error(f"the teacher {name} cannot be read ({why}): a cross-encoder with weights as safetensors is "
                            "wanted") from None
         if report["missing_keys"]:
@@ -238,7 +238,7 @@ class Reranker:
     def pieces(self, pairs: Sequence[Pair], lengths: tuple[int, int]) -> Scored:
         """Logits of `pairs` piece by piece: (places [n], fp32 [n]); each side is cut to its number of `lengths` tokens,
         special ones not counted."""
-        room = export.positions(self.model) - self.raw.num_special_tokens_to_add(True)
+        room = save_load.positions(self.model) - self.raw.num_special_tokens_to_add(True)
         _refuse_longer(self.name, room, lengths)
         rows = self._encoded(pairs, lengths)
         for piece in by_length([row.shape[1] for row in rows], piece_tokens(self.model.device)):

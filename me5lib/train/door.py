@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from me5lib import io
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 from me5lib.train import checkpoint
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     import torch

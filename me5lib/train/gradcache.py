@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from me5lib.places import Me5Error
+from me5lib.io import Me5Error
 
 Ids = Sequence[Sequence[int]]
 

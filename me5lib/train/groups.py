@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from me5lib import io
+from me5lib.config import Stage
+from me5lib.io import Me5Error, give_back
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
-from me5lib.places import Me5Error, give_back
-from me5lib.scale import Stage
 from me5lib.train import teaching
-from me5lib.train.dist import Team
-from me5lib.train.drawing import Plan, turned
+from me5lib.train.distributed import Team
+from me5lib.train.finetune_plan import Plan, turned
 from me5lib.train.mining import MiningReport
-from me5lib.train.picking import Prefixes, over_passes
+from me5lib.train.negatives import Prefixes, over_passes
 
 GROUPS, MINED, REPORT = "groups.jsonl", "mined.json", "report.json"
 

@@ -31,11 +31,11 @@ from typing import Any, NamedTuple
 import torch
 
 from me5lib import io
+from me5lib.config import Stage
 from me5lib.device import autocast, precision
-from me5lib.places import Me5Error, give_back
-from me5lib.scale import Stage
+from me5lib.io import Me5Error, give_back
 from me5lib.train import checkpoint, telemetry
-from me5lib.train.dist import Team
+from me5lib.train.distributed import Team
 from me5lib.train.telemetry import History, read
 
 __all__ = ["History", "Preempted", "Work", "device_of", "optimiser", "rate", "read", "train"]

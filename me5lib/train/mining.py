@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from me5lib.data.deal import mix
+from me5lib.data.sampling import mix
+from me5lib.io import Me5Error
 from me5lib.pairs import text_key
-from me5lib.places import Me5Error
 from me5lib.train.exact import top_k
 from me5lib.train.search import Found, Index, Words, bm25, dense, nearest, random, refuse_without_positive
 

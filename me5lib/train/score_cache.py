@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from me5lib import io
+from me5lib.io import Me5Error
 from me5lib.model import encoder as encoders
-from me5lib.places import Me5Error
 from me5lib.train import checkpoint
 
 VERSION = 1  # of the scores; raise it with any change in `distill` by which equal teachers and texts give others

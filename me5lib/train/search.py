@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from me5lib.data.deal import mix
+from me5lib.data.sampling import mix
+from me5lib.io import Me5Error
 from me5lib.pairs import text_key
-from me5lib.places import Me5Error
 from me5lib.train.exact import BLOCK_PASSAGES, refuse_vectors, top_k
 
 Encode = Callable[[Sequence[str]], np.ndarray]

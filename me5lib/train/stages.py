@@ -28,21 +28,22 @@ import torch
 
 import me5lib
 from me5lib import io
+from me5lib.config import Model, Scale, Stage
 from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
 from me5lib.data.hub_corpus import HubCorpus
 from me5lib.data.mixture import Mixture
 from me5lib.device import autocast, best_device, precision
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import pinned, resolve
-from me5lib.places import Me5Error
-from me5lib.scale import Model, Scale, Stage
-from me5lib.train import distill, drawing, groups, loop, picking
-from me5lib.train.dist import Team
+from me5lib.train import distill, finetune_plan, groups, loop
+from me5lib.train.distributed import Team
 from me5lib.train.door import Door, identity
 from me5lib.train.gradcache import fitting_budget
+from me5lib.train.monitor import watch
+from me5lib.train.negatives import KINDS, Prefixes
 from me5lib.train.step import Budget, work_of
-from me5lib.train.watch import watch
 
 T = TypeVar("T")
 BUDGET = "budget.json"
@@ -99,8 +100,8 @@ def finetune(
     corpus = corpus or team.first_here(lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
     sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
-    rows, faults = drawing.tidy(corpus.labelled())
-    plan = drawing.Plan(rows, stage, seed, _heat(scale, corpus))
+    rows, faults = finetune_plan.tidy(corpus.labelled())
+    plan = finetune_plan.Plan(rows, stage, seed, _heat(scale, corpus))
     settings = _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
         start=_origin(start), teacher_files=distill.origin(stage.teacher) if teacher else "",
@@ -112,7 +113,7 @@ def finetune(
     work = team.first_here(door.open)
     made = groups.make(
         encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher, faults=faults,
-        dev=drawing.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
+        dev=finetune_plan.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
         team=team,
     )  # fmt: skip
     cut = functools.partial(_budget, work, team, encoder, scale.model, stage)
@@ -126,8 +127,8 @@ def finetune(
 
 def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
     """Raise `Me5Error` for what cannot work, before anything is read."""
-    if negatives not in picking.KINDS:
-        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(picking.KINDS)}")
+    if negatives not in KINDS:
+        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(KINDS)}")
     stage, most = scale.finetune, scale.model.max_tokens
     trained = teacher and stage.teacher == distill.TRAINED
     if trained and stage.query_tokens + stage.passage_tokens > most:
@@ -228,8 +229,8 @@ def _stage1(
 
 
 def _stage2(
-    encoder: Encoder, team: Team, plan: drawing.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget,
-    prefixes: picking.Prefixes,
+    encoder: Encoder, team: Team, plan: finetune_plan.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget,
+    prefixes: Prefixes,
 ) -> Callable[[int], loop.Work]:
     model = team.wrap(encoder)
 

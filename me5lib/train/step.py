@@ -17,14 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from me5lib.config import Model, Stage
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, Pair
-from me5lib.scale import Model, Stage
-from me5lib.train import contrast, distill
-from me5lib.train.dist import Team, everyone, gather, share_of_mean, sizes
+from me5lib.train import distill
+from me5lib.train import loss as losses
+from me5lib.train.distributed import Team, everyone, gather, share_of_mean, sizes
 from me5lib.train.gradcache import cached_step, mix
 from me5lib.train.loop import Work
-from me5lib.train.picking import Prefixes
+from me5lib.train.negatives import Prefixes
 
 PIECE_BYTES = 2**29  # ours: of which GradCache holds the graph on a CPU; smaller and larger pieces are no faster
 GRAPH_BYTES = 3 * 2**29  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
@@ -34,7 +35,7 @@ class MicroBatch(NamedTuple):
     """What one backward pass needs of B rows with P passages; tokenised in the loader thread."""
 
     ids: list[list[int]]  # token ids of the B queries, then of the P passages
-    relations: contrast.Relations  # who belongs to whom, and so who is no negative of whom
+    relations: losses.Relations  # who belongs to whom, and so who is no negative of whom
     teacher_scores: Tensor | None = None  # [B, P / B] logits, positive first; stage 2 only
 
 
@@ -61,7 +62,7 @@ def collate(
 ) -> MicroBatch:
     """Token ids of the rows' texts, each with the prefix of its source and cut to the stage's length, and relations."""
     labelled = bool(rows) and isinstance(rows[0], Labelled)
-    batch = (contrast.from_labelled if labelled else contrast.from_pairs)(rows)
+    batch = (losses.from_labelled if labelled else losses.from_pairs)(rows)
     before = [prefixes(row.source) for row in rows]
     queries = [query + text for (query, _), text in zip(before, batch.queries, strict=True)]
     owner = batch.relations.owner.tolist()
@@ -81,7 +82,7 @@ def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
     queries, passages = embeddings[:rows], embeddings[rows:]
     related = batch.relations.to(embeddings.device)
     held = sizes(related)
-    total = contrast.total_loss(gather(queries, held.queries), gather(passages, held.passages), everyone(related, held),
+    total = losses.total_loss(gather(queries, held.queries), gather(passages, held.passages), everyone(related, held),
                                 stage.temperature, stage.loss, held.mine)
     if batch.teacher_scores is not None:
         student = distill.group_scores(queries, passages, stage.temperature)

@@ -18,14 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from me5lib.config import Stage
 from me5lib.data import cards
 from me5lib.device import best_device
+from me5lib.io import Me5Error, sha256
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
-from me5lib.places import Me5Error, sha256
-from me5lib.scale import Stage
-from me5lib.train import drawing, picking, teaching
+from me5lib.train import finetune_plan, negatives, teaching
 from me5lib.train.distill import Verdict
 
 DEV_SHARE = 0.1  # ours: of the examples, to judge the teacher by
@@ -51,7 +51,7 @@ def teach(
     """
     if out.exists():
         raise Me5Error(f"{out} is there already: choose another --out, or delete it")
-    rows, faults = drawing.tidy(examples(data))
+    rows, faults = finetune_plan.tidy(examples(data))
     train, dev = _split(rows, data)
     encoder = Encoder.load(start).to(best_device())
     if stage.query_tokens + stage.passage_tokens > encoder.max_tokens:
@@ -59,14 +59,14 @@ def teach(
                        "finetune.query_tokens and finetune.passage_tokens to less")
     steps = stage.teacher_steps or math.ceil(len(train) / stage.batch)
     stage = dataclasses.replace(stage, steps=steps, teacher_steps=steps)
-    plan = drawing.Plan(train, stage, seed, 1.0)
+    plan = finetune_plan.Plan(train, stage, seed, 1.0)
     passes = plan.passes()
-    chosen, _, filling = picking.over_passes(
+    chosen, _, filling = negatives.over_passes(
         [train[i] for i in passes], "labelled", None, stage, prefixes, seed, list(passes.values())
     )
     made = dict(zip(passes, chosen, strict=True))
     teacher = teaching.train_teacher(encoder, made, plan, stage, prefixes, seed, progress)
-    verdict = teaching.compare(teacher, encoder, picking.dev_groups(dev, seed), stage, prefixes)
+    verdict = teaching.compare(teacher, encoder, negatives.dev_groups(dev, seed), stage, prefixes)
     teacher.save(out, _about(data, start, stage, seed, verdict))
     return Taught(verdict, len(rows), faults, dict(filling))
 

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from me5lib.config import Stage
+from me5lib.io import cache
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
-from me5lib.places import cache
-from me5lib.scale import Stage
 from me5lib.train import distill, loop, score_cache
-from me5lib.train.dist import Team
-from me5lib.train.drawing import Plan, turned
-from me5lib.train.picking import Prefixes, dev_groups
+from me5lib.train.distributed import Team
+from me5lib.train.finetune_plan import Plan, turned
+from me5lib.train.negatives import Prefixes, dev_groups
 
 AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
 BLOCK = 512  # ours: groups in a file of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU

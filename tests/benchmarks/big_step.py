@@ -44,11 +44,11 @@ def prepare(batch: int) -> tuple[Any, Any, list[list[int]]]:
     """Tiny's backbone over 32,000 pieces, the pairs, and the ids of all texts, queries first."""
     import numpy as np
 
-    from me5lib import scale
+    from me5lib import config
     from me5lib.model.encoder import Encoder
     from me5lib.pairs import Pair
 
-    shape, draw = scale.load("tiny").model, np.random.default_rng(0)
+    shape, draw = config.load("tiny").model, np.random.default_rng(0)
     ids = []
     for middle, longest in SIDES:
         lengths = np.clip(np.rint(draw.lognormal(np.log(middle), SIGMA, batch)), 4, longest).astype(int)
@@ -73,12 +73,13 @@ def steps(encoder: Any, pairs: Any, ids: list[list[int]], dtype: str) -> Callabl
     """A function that makes one step and gives the seconds of its parts."""
     import torch
 
-    from me5lib import scale
+    from me5lib import config
     from me5lib.device import autocast
-    from me5lib.train import contrast, loop, stages
+    from me5lib.train import loop, stages
+    from me5lib.train import loss as losses
     from me5lib.train.gradcache import cached_step
 
-    tiny = scale.load("tiny")
+    tiny = config.load("tiny")
     adamw, n = loop.optimiser(encoder, tiny.train), len(pairs)
     budget = stages.Budget.on_cpu(tiny.model)
     whole = sum(map(len, ids)) <= budget.whole
@@ -92,11 +93,11 @@ def steps(encoder: Any, pairs: Any, ids: list[list[int]], dtype: str) -> Callabl
 
         def loss_of(vectors: Any) -> Any:
             own = time.perf_counter()
-            loss = contrast.info_nce(vectors[:n], vectors[n:], related, tiny.train.temperature, tiny.train.loss)
+            loss = losses.info_nce(vectors[:n], vectors[n:], related, tiny.train.temperature, tiny.train.loss)
             seconds["of which the loss"] = time.perf_counter() - own
             return loss
 
-        related = contrast.from_pairs(pairs).relations
+        related = losses.from_pairs(pairs).relations
         part("relations")
         with autocast(torch.device("cpu"), dtype):
             cached_step(encoder, ids, loss_of, sys.maxsize if whole else budget.piece, 0, keep_graph=whole)

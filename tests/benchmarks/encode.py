@@ -41,13 +41,13 @@ def make(folder: Path, count: int) -> dict[str, float]:
     import numpy as np
     from babel import Locale
 
-    from me5lib import scale
+    from me5lib import config
     from me5lib.model.encoder import Encoder
     from me5lib.model.text import train_tokenizer
 
     words = [name for code in LOCALES for name in Locale.parse(code).territories.values()]
     tokenizer = train_tokenizer(words, 8_000)
-    encoder = Encoder.new(scale.Model("random", 12, 384, 12, 1_536, 8_000, 512), tokenizer, seed=0)
+    encoder = Encoder.new(config.Model("random", 12, 384, 12, 1_536, 8_000, 512), tokenizer, seed=0)
     encoder.save(folder / "model")
     sizes = np.array([len(ids) - 2 for ids in encoder.tokenize(words)])
     source = np.random.default_rng(0)

@@ -77,14 +77,14 @@ def resampled(scores: Sequence[np.ndarray]) -> np.ndarray:
 
 def evaluate(place: str, out: Path, dtypes: Sequence[str], tasks: Mapping[str, Sequence[str]]) -> Any:
     """Every task under every protocol and dtype, as `me5 evaluate` does it. The model, as it was opened last."""
-    from me5lib.evaluate import runs, suites
+    from me5lib.evaluate import benchmarks, runs
     from me5lib.evaluate.models import open_model
 
     opened = None
     for dtype in dtypes:
         opened = open_model(place, dtype=dtype, device="cpu")
         for protocol, names in tasks.items():
-            for task in suites.named_tasks(names):
+            for task in benchmarks.named_tasks(names):
                 runs.evaluate(opened, [task], out, protocol=protocol, dtype=dtype, command=" ".join(sys.argv))
                 predictions(opened, task, out, protocol, dtype)
                 print(f"{opened.name} {dtype} {protocol} {task.metadata.name}: done", flush=True)
@@ -96,7 +96,7 @@ def predictions(opened: Any, task: Any, out: Path, protocol: str, dtype: str) ->
     import mteb
 
     from me5lib.evaluate import runs
-    from me5lib.evaluate.table import quiet
+    from me5lib.evaluate.offline import quiet
 
     folder = runs.home(out, protocol, dtype)
     place = folder / "predictions" / opened.name.replace("/", "__") / opened.revision
@@ -150,7 +150,7 @@ class Run:
     """The single scores of one model, dtype and protocol, and what is published beside them."""
 
     def __init__(self, opened: Any, out: Path, dtype: str, protocol: str, names: Sequence[str]) -> None:
-        from me5lib.evaluate import reference, runs, suites
+        from me5lib.evaluate import benchmarks, paper, runs
 
         self.about = (opened.name, dtype, protocol)
         measured = runs.measured(out).query("metric == 'main_score'")
@@ -158,7 +158,7 @@ class Run:
                                  strict=True):
             measured = measured[measured[column] == value]
         self.means = measured.groupby("task")["value"].mean().to_dict()
-        tasks = {task.metadata.name: task for task in suites.named_tasks(names)}
+        tasks = {task.metadata.name: task for task in benchmarks.named_tasks(names)}
         for task in tasks.values():
             runs.load(task)
         given = {name: predictions(opened, task, out, protocol, dtype) for name, task in tasks.items()}
@@ -170,8 +170,8 @@ class Run:
             self.lengths = longest(opened.encoder.encoder, data)
         gold = np.array(tasks["STSBenchmark"].dataset["test"]["score"], float)
         self.sts = likeness(given["STSBenchmark"], gold)
-        english = reference.expected(3, "small").set_index("task")["value"]
-        table = reference.tatoeba().set_index("pair")
+        english = paper.expected(3, "small").set_index("task")["value"]
+        table = paper.tatoeba().set_index("pair")
         self.languages = table["small_card_f1" if protocol == "paper" else "small_mtebrepo_f1"].astype(float)
         self.published = ({"STSBenchmark": english["STSBenchmark"], "SciFact": english["SciFact"],
                            "Tatoeba": self.languages.mean()} if protocol == "paper"
@@ -194,7 +194,7 @@ class Run:
 
     def by_language(self) -> Iterator[Row]:
         """A row per language pair of Tatoeba, and per script: means of its languages."""
-        from me5lib.show.tables import kin
+        from me5lib.lessons.paper_figures import kin
 
         scripts: dict[str, list[str]] = {}
         for pair, values in self.pairs.items():

@@ -103,9 +103,9 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
         return compare(job)
     kind, *number = job["contender"].split()
     if kind == "ours" and number:
-        from me5lib.train import contrast
+        from me5lib.train import loss as losses
 
-        contrast.TILE_LOGITS = 2 ** int(number[0])
+        losses.TILE_LOGITS = 2 ** int(number[0])
     stage: Stage = {"ours": of_ours, "dense": of_dense}.get(kind) or functools.partial(of_theirs, chunk=int(number[0]))
     stage(*vectors(64, job["width"]))
     given = vectors(job["batch"], job["width"])
@@ -140,7 +140,7 @@ def tangential(gradient: Any, vectors: Any) -> Any:
 def of_ours(queries: Any, passages: Any) -> tuple[Any, tuple[Any, Any]]:
     """`contrast.info_nce`, the keys of the texts included."""
     from me5lib.pairs import Pair
-    from me5lib.train.contrast import from_pairs, info_nce
+    from me5lib.train.loss import from_pairs, info_nce
 
     related = from_pairs([Pair(f"q{i}", f"p{i}", "none", "en") for i in range(len(queries))]).relations
     loss = info_nce(queries, passages, related, TAU)

@@ -304,8 +304,8 @@ def of_ours(job: dict[str, Any]) -> tuple[Any, Prepared]:
     from me5lib.device import autocast
     from me5lib.model.encoder import Encoder
     from me5lib.pairs import Pair
-    from me5lib.train.contrast import from_pairs, info_nce
     from me5lib.train.gradcache import cached_step, fitting_budget
+    from me5lib.train.loss import from_pairs, info_nce
 
     encoder = Encoder.load(Path(job["folder"]) / "model").to(job["device"]).train()
     cut = job["contender"][5:]
@@ -334,12 +334,12 @@ def of_ours(job: dict[str, Any]) -> tuple[Any, Prepared]:
 
 def as_stages(job: dict[str, Any], sides: list[list[list[int]]]) -> tuple[int, bool]:
     """Tokens of a piece, and whether the step is one pass, by the rule of `stages` on a CPU."""
-    from me5lib import scale
+    from me5lib import config
     from me5lib.train import stages
 
     case = Case.parse(job["case"])
     layers, width, heads, feedforward = SHAPES[case.shape]
-    shape = scale.Model("random", layers, width, heads, feedforward, VOCABULARY, 512)
+    shape = config.Model("random", layers, width, heads, feedforward, VOCABULARY, 512)
     budget = stages.Budget.on_cpu(shape)
     whole = sum(len(row) for side in sides for row in side) <= budget.whole
     return (sys.maxsize if whole else budget.piece), whole

@@ -1,0 +1,185 @@
+"""The `me5` command; `me5 --help` lists what it does. Options only: the work is done in the rooms that they name.
+
+What a user can mend is one line on stderr and exit code 2; a notebook that failed gives 1; an interrupt gives 130.
+Everything heavy is imported inside the commands, so that `me5 --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from me5lib.cli import data, hub, mine, model, teach, train
+from me5lib.cli import evaluate as opts
+from me5lib.cli.experiment import experiment
+from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
+from me5lib.io import Me5Error
+
+if TYPE_CHECKING:
+    from me5lib.config import Scale
+
+
+class Plain(TyperGroup):
+    """A group of commands that turns `Me5Error` and an interrupt into one line."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except Me5Error as error:
+            if speaks() or isinstance(error, OfRank):
+                print(f"me5: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            if speaks():
+                said = "interrupted; what is finished is kept, the same command goes on from there"
+                print(f"me5: {said}", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Plain, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
+    help="Learn and reproduce Multilingual E5: run its notebooks, or one stage at a time.",
+)
+app.add_typer(data.app, name="mixture")
+app.command()(hub.fetch)
+app.command()(hub.verify_released)
+
+
+def _opened(name: str, seed: int, overrides: list[str], out: str) -> tuple[Scale, Path]:
+    """The scale with its overrides, and the folder of the run; before anything heavy is imported."""
+    from me5lib import config, io
+    from me5lib.lessons import run
+
+    dial = config.load(name, overrides)
+    run.needs_no_hub(dial)
+    return dial, io.out(name, seed, out)
+
+
+@app.command()
+def packs(
+    export: Annotated[Path | None, typer.Option(help="Copy the packs to this folder, for --from.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Take the packs from such a folder, offline.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Only say what there is, and what is in the cache.")] = False,
+    only: Annotated[str, typer.Option(help="Names of data cards, as me5-small-q4,gsm (default: all).")] = "",
+) -> None:
+    """Download the offline packs (about 400 MB, once), verified and resumable."""
+    from me5lib.data import cards
+    from me5lib.data import packs as store
+    from me5lib.io import cache
+
+    if listing:
+        for card in cards.all_cards().values():
+            for file in card.files:
+                here = "in the cache" if (cache() / "packs" / file.file).is_file() else "to be fetched"
+                print(f"{card.name:24} {file.size / 1e6:7.1f} MB  {here:13}  {file.file}")
+        return
+    names = [name.strip() for name in only.split(",") if name.strip()] or None
+    paths = store.fetch(names, source=source)
+    total = sum(file.size for file in store.wanted(names).values())
+    print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {cache() / 'packs'}")
+    if export is not None:
+        print(f"copied, with their list in {store.export(export, names)}; the others run: me5 packs --from {export}")
+
+
+@app.command()
+def run(
+    scale: ScaleName = "tiny",
+    seed: Seed = 0,
+    only: Annotated[str, typer.Option(help="Numbers of notebooks, as 03,06 (default: all).")] = "",
+    overrides: Set = [],  # noqa: B006
+    out: Out = "",
+    keep_going: Annotated[bool, typer.Option("--keep-going/--stop", help="Go on, or stop, at a failing one.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Only write the checkpoints to this file, for --from.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Take the checkpoints of such a file; then run --only, "
+                                                               "if given.")] = None,
+) -> None:
+    """Execute the notebooks that are not finished, and write the pages of the run."""
+    numbers = [number.strip().zfill(2) for number in only.split(",") if number.strip()]
+    if export and (source or numbers):
+        raise Me5Error("--export writes what is there: leave out --from and --only")
+    dial, folder = _opened(scale, seed, overrides, out)
+    from me5lib.lessons import run as runner
+
+    if export or source:
+        _bundle(dial, seed, folder, export, source)
+        if not numbers:
+            return
+    outcomes = runner.run(dial, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
+    failed = runner.failures(outcomes)
+    finished = len(outcomes) - len(failed)
+    print(f"{finished} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _bundle(dial: Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> None:
+    """Write the checkpoints of the run in `folder` to a file, or put those of a file there."""
+    from me5lib.lessons import bundle
+    from me5lib.lessons.lesson import Lesson
+    from me5lib.lessons.run import locked
+
+    lesson = Lesson("", dial, seed, folder)
+    with locked(folder):
+        if export:
+            bundle.export(lesson, export)
+            print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run "
+                  f"{bundle.of_run(lesson)} --from {export.name}")
+        if source:
+            bundle.unpack(source, lesson)
+            print(f"the checkpoints of {source} are in {folder}: any notebook can be started")
+
+
+app.command()(train.pretrain)
+app.command()(train.finetune)
+app.command()(mine.mine)
+app.command()(teach.teach)
+app.command()(experiment)
+app.command()(model.export)
+
+
+@app.command()
+def evaluate(
+    scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
+    model: opts.Model = "", table: opts.Table = "", tasks: opts.Tasks = "",
+    protocol: opts.Way = "paper", dtype: opts.Dtype = "fp32", languages: opts.Languages = "",
+    quick: opts.Quick = False, revision: opts.Revision = "", against: opts.Against = "",
+    plan: opts.Plan = False, speed: opts.Speed = None, yes: opts.Yes = False,
+    again: opts.Again = False, devices: opts.Devices = "", drop_vectors: opts.Drop = False,
+) -> None:
+    """The paper's tables with any model (--model); or every checkpoint of a run and the baselines, offline."""
+    if model or table or tasks:
+        opts.tables(opts.Asked(
+            model, table, tasks, protocol, dtype, languages, quick, revision, out, against, plan, speed, yes, again,
+            devices, drop_vectors,
+        ))  # fmt: skip
+        return
+    dial, folder = _opened(scale, seed, overrides, out)
+    from me5lib.data.corpus import open_corpus
+    from me5lib.evaluate import offline as tables
+
+    _, scores = tables.standard_scores(dial, seed, folder, open_corpus(dial))
+    path = folder / "evaluation" / "scores.csv"
+    scores.to_csv(path, index=False)
+    means = tables.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
+    print(means.to_string(float_format="{:.3f}".format, na_rep=""))
+    print(f"means over languages, between 0 and 1; every language and direction: {path}")
+
+
+@app.command()
+def report(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
+    """Write the pages of a run again and print its numbers."""
+    from me5lib import io
+    from me5lib.lessons import report as pages
+
+    folder = io.run_folder(scale, seed, out)
+    if not (folder / "state.json").is_file():
+        raise Me5Error(f"there is no run in {folder}: run `me5 run --scale {scale} --seed {seed}` first")
+    for notebook in sorted((folder / "notebooks").glob("[0-9][0-9].ipynb")):
+        pages.page(notebook)
+    print(pages.summary(folder))
+    print(pages.index(folder))

@@ -1,0 +1,303 @@
+"""`me5 pretrain` and `me5 finetune`: the two stages, alone or under a launcher; what they cost; a rehearsal of them.
+
+    me5 pretrain --scale base --plan                                         # hours, GB, GPUs; nothing is trained
+    me5 pretrain --scale base --dry-run                                      # minutes, offline, random weights
+    me5 pretrain --scale base --yes                                          # one process
+    accelerate launch --multi_gpu --num_processes 8 -m me5lib pretrain --scale base --yes --processes 8
+    torchrun --standalone --nproc-per-node 8 -m me5lib pretrain --scale base --yes --processes 8
+    me5 pretrain --sbatch-sample > pretrain.sbatch                           # two nodes, under Slurm
+    me5 finetune --from intfloat/multilingual-e5-small --data my.csv         # your own file; or .jsonl, .parquet
+
+Unfinished work is gone on with. Under a launcher rank 0 alone speaks; an error that another rank meets is said with its
+number. With --processes another number of them is refused: accelerate launch without --multi_gpu would start one, and
+say nothing. Exit codes are those of `me5`, and 143 when SIGTERM came and everything is saved (torchrun and accelerate
+launch make a 1 of each).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from me5lib import io
+from me5lib.io import PACKAGE, Me5Error
+
+if TYPE_CHECKING:
+    from me5lib.config import Scale, Stage
+    from me5lib.data.userdata import OwnCorpus
+    from me5lib.train.distributed import Team
+
+ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
+AnyScale = Annotated[str, typer.Option("--scale", help="smoke, tiny (offline, minutes); workshop, small, base, large, "
+                                                       "large-instruct (data and backbone of the hub).")]
+Seed = Annotated[int, typer.Option(callback=io.valid_seed, help="Seed of everything random.")]
+Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
+Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Only say what it will take: hours, GB, GPUs; of --data: dials.")]
+Tokens = Annotated[float | None, typer.Option(min=1, help="Tokens of a pair that --plan reckons with (in stage 2, of "
+                                              "an example with its negatives; default: half of the most).")]
+Use = Annotated[float | None, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that --plan reckons with.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Start a long run (every scale of the hub) without asking.")]
+Resume = Annotated[bool | None, typer.Option("--resume/--fresh", help="Only go on with unfinished work, or throw it "
+                                             "away and begin anew (default: go on where there is some, else begin).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Rehearse a scale of the hub: offline, random weights, "
+                                                        "made-up rows, minutes.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Refuse to start with another number of processes.")]
+Sample = Annotated[bool, typer.Option("--sbatch-sample", help="Print a job script for Slurm.")]
+START = "intfloat/multilingual-e5-small"
+From = Annotated[str, typer.Option("--from", help=f"With --data: the model to start from, a hub id or a folder "
+                                                  f"(default: {START}).")]
+Data = Annotated[str, typer.Option("--data", help="Train on your own file: .csv, .jsonl or .parquet, of queries and "
+                                                  "their passages; with a dev split and a table before and after.")]
+Query = Annotated[str, typer.Option(help="With --data: its column of queries (default: guessed by name).")]
+Passage = Annotated[str, typer.Option(help="Its column of right passages.")]
+Negatives = Annotated[str, typer.Option(help="Its columns of wrong passages, as n1,n2.")]
+Language = Annotated[str, typer.Option(help="Its column of language codes.")]
+Encoding = Annotated[str, typer.Option(help="How the file is encoded.")]
+Symmetric = Annotated[bool, typer.Option("--symmetric", help="Both columns are queries, as of duplicate questions.")]
+Epochs = Annotated[float | None, typer.Option(help="With --data: passes over it (default: 2).")]
+Steps = Annotated[int | None, typer.Option(help="With --data: steps, instead of --epochs.")]
+Teaches = Annotated[str, typer.Option("--teacher", help="With --data: learn from a cross-encoder too: the hub id of "
+                                                        "one, or `trained`, a small one of your own (default: none).")]
+
+
+class OfRank(Me5Error):
+    """An error of a rank that is not the first one: said, though that rank is otherwise quiet."""
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its launch that talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def pretrain(
+    scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "", plan: Plan = False,  # noqa: B006
+    tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None, dry_run: DryRun = False,
+    processes: Processes = None, sbatch_sample: Sample = False,
+) -> None:
+    """Stage 1: contrastive pre-training on pairs."""
+    if sbatch_sample:
+        print((PACKAGE / "slurm" / "pretrain.sbatch").read_text(encoding="utf8"), end="")
+        return
+    from me5lib import config as scales
+
+    dial = scales.load(scale, overrides)
+    if _only_told(dial, seed, out, "stage1", plan, tokens, use, dry_run, processes):
+        return
+    _refuse_unasked(dial, dial.train, "pretrain", yes)
+    folder = _folder(dial.name, seed, out)
+    with _team(processes) as team:
+        _begin(team, folder, "stage1", dial.train.steps, resume)
+        from me5lib.train import stages
+
+        _say(team, stages.pretrain(dial, seed, folder, team=team, progress=team.main))
+
+
+def finetune(
+    scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
+    scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
+    plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None,
+    dry_run: DryRun = False, processes: Processes = None, start_from: From = "", data: Data = "",
+    query_column: Query = "", passage_column: Passage = "", negative_columns: Negatives = "",
+    language_column: Language = "", encoding: Encoding = "utf8", symmetric: Symmetric = False, epochs: Epochs = None,
+    steps: Steps = None, teacher: Teaches = "",
+) -> None:
+    """Stage 2: supervised fine-tuning of the stage-1 checkpoint, or of any mE5 on your own file (--data)."""
+    own = _Own(data, start_from, query_column, passage_column, negative_columns, language_column, encoding, symmetric,
+               epochs, steps, teacher)
+    own.refuse_mixtures(scale, {"--scratch": scratch, "--dry-run": dry_run})
+    if data:
+        _tune(own, seed, overrides, out, plan, resume, processes)
+        return
+    from me5lib import config as scales
+
+    dial = scales.load(scale, overrides)
+    if _only_told(dial, seed, out, "stage2", plan, tokens, use, dry_run, processes):
+        return
+    _refuse_unasked(dial, dial.finetune, "finetune", yes)
+    from me5lib.lessons.lesson import Lesson
+
+    folder = _folder(dial.name, seed, out)
+    start = None if scratch else Lesson("", dial, seed, folder).checkpoint("stage1")
+    name = "stage2-only" if scratch else "stage2"
+    with _team(processes) as team:
+        _begin(team, folder, name, dial.finetune.steps, resume)
+        from me5lib.train import stages
+
+        _say(team, stages.finetune(dial, seed, folder, start=start, name=name, team=team, progress=team.main))
+
+
+class _Own(NamedTuple):
+    """What `finetune` was asked of one's own file."""
+
+    data: str
+    start: str
+    query: str
+    passage: str
+    negatives: str
+    language: str
+    encoding: str
+    symmetric: bool
+    epochs: float | None
+    steps: int | None
+    teacher: str
+
+    def refuse_mixtures(self, scale: str, others: dict[str, bool]) -> None:
+        """Raise `Me5Error` for options of a scale and of one's own file together, or of the file without it."""
+        if not self.data:
+            if self != _Own("", "", "", "", "", "", "utf8", False, None, None, ""):
+                raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's "
+                               "own dials are set as --set finetune.steps=100")
+            return
+        if wrong := next((name for name, given in others.items() if given), "--scale" if scale != "tiny" else ""):
+            raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
+        if self.epochs is not None and self.steps is not None:
+            raise Me5Error("--epochs and --steps say the same: leave one of them out")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise Me5Error("--epochs must be above zero, and not endless")
+
+    def read(self) -> OwnCorpus:
+        """The corpus of the file."""
+        from me5lib.data import userdata
+
+        columns = {"query": self.query or None, "passage": self.passage or None, "language": self.language or None}
+        wrong = [name.strip() for name in self.negatives.split(",") if name.strip()]
+        return userdata.read(self.data, **columns, negatives=wrong, encoding=self.encoding, symmetric=self.symmetric)
+
+    def fitted(self, team: Team, corpus: OwnCorpus, start: str | Path, overrides: list[str]) -> Scale:
+        """The dials, said with their reasons."""
+        from me5lib.model.encoder import Encoder
+        from me5lib.train import fit
+
+        epochs = fit.EPOCHS if self.epochs is None else self.epochs
+        dial = fit.fit(corpus, Encoder.load(start), self.start or START, epochs=epochs, steps=self.steps,
+                       overrides=overrides, teacher=self.teacher)
+        if team.main:
+            print(f"{self.start or START}, to be tuned with", *fit.lines(dial), sep="\n")
+        return dial
+
+
+def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resume: bool | None,
+          processes: int | None) -> None:
+    """Fine-tune on one's own file: read it, choose the dials, train, and compare before with after on the dev split."""
+    corpus = own.read()
+    name = f"own-{corpus.name}"  # a file may be called tiny, too
+    folder = io.run_folder(name, seed, out) if plan else _folder(name, seed, out)
+    with _team(processes) as team:
+        from me5lib.train import fit as tuning
+
+        _say(team, "\n".join(corpus.lines()))
+        model = own.start or START
+        start = team.first_here(lambda: tuning.open_start(model, lambda line: _say(team, line)))
+        dial = own.fitted(team, corpus, start, overrides)
+        if plan:
+            return
+        if team.main:
+            _say(team, f"data card: {corpus.write(folder / 'data')}")
+        _begin(team, folder, tuning.NAME, dial.finetune.steps, resume)
+        tuned = tuning.finetune(corpus, start, folder, dial, seed=seed, teacher=bool(own.teacher), team=team,
+                                progress=team.main)
+        if team.main:
+            _compared(team, corpus, start, tuned, folder)
+        _say(team, tuned)
+
+
+def _compared(team: Team, corpus: OwnCorpus, start: str | Path, tuned: Path, folder: Path) -> None:
+    """Print what was mined and the table before and after, and keep the table."""
+    from me5lib.device import precision
+    from me5lib.evaluate.own import compare
+    from me5lib.model.encoder import Encoder
+    from me5lib.train.fit import mined
+
+    models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}
+    fast = precision(team.device).name
+    found = compare(corpus, models, precision=fast if fast == "bf16" else "fp32")
+    found.table.to_csv(folder / "dev.csv", index_label="model")
+    _say(team, f"{mined(tuned)}\n{found}\n")
+
+
+def _only_told(dial: Scale, seed: int, out: str, name: str, plan: bool, tokens: float | None, use: float | None,
+               dry_run: bool, processes: int | None) -> bool:
+    """Whether nothing is to be trained: the plan is printed, or the stage rehearsed, instead."""
+    if plan:
+        from me5lib.train.cost import USE, estimate
+
+        if speaks():
+            print("\n".join(estimate(dial, name, tokens, use or USE).lines()))
+    elif dry_run:
+        from me5lib.io import run_folder
+        from me5lib.train.dry_run import rehearse
+
+        folder = run_folder(dial.name, seed, out) / "dry-run"
+        with _team(processes) as team:
+            rehearse(dial, seed, folder, name, team, lambda line: _say(team, line))
+    return plan or dry_run
+
+
+def _refuse_unasked(dial: Scale, stage: Stage, command: str, yes: bool) -> None:
+    """Raise `Me5Error` for a scale that takes long, unless it was asked for with --yes."""
+    if not dial.offline and not yes:
+        size = f"{stage.steps:,} steps of {stage.batch:,}"
+        raise Me5Error(f"scale {dial.name} trains {dial.model.backbone} for {size}: look at `me5 {command} "
+                       f"--scale {dial.name} --plan`, then add --yes; or choose --scale smoke or tiny")
+
+
+def _folder(name: str, seed: int, out: str) -> Path:
+    return io.out(name, seed, out)
+
+
+@contextmanager
+def _team(processes: int | None) -> Iterator[Team]:
+    """Those who were launched together, dissolved in the end; what goes wrong on another rank than 0 names it."""
+    from me5lib.train import distributed
+
+    team = distributed.join(processes)
+    try:
+        yield team
+    except Me5Error as error:
+        raise error if team.main else OfRank(f"rank {team.rank}: {error}") from None
+    except (SystemExit, KeyboardInterrupt):  # all ranks leave together
+        distributed.leave()
+        raise
+    distributed.leave()
+
+
+def _begin(team: Team, folder: Path, name: str, steps: int, resume: bool | None) -> None:
+    """Before training: with --resume, that there is a checkpoint to go on with; with --fresh, that there is none.
+
+    Rank 0 looks, and all of them hear of it.
+    """
+    fault = _prepared(folder, name, steps, resume) if team.main else ""
+    if team.any(bool(fault)):
+        raise Me5Error(fault) if team.main else typer.Exit(2)
+    team.barrier()
+
+
+def _prepared(folder: Path, name: str, steps: int, resume: bool | None) -> str:
+    """Does what `_begin` says; why it cannot be done, or ""."""
+    import shutil
+
+    part = folder / f"{name}.part"
+    if resume is False and part.exists():
+        print(f"{part} is thrown away")
+        shutil.rmtree(part)
+    if resume:
+        from me5lib.train import checkpoint
+
+        last = checkpoint.latest(part / "checkpoints")
+        if last is None:
+            done = (folder / name / "config.json").is_file()
+            why = f"{name} is finished there" if done else f"no checkpoint of {name} is there"
+            return f"nothing to resume in {folder} ({why}): leave out --resume"
+        print(f"going on with {last} ({checkpoint.state(last)['step']:,} of {steps:,} steps are done)")
+    return ""
+
+
+def _say(team: Team, line: object) -> None:
+    if team.main:
+        print(line, flush=True)

@@ -1,0 +1,196 @@
+"""One dial: `Scale`. Every hyperparameter of every stage, with where its value comes from.
+
+    scale = load("tiny")                          # a preset
+    scale = load("tiny", ["train.steps=100"])     # the same with an override, as `me5 run --set train.steps=100`
+    scale.train.temperature                       # 0.05
+    scale.provenance["train.temperature"]         # ("ours", "…why")
+
+A value is `paper` (arXiv 2402.05672), `model card` (the authors' cards), `E5` (arXiv 2212.03533 and its threads), or
+`ours`: chosen here because nothing published states it, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from me5lib.io import PACKAGE, Me5Error
+
+RELEASED = ("me5-small-q4",)  # models that come out of the package index (`model.released`)
+UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
+BY_HAND = "set by hand"  # why an overridden dial has its value
+
+
+class Given(NamedTuple):
+    """A value and its provenance."""
+
+    value: Any
+    source: str  # "paper", "model card", "E5" or "ours"
+    why: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on. `sources` are names of data cards."""
+
+    sources: tuple[str, ...]  # stage 1: unlabelled pairs
+    labelled: tuple[str, ...]  # stage 2: labelled examples
+    language_temperature: float  # languages inside a source are drawn in proportion to rows ** temperature
+    homogeneous: float  # 1.0: every global batch comes from one source; 0.0: rows of all sources mixed
+    heldout_share: float  # share of near-duplicate clusters kept out of training
+
+
+@dataclass(frozen=True)
+class Model:
+    """The backbone: a hub id, a released model, or `random` for a BERT of the given shape with random weights."""
+
+    backbone: str
+    layers: int
+    width: int
+    heads: int
+    feedforward: int
+    vocabulary: int
+    max_tokens: int  # positions; longer texts are cut
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training, always a number of steps (never of seconds)."""
+
+    steps: int
+    batch: int  # global batch, in pairs (stage 1) or labelled examples (stage 2)
+    lr: float
+    warmup: int  # steps
+    weight_decay: float
+    clip: float  # largest gradient norm
+    temperature: float  # τ of InfoNCE
+    loss: str  # "one-way" (query → passage) or "symmetric" (both ways, averaged)
+    query_tokens: int
+    passage_tokens: int
+    hard_negatives: int = 0
+    contrastive_weight: float = 1.0  # α in KL + α·InfoNCE; stage 1 has no KL
+    teacher_temperature: float = 1.0
+    mine_depth: int = 0  # negatives are taken from the top `mine_depth` of the stage-1 model
+    near: float = 0.0  # a candidate is dropped that is so much liker a positive than neighbours are (0: off)
+    margin: float = 0.0  # a candidate is dropped that scores above `margin` × the positive's score (0: off)
+    teacher: str = "trained"  # a hub id of a cross-encoder, or `trained`: a small one of one's own
+    teacher_steps: int = 0  # steps to train that small one
+    accumulate: int = 1  # batches, each with its own negatives, that a rank's share of a step is cut into
+    gradient_checkpointing: int = 0  # 1: layers are computed again in the backward pass instead of kept
+    freeze_positions: int = 0  # 1: position embeddings are not trained
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How much is evaluated offline."""
+
+    heldout_strings: int  # a language takes part with at least so many held-out strings; so many make its pool
+    intent_languages: int  # languages of the classification task
+    map_sentences: int  # meanings (each in every language) on the UMAP map
+    model: str  # the real model that lessons look at, as `model.resolve` takes it; UNTRAINED where none is at hand
+
+
+@dataclass(frozen=True)
+class Scale:
+    """All dials of one size of the journey."""
+
+    name: str
+    data: Data
+    model: Model
+    train: Stage  # stage 1: contrastive pre-training
+    finetune: Stage  # stage 2: supervised fine-tuning
+    evaluate: Evaluate
+    provenance: dict[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def offline(self) -> bool:
+        """Whether everything this scale needs comes out of the package index."""
+        return self.model.backbone in ("random", *RELEASED)
+
+
+def paper(value: Any, why: str = "arXiv 2402.05672") -> Given:
+    """A value that the mE5 report states."""
+    return Given(value, "paper", why)
+
+
+def card(value: Any, why: str = "model card of the authors") -> Given:
+    """A value that the authors' model cards state."""
+    return Given(value, "model card", why)
+
+
+def e5(value: Any, why: str) -> Given:
+    """A value taken over from English E5, as the report says of everything that it does not state."""
+    return Given(value, "E5", why)
+
+
+def ours(value: Any, why: str) -> Given:
+    """A value that nothing published states."""
+    return Given(value, "ours", why)
+
+
+_ROOMS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluate}
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, Given]]:
+    """Every scale of presets.yaml: its dials as `train.steps`, with what they inherit from the scale it extends."""
+    import yaml
+
+    found: dict[str, dict[str, Given]] = {}
+    for name, rooms in yaml.safe_load((PACKAGE / "presets.yaml").read_text(encoding="utf8")).items():
+        found[name] = dict(found.get(rooms.pop("extends", ""), {}))
+        for room, dials in rooms.items():
+            for key, (value, source, why) in dials.items():
+                value = tuple(value) if isinstance(value, list) else value
+                found[name][f"{room}.{key}"] = Given(value, source, " ".join(why.split()))
+    return found
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Scale:
+    """The preset `name` with `overrides` such as `train.steps=100`.
+
+    Raises `Me5Error` for an unknown scale, an unknown dial or a value of the wrong type.
+    """
+    if name not in presets():
+        raise Me5Error(f"unknown scale {name!r}: choose one of {', '.join(presets())}")
+    given = dict(presets()[name])
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key not in _dials():
+            raise Me5Error(f"unknown dial {key!r}{_did_you_mean(key)}: dials are written as in train.steps=100")
+        given[key] = ours(_parse(key, text), BY_HAND)
+    rooms = {
+        room: cls(**{k.partition(".")[2]: v.value for k, v in given.items() if k.startswith(f"{room}.")})
+        for room, cls in _ROOMS.items()
+    }
+    return Scale(name, **rooms, provenance={k: (v.source, v.why) for k, v in given.items()})
+
+
+def overrides(scale: Scale) -> list[str]:
+    """The dials that were set by hand, as `load` takes them: `["train.steps=100"]`."""
+    by_hand = [key for key, (_, why) in scale.provenance.items() if why == BY_HAND]
+    values = {key: getattr(getattr(scale, key.partition(".")[0]), key.partition(".")[2]) for key in by_hand}
+    return [f"{key}={','.join(value) if isinstance(value, tuple) else value}" for key, value in values.items()]
+
+
+def _dials() -> dict[str, str]:
+    return {f"{room}.{f.name}": str(f.type) for room, cls in _ROOMS.items() for f in dataclasses.fields(cls)}
+
+
+def _did_you_mean(key: str) -> str:
+    near = difflib.get_close_matches(key, _dials(), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _parse(key: str, text: str) -> Any:
+    kind = _dials()[key]
+    try:
+        if kind.startswith("tuple"):
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except ValueError:
+        raise Me5Error(f"{key} wants {kind}, not {text!r}") from None

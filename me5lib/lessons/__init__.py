@@ -1,0 +1,1 @@
+"""What only the notebooks show and ask: lessons, exercises, figures, experiments, and the runs that execute them."""

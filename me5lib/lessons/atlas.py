@@ -1,0 +1,112 @@
+"""The atlas: a UMAP map of the same meanings in many languages, before and after training, as a picture and a widget.
+
+UMAP runs with a fixed seed, so on one thread: about ten seconds for 1,500 texts after its first compilation. A map
+shows neighbourhoods, not distances, and it loses some: every caption gives the neighbour agreement in the full space
+beside that of the map.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from me5lib.lessons.alignment import neighbour_agreement, unit
+from me5lib.lessons.figures import COLOURS, GREY, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vP*Xh<>pd"
+
+
+class Map(NamedTuple):
+    """One laid-out space."""
+
+    title: str
+    points: np.ndarray  # [languages, meanings, 2]
+    in_space: float  # neighbour agreement in the full space
+    on_map: float  # neighbour agreement of the points
+
+    @property
+    def caption(self) -> str:
+        """The title with both agreements."""
+        shares = f"{self.in_space:.0%} in the space, {self.on_map:.0%} on the map"
+        return f"{self.title}\nneighbours that are translations:\n{shares}"
+
+
+def lay_out(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
+    """UMAP (cosine, 15 neighbours) of `vectors` [languages, meanings, width] in two dimensions.
+
+    `k` is the number of neighbours by which agreement is counted.
+    """
+    import umap
+
+    languages, meanings, width = vectors.shape
+    flat = unit(vectors).reshape(-1, width)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fixed seed costs the threads: said in the module's docstring
+        points = umap.UMAP(n_neighbors=min(15, len(flat) - 1), metric="cosine", random_state=seed).fit_transform(flat)
+    points = np.asarray(points, dtype=np.float64).reshape(languages, meanings, 2)
+    space = flat.reshape(vectors.shape)
+    return Map(title, points, neighbour_agreement(space, k), neighbour_agreement(points, k))
+
+
+def draw(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], meanings: Sequence[int] = ()) -> Figure:
+    """Maps side by side: a marker and colour per script; the chosen `meanings` in black with language codes."""
+    wide = min(6.2, 13 / len(maps))  # inches: a page's text is about 8
+    figure, axes = canvas(wide * len(maps), 0.9 * wide, columns=len(maps), squeeze=False)
+    styles = _styles(scripts)
+    for axis, laid in zip(axes[0], maps, strict=True):
+        for name, (colour, marker) in styles.items():
+            chosen = laid.points[[i for i, s in enumerate(scripts) if s == name]].reshape(-1, 2)
+            axis.scatter(*chosen.T, s=10, c=colour, marker=marker, alpha=0.45, linewidths=0, label=name)
+        for meaning in meanings:
+            _mark(axis, laid.points[:, meaning], languages)
+        axis.set_title(laid.caption, fontsize=10)
+        axis.set_xticks([]), axis.set_yticks([])
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", frameon=False, markerscale=2,
+                  ncols=min(len(styles), 3 + 2 * len(maps)), fontsize=8)
+    return figure
+
+
+def explorer(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], labels: Sequence[str]):
+    """An ipywidgets box to walk the maps: choose a map and a meaning (`labels`, in English); its translations light up.
+
+    Its static twin is `draw` with the same maps and one meaning chosen.
+    """
+    import io
+
+    import ipywidgets
+
+    titles = [(laid.title, i) for i, laid in enumerate(maps)]
+    which = ipywidgets.Dropdown(options=titles, value=len(maps) - 1, description="map")
+    meaning = ipywidgets.Dropdown(options=[(text[:60], i) for i, text in enumerate(labels)], description="meaning")
+    picture = ipywidgets.Image(format="png")
+
+    def show(_change: object = None) -> None:
+        """Draw what is chosen."""
+        figure = draw([maps[which.value]], languages, scripts, [meaning.value])
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        picture.value = file.getvalue()
+
+    which.observe(show, "value")
+    meaning.observe(show, "value")
+    show()
+    return ipywidgets.VBox([ipywidgets.HBox([which, meaning]), picture])
+
+
+def _mark(axis, points: np.ndarray, languages: Sequence[str]) -> None:
+    axis.scatter(*points.T, s=22, c="black", zorder=3)
+    for point, language in zip(points, languages, strict=True):
+        axis.annotate(language, point, fontsize=7, xytext=(3, 3), textcoords="offset points", zorder=4)
+
+
+def _styles(scripts: Sequence[str]) -> dict[str, tuple[str, str]]:
+    common = [name for name, _ in Counter(scripts).most_common()]
+    colours = [*[c for c in COLOURS if c != "#000000"], GREY]
+    return {name: (colours[i % len(colours)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(common)}

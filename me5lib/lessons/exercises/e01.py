@@ -1,0 +1,97 @@
+"""Checkers of notebook 01: average pooling, the gap that a temperature asks for, prefixes, and who sees the norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from me5lib.lessons.exercises import Open, ask, close, exercise
+
+
+@exercise("01.1")
+def average_pool(function: Callable) -> str | None:
+    """Two texts, one of them padded with token vectors that are far from zero."""
+    hidden = np.array([[[1.0, 2.0], [3.0, 4.0], [90.0, 90.0]], [[2.0, 0.0], [4.0, 0.0], [6.0, 3.0]]])
+    mask = np.array([[1, 1, 0], [1, 1, 1]])
+    found = np.asarray(ask(function, hidden, mask), dtype=float)
+    sums = (hidden * mask[..., None]).sum(1)
+    right = sums / mask.sum(1, keepdims=True)
+    if found.shape != right.shape:
+        return f"two texts of width 2 give an array of shape (2, 2); yours has {found.shape}"
+    if np.allclose(found, right):
+        return None
+    if np.allclose(found, hidden.mean(1)):
+        return "the padding is averaged in: its token vectors are not zero"
+    if np.allclose(found, sums):
+        return "that is the sum: divide by the number of tokens that are not padding"
+    if np.allclose(found, sums / hidden.shape[1]):
+        return "you left the padding out of the sum but not out of the count"
+    if np.allclose(found, hidden[:, 0]):
+        return "that is the first token's vector"
+    if np.allclose(found, right / np.linalg.norm(right, axis=1, keepdims=True)):
+        return "right direction, but the task asks for the mean itself, not scaled to length 1"
+    return f"for the first text, tokens (1, 2) and (3, 4) and one padding, the mean is (2, 3); you returned {found[0]}"
+
+
+@exercise("01.2")
+def gap(answer: float) -> str | None:
+    """τ (ln(N − 1) + ln(p / (1 − p))) with N = 1,024, τ = 0.05, p = 0.9."""
+    others, odds = math.log(1023), math.log(9)
+    if close(answer, 0.05 * (others + odds)):
+        return None
+    hints = {
+        0.05 * others: "at that gap the model is only 50 % sure: the odds p/(1 − p) are missing",
+        0.01 * (others + odds): "that is for τ = 0.01: here it is 0.05",
+        others + odds: "multiply by the temperature",
+        (others + odds) / 0.05: "multiply by the temperature, do not divide by it",
+        0.05 * (math.log10(1023) + math.log10(9)): "the logarithms are natural ones",
+        0.05 * (others + math.log(99)): "that is for 99 %: here it is 90 %",
+        0.05 * (others - odds): "the logarithm of the odds p/(1 − p) is added: surer means further apart",
+    }
+    for wrong, hint in hints.items():
+        if close(answer, wrong):
+            return hint
+    return "put N = 1024, τ = 0.05 and p = 0.9 into g = τ (ln(N − 1) + ln(p/(1 − p)))"
+
+
+@exercise("01.3")
+def which_prefix(answer: dict[str, str]) -> str | None:
+    """Only the paragraphs of retrieval are passages."""
+    if any(value is ... for value in answer.values()):
+        raise Open
+    given = {name: str(value).strip().rstrip(":") for name, value in answer.items()}
+    if unknown := sorted(set(given.values()) - {"query", "passage"}):
+        return f"there are two prefixes, 'query: ' and 'passage: '; {unknown[0]!r} is neither"
+    passages = {name for name, value in given.items() if value == "passage"}
+    paragraph = "a paragraph, in retrieval"
+    if passages == {paragraph}:
+        return None
+    if paragraph not in passages:
+        return "a paragraph that is searched is the one thing called a passage"
+    if "a question, in retrieval" in passages:
+        return "a question asks: what is it, if the paragraph is the passage?"
+    if any("Quora" in name for name in passages):
+        return "on Quora both sides are questions, so the searched side is a query too"
+    if any("bitext" in name for name in passages):
+        return "a sentence and its translation are the same kind of text: both sides get the same prefix, query"
+    return "classification has one side only; all that is not retrieval is read as a query"
+
+
+@exercise("01.4")
+def norm_matters(answer: dict[str, bool]) -> str | None:
+    """The norm moves whatever sees the vectors themselves; a cosine divides it out."""
+    if any(value is ... for value in answer.values()):
+        raise Open
+    yes = {name for name, value in answer.items() if value}
+    vectors = {"classification by logistic regression", "clustering by k-means"}
+    if yes == vectors:
+        return None
+    if cosines := sorted(yes - vectors):
+        return f"{cosines[0]}: a cosine divides by both lengths, so it is the same with and without the norm"
+    if not yes:
+        return "not every task compares by cosine: two of these are given the vectors themselves"
+    if yes == {"classification by logistic regression"}:
+        return "k-means goes by Euclidean distance, and that sees lengths"
+    return "a logistic regression weighs the numbers in a vector, and longer vectors have larger ones"

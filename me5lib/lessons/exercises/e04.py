@@ -1,0 +1,92 @@
+"""Checkers of notebook 04: the arithmetic of the replay, the cut by a budget, the table of cosines, the closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from me5lib.lessons.exercises import ask, close, exercise
+
+LENGTHS, BUDGET = [5, 1, 9, 40, 1, 9, 2, 30, 5, 9], 32
+LOGITS, TARGET = [1.0, 3.0, 2.0, 0.5], 2
+
+
+@exercise("04.1")
+def arithmetic(answer: float) -> str | None:
+    """(1 + 1 + 2) / (1 + 2) = 4/3."""
+    if close(answer, 4 / 3, 1e-2):
+        return None
+    if close(answer, 2):
+        return "only the forward pass is done twice, the backward pass once"
+    if close(answer, 1.5):
+        return "that counts the backward pass as one forward; it costs two"
+    if close(answer, 4):
+        return "that is GradCache's own cost in forward passes; divide by the plain step's"
+    if close(answer, 1):
+        return "the first pass, without a graph, is arithmetic too"
+    return "count in forward passes: the plain step has 1 + 2 of them, GradCache 1 more"
+
+
+@exercise("04.2")
+def cut_by_budget(answer: Callable) -> str | None:
+    """Sorted, whole, within the budget of padded tokens, and not wasteful."""
+    cut = [list(piece) for piece in ask(answer, list(LENGTHS), BUDGET)]
+    flat = [i for piece in cut for i in piece]
+    if sorted(flat) != list(range(len(LENGTHS))):
+        return f"every text once: {len(LENGTHS)} went in, {len(flat)} came out, {len(set(flat))} of them different"
+    if any(not piece for piece in cut):
+        return "there is an empty piece: a first text longer than the budget must not close a piece that has none"
+    if [LENGTHS[i] for i in flat] != sorted(LENGTHS):
+        return "the texts are not sorted by length, so a long one pads its short neighbours"
+    if any(len(piece) > 1 and len(piece) * max(LENGTHS[i] for i in piece) > BUDGET for piece in cut):
+        return "a piece is over the budget once padded: count texts × longest, not the sum of the lengths"
+    if len(cut) > 5:
+        return f"within the budget, but {len(cut)} pieces where 5 do: go on filling a piece while it fits"
+    first = [list(piece) for piece in answer([50], BUDGET)]
+    return None if first == [[0]] else "a single text longer than the budget should come back as one piece: [[0]]"
+
+
+@exercise("04.3")
+def table(answer: float) -> str | None:
+    """32,768² × 4 bytes = 4.29 GB."""
+    exact = 32_768**2 * 4 / 1e9
+    if close(answer, exact, 2e-2):
+        return None
+    if close(answer, exact / 4, 2e-2):
+        return "that is the number of cosines in billions; each takes four bytes"
+    if close(answer, exact / 2, 2e-2):
+        return "that is at two bytes a number; fp32 has four"
+    if close(answer, 32_768 * 4 / 1e9, 2e-2):
+        return "a table has rows and columns: 32,768 × 32,768 numbers"
+    if close(answer, exact * 1e9, 2e-2) or close(answer, exact * 1e3, 2e-2):
+        return "the digits are right; give it in units of 10⁹ bytes"
+    if close(answer, 4.0):
+        return "4.0 is in GiB (2³⁰ bytes); in GB of 10⁹ bytes it is a little more"
+    return "rows × columns × bytes per number, divided by 10⁹"
+
+
+@exercise("04.4")
+def closed_form(answer: Callable) -> str | None:
+    """The softmax, less one at the right passage."""
+    powers = [math.exp(value) for value in LOGITS]
+    share = [power / sum(powers) for power in powers]
+    hot = [float(j == TARGET) for j in range(len(LOGITS))]
+    hints = {
+        "that is the softmax: one thing is missing at the right passage": share,
+        "the sign: raising the right passage's logit must lower the loss": [
+            h - s for h, s in zip(hot, share, strict=True)],
+        "that leaves the sum under the fraction bar out: divide the powers by it": [
+            p - h for p, h in zip(powers, hot, strict=True)],
+        "the other passages count too: raising the logit of any of them raises the loss": [
+            (s - 1) * h for s, h in zip(share, hot, strict=True)],
+    }  # fmt: skip
+    found = [float(value) for value in ask(answer, list(LOGITS), TARGET)]
+    if len(found) != len(LOGITS):
+        return f"one number for each logit: {len(LOGITS)} went in, {len(found)} came out"
+    right = [s - h for s, h in zip(share, hot, strict=True)]
+    if all(close(f, r, 1e-6) for f, r in zip(found, right, strict=True)):
+        return None
+    for hint, wrong in hints.items():
+        if all(close(f, w, 1e-6) for f, w in zip(found, wrong, strict=True)):
+            return hint
+    return f"logits {LOGITS}, the right one at place {TARGET}: the derivatives are {[round(r, 3) for r in right]}"

@@ -1,0 +1,128 @@
+"""Checkers of notebook 10: weighted F1, prefixes, the margin over a baseline, verdicts, roundings, changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from me5lib.lessons.exercises import Open, ask, close, exercise
+
+Q, P = "query: ", "passage: "
+
+
+@exercise("10.1")
+def weighted_f1(answer: float) -> str | None:
+    """Chosen 0, 0, 2 for queries 0, 1, 2. F1 of document 0: 2 · 1 / (1 + 2) = 2/3; of 1: 0; of 2: 1. Mean 5/9."""
+    if close(answer, 2 / 3):
+        return "that is the accuracy (and the recall): a document that is chosen twice must cost precision too"
+    if close(answer, 1 / 2):
+        return "that is the mean precision (1/2, 0, 1): take F1 of each document, then the mean"
+    if close(answer, 5 / 6):
+        return "document 1 was never chosen, so its F1 is 0, but it still counts in the mean"
+    if close(answer, 2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3)):
+        return "F1 of the mean precision and the mean recall is another number: the mean comes last"
+    return None if close(answer, 5 / 9) else "F1 of a document is 2 · right / (times it is due + times it was chosen)"
+
+
+@exercise("10.2")
+def prefixes(answer: Callable[[str, str], tuple[str, str]]) -> str | None:
+    """`prefixes(task_type, name)` → (before queries, before documents) under the paper's protocol."""
+    found = {key: tuple(ask(answer, *key)) for key in (
+        ("Retrieval", "SciFact"), ("STS", "STSBenchmark"), ("BitextMining", "Tatoeba"),
+        ("Reranking", "AskUbuntuDupQuestions"), ("Retrieval", "QuoraRetrieval"),
+        ("Classification", "Banking77Classification"),
+    )}  # fmt: skip
+    scifact = found["Retrieval", "SciFact"]
+    if scifact == (P, Q):
+        return "the sides are swapped: queries come first in the pair"
+    if scifact != (Q, P):
+        return f"Retrieval, SciFact should be {(Q, P)}, with the colon and the space; yours is {scifact}"
+    if found["STS", "STSBenchmark"] == ("", ""):
+        return "no prefix outside retrieval is what mteb does today; the paper puts `query: ` on every text there"
+    if found["Reranking", "AskUbuntuDupQuestions"] == (Q, P):
+        return "mteb hands a reranking over as a retrieval, but the authors' script puts `query: ` on both sides of it"
+    if found["Retrieval", "QuoraRetrieval"] == (Q, P):
+        return "Quora's documents are questions too: look at the name, not only at the type"
+    wrong = [key for key, value in found.items() if key != ("Retrieval", "SciFact") and value != (Q, Q)]
+    return f"{wrong[0][0]}, {wrong[0][1]}: `query: ` on both sides" if wrong else None
+
+
+@exercise("10.3")
+def margin(answer: Callable[[dict, dict], float]) -> str | None:
+    """`margin(model, baselines)`: mean of model − the baseline of the higher mean, over languages that both have."""
+    model = {"de": 0.9, "fr": 0.7, "ru": 0.5, "xx": 0.1}
+    rows = {"trigrams": {"de": 0.8, "fr": 0.5, "ru": 0.1}, "memory": {"de": 0.6, "fr": 0.6, "ru": 0.5}}
+    found = ask(answer, dict(model), {name: dict(row) for name, row in rows.items()})
+    right = (0.3 + 0.1 + 0.0) / 3
+    if close(found, -right):
+        return "the sign: a model that is ahead has a positive margin"
+    if close(found, (0.1 + 0.2 + 0.4) / 3):
+        return "that is the margin over the baseline of the lower mean; the better one is the bar"
+    if close(found, (0.1 + 0.1 + 0.0) / 3):
+        return "the better baseline of each language is a third, stronger row that nobody has: choose one for all"
+    if close(found, (0.9 + 0.7 + 0.5 + 0.1) / 4 - (0.6 + 0.6 + 0.5) / 3):
+        return "the two means are over different languages: xx has no baseline, so leave it out on both sides"
+    return None if close(found, right) else "choose the baseline of the highest mean, then average model − baseline"
+
+
+@exercise("10.4")
+def verdict_of(answer: Callable[[float | None, float | None, str], str]) -> str | None:
+    """`verdict_of(expected, measured, dtype)`: within 0.1 in fp32, 0.3 in half precision; None where there is none."""
+    cases = {
+        (75.7, 75.65, "fp32"): "agrees", (75.7, 75.9, "fp32"): "differs", (75.7, 75.5, "fp32"): "differs",
+        (75.7, 75.9, "bf16"): "agrees", (75.7, 75.5, "fp16"): "agrees", (75.7, 76.1, "bf16"): "differs",
+        (5.0, 5.2, "fp32"): "differs", (75.7, None, "fp32"): "not measured", (None, 75.7, "fp32"): "not published",
+    }  # fmt: skip
+    found = {case: ask(answer, *case) for case in cases}
+    wrong = [case for case, right in cases.items() if found[case] != right]
+    if not wrong:
+        return None
+    missing = [case for case in wrong if None in case]
+    if len(missing) == 2 and found[missing[0]] == found[missing[1]]:
+        return "a value that is missing is no difference: say on which side it is missing"
+    if len(missing) == 2:
+        return "`not measured` is a published value that nobody measured; you have the two the other way round"
+    if all(case[2] != "fp32" for case in wrong):
+        return "half precision moves a score by a few tenths: its tolerance is 0.3, not that of fp32"
+    higher, lower = ((75.7, value, "fp32") in wrong for value in (75.9, 75.5))
+    if higher != lower:
+        side = "higher" if higher else "lower"
+        return f"a model that scores {side} than published differs, too: take the absolute difference"
+    if higher:
+        return "0.2 is too much in fp32: there the tolerance is 0.1, for every task"
+    case = wrong[0]
+    return f"expected {case[0]}, measured {case[1]}, {case[2]}: {cases[case]}, you say {found[case]}"
+
+
+@exercise("10.5")
+def roundings(answer: tuple[float, float]) -> str | None:
+    """59.446 once: 59.4; over 59.45: 59.5."""
+    once, twice = answer
+    if once is ... or twice is ...:
+        raise Open
+    if close(once, 59.4, 1e-6) and close(twice, 59.5, 1e-6):
+        return None
+    if close(once, 59.5, 1e-6) and close(twice, 59.4, 1e-6):
+        return "the other way round: (a) is rounded once"
+    if close(once, 59.4, 1e-6) and close(twice, 59.4, 1e-6):
+        return "(b) goes over 59.45, which is rounded up, as one does by hand"
+    if close(once, 59.5, 1e-6):
+        return "(a): 59.446 is nearer to 59.4 than to 59.5"
+    if close(twice, 59.45, 1e-6):
+        return "(b) has two steps: 59.45 is the first, and it still has two decimals"
+    return "both have one decimal, and lie beside 59.446"
+
+
+@exercise("10.6")
+def change_taken_apart(answer: Callable[[tuple, tuple], tuple[float, float]]) -> str | None:
+    """`(with, without)` of both models → (change without the prefix, change of what the prefix adds)."""
+    cases = {((64.2, 68.9), (65.3, 69.0)): (0.1, 1.0), ((80.0, 70.0), (76.0, 72.0)): (2.0, -6.0)}
+    for (published, measured), (bare, added) in cases.items():
+        found = tuple(ask(answer, published, measured))
+        hints = {(-bare, -added): "the sign: a change is measured minus published",
+                 (added, bare): "the other way round: first the change without the prefix",
+                 (bare + added, bare): "the first is the change without the prefix: of the second scores",
+                 (bare, bare + added): "that is the change with the prefix: take off what was there without it"}
+        hint = next((hint for wrong, hint in hints.items() if all(map(close, found, wrong))), None)
+        if hint or len(found) != 2 or not all(map(close, found, (bare, added))):
+            return hint or f"published {published}, measured {measured}: {bare:.1f} without it, {added:.1f} its own"
+    return None

@@ -1,0 +1,138 @@
+"""What every notebook begins with: its scale, its folder, `expect`, and the record of what it measured.
+
+    lesson = begin("06", SCALE, SEED, OUT, SET, OFFLINE)
+    expect = lesson.expect
+    expect(accuracy, "bitext.accuracy", tiny=(0.70, 0.90), smoke=(0.05, 1.0))
+
+Results and timings are kept apart (`metrics.json`, `timings.json`), so that two runs with one seed leave equal results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from me5lib import config, io
+from me5lib.io import STAGES, Me5Error
+
+if TYPE_CHECKING:
+    from me5lib.model.encoder import Encoder
+
+
+class Missed(AssertionError):
+    """A number that the text of a notebook relies on fell outside its range."""
+
+
+@dataclass
+class Lesson:
+    """One notebook at work: where it writes, at which scale, and what it has measured so far."""
+
+    name: str
+    scale: config.Scale
+    seed: int
+    out: Path
+    metrics: dict[str, float | str] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """This notebook's own folder under the run's: `<out>/lessons/<name>`."""
+        return self.out / "lessons" / self.name
+
+    def expect(self, value: float, name: str, **ranges: tuple[float, float]) -> float:
+        """Record `value` as `name` and hold it to this scale's range (`tiny=(low, high)`), ends included.
+
+        Raises `Missed` outside the range or for NaN. A scale without a range is recorded and said to be unheld; so is
+        a value outside its range where dials were set by hand: the range is the preset's, and what moved is a result.
+        """
+        value = self.record(name, value)
+        if self.scale.name not in ranges:
+            print(f"{name} = {value:.4g} (no range is held at scale {self.scale.name})")
+            return value
+        low, high = ranges[self.scale.name]
+        if low <= value <= high:
+            print(f"{name} = {value:.4g}  ✓ within {low:g} … {high:g}")
+        elif by_hand := config.overrides(self.scale):
+            print(f"{name} = {value:.4g}, outside {low:g} … {high:g}, which holds without {' '.join(by_hand)}")
+        else:
+            raise Missed(f"{name} = {value:.4g}, expected between {low:g} and {high:g} at scale {self.scale.name}")
+        return value
+
+    def record(self, name: str, value: float | str) -> float | str:
+        """Write `value` under `name` into this notebook's metrics.json; floats keep 6 significant digits."""
+        value = value if isinstance(value, str) else float(value)
+        kept = value if isinstance(value, str) or not math.isfinite(value) else float(f"{value:.6g}")
+        self.metrics[name] = kept if isinstance(kept, str) or math.isfinite(kept) else str(kept)
+        self._write("metrics.json", self.metrics)
+        return value
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure the seconds of a block into timings.json (kept apart from results)."""
+        start = time.perf_counter()
+        yield
+        self.timings[name] = round(time.perf_counter() - start, 3)
+        self._write("timings.json", self.timings)
+
+    def encoder(self) -> Encoder:
+        """The real model that this scale's lessons look at (`evaluate.model`), fp32, on the CPU or the GPU there is.
+
+        At smoke, which downloads nothing, random weights of the scale's shape: the same cells run, and show nothing.
+        """
+        from me5lib.device import best_device
+        from me5lib.model.encoder import Encoder
+
+        if self.scale.evaluate.model != config.UNTRAINED:
+            return Encoder.load(self.scale.evaluate.model).to(best_device())
+        from me5lib.data.corpus import open_corpus
+        from me5lib.train.stages import vocabulary
+
+        tokenizer = vocabulary(open_corpus(self.scale), self.scale, self.out)
+        return Encoder.new(self.scale.model, tokenizer, self.seed).eval()
+
+    def checkpoint(self, stage: str) -> Path:
+        """The folder of a finished stage, one of `STAGES`; raises `Me5Error` naming the commands that make it."""
+        folder = self.out / stage
+        if not (folder / "config.json").is_file():
+            first = ["stage1"] if stage == "stage2" and not (self.out / "stage1" / "config.json").is_file() else []
+            commands = " and ".join(f"`{self._command(each)}`" for each in (*first, stage))
+            raise Me5Error(f"no {stage} checkpoint in {folder}: run {commands} first")
+        return folder
+
+    def _command(self, stage: str) -> str:
+        """The command that makes a stage of this run, with the dials that were set by hand."""
+        by_hand = [word for override in config.overrides(self.scale) for word in ("--set", override)]
+        where = ["--scale", self.scale.name, "--seed", str(self.seed), "--out", str(self.out)]
+        return shlex.join(["me5", *STAGES[stage].split(), *where, *by_hand])
+
+    def _write(self, file: str, content: dict) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / file).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf8")
+
+
+def begin(name: str, scale_name: str, seed: int = 0, out: str = "", set: str = "", offline: bool = True) -> Lesson:  # noqa: A002
+    """Open the lesson `name` with the notebook's parameters; an empty `out` is resolved by `me5lib.io.out`.
+
+    `set` holds overrides separated by spaces (`"train.steps=100 train.lr=1e-3"`), quoted as in a shell where a value
+    has some. With `offline` the hub libraries are told to stay off the network. The lesson's earlier metrics are
+    forgotten. Raises `Me5Error` for a parameter that cannot be, at once.
+    """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    try:
+        dial = config.load(scale_name, shlex.split(set))
+    except ValueError as error:
+        raise Me5Error(f"SET cannot be read ({error}): overrides, as train.steps=100, with spaces between") from None
+    lesson = Lesson(name, dial, io.valid_seed(seed), io.out(scale_name, seed, out))
+    for file in ("metrics.json", "timings.json"):
+        (lesson.folder / file).unlink(missing_ok=True)
+    print(f"lesson {name} · scale {scale_name} · seed {seed} · {lesson.out}")
+    return lesson

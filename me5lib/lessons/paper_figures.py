@@ -1,0 +1,216 @@
+"""Pictures of the paper's tables: bars per language, a language's share of training against its score, categories.
+
+Each takes plain rows, as `evaluate.compare` and `evaluate.reference` return them, and gives a matplotlib `Figure`.
+Bars stand by script, then by family, so that a weakness of one script or of one family shows as a dip.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from me5lib.evaluate.paper import languages
+from me5lib.lessons.figures import COLOURS, GREY, canvas
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNKNOWN = ("unknown", "unknown")
+_TAGS = {"latn": "Latin", "cyrl": "Cyrillic", "arab": "Arabic"}
+_WIDEST = 70  # bars in one panel
+_NARROW = 3  # a family of fewer bars gets no name of its own below the panel
+_NAMED = 6  # dots below a script's name, else there is no room for it
+
+
+class Bar(NamedTuple):
+    """One language: what is published and what was measured, per cent; NaN where there is none."""
+
+    language: str
+    script: str
+    family: str  # the branch of an Indo-European language, else the family
+    expected: float
+    measured: float
+    verdict: str
+
+
+def bars(rows: pd.DataFrame) -> list[Bar]:
+    """The languages of a comparison's rows (one task, one metric), by script, family and the published score.
+
+    Latin comes first, the other scripts after it, those of most languages first. Averages are left out.
+    """
+    found = [Bar(language, *kin(language), row.expected, row.measured, row.verdict)
+             for row in rows.itertuples() if not str(row.subset).startswith("mean of")
+             for language in (str(row.subset).removesuffix("-eng"),)]
+    size = {script: sum(bar.script == script for bar in found) for script in {bar.script for bar in found}}
+    return sorted(found, key=lambda bar: (bar.script != "Latin", -size[bar.script], bar.script, bar.family,
+                                          -_height(bar), bar.language))
+
+
+def kin(language: str) -> tuple[str, str]:
+    """Script and family (the branch, of Indo-European) of a language by its ISO 639 or CLDR code; else `UNKNOWN`.
+
+    Of a language that `reference.languages` lacks, CLDR still knows the script: Latin, or its code of four letters.
+    """
+    from babel.core import get_global
+
+    table = languages()
+    code = language if language in table.index else next(iter(table.index[table["short"] == language]), "")
+    if code:
+        return table.loc[code, "script"], table.loc[code, "branch"]
+    base, _, tag = language.partition("-")
+    if tag:  # as sr-latn, zh-hant
+        script, family = kin(base)
+        return _TAGS.get(tag, script), family
+    likely = get_global("likely_subtags").get(language, "").split("_")[1:2]
+    return (likely[0].replace("Latn", "Latin"), UNKNOWN[1]) if likely else UNKNOWN
+
+
+def language_bars(rows: pd.DataFrame, title: str, score: str) -> Figure:
+    """A bar per language of a comparison (one task, one metric): measured, with the published value as a black mark.
+
+    Orange where the two differ by more than the tolerance. Grey bars are published values that were not measured. Over
+    70 languages take two panels, Latin script and the others.
+    """
+    found = bars(rows)
+    if not found:
+        raise ValueError("no language to draw: give the rows of one task")
+    parts = [found] if len(found) <= _WIDEST else [
+        part for part in ([bar for bar in found if bar.script == "Latin"],
+                          [bar for bar in found if bar.script != "Latin"]) if part]
+    width = max(4.5, 1.4 + 0.19 * max(map(len, parts))) if len(found) > 30 else 8.5
+    figure, axes = canvas(min(width, 15.0), 0.9 + 3.5 * len(parts), rows=len(parts), squeeze=False, sharey=True)
+    for axis, part in zip(axes[:, 0], parts, strict=True):
+        _panel(axis, part, score)
+    axes[0, 0].set_title(title, fontsize=10, loc="left")
+    _legend(figure, found)
+    return figure
+
+
+def language_deltas(spans: Mapping[str, tuple[float, float, float]], label: str) -> Figure:
+    """A dot per language pair with its interval (value, low, high), by script, then by value; orange where the interval
+    leaves zero out. Above each script of `_NAMED` languages stands its mean, above all others theirs."""
+    scripts = {pair: kin(pair.removesuffix("-eng"))[0] for pair in spans}
+    size = Counter(scripts.values())
+    group = {pair: script if size[script] >= _NAMED else "other scripts" for pair, script in scripts.items()}
+    places = sorted(spans, key=lambda pair: (group[pair] == "other scripts", -size[scripts[pair]], scripts[pair],
+                                             spans[pair][0]))
+    values, low, high = np.array([spans[pair] for pair in places]).T
+    colours = np.where((low > 0) | (high < 0), COLOURS[1], COLOURS[0])
+    figure, axis = canvas(max(6.0, 1.2 + 0.125 * len(places)), 4.2)
+    axis.vlines(range(len(places)), low, high, colors=colours, linewidth=1.2, alpha=0.7)
+    axis.scatter(range(len(places)), values, s=12, c=colours, zorder=3)
+    axis.axhline(0, color="black", linewidth=0.8)
+    for name in dict.fromkeys(group[pair] for pair in places):
+        own = [i for i, pair in enumerate(places) if group[pair] == name]
+        axis.text(own[0], 1.01, f"{name} {values[own].mean():+.1f}", fontsize=7, transform=axis.get_xaxis_transform())
+        axis.axvline(own[0] - 0.5, color=GREY, linewidth=0.6, linestyle=":")
+    axis.set_xticks(range(len(places)), [pair.removesuffix("-eng") for pair in places], rotation=90, fontsize=6)
+    axis.set(xlim=(-0.8, len(places) - 0.2), ylabel=label)
+    axis.grid(False, axis="x")
+    return figure
+
+
+def share_against_score(shares: Mapping[str, float], scores: Mapping[str, float], x: str, y: str) -> Figure:
+    """A dot per language that has both: its share of the training rows (logarithmic) against its score in [0, 1].
+
+    `x` and `y` say what the axes are; Latin script and others have marks of their own. The title gives Spearman's ρ
+    over the languages: failure signature "poor in some languages" asks whether the data explains the score. Languages
+    without a training row have no place on a logarithmic axis and are named below it.
+    """
+    from matplotlib.ticker import LogLocator
+    from scipy.stats import spearmanr
+
+    both = [language for language in scores if shares.get(language, 0) > 0]
+    if len(both) < 3:
+        raise ValueError(f"{len(both)} languages have a share and a score: too few to set one against the other")
+    figure, axis = canvas(8.0, 4.6)
+    for label, colour, mark, latin in (("Latin script", COLOURS[0], "o", True), ("others", COLOURS[1], "^", False)):
+        part = [language for language in both if (kin(language)[0] == "Latin") == latin]
+        axis.plot([shares[own] for own in part], [scores[own] for own in part], mark, color=colour, label=label,
+                  markersize=5, linestyle="none")
+    for language in both:
+        axis.annotate(language, (shares[language], scores[language]), (3, 3), textcoords="offset points", fontsize=7)
+    absent = sorted(set(scores) - set(both))
+    rho = spearmanr([shares[own] for own in both], [scores[own] for own in both]).statistic
+    axis.set_title(f"{len(both)} languages, Spearman's ρ = {rho:+.2f}", fontsize=10, loc="left")
+    axis.set(xscale="log", xlabel=x + (f"\nnot trained on: {_few(absent)}" if absent else ""), ylabel=y)
+    narrow = max(shares[own] for own in both) < 2.5 * min(shares[own] for own in both)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    axis.xaxis.set_minor_formatter(lambda share, _: f"{100 * share:.3g} %" if narrow else "")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def category_dots(categories: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
+    """A line per category (`reference.categories`: [categories, models]), a dot per model, per cent.
+
+    `baselines` (name → average) have only an average in the paper, so they stand on a line of their own below it.
+    """
+    figure, axis = canvas(8.0, 1.9 + 0.42 * len(categories))
+    for place, (_, row) in enumerate(categories.iterrows()):
+        axis.plot([row.min(), row.max()], [place, place], color=GREY, linewidth=1, zorder=1)
+    for i, (model, column) in enumerate(categories.items()):
+        axis.plot(column, range(len(categories)), "osD^v"[i % 5], color=COLOURS[i % len(COLOURS)], label=model,
+                  markersize=6, linestyle="none")
+    below = len(categories)
+    for i, (name, value) in enumerate(baselines.items()):
+        axis.plot(value, below, "x+1*"[i % 4], color="black", label=name, markersize=9, markeredgewidth=1.6,
+                  linestyle="none")
+    axis.axhline(below - 1.5, color=GREY, linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(below + bool(baselines)), [*categories.index, "average of others"][: below + bool(baselines)])
+    axis.set_ylim(below + 0.6 * bool(baselines) - 0.4, -0.6)
+    axis.set_xlabel("mean of the category's main scores, per cent")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _panel(axis: Axes, part: list[Bar], score: str) -> None:
+    """Bars, marks, and brackets with the names of scripts and families; a group too narrow for its name has it below,
+    behind the code of its first language."""
+    axis.bar(range(len(part)), [_height(bar) for bar in part], 0.78, color=[_colour(bar) for bar in part])
+    axis.plot(range(len(part)), [bar.expected for bar in part], "_", color="black", markersize=6, markeredgewidth=1.6)
+    labels = [bar.language for bar in part]
+    for depth, high, colour in ((1, 110, "black"), (2, 102.5, "#555555")):
+        start = 0
+        for names, group in groupby([(bar.script, bar.family)[:depth] for bar in part]):
+            n, name = len(list(group)), names[-1]
+            axis.plot([start - 0.4, start + n - 0.6], [high - 2.2] * 2, color=colour, linewidth=0.9)
+            if n >= _NARROW and len(name) < (120 if len(part) < 30 else 230) * n / len(part):
+                axis.text(start + (n - 1) / 2, high - 1.6, name, ha="center", va="bottom", fontsize=7, color=colour)
+            elif depth == 1 or labels[start] == part[start].language:
+                labels[start] += f" · {name}"
+            start += n
+    axis.set_xticks(range(len(part)), labels, rotation=90, fontsize=7)
+    axis.set(xlim=(-0.7, len(part) - 0.3), ylim=(0, 117), ylabel=score, yticks=range(0, 101, 20))
+    axis.grid(False, axis="x")
+
+
+def _legend(figure: Figure, found: list[Bar]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    there = {_colour(bar) for bar in found}
+    kinds = {COLOURS[0]: "measured, agrees", COLOURS[1]: "measured, differs", COLOURS[5]: "measured, not published",
+             GREY: "published, not measured"}
+    marks = [Patch(color=colour, label=name) for colour, name in kinds.items() if colour in there]
+    marks.append(Line2D([], [], color="black", marker="_", linestyle="none", markeredgewidth=1.6, label="published"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=8)
+
+
+def _height(bar: Bar) -> float:
+    return bar.expected if bar.measured != bar.measured else bar.measured
+
+
+def _colour(bar: Bar) -> str:
+    return {"agrees": COLOURS[0], "differs": COLOURS[1], "not published": COLOURS[5]}.get(bar.verdict, GREY)
+
+
+def _few(names: list[str], most: int = 20) -> str:
+    return " ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

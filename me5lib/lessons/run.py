@@ -1,0 +1,362 @@
+"""Run the notebooks by papermill, in the order of what they need, and leave a folder that can be read without network.
+
+    run(scale.load("tiny"), seed=0)              # → [Outcome(name="00", state="finished", …), …]
+
+The folder of a run (`runs/<scale>/seed-<n>`, held under a lock while it is written):
+
+    notebooks/06.ipynb, 06.html    executed notebooks
+    lessons/06/                    what each measured: metrics.json, timings.json, tables, pictures
+    stage1/, stage2/               checkpoints
+    results.json, timings.json     all of it; times apart, so that two runs with one seed leave equal results
+    state.json, index.html         what is finished, and under which key; the page to start from
+
+A notebook is finished under a key: a hash of its code cells, its parameters, me5's version, `VERSION`, the packs and
+the keys of the notebooks whose checkpoints it needs. While the key stays, it is not run again. The order comes from the
+notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`; so does which others have to be run first.
+
+Ctrl-C goes to the kernel, which has `GRACE` seconds to leave its cell; then it is killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from me5lib import __version__, io
+from me5lib.config import Scale
+from me5lib.io import Me5Error
+from me5lib.lessons import report
+
+VERSION = 1  # of the library as notebooks see it; raise it with any change between releases that gives other results
+AGAIN = 1.0  # seconds from Ctrl-C to a second interrupt: a kernel about to begin a cell ignores the first (ours)
+GRACE = 10.0  # seconds from Ctrl-C until a kernel that does not leave its cell is killed (ours)
+
+
+class Book(NamedTuple):
+    """One source notebook, and the checkpoints that it needs and makes."""
+
+    name: str  # "06"
+    path: Path
+    title: str
+    needs: tuple[str, ...]
+    makes: tuple[str, ...]
+    source: str  # hash of its code cells
+
+
+class Outcome(NamedTuple):
+    """What became of one notebook."""
+
+    name: str
+    state: str  # "finished", "kept" (finished before) or "failed"
+    seconds: float
+    error: str = ""  # last line of the exception
+
+
+def books(folder: Path | None = None) -> list[Book]:
+    """The notebooks of `folder` (default: those that ship with me5): makers before who needs them, then by number."""
+    found = [_book(path) for path in sorted((folder or io.asset("notebooks")).glob("[0-9][0-9]_*.ipynb"))]
+    makers = {made for book in found for made in book.makes}
+    ordered: list[Book] = []
+    while len(ordered) < len(found):
+        missing = makers - {name for book in ordered for name in book.makes}
+        ready = [b for b in found if b not in ordered and not (set(b.needs) - set(b.makes)) & missing]
+        if not ready:
+            raise Me5Error("the notebooks need each other in a circle: see `needs` and `makes` in their metadata")
+        ordered.append(ready[0])
+    return ordered
+
+
+def _book(path: Path) -> Book:
+    raw = io.read_json(path)
+    wishes = raw["metadata"].get("me5", {})
+    code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
+    needs, makes = (tuple(wishes.get(key, ())) for key in ("needs", "makes"))
+    return Book(path.name[:2], path, report.title(raw), needs, makes, _hash(code, needs, makes))
+
+
+def run(
+    scale: Scale,
+    seed: int = 0,
+    out: str | os.PathLike = "",
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    keep_going: bool = False,
+    progress: bool = True,
+    folder: Path | None = None,
+) -> list[Outcome]:
+    """Execute the notebooks (`only` these numbers, if given) that are not finished; returns an `Outcome` each.
+
+    Before `only` come those that make what they need and is not there yet; which, is said before anything is run.
+    `scale` is loaded with `overrides`, which the notebooks get too. Without `keep_going` the first failure is the last
+    notebook. `folder` holds the notebooks, by default those that ship with me5. An interrupt leaves what is finished.
+    """
+    needs_no_hub(scale)
+    all_books = books(folder)
+    chosen = _chosen(all_books, only)
+    where = io.out(scale.name, io.valid_seed(seed), out)
+    parameters = {"SCALE": scale.name, "SEED": seed, "OUT": str(where), "SET": shlex.join(overrides),
+                  "OFFLINE": scale.offline}
+    outcomes = []
+    with locked(where):
+        journal = Journal(where, all_books, parameters)
+        try:
+            for book in _with_makers(chosen, all_books, journal):
+                outcomes.append(_one(book, journal, parameters, progress))
+                if outcomes[-1].state == "failed" and not keep_going:
+                    break
+        finally:
+            journal.close()
+    return outcomes
+
+
+def needs_no_hub(scale: Scale) -> None:
+    """Raise `Me5Error` for a scale of the hub: days on GPUs, and without the offline tables' evaluation sets."""
+    if not scale.offline:
+        raise Me5Error(f"scale {scale.name} is trained by me5 pretrain and me5 finetune (--plan: what it takes), "
+                       "measured by me5 evaluate --model FOLDER --table 5: choose --scale smoke or tiny here")
+
+
+def _chosen(all_books: list[Book], only: Sequence[str]) -> list[Book]:
+    names = [book.name for book in all_books]
+    if unknown := [name for name in only if name not in names]:
+        raise Me5Error(f"there is no notebook {', '.join(unknown)}: there are {', '.join(sorted(names))}")
+    return [book for book in all_books if not only or book.name in only]
+
+
+def _with_makers(chosen: Sequence[Book], all_books: Sequence[Book], journal: Journal) -> list[Book]:
+    """`chosen`, and before them whoever makes a checkpoint that they, or those makers, need; says who and why."""
+    reasons = {book.name: "" for book in chosen}
+    for book in reversed(all_books):  # who needs before who makes
+        for maker in all_books if book.name in reasons else ():
+            needs = [name for name in book.needs if name in maker.makes and not journal.has(name, maker)]
+            if needs and maker.name not in reasons:
+                reasons[maker.name] = f"it makes {' and '.join(needs)}, which {book.name} needs"
+    wanted = [book for book in all_books if book.name in reasons]
+    for book in wanted:
+        if reasons[book.name]:
+            print(f"{book.name}  added     {reasons[book.name]}", flush=True)
+    return wanted
+
+
+class Journal:
+    """state.json: which notebook is finished under which key; written after each, so an interrupt loses nothing."""
+
+    def __init__(self, out: Path, all_books: list[Book], parameters: dict[str, Any]) -> None:
+        self.out = out
+        self._path = out / "state.json"
+        self._keys: dict[str, str] = {}
+        self._settings = {"scale": parameters["SCALE"], "seed": parameters["SEED"], "set": parameters["SET"]}
+        for book in all_books:  # makers come first
+            earlier = [b for b in all_books if b.name in self._keys]
+            upstream = [self._keys[b.name] for b in earlier if set(b.makes) & set(book.needs)]
+            self._keys[book.name] = _hash(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
+        old = io.read_json(self._path, {})
+        self.notebooks: dict[str, dict] = {n: e for n, e in old.get("notebooks", {}).items() if n in self._keys}
+
+    def finished(self, name: str) -> bool:
+        """Whether notebook `name` is finished under today's key, and what it made is still there."""
+        entry = self.notebooks.get(name, {})
+        here = [self.out / "notebooks" / f"{name}.ipynb", *(self.out / made for made in entry.get("made", ()))]
+        return entry.get("state") == "finished" and entry["key"] == self._keys[name] and all(p.exists() for p in here)
+
+    def has(self, checkpoint: str, maker: Book) -> bool:
+        """Whether a checkpoint is there: brought from elsewhere, or made by `maker` under today's key."""
+        entry = self.notebooks.get(maker.name)
+        there = (self.out / checkpoint / "config.json").is_file()
+        return there and (entry is None or entry["key"] == self._keys[maker.name])
+
+    def write(self, book: Book, outcome: Outcome) -> None:
+        """Record what became of `book`."""
+        made = [name for name in book.makes if (self.out / name).exists()]
+        self.notebooks[book.name] = {"key": self._keys[book.name], "state": outcome.state, "error": outcome.error,
+                                     "title": book.title, "seconds": round(outcome.seconds, 1), "made": made}
+        self._save()
+
+    def forget(self, book: Book) -> None:
+        """Take `book` out, before it is run again."""
+        if self.notebooks.pop(book.name, None) is not None:
+            self._save()
+
+    def _save(self) -> None:
+        content = {"settings": self._settings, "version": __version__, "notebooks": self.notebooks}
+        io.put_json(self._path, content, sort_keys=True)
+
+    def close(self) -> None:
+        """Write results.json and timings.json of what is finished, and the index page."""
+        if self._path.is_file():
+            report.collect(self.out, [name for name in self.notebooks if self.finished(name)])
+            report.index(self.out)
+
+
+def _one(book: Book, journal: Journal, parameters: dict[str, Any], progress: bool) -> Outcome:
+    if journal.finished(book.name):
+        print(f"{book.name}  kept      {book.title}", flush=True)
+        return Outcome(book.name, "kept", 0.0)
+    journal.forget(book)
+    start = time.perf_counter()
+    target = journal.out / "notebooks" / f"{book.name}.ipynb"
+    target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
+    error = _execute(book, target, parameters, progress)
+    outcome = Outcome(book.name, "failed" if error else "finished", time.perf_counter() - start, error)
+    if target.is_file():
+        report.page(target)
+    journal.write(book, outcome)
+    print(f"{book.name}  {outcome.state:9} {book.title} ({outcome.seconds:.0f} s)", flush=True)
+    if error:
+        print(f"notebook {book.name} failed: {error}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def _execute(book: Book, target: Path, parameters: dict[str, Any], progress: bool) -> str:
+    """Run `book` into `target`; returns the last line of its exception, or nothing."""
+    import papermill
+
+    bar = {"desc": f"{book.name} {book.title[:40]}", "leave": False} if progress else False
+    ctrl_c, said = _CtrlC(), tempfile.TemporaryFile()
+    try:
+        with said, ctrl_c:
+            papermill.execute_notebook(
+                book.path, target, parameters, cwd=target.parent, progress_bar=bar, start_timeout=120,
+                language="python", kernel_name="python3", on_cell_execute=ctrl_c.cell,
+                kernel_manager_class=_kernel_manager(parameters["OFFLINE"], ctrl_c, said),
+            )
+    except papermill.PapermillExecutionError as error:
+        last = " ".join(str(error.evalue).split())
+        return f"{error.ename}: {last} (cell {error.exec_count})"
+    except Exception as error:  # a kernel that died or would not start: the other notebooks can still run
+        last = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {last[-1]}"
+    return ""
+
+
+class _CtrlC:
+    """Inside, Ctrl-C goes to the kernel, as from Jupyter's stop button; KeyboardInterrupt is raised on the way out.
+
+    Raised wherever it arrives it could be lost in a destructor, or leave asyncio's tasks behind that wait for a kernel
+    which has gone. Before its first cell, at a second Ctrl-C, and after `GRACE`, the kernel is killed with all that it
+    started. Where Ctrl-C is ignored, or somebody else's to handle, it stays so.
+    """
+
+    def __init__(self) -> None:
+        self.manager: Any = None  # of the kernel; its `provisioner` has the process
+        self._begun = self._pressed = self._ours = False
+        self._left = threading.Event()
+
+    def __enter__(self) -> None:
+        main = threading.current_thread() is threading.main_thread()  # another one cannot set handlers
+        self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._press)
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._pressed:
+            self._left.set()
+            self._signal(kill=True)
+            logging.getLogger("papermill").disabled = False
+            raise KeyboardInterrupt from None
+
+    def cell(self, **_: Any) -> None:
+        """Called by nbclient before each cell: between two of them a kernel ignores an interrupt."""
+        self._begun = True
+        if self._pressed:
+            self._signal(kill=True)
+
+    def _press(self, *_: object) -> None:
+        self._signal(kill=self._pressed or not self._begun)
+        if not self._pressed:
+            self._pressed = True
+            threading.Thread(target=self._wait, daemon=True).start()
+            logging.getLogger("papermill").disabled = True  # it would tell of the kernel's death, on standard error
+
+    def _wait(self) -> None:
+        if not self._left.wait(AGAIN):
+            self._signal(kill=False)
+        if not self._left.wait(GRACE - AGAIN):
+            self._signal(kill=True)
+
+    def _signal(self, kill: bool) -> None:
+        process = getattr(getattr(self.manager, "provisioner", None), "process", None)
+        if process is None or process.poll() is not None:
+            return
+        with suppress(OSError):  # it ended meanwhile
+            if hasattr(os, "killpg"):  # a kernel leads its group
+                os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGINT)
+            else:  # Windows has no groups
+                process.kill()
+
+
+def _kernel_manager(offline: bool, ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
+    """A kernel manager that starts the interpreter we run in, whatever kernels are installed, with our folders.
+
+    The kernel's own standard error goes to `errors`: one that is interrupted under load prints tracebacks of its own.
+    """
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    environment = {"ME5_CACHE": str(io.cache()), "PYTHONHASHSEED": "0"}
+    if offline:
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if root := io.checkout():
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    quiet = "--log-level=CRITICAL"  # what goes wrong stands in the notebook; warnings of the loopback are no news
+    command = [sys.executable, "-m", "ipykernel_launcher", quiet, "-f", "{connection_file}"]
+    spec = KernelSpec(argv=command, env=environment, display_name="Python 3", language="python")
+
+    class Manager(AsyncKernelManager):
+        kernel_spec = spec
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            ctrl_c.manager = self
+
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(stderr=errors, **options)
+
+    return Manager
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The folder of a run while no other process writes to it; raises `Me5Error` where one does."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Me5Error(f"another me5 is at work in {out}: wait for it, or choose another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def packs_hash() -> str:
+    """Hash of the list of packs: names and SHA-256 of every file of every data card."""
+    from me5lib.data import packs
+
+    return _hash(sorted((name, file.sha256) for name, file in packs.wanted().items()))
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf8")).hexdigest()[:16]
+
+
+def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Those that failed."""
+    return [outcome for outcome in outcomes if outcome.state == "failed"]

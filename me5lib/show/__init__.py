@@ -1,1 +1,0 @@
-"""Figures and maps of what the other rooms return."""

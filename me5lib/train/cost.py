@@ -1,0 +1,246 @@
+"""What a run will cost, before it is begun: memory, disk, hours, by the kind of GPU. Arithmetic alone: nothing is read.
+
+    print("\\n".join(estimate(scale.load("base")).lines()))
+
+Known: steps, batch, weights, what AdamW and a checkpoint hold. Estimated: what autograd keeps of a token (counted with
+`gradcache.GraphMeter`, see the tests). Assumed, and said so in the output: tokens of a pair, and the share of a GPU's
+peak that a run reaches. What the paper states of its hardware stands beside it: next to nothing.
+
+Cost: a second, most of it imports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from me5lib.config import Model, Scale, Stage
+from me5lib.train import checkpoint, stages, telemetry
+from me5lib.train import loss as losses
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# GB of memory, from the makers' data sheets (nvidia.com: V100, A100 80GB, L40S, H100 SXM and H200 Tensor Core GPU data
+# sheets; NVIDIA Ada GPU architecture white paper for the RTX 4090). Their peak FLOP/s: `telemetry.PEAK`, same sources.
+MEMORY = {"RTX 4090": 24, "V100": 32, "L40S": 48, "A100": 80, "H100": 80, "H200": 141}
+USE = 0.35  # ours, an assumption: share of the peak that all products together reach; a run logs its own (mfu)
+FILL = 0.5  # ours, an assumption: texts have so much of the most tokens that they are cut to, in the mean
+ROOM = 0.9  # ours: share of a GPU's memory to be planned with; the rest is CUDA's own, and lost between pieces
+PAPER = "the paper: says nothing of hardware or hours; English E5, which it follows, trained on {} GPUs of unknown kind"
+PAPER_GPUS = {"small": 16, "base": 32, "large": 64, "large-instruct": 64}  # of E5's stage 1 (microsoft/unilm #1448)
+PAPER_GPUS_2 = 8  # of E5's stage 2: recollection of its Table 11, unverified
+
+
+class Size(NamedTuple):
+    """Weights of an encoder: all, those every token is multiplied by, and those of the vocabulary's table."""
+
+    all: int
+    worked_on: int
+    table: int
+
+
+class Held(NamedTuple):
+    """What each GPU holds, in bytes; `activations` are those of one piece of `piece` padded tokens."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    loss: int
+    activations: int
+    piece: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self) - self.piece
+
+
+class Fleet(NamedTuple):
+    """Some GPUs of one kind at work: what each holds (None: it does not fit), whether GradCache is needed, hours."""
+
+    gpu: str
+    count: int
+    held: Held | None
+    cached: bool
+    hours: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a stage will take. `tokens` are those of a pair, or of a labelled example with its negatives."""
+
+    scale: str
+    name: str  # "stage1" or "stage2"
+    shape: Model
+    stage: Stage
+    size: Size
+    tokens: float
+    use: float
+
+    @property
+    def seen(self) -> float:
+        """Tokens of all steps."""
+        return self.stage.steps * self.stage.batch * self.tokens
+
+    @property
+    def disk(self) -> int:
+        """Bytes of checkpoints at most: those that are kept and the one being written, weights and both moments."""
+        return (checkpoint.KEEP + 1) * 3 * 4 * self.size.all
+
+    @property
+    def paper_gpus(self) -> int | None:
+        """GPUs of English E5's counterpart, where there is one."""
+        if self.scale not in PAPER_GPUS:
+            return None
+        return PAPER_GPUS[self.scale] if self.name == "stage1" else PAPER_GPUS_2
+
+    def operations(self, cached: bool) -> float:
+        """FLOP of the stage: 2 for each weight and token forwards, 4 backwards, and again 2 for every replay.
+
+        Attention's own products are in. Stage 2 reads each text at most twice more: to mine, and for the teacher.
+        """
+        longest = self.tokens / self.texts
+        forward = 2 * self.size.worked_on + 4 * self.shape.layers * self.shape.width * longest
+        replays = cached + bool(self.stage.gradient_checkpointing) + 2 * (self.name == "stage2")
+        return self.seen * forward * (3 + replays)
+
+    @property
+    def texts(self) -> int:
+        """Texts of a pair, or of a labelled example."""
+        return 2 + self.stage.hard_negatives * (self.name == "stage2")
+
+    def fleet(self, gpu: str, count: int) -> Fleet:
+        """What `count` GPUs of a kind will do, sharing each batch."""
+        held = self._held(MEMORY[gpu] * 1e9 * ROOM, count)
+        cached = held is not None and self.stage.batch / count * self.tokens > held.piece
+        hours = self.operations(cached) / (telemetry.PEAK[gpu] * self.use * count) / 3600
+        return Fleet(gpu, count, held, cached, hours)
+
+    def _held(self, memory: float, count: int) -> Held | None:
+        """The largest piece that `stages` would find to fit, and what is held with it."""
+        weights = 4 * self.size.all
+        gradients = weights * (2 if count > 1 else 1) + 4 * self.size.table  # DDP's buckets; one of the table in making
+        vectors = self.stage.batch * self.texts * self.shape.width * 4 * 3  # theirs, their gradient, a copy
+        loss = vectors + 3 * 4 * losses.TILE_LOGITS
+        piece = stages.FIRST_BUDGET
+        while piece >= 1_024:
+            graph = graph_bytes(self.shape, self.size, piece, bool(self.stage.gradient_checkpointing))
+            held = Held(weights, gradients, 2 * weights, loss, graph, piece)
+            if held.total <= memory:
+                return held
+            piece //= 2
+        return None
+
+    def lines(self) -> list[str]:
+        """The estimate in words, saying what is known, what is estimated and what is assumed."""
+        return [*self._title(), *self._memory(), *self._hours(), *self._paper()]
+
+    def _title(self) -> Iterator[str]:
+        what = "pairs" if self.name == "stage1" else "labelled examples"
+        yield (f"{self.name} at scale {self.scale}: {self.stage.steps:,} steps of {self.stage.batch:,} {what}, "
+               f"{self.shape.backbone}; nothing is trained, this is what it will take")
+
+    def _memory(self) -> Iterator[str]:
+        held = self.fleet("A100", 8).held
+        weights = 4 * self.size.all
+        yield "on every GPU (data parallel: each holds everything)"
+        yield _row("weights", weights, f"{self.size.all / 1e6:.1f} M in fp32, {self.size.table / 1e6:.1f} M of "
+                   "them the vocabulary's")
+        if held:
+            yield _row("gradients", held.gradients, "fp32; with DDP's buckets, and one of the vocabulary in the making")
+            yield _row("optimiser", held.optimiser, "AdamW's two moments, fp32")
+            yield _row("loss", held.loss, "vectors of the whole batch and a tile of logits")
+            yield _row("activations", held.activations, f"of one piece of {held.piece:,} padded tokens on an A100 "
+                       "(estimated); a batch of more goes through in pieces (GradCache)")
+        yield _row("checkpoints", self.disk, f"on disk at most: {checkpoint.KEEP} kept, one being written; and "
+                   f"{weights / 1e9:.2f} GB for the finished model")
+
+    def _hours(self) -> Iterator[str]:
+        counts = sorted({1, 8, self.paper_gpus or 1})
+        yield f"hours (a batch on so many GPUs; {self.operations(True):.2g} FLOP with GradCache's second forward)"
+        heads = "".join(f"{f'{n} GPU' + 's' * (n > 1):>10}" for n in counts)
+        yield f"  {'':10}{'GB':>5}{'TFLOP/s':>9}{'piece':>11}{heads}{'GPUs for a day':>16}"
+        for gpu in MEMORY:
+            fleets = [self.fleet(gpu, n) for n in counts]
+            if fleets[0].held is None:
+                yield f"  {gpu:10}{MEMORY[gpu]:>5}{telemetry.PEAK[gpu] / 1e12:>9.0f}{'too small':>11}"
+                continue
+            hours = "".join(f"{_hours(fleet.hours):>10}" for fleet in fleets)
+            day = max(1, -(-fleets[0].hours // 24))
+            yield (f"  {gpu:10}{MEMORY[gpu]:>5}{telemetry.PEAK[gpu] / 1e12:>9.0f}{fleets[0].held.piece:>11,}{hours}"
+                   f"{day:>16,.0f}")
+        yield (f"assumed (ours): {self.tokens:g} tokens of {_one(self.texts)} (--tokens), {self.use:.0%} of the data "
+               "sheet's 16-bit peak (--use; a run logs its own as mfu)")
+        yield "not reckoned: reading data, evaluation, checkpoints, the network between GPUs"
+        if self.name == "stage2":
+            yield "in it: mining and the teacher's scores, each text at most twice more (estimated)"
+
+    def _paper(self) -> Iterator[str]:
+        if self.paper_gpus is None:
+            yield "the paper has no such scale"
+        elif self.name == "stage1":
+            yield f"{PAPER.format(self.paper_gpus)} (microsoft/unilm #1448)"
+        else:
+            yield f"{PAPER.format(self.paper_gpus)} (from memory, unverified)"
+
+
+def estimate(dial: Scale, name: str = "stage1", tokens: float | None = None, use: float = USE) -> Estimate:
+    """What stage `name` of a scale will take; `tokens` of a pair (of an example), `use` the share of a GPU's peak."""
+    stage = dial.train if name == "stage1" else dial.finetune
+    negatives = stage.hard_negatives if name == "stage2" else 0
+    tokens = tokens or FILL * (stage.query_tokens + (1 + negatives) * stage.passage_tokens)
+    return Estimate(dial.name, name, dial.model, stage, size(dial.model), tokens, use)
+
+
+def size(shape: Model) -> Size:
+    """Weights of the encoder of a shape, counted on a model without storage."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(configuration(shape), add_pooling_layer=False)
+    table = model.get_input_embeddings().weight.numel()
+    return Size(sum(p.numel() for p in model.parameters()), telemetry.worked_on(model), table)
+
+
+def configuration(shape: Model) -> PretrainedConfig:
+    """The configuration of the backbone: XLM-R's by its name, else BERT's classes, as MiniLM's and the random one's.
+
+    Multilingual MiniLM has XLM-R's vocabulary under BERT's padding id, 0, which is `<s>`.
+    """
+    from transformers import BertConfig, XLMRobertaConfig
+
+    same = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads, "intermediate_size": shape.feedforward}
+    if "xlm-roberta" in shape.backbone:
+        return XLMRobertaConfig(**same, max_position_embeddings=shape.max_tokens + 2, type_vocab_size=1,
+                                layer_norm_eps=1e-5, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+    segments = 1 if shape.backbone == "random" else 2
+    return BertConfig(**same, max_position_embeddings=shape.max_tokens, type_vocab_size=segments, pad_token_id=0)
+
+
+def graph_bytes(shape: Model, size: Size, tokens: int, recomputed: bool = False) -> int:
+    """About what autograd keeps of `tokens` tokens under 16-bit autocast with attention that keeps no table.
+
+    A layer: 28 bytes for each of its width and 4 for each of its feed-forward (norms and residuals are fp32), the
+    embedding 8; and the 16-bit copies of the weights. `recomputed` (gradient checkpointing): a layer's input, and one
+    layer whole.
+    """
+    layer = 28 * shape.width + 4 * shape.feedforward
+    layers = 4 * shape.width * shape.layers + layer if recomputed else layer * shape.layers
+    return tokens * (layers + 8 * shape.width) + 2 * size.worked_on
+
+
+def _row(name: str, held: float, why: str) -> str:
+    return f"  {name:12}{held / 1e9:>8.2f} GB  {why}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def _one(texts: int) -> str:
+    return "a pair" if texts == 2 else f"an example of {texts} texts"

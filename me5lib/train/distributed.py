@@ -1,0 +1,352 @@
+"""Many processes, one gradient: who trains together, a gather that gradients flow through, and the scale contract.
+
+Design: every rank embeds its own rows; `gather` gives everyone all vectors, `everyone` the relations of all rows; each
+rank computes the losses of its own rows against everybody's passages; `share_of_mean` scales their sum so that what
+DistributedDataParallel then does (the average of the ranks' gradients) is the gradient of the mean over the *global*
+batch. Ranks may hold unequal numbers of rows, or none. Several such terms can be added: the weight between them is the
+same at every world size.
+
+    team = join()                                             # under torchrun or accelerate launch; alone otherwise
+    model, held = team.wrap(encoder), sizes(related)
+    q, p = gather(queries, held.queries), gather(passages, held.passages)
+    total = total_loss(q, p, everyone(related, held), temperature, rows=held.mine)
+    loss = share_of_mean(total, len(queries), held.queries)
+
+Processes are DistributedDataParallel, through accelerate (its launcher and its state). Ranks run unequal numbers of
+pieces, which sharded parameters (FSDP, ZeRO-2 and 3) would deadlock on, so those are refused; 560 M parameters need
+neither. That all this is right on your own machines: `me5lib.lessons.check_gradients`.
+
+Cost: a gather sends each vector to every rank, and its gradient back; the relations are a few integers a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as processes
+from torch import Tensor
+
+from me5lib.device import best_device
+from me5lib.io import PACKAGE, Me5Error
+from me5lib.train.loss import Relations
+
+MEETING = "ME5_MEET"  # a file at which the processes that `launch` starts find each other: no port, so none is taken
+PATIENCE = timedelta(hours=2)  # ours: a collective's, for a rank that is slow; nobody waits in one for work of hours
+T = TypeVar("T")
+_meetings = itertools.count()
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # accelerate's switches, as ACCELERATE_USE_<name>
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who trains together. `Team.alone()` is one process, without any process group."""
+
+    rank: int
+    world: int
+    device: torch.device
+    prepare: Callable[[torch.nn.Module], torch.nn.Module] | None = None  # accelerate's wrapper
+
+    @classmethod
+    def alone(cls, device: torch.device | None = None) -> Team:
+        """One process on `device` (a GPU if there is one)."""
+        return cls(0, 1, device or best_device())
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    def wrap(self, model: torch.nn.Module) -> Callable[[Any], Tensor]:
+        """`model` itself, or behind DistributedDataParallel: called with token ids, with `no_sync` of its own."""
+        if self.prepare is None:
+            return model
+        with warnings.catch_warnings():  # accelerate 1.15 names an option of DistributedDataParallel by its older name
+            warnings.simplefilter("ignore", FutureWarning)
+            return _Wrapped(self.prepare(model))
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so. A collective."""
+        return self.sum(float(flag)) > 0
+
+    def mean(self, value: float) -> float:
+        """The mean of every rank's `value`. A collective."""
+        return self.sum(value) / self.world
+
+    def sum(self, value: float) -> float:
+        """The sum of every rank's `value`. A collective."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        processes.all_reduce(total)
+        return total.item()
+
+    def barrier(self) -> None:
+        """Wait for the others, however long they take: at the store where they met, not in a collective, which would
+        give up after `PATIENCE` while rank 0 mines, trains a teacher or evaluates."""
+        if self.world == 1:
+            return
+        store, here, pause = processes.distributed_c10d._get_default_store(), f"me5/{next(_meetings)}", 0.001
+        store.add(here, 1)
+        while store.add(here, 0) < self.world:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def by_main(self, act: Callable[[], T]) -> T | None:
+        """What `act` gives on rank 0, None on the others, which wait for it; if it fails they all do, so that nobody
+        waits for a rank that has gone."""
+        made = error = None
+        if self.main:
+            try:
+                made = act()
+            except Exception as caught:  # noqa: BLE001
+                error = caught
+        self.barrier()
+        if self.any(error is not None):
+            raise error or Me5Error("rank 0 failed: it says why")
+        return made
+
+    def first_here(self, make: Callable[[], T]) -> T:
+        """What `make` gives, on every rank; rank 0 first, so that what it builds or downloads is there for the rest."""
+        made = self.by_main(make)
+        return made if self.main else make()
+
+
+class _Ids(Sequence):
+    """Token ids that DistributedDataParallel hands on as they are; it would walk through lists, number by number."""
+
+    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> Sequence[int]:
+        return self.ids[i]
+
+
+class _Wrapped:
+    """DistributedDataParallel around an encoder, called as the encoder is."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        return self.model(_Ids(ids))
+
+    def no_sync(self) -> contextlib.AbstractContextManager:
+        """Gradients of calls inside stay on this rank."""
+        return self.model.no_sync()
+
+
+def join(world: int | None = None) -> Team:
+    """The processes that a launcher (accelerate, torchrun, `launch`) started together; one alone without a launcher.
+
+    With `world`, raises `Me5Error` when another number came together: without it, processes that do not find each other
+    would each train alone, and without GPUs `accelerate launch --num_processes 2` starts but one (torchrun starts two).
+    Raises `Me5Error` where the launcher was told to shard parameters.
+    """
+    told = [name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]
+    if told:
+        raise Me5Error(f"{told[0]} shards parameters; ranks here run unequal numbers of pieces, which would deadlock: "
+                       "launch with plain data parallelism (accelerate launch --multi_gpu)")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if world is not None and launched != world:
+        raise Me5Error(f"{launched} process(es) were launched, {world} were asked for: "
+                       f"torchrun --nproc-per-node {world}, or on GPUs accelerate launch --num_processes {world}")
+    return Team.alone() if launched == 1 else _joined(launched)
+
+
+def _joined(world: int) -> Team:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    cpu = not torch.cuda.is_available()
+    if os.environ.get(MEETING) and not processes.is_initialized():
+        store = processes.FileStore(os.environ[MEETING], world)
+        processes.init_process_group("gloo" if cpu else "nccl", store=store, rank=int(os.environ["RANK"]),
+                                     world_size=world, timeout=PATIENCE)
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
+    team = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)  # cpu=False would train alone on a CPU
+    if team.num_processes != world:
+        raise Me5Error(f"{team.num_processes} of {world} processes found each other: check the launcher's settings")
+    return Team(team.process_index, world, team.device, team.prepare_model)
+
+
+def leave() -> None:
+    """Dissolve the group, if there is one."""
+    if processes.is_initialized():
+        processes.destroy_process_group()
+
+
+def world() -> int:
+    """How many processes train together: 1 where none were started."""
+    return processes.get_world_size() if processes.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return processes.get_rank() if processes.is_initialized() else 0
+
+
+class Sizes(NamedTuple):
+    """How much of a batch every rank holds, so that this is asked once and not by every collective."""
+
+    queries: list[int]  # of rank 0, 1 …
+    passages: list[int]
+    known: int  # the most texts that answer one query, on any rank
+
+    @property
+    def mine(self) -> slice:
+        """Where this rank's queries lie among everybody's."""
+        begin = sum(self.queries[: rank()])
+        return slice(begin, begin + self.queries[rank()])
+
+
+def sizes(related: Relations) -> Sizes:
+    """The sizes of all ranks' parts of a batch, of which `related` is this one's. One collective."""
+    held = [len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]
+    queries, passages, known = zip(*_table(held, related.query_key.device), strict=True)
+    return Sizes(list(queries), list(passages), max(known))
+
+
+def counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
+    """How many rows each rank holds, given how many this one does. Every rank must ask."""
+    return [row[0] for row in _table([rows], device)]
+
+
+def _table(numbers: list[int], device: torch.device | str) -> list[list[int]]:
+    """Every rank's `numbers`, rank by rank. A collective."""
+    if world() == 1:
+        return [numbers]
+    table = torch.zeros(world(), len(numbers), dtype=torch.int64, device=device)
+    table[rank()] = torch.tensor(numbers, device=device)
+    processes.all_reduce(table)
+    return table.tolist()
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows in the order of ranks; backwards, the sum of all ranks' gradients of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, held: Sequence[int]) -> Tensor:
+        """[n_r, …] → [Σ n_r, …], of ranks that hold so many."""
+        padded = mine.new_zeros(max(held), *mine.shape[1:])  # collectives want equal shapes
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in held]
+        processes.all_gather(parts, padded)
+        ctx.begin, ctx.rows = sum(held[: rank()]), len(mine)
+        return torch.cat([part[:rows] for part, rows in zip(parts, held, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """[Σ n_r, …] → [n_r, …]."""
+        total = gradient.contiguous().clone()
+        processes.all_reduce(total)
+        return total[ctx.begin : ctx.begin + ctx.rows], None
+
+
+def gather(mine: Tensor, held: Sequence[int] | None = None) -> Tensor:
+    """[n_r, …] of every rank r → [Σ n_r, …] on all of them, rank by rank; gradients flow back to their rows.
+
+    `held`: every rank's n_r where it is known (`Sizes`), else it is asked. Ranks may hold unequal numbers of rows, or
+    none. A collective, forwards and backwards: every rank must call it, and every rank must call backward, each with a
+    tensor that wants a gradient or each with one that does not.
+    """
+    return mine if world() == 1 else _Gather.apply(mine, held or counts(len(mine), mine.device))
+
+
+def own_rows(rows: int, device: torch.device | str = "cpu") -> slice:
+    """Where this rank's `rows` lie among everybody's. A collective."""
+    held = counts(rows, device)
+    begin = sum(held[: rank()])
+    return slice(begin, begin + rows)
+
+
+def everyone(related: Relations, held: Sizes | None = None) -> Relations:
+    """The relations of all ranks' rows, rank by rank: those of the vectors that `gather` gives. A collective."""
+    if world() == 1:
+        return related
+    queries, passages, known = held or sizes(related)
+    first, second = sum(passages[: rank()]), sum(queries[: rank()])
+    padding = related.positive_keys[:, :1].expand(-1, known - related.positive_keys.shape[1])  # it repeats the first
+    return Relations(
+        gather(related.query_key, queries), gather(related.passage_key, passages),
+        gather(related.positive + first, queries), gather(related.owner + second, passages),
+        gather(torch.cat([related.positive_keys, padding], 1), queries),
+    )
+
+
+def share_of_mean(total: Tensor, rows: int, held: Sequence[int] | None = None) -> Tensor:
+    """This rank's share of a mean over all ranks' rows, of the `total` loss of its own `rows`: a scalar.
+
+    The average of the ranks' shares is that mean, so the average that DistributedDataParallel takes of the gradients is
+    the mean's gradient. The divisor is the number of rows that there really are (`held`: every rank's, else asked), not
+    this rank's times the number of ranks.
+    """
+    return total * (world() / max(1, sum(held or counts(rows, total.device))))
+
+
+def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float) -> None:
+    """Run `commands` side by side, as the ranks of one `join`, until all have ended; they print to files in `folder`.
+
+    They meet at a file there, so that many such groups can run on one machine; one thread each.
+
+    Raises `Me5Error` with the last line of the first to fail, or naming those that did not finish in `timeout` seconds.
+    Whatever happens, an interrupt included, no child is left running.
+    """
+    children: list[subprocess.Popen] = []
+    deadline = time.monotonic() + timeout
+    logs, meeting = [Path(folder) / f"rank{r}.log" for r in range(len(commands))], Path(folder) / "meet"
+    try:
+        meeting.unlink(missing_ok=True)
+        for number, (command, log) in enumerate(zip(commands, logs, strict=True)):
+            with log.open("wb") as sink:
+                environment = {**_environment(), **_seat(number, len(commands)), MEETING: str(meeting)}
+                if torch.cuda.device_count() < len(commands):  # NCCL refuses two ranks on one GPU
+                    environment["CUDA_VISIBLE_DEVICES"] = ""
+                children.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment))
+        while any(child.poll() is None for child in children):
+            _refuse_failed(children, logs)
+            if time.monotonic() > deadline:
+                late = ", ".join(str(r) for r, child in enumerate(children) if child.poll() is None)
+                raise Me5Error(f"process {late} had not finished after {timeout:g} s and was ended: "
+                               "if the machine is only slow, give a longer timeout")
+            time.sleep(0.02)
+        _refuse_failed(children, logs)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def _refuse_failed(children: Sequence[subprocess.Popen], logs: Sequence[Path]) -> None:
+    for r, child in enumerate(children):
+        if child.poll():
+            said = logs[r].read_text(encoding="utf8", errors="replace").strip().splitlines() or ["it said nothing"]
+            raise Me5Error(f"process {r} of {len(children)} failed with exit code {child.returncode}: {said[-1]}")
+
+
+def _seat(number: int, of: int) -> dict[str, str]:
+    """What a launcher tells the rank `number`."""
+    names = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    return {name: str(value) for group, value in zip(names, (number, of), strict=True) for name in group}
+
+
+def _environment() -> dict[str, str]:
+    """One thread each, this very library, and the loopback device: the processes are all on this machine."""
+    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf8"}
+    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
+    return {**({"GLOO_SOCKET_IFNAME": loopback} if loopback else {}), **os.environ, **fixed}

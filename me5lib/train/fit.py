@@ -1,0 +1,169 @@
+"""Fine-tuning on your own file: a model of the hub or of a folder, dials that fit a small file, stage 2.
+
+    corpus = own.read("faq.csv")                                   # me5lib.data.userdata
+    start = open_start("intfloat/multilingual-e5-small")           # or "me5-small-q4", or a folder
+    dial = fit(corpus, Encoder.load(start), str(start))
+    model = finetune(corpus, start, out, dial)                     # out/model, which SentenceTransformer loads
+
+The start model must read texts as mE5 does: average pooling over all tokens, "query: " and "passage: " before them,
+cosines. A model that pools otherwise is refused: it would be trained as something that it is not.
+
+Every dial is the paper's where it says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…`
+changes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from me5lib import config
+from me5lib.config import Given, Scale, card, e5, ours, paper
+from me5lib.data.userdata import OwnCorpus
+from me5lib.io import Me5Error
+from me5lib.model import described
+from me5lib.model.encoder import Encoder
+from me5lib.model.resolve import local, pinned, resolve
+from me5lib.model.text import PASSAGE, QUERY
+from me5lib.pairs import text_key
+from me5lib.train import negatives, stages
+from me5lib.train.distributed import Team
+
+MODEL = "intfloat/multilingual-e5-small"
+NAME = "model"  # of the finished stage's folder
+EPOCHS = 2.0  # the paper's
+MOST_BATCH, LEAST_BATCH = 64, 8  # ours: what a laptop bears; and fewer negatives teach little
+STEPS_AN_EPOCH = 8  # ours: a small file has a smaller batch, or its two epochs would be a step or two
+
+Say = Callable[[str], object]
+
+
+def open_start(model: str | Path, say: Say = print) -> str | Path:
+    """What a start model, by any name that `model.resolve` knows, is called for `Encoder.load` on every rank.
+
+    Of the hub: fetched into its client's cache once, and pinned to its commit. Raises `Me5Error` as `resolve` does.
+    """
+    ref = resolve(model)
+    if ref.kind == "released":
+        return ref.name
+    folder = local(ref)
+    described.refuse_unreadable(ref.name, folder, on_hub=ref.kind == "hub")
+    prompts = set(described.prompts(folder).values())
+    if prompts - {QUERY, PASSAGE}:
+        say(f"{ref.name} has prompts of its own ({', '.join(map(repr, sorted(prompts)))}): mE5's are used instead")
+    return folder if ref.kind == "folder" else pinned(ref)
+
+
+def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float = EPOCHS, steps: int | None = None,
+        overrides: Sequence[str] = (), teacher: str = "") -> Scale:
+    """The dials for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
+
+    `teacher` is for the dial of that name: "trained", the hub id of a cross-encoder, or "" for none.
+
+    Raises `Me5Error` for an unknown dial, or one that says nothing about a fine-tuning on one's own file.
+    """
+    given = {override.partition("=")[0]: override for override in overrides}
+    base = config.load("base", overrides)  # refuses what is no dial, or no value
+    if idle := [key for key in given if not key.startswith("finetune.") and key != "data.language_temperature"]:
+        raise Me5Error(f"{idle[0]} decides nothing with --data: the dials are finetune.… and data.language_temperature")
+    fixed = {key.partition(".")[2]: getattr(base.finetune, key.partition(".")[2]) for key in given
+             if key.startswith("finetune.")}
+    chosen = _chosen(corpus, encoder, epochs, steps, fixed)
+    if teacher:
+        chosen["teacher"] = ours(teacher, "asked for")
+    stage = dataclasses.replace(base.finetune, **{key: value.value for key, value in chosen.items()}, **fixed)
+    temperature = base.data.language_temperature if "data.language_temperature" in given else 1.0
+    data = config.Data((), (corpus.name,), temperature, 1.0, float(np.mean(corpus.dev)))
+    told = {f"finetune.{key}": (value.source, value.why) for key, value in chosen.items()}
+    told |= {key: base.provenance[key] for key in ("finetune.near", "finetune.margin")}
+    told["data.language_temperature"] = ("ours", "by rows: an epoch is then each example once")
+    told |= {key: ("ours", "set by hand") for key in given}
+    return dataclasses.replace(base, name=corpus.name, data=data, model=_shape(encoder, start), finetune=stage,
+                               provenance=told)
+
+
+def _chosen(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None, fixed: dict) -> dict[str, Given]:
+    """The dials of the stage that are not `fixed`, from the file's size, the lengths of its texts, the model's size."""
+    rows = corpus.labelled()
+    if not 0 < epochs * len(rows) < math.inf or (steps is not None and steps < 1):
+        raise Me5Error("--epochs and --steps must be above zero, and not endless")
+    batch = fixed.get("batch") or _batch(len(rows))
+    many = fixed.get("steps") or steps or math.ceil(epochs * len(rows) / batch)
+    asked, found = _longest(corpus, encoder)
+    pool = len({text_key(text) for row in rows for text in (*row.positives, *row.negatives)})
+    chosen = {
+        "steps": ours(many, "set by hand" if steps else f"{epochs:g} epochs of {len(rows):,} examples (the paper: 2)"),
+        "batch": ours(batch, f"at most {MOST_BATCH} for memory and time on a CPU, and so that an epoch has some steps"),
+        "lr": paper(_rate(encoder.width), "stage 2 of the model of this width (its batch was 512)"),
+        "warmup": ours(many // 10, "a tenth of the steps"),
+        "temperature": card(0.01, "FAQ of the card: the model was trained at it"),
+        "query_tokens": ours(asked, "the file's longest query, or E5's 192 (recollection, unverified)"),
+        "passage_tokens": ours(found, "the file's longest passage, or E5's 192 (recollection, unverified)"),
+        "hard_negatives": ours(max(1, min(3, pool - 1)), "E5's 7 (recollection, unverified) takes twice the time"),
+        "contrastive_weight": e5(0.2, "recollection of E5's Table 11 (unverified); used with --teacher only"),
+        "mine_depth": ours(max(1, min(50, pool)), "a small file's 200th passage is a random one"),
+        "teacher_steps": ours(max(1, many // 2), "half of the student's; used with --teacher trained only"),
+    }
+    return {key: value for key, value in chosen.items() if key not in fixed}
+
+
+def _batch(rows: int) -> int:
+    """A power of two, so that an epoch has `STEPS_AN_EPOCH` steps where the file is large enough for that."""
+    fitting = 2 ** int(math.log2(max(1, rows // STEPS_AN_EPOCH)))
+    return min(rows, MOST_BATCH, max(LEAST_BATCH, fitting))
+
+
+def _rate(width: int) -> float:
+    """The paper's learning rate of stage 2 for the model of that width; of the nearest where there is none."""
+    rates = {384: "small", 768: "base", 1024: "large"}
+    return config.load(rates[min(rates, key=lambda known: abs(known - width))]).finetune.lr
+
+
+def _longest(corpus: OwnCorpus, encoder: Encoder, most: int = 192) -> tuple[int, int]:
+    """Tokens of the longest query and the longest passage, prefix and all, at most `most` and what the model reads."""
+    sides = corpus.prefixes()
+    texts = [row.query for row in corpus.rows], [t for row in corpus.rows for t in (*row.positives, *row.negatives)]
+    lengths = [max(map(len, encoder.tokenize(sorted(set(side), key=len)[-512:], prefix)))
+               for side, prefix in zip(texts, sides, strict=True)]
+    return tuple(min(most, encoder.max_tokens, 8 * math.ceil(longest / 8)) for longest in lengths)
+
+
+def _shape(encoder: Encoder, start: str) -> config.Model:
+    known = encoder.backbone.config
+    return config.Model(start, known.num_hidden_layers, known.hidden_size, known.num_attention_heads,
+                       known.intermediate_size, known.vocab_size, encoder.max_tokens)
+
+
+def lines(dial: Scale) -> list[str]:
+    """Every dial with its value, where it comes from, and why."""
+    values = {f"finetune.{key}": value for key, value in dataclasses.asdict(dial.finetune).items()}
+    values["data.language_temperature"] = dial.data.language_temperature
+    return [f"  {key:28}{values[key]!s:>8}  {source}: {why}" for key, (source, why) in dial.provenance.items()]
+
+
+def finetune(corpus: OwnCorpus, start: str | Path, out: Path, dial: Scale, *, seed: int = 0, teacher: bool = False,
+             team: Team | None = None, progress: bool = True) -> Path:
+    """Stage 2 on the file, from `start`: the finished folder `out`/model. Unfinished work is gone on with.
+
+    Negatives are the file's own and the start model's nearest; a teacher is trained only when it is asked for (ours:
+    it doubles the time, and on a small file it seldom beats a start model that was pre-trained).
+    """
+    return stages.finetune(dial, seed, out, start=start, name=NAME, negatives="mined", teacher=teacher, corpus=corpus,
+                           team=team, progress=progress)
+
+
+def mined(folder: Path) -> str:
+    """One line on what was mined for a stage, from its report.json; with advice where the search left too little."""
+    found = described.read_json(folder / "report.json", {})
+    report, filling = found["mining"], found["filling"]
+    dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
+    said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \
+           f"(dropped: {dropped or 'none'})"
+    if (drawn := filling.get(negatives.RANDOM, 0)) > filling["there"] / 2:
+        said += (f"; {drawn:,} of {filling['there']:,} negatives are random ones, for want of others: if a filter "
+                 "dropped most, loosen it (--set finetune.near=1.2)")
+    return said
