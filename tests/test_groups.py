@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from me5lib import config
+from me5lib.cli import teach as teach_cli
 from me5lib.data.hub_corpus import HubCorpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
@@ -351,7 +352,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(encoder, many, tmp_pa
     data = written(tmp_path / "groups.jsonl", [*many, many[0]._replace(positives=())])
     dials = ["finetune.teacher_steps=60", "finetune.batch=16", "finetune.lr=0.003", "finetune.query_tokens=16",
              "finetune.passage_tokens=16"]  # fmt: skip
-    teach.teach(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, dials)
+    teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, dials)
     told = capsys.readouterr().out
     shown = re.search(r"teacher (\S+), its start (\S+), chance 0.125; stage 2 would listen", told)
     assert shown and float(shown[1]) > 0.9 > float(shown[2]) + 0.2 and "1 examples without a positive" in told
@@ -363,7 +364,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(encoder, many, tmp_pa
     about = json.loads((tmp_path / "out" / "teacher.json").read_text(encoding="utf8"))
     assert about["verdict"]["teacher"] == pytest.approx(float(shown[1]), abs=1e-3)
     with pytest.raises(Me5Error, match="is there already"):
-        teach.teach(data, str(tmp_path / "start"), tmp_path / "out")
+        teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out")
 
 
 def test_examples_are_read_from_both_forms_and_bad_lines_are_named(many, tmp_path):

@@ -18,6 +18,7 @@ from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import distributed, finetune_plan, groups, loop, monitor, negatives, stages
+from me5lib.train import loss as losses
 from me5lib.train.distributed import Team
 
 SMALL = ["train.steps=6", "train.batch=32", "finetune.steps=3", "finetune.batch=8", "finetune.teacher_steps=3"]
@@ -182,10 +183,10 @@ def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corp
     assert len({len(part) for part in parts}) == 2
     encoder, expected = Encoder.load(base / "stage1"), 0.0
     for part in parts:
-        batch = loss.from_pairs(part)
+        batch = losses.from_pairs(part)
         sides = [encoder(encoder.tokenize(texts, "query: ", most)) for texts, most in
                  ((batch.queries, stage.query_tokens), (batch.passages, stage.passage_tokens))]
-        one = loss.info_nce(*sides, batch.relations, stage.temperature, stage.loss) / 3
+        one = losses.info_nce(*sides, batch.relations, stage.temperature, stage.loss) / 3
         one.backward()
         expected += one.item()
     right = torch.cat([weight.grad.flatten() for weight in encoder.parameters()])
