@@ -1,12 +1,13 @@
 """Exercise checkers: `check("02.1", answer)` prints `open`, `right`, or a hint that fits the mistake; it never raises.
 
-A checker lives in `e<notebook>.py` and is a function from the learner's answer to None (right) or a hint:
+A checker lives in `e<notebook>.py`. An exercise that asks for a number is a table of the mistakes and their hints:
 
-    @exercise("02.1")
-    def equal_cosines(answer: float) -> str | None:
-        if close(answer, 4.0):
-            return "that is the number of passages; the loss is its logarithm"
-        ...
+    number("02.1", math.log(1024), {1024: "that is the number of classes", …}, "minus the logarithm of what share?")
+
+Any other is a function from the learner's answer to None (right) or a hint, which `hint_for` picks likewise:
+
+    @exercise("02.2")
+    def row_gradient(answer: Callable) -> str | None: …
 
 An untouched answer is `...`; an untouched function returns `...`. Solutions lie in `notebooks/solutions/`.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 _CHECKERS: dict[str, Callable[[Any], str | None]] = {}
 
@@ -56,6 +59,31 @@ def close(a: Any, b: float, tolerance: float = 1e-3) -> bool:
         return math.isclose(float(a), b, rel_tol=tolerance, abs_tol=tolerance)
     except (TypeError, ValueError):
         return False
+
+
+def same(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
+    """Whether two numbers are `close`, or two sequences of one length (of sequences, too) element by element."""
+    if isinstance(b, (Sequence, np.ndarray)):
+        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    return close(a, b, tolerance)
+
+
+def hint_for(
+    found: Any, right: Any, mistakes: Sequence[tuple[Any, str]], otherwise: str, tolerance: float = 1e-3
+) -> str | None:
+    """None where `found` is `right`; the hint of the first mistake (what it gives, hint) that it is; or `otherwise`."""
+    if same(found, right, tolerance):
+        return None
+    return next((hint for wrong, hint in mistakes if same(found, wrong, tolerance)), otherwise)
+
+
+def number(
+    name: str, right: float, mistakes: Mapping[float | tuple[float, ...], str], otherwise: str, tolerance: float = 1e-3
+) -> None:
+    """Register an exercise whose answer is `right`; a mistake is a number, or several that share a hint."""
+    pairs = [(one, hint) for wrong, hint in mistakes.items()
+             for one in (wrong if isinstance(wrong, tuple) else (wrong,))]
+    exercise(name)(lambda answer: hint_for(answer, right, pairs, otherwise, tolerance))
 
 
 def verdict(name: str, answer: Any) -> Verdict:

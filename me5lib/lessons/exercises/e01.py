@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from math import log, log10
 
 import numpy as np
 
-from me5lib.lessons.exercises import Open, ask, close, exercise
+from me5lib.lessons.exercises import Open, ask, exercise, hint_for, number
+
+# τ (ln(N − 1) + ln(p / (1 − p))) with N = 1,024, τ = 0.05, p = 0.9
+number("01.2", 0.05 * (log(1023) + log(9)), {
+    0.05 * log(1023): "at that gap the model is only 50 % sure: the odds p/(1 − p) are missing",
+    0.01 * (log(1023) + log(9)): "that is for τ = 0.01: here it is 0.05",
+    log(1023) + log(9): "multiply by the temperature",
+    (log(1023) + log(9)) / 0.05: "multiply by the temperature, do not divide by it",
+    0.05 * (log10(1023) + log10(9)): "the logarithms are natural ones",
+    0.05 * (log(1023) + log(99)): "that is for 99 %: here it is 90 %",
+    0.05 * (log(1023) - log(9)): "the logarithm of the odds p/(1 − p) is added: surer means further apart",
+}, "put N = 1024, τ = 0.05 and p = 0.9 into g = τ (ln(N − 1) + ln(p/(1 − p)))")
 
 
 @exercise("01.1")
@@ -20,40 +31,14 @@ def average_pool(function: Callable) -> str | None:
     right = sums / mask.sum(1, keepdims=True)
     if found.shape != right.shape:
         return f"two texts of width 2 give an array of shape (2, 2); yours has {found.shape}"
-    if np.allclose(found, right):
-        return None
-    if np.allclose(found, hidden.mean(1)):
-        return "the padding is averaged in: its token vectors are not zero"
-    if np.allclose(found, sums):
-        return "that is the sum: divide by the number of tokens that are not padding"
-    if np.allclose(found, sums / hidden.shape[1]):
-        return "you left the padding out of the sum but not out of the count"
-    if np.allclose(found, hidden[:, 0]):
-        return "that is the first token's vector"
-    if np.allclose(found, right / np.linalg.norm(right, axis=1, keepdims=True)):
-        return "right direction, but the task asks for the mean itself, not scaled to length 1"
-    return f"for the first text, tokens (1, 2) and (3, 4) and one padding, the mean is (2, 3); you returned {found[0]}"
-
-
-@exercise("01.2")
-def gap(answer: float) -> str | None:
-    """τ (ln(N − 1) + ln(p / (1 − p))) with N = 1,024, τ = 0.05, p = 0.9."""
-    others, odds = math.log(1023), math.log(9)
-    if close(answer, 0.05 * (others + odds)):
-        return None
-    hints = {
-        0.05 * others: "at that gap the model is only 50 % sure: the odds p/(1 − p) are missing",
-        0.01 * (others + odds): "that is for τ = 0.01: here it is 0.05",
-        others + odds: "multiply by the temperature",
-        (others + odds) / 0.05: "multiply by the temperature, do not divide by it",
-        0.05 * (math.log10(1023) + math.log10(9)): "the logarithms are natural ones",
-        0.05 * (others + math.log(99)): "that is for 99 %: here it is 90 %",
-        0.05 * (others - odds): "the logarithm of the odds p/(1 − p) is added: surer means further apart",
-    }
-    for wrong, hint in hints.items():
-        if close(answer, wrong):
-            return hint
-    return "put N = 1024, τ = 0.05 and p = 0.9 into g = τ (ln(N − 1) + ln(p/(1 − p)))"
+    return hint_for(found, right, [
+        (hidden.mean(1), "the padding is averaged in: its token vectors are not zero"),
+        (sums, "that is the sum: divide by the number of tokens that are not padding"),
+        (sums / hidden.shape[1], "you left the padding out of the sum but not out of the count"),
+        (hidden[:, 0], "that is the first token's vector"),
+        (right / np.linalg.norm(right, axis=1, keepdims=True),
+         "right direction, but the task asks for the mean itself, not scaled to length 1"),
+    ], f"for the first text, tokens (1, 2) and (3, 4) and one padding, the mean is (2, 3); you returned {found[0]}")
 
 
 @exercise("01.3")
@@ -61,10 +46,10 @@ def which_prefix(answer: dict[str, str]) -> str | None:
     """Only the paragraphs of retrieval are passages."""
     if any(value is ... for value in answer.values()):
         raise Open
-    given = {name: str(value).strip().rstrip(":") for name, value in answer.items()}
-    if unknown := sorted(set(given.values()) - {"query", "passage"}):
+    prefixes = {name: str(value).strip().rstrip(":") for name, value in answer.items()}
+    if unknown := sorted(set(prefixes.values()) - {"query", "passage"}):
         return f"there are two prefixes, 'query: ' and 'passage: '; {unknown[0]!r} is neither"
-    passages = {name for name, value in given.items() if value == "passage"}
+    passages = {name for name, value in prefixes.items() if value == "passage"}
     paragraph = "a paragraph, in retrieval"
     if passages == {paragraph}:
         return None

@@ -5,73 +5,58 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, close, exercise
+from me5lib.lessons.exercises import ask, close, exercise, hint_for, number
 
 ROW, POSITIVE, TEMPERATURE = [0.2, 0.7, 0.6, -0.1], 1, 0.25
 
-
-@exercise("02.1")
-def equal_cosines(answer: float) -> str | None:
-    """log 1,024 ≈ 6.93, whatever the temperature."""
-    if close(answer, math.log(1024)):
-        return None
-    if close(answer, math.log2(1024)):
-        return "right idea, other base: the loss uses the natural logarithm, as exp does"
-    if close(answer, math.log(1024) / 0.05, 1e-2):
-        return "the temperature divides every cosine alike, and what is the same everywhere leaves a softmax unchanged"
-    if close(answer, 0):
-        return "0 is the loss of a model that is certain and right; this one cannot tell its passages apart"
-    if close(answer, 1024) or close(answer, 1 / 1024):
-        return "that is the number of classes, or the positive's share; the loss is minus the logarithm of the share"
-    return "equal cosines give equal shares: what is the share of one of 1,024, and minus its logarithm?"
+number("02.1", math.log(1024), {  # whatever the temperature
+    math.log2(1024): "right idea, other base: the loss uses the natural logarithm, as exp does",
+    math.log(1024) / 0.05: "the temperature divides every cosine alike, and what is the same everywhere leaves a "
+                           "softmax unchanged",
+    0: "0 is the loss of a model that is certain and right; this one cannot tell its passages apart",
+    (1024, 1 / 1024): "that is the number of classes, or the positive's share; the loss is minus the logarithm of the "
+                      "share",
+}, "equal cosines give equal shares: what is the share of one of 1,024, and minus its logarithm?")
 
 
-def _shares(row: list[float], temperature: float) -> list[float]:
+def _softmax(row: list[float], temperature: float) -> list[float]:
     weights = [math.exp((value - max(row)) / temperature) for value in row]
     return [weight / sum(weights) for weight in weights]
-
-
-def _same(found: list[float], expected: list[float]) -> bool:
-    return len(found) == len(expected) and all(close(a, b, 1e-6) for a, b in zip(found, expected, strict=True))
 
 
 @exercise("02.2")
 def row_gradient(answer: Callable) -> str | None:
     """(share − label) / τ, checked on one row."""
     found = list(ask(answer, list(ROW), POSITIVE, TEMPERATURE))
-    shares = _shares(ROW, TEMPERATURE)
+    shares = _softmax(ROW, TEMPERATURE)
     right = [(share - (j == POSITIVE)) / TEMPERATURE for j, share in enumerate(shares)]
-    if _same(found, right):
-        return None
     if len(found) != len(ROW):
         return f"a row of {len(ROW)} cosines has {len(ROW)} derivatives, not {len(found)}"
-    if _same(found, [value * TEMPERATURE for value in right]):
-        return "one factor is missing: the cosines are divided by τ before the softmax (chain rule)"
-    if _same(found, [-value for value in right]):
-        return "the sign is turned: the gradient points uphill; the positive's cosine should rise when we go down"
-    if _same(found, [share / TEMPERATURE for share in shares]):
-        return "that pushes the positive too: its label, 1, is still to be taken off its share"
-    if _same(found, [(j == POSITIVE) * value for j, value in enumerate(right)]):
-        return "the negatives feel a force as well: each its share"
-    return "compare with (P_j − [j is the positive]) / τ, and check that your numbers sum to zero"
+    return hint_for(found, right, [
+        ([value * TEMPERATURE for value in right],
+         "one factor is missing: the cosines are divided by τ before the softmax (chain rule)"),
+        ([-value for value in right],
+         "the sign is turned: the gradient points uphill; the positive's cosine should rise when we go down"),
+        ([share / TEMPERATURE for share in shares],
+         "that pushes the positive too: its label, 1, is still to be taken off its share"),
+        ([(j == POSITIVE) * value for j, value in enumerate(right)],
+         "the negatives feel a force as well: each its share"),
+    ], "compare with (P_j − [j is the positive]) / τ, and check that your numbers sum to zero", 1e-6)
 
 
 @exercise("02.3")
 def masked_loss(answer: Callable) -> str | None:
     """The loss with a mask: right, masked, and finite at τ = 0.001."""
     row, ignored = [0.9, 0.8, 0.95, 0.1], [False, False, True, False]
-    kept = [value for value, out in zip(row, ignored, strict=True) if not out]
-    right = -math.log(_shares(kept, 0.1)[1])
+    right = -math.log(_softmax([0.9, 0.8, 0.1], 0.1)[1])
     found = ask(answer, list(row), list(ignored), 1, 0.1)
-    if not close(found, right, 1e-6):
-        if close(found, -math.log(_shares(row, 0.1)[1]), 1e-6):
-            return "the ignored passage still takes part in the sum"
-        zeroed = [0.0 if out else value for value, out in zip(row, ignored, strict=True)]
-        if close(found, -math.log(_shares(zeroed, 0.1)[1]), 1e-6):
-            return "a cosine of 0 is not nothing: exp(0) = 1 still counts in the sum; leave the term out, or use -inf"
-        if close(found, -right, 1e-6) or found < 0:
-            return "a loss of this kind is never below 0: minus the logarithm of a share"
-        return f"for cosines {row} with the third ignored, the second the positive and τ = 0.1 it should be {right:.4f}"
+    hint = hint_for(found, right, [
+        (-math.log(_softmax(row, 0.1)[1]), "the ignored passage still takes part in the sum"),
+        (-math.log(_softmax([0.9, 0.8, 0.0, 0.1], 0.1)[1]),
+         "a cosine of 0 is not nothing: exp(0) = 1 still counts in the sum; leave the term out, or use -inf"),
+    ], f"for cosines {row} with the third ignored, the second the positive and τ = 0.1 it should be {right:.4f}", 1e-6)
+    if hint:
+        return "a loss of this kind is never below 0: minus the logarithm of a share" if found < 0 else hint
     try:
         extreme = float(answer([1.0, 0.9, -1.0], [False] * 3, 0, 0.001))
     except (OverflowError, ZeroDivisionError, ValueError):

@@ -4,47 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from me5lib.lessons.exercises import ask, close, exercise
+from me5lib.lessons.exercises import ask, exercise, hint_for, number
 
-_ROWS = (9000, 900, 100)
+ROWS = (9000, 900, 100)
 
-
-def _same(found: Sequence[float], expected: Sequence[float]) -> bool:
-    return len(found) == len(expected) and all(close(a, b) for a, b in zip(found, expected, strict=True))
+number("03.2", 300 * 1024 * 0.02 / 1500, {  # 4.096
+    300 * 0.02 / 1500: "those are batches per row: a batch has 1,024 pairs",
+    1500 / (300 * 1024 * 0.02): "the other way round: pairs drawn, divided by rows there are",
+    300 * 1024 / 1500: "that would be so if every pair came from this language: its share is 2 %",
+    300 * 1024 * 0.02: "so many pairs are drawn; how often does that go through 1,500 rows?",
+}, "pairs drawn = batches × batch × share; passes = pairs drawn / rows", 0.03)
 
 
 @exercise("03.1")
 def language_shares(answer: Callable[[Sequence[int], float], Sequence[float]]) -> str | None:
     """`shares(rows, temperature)`: rows ** temperature, divided by their sum."""
-    half, whole, none = (list(ask(answer, _ROWS, temperature)) for temperature in (0.5, 1.0, 0.0))
-    powers = [n**0.5 for n in _ROWS]
-    if _same(half, powers):
-        return "these are powers, not shares: divide them by their sum"
-    if _same(half, [n / sum(_ROWS) for n in _ROWS]):
-        return "that is the share of the rows at any temperature: where does the exponent come in?"
-    if _same(half, [n**2 / sum(m**2 for m in _ROWS) for n in _ROWS]):
-        return "you raised to 1 / temperature, which makes large languages larger: here the exponent is the temperature"
-    if _same(half, [(n / sum(_ROWS)) ** 0.5 for n in _ROWS]):
-        return "take the power first and normalise last: these do not sum to 1"
-    if not (_same(half, [p / sum(powers) for p in powers]) and _same(whole, [n / sum(_ROWS) for n in _ROWS])
-            and _same(none, [1 / 3] * 3)):
-        return "test it: temperature 1 must give the shares of the rows, temperature 0 equal shares, and all sum to 1"
-    return None
-
-
-@exercise("03.2")
-def passes(answer: float) -> str | None:
-    """300 batches of 1,024 pairs, a share of 2 %, 1,500 rows: 4.096 passes."""
-    exact = 300 * 1024 * 0.02 / 1500
-    if close(answer, 300 * 0.02 / 1500):
-        return "those are batches per row: a batch has 1,024 pairs"
-    if close(answer, 1 / exact):
-        return "the other way round: pairs drawn, divided by rows there are"
-    if close(answer, 300 * 1024 / 1500):
-        return "that would be so if every pair came from this language: its share is 2 %"
-    if close(answer, 300 * 1024 * 0.02):
-        return "so many pairs are drawn; how often does that go through 1,500 rows?"
-    return None if close(answer, exact, 0.03) else "pairs drawn = batches × batch × share; passes = pairs drawn / rows"
+    found = [list(ask(answer, ROWS, temperature)) for temperature in (0.5, 1.0, 0.0)]
+    powers, whole = [n**0.5 for n in ROWS], [n / sum(ROWS) for n in ROWS]
+    other = "test it: temperature 1 must give the shares of the rows, temperature 0 equal shares, and all sum to 1"
+    hint = hint_for(found[0], [power / sum(powers) for power in powers], [
+        (powers, "these are powers, not shares: divide them by their sum"),
+        (whole, "that is the share of the rows at any temperature: where does the exponent come in?"),
+        ([n**2 / sum(m**2 for m in ROWS) for n in ROWS],
+         "you raised to 1 / temperature, which makes large languages larger: here the exponent is the temperature"),
+        ([share**0.5 for share in whole], "take the power first and normalise last: these do not sum to 1"),
+    ], other)
+    return hint or hint_for(found[1:], [whole, [1 / 3] * 3], [], other)
 
 
 @exercise("03.3")

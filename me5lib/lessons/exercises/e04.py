@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, close, exercise
+from me5lib.lessons.exercises import ask, exercise, hint_for, number
 
 LENGTHS, BUDGET = [5, 1, 9, 40, 1, 9, 2, 30, 5, 9], 32
 LOGITS, TARGET = [1.0, 3.0, 2.0, 0.5], 2
+TABLE = 32_768**2 * 4 / 1e9  # GB
 
+number("04.1", (1 + 1 + 2) / (1 + 2), {
+    2: "only the forward pass is done twice, the backward pass once",
+    1.5: "that counts the backward pass as one forward; it costs two",
+    4: "that is GradCache's own cost in forward passes; divide by the plain step's",
+    1: "the first pass, without a graph, is arithmetic too",
+}, "count in forward passes: the plain step has 1 + 2 of them, GradCache 1 more", 1e-2)
 
-@exercise("04.1")
-def arithmetic(answer: float) -> str | None:
-    """(1 + 1 + 2) / (1 + 2) = 4/3."""
-    if close(answer, 4 / 3, 1e-2):
-        return None
-    if close(answer, 2):
-        return "only the forward pass is done twice, the backward pass once"
-    if close(answer, 1.5):
-        return "that counts the backward pass as one forward; it costs two"
-    if close(answer, 4):
-        return "that is GradCache's own cost in forward passes; divide by the plain step's"
-    if close(answer, 1):
-        return "the first pass, without a graph, is arithmetic too"
-    return "count in forward passes: the plain step has 1 + 2 of them, GradCache 1 more"
+number("04.3", TABLE, {
+    TABLE / 4: "that is the number of cosines in billions; each takes four bytes",
+    TABLE / 2: "that is at two bytes a number; fp32 has four",
+    32_768 * 4 / 1e9: "a table has rows and columns: 32,768 × 32,768 numbers",
+    (TABLE * 1e9, TABLE * 1e3): "the digits are right; give it in units of 10⁹ bytes",
+    4.0: "4.0 is in GiB (2³⁰ bytes); in GB of 10⁹ bytes it is a little more",
+}, "rows × columns × bytes per number, divided by 10⁹", 2e-2)
 
 
 @exercise("04.2")
@@ -46,47 +46,20 @@ def cut_by_budget(answer: Callable) -> str | None:
     return None if first == [[0]] else "a single text longer than the budget should come back as one piece: [[0]]"
 
 
-@exercise("04.3")
-def table(answer: float) -> str | None:
-    """32,768² × 4 bytes = 4.29 GB."""
-    exact = 32_768**2 * 4 / 1e9
-    if close(answer, exact, 2e-2):
-        return None
-    if close(answer, exact / 4, 2e-2):
-        return "that is the number of cosines in billions; each takes four bytes"
-    if close(answer, exact / 2, 2e-2):
-        return "that is at two bytes a number; fp32 has four"
-    if close(answer, 32_768 * 4 / 1e9, 2e-2):
-        return "a table has rows and columns: 32,768 × 32,768 numbers"
-    if close(answer, exact * 1e9, 2e-2) or close(answer, exact * 1e3, 2e-2):
-        return "the digits are right; give it in units of 10⁹ bytes"
-    if close(answer, 4.0):
-        return "4.0 is in GiB (2³⁰ bytes); in GB of 10⁹ bytes it is a little more"
-    return "rows × columns × bytes per number, divided by 10⁹"
-
-
 @exercise("04.4")
 def closed_form(answer: Callable) -> str | None:
     """The softmax, less one at the right passage."""
     powers = [math.exp(value) for value in LOGITS]
     share = [power / sum(powers) for power in powers]
-    hot = [float(j == TARGET) for j in range(len(LOGITS))]
-    hints = {
-        "that is the softmax: one thing is missing at the right passage": share,
-        "the sign: raising the right passage's logit must lower the loss": [
-            h - s for h, s in zip(hot, share, strict=True)],
-        "that leaves the sum under the fraction bar out: divide the powers by it": [
-            p - h for p, h in zip(powers, hot, strict=True)],
-        "the other passages count too: raising the logit of any of them raises the loss": [
-            (s - 1) * h for s, h in zip(share, hot, strict=True)],
-    }  # fmt: skip
+    right = [s - (j == TARGET) for j, s in enumerate(share)]
     found = [float(value) for value in ask(answer, list(LOGITS), TARGET)]
     if len(found) != len(LOGITS):
         return f"one number for each logit: {len(LOGITS)} went in, {len(found)} came out"
-    right = [s - h for s, h in zip(share, hot, strict=True)]
-    if all(close(f, r, 1e-6) for f, r in zip(found, right, strict=True)):
-        return None
-    for hint, wrong in hints.items():
-        if all(close(f, w, 1e-6) for f, w in zip(found, wrong, strict=True)):
-            return hint
-    return f"logits {LOGITS}, the right one at place {TARGET}: the derivatives are {[round(r, 3) for r in right]}"
+    return hint_for(found, right, [
+        (share, "that is the softmax: one thing is missing at the right passage"),
+        ([-value for value in right], "the sign: raising the right passage's logit must lower the loss"),
+        ([power - (j == TARGET) for j, power in enumerate(powers)],
+         "that leaves the sum under the fraction bar out: divide the powers by it"),
+        ([(s - 1) * (j == TARGET) for j, s in enumerate(share)],
+         "the other passages count too: raising the logit of any of them raises the loss"),
+    ], f"logits {LOGITS}, the right one at place {TARGET}: the derivatives are {[round(r, 3) for r in right]}", 1e-6)

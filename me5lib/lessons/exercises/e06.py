@@ -5,25 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, close, exercise
+from me5lib.lessons.exercises import ask, close, exercise, hint_for, number
 
-
-@exercise("06.1")
-def loss_of_knowing_nothing(answer: float) -> str | None:
-    """All cosines equal: the softmax is flat over 1,024 passages, and the loss is ln 1024 = 6.93."""
-    if close(answer, 1024):
-        return "that is how many passages there are; the loss is a logarithm"
-    if close(answer, 1 / 1024):
-        return "that is the probability of the right one; the loss is minus its logarithm"
-    if close(answer, math.log2(1024)) or close(answer, math.log10(1024)):
-        return "the logarithm of the loss is the natural one"
-    if close(answer, 0.85 / 0.05) or close(answer, math.log(1024) + 0.85 / 0.05):
-        return "the same number stands above and below the fraction bar, and cancels: what 0.85 / τ is does not matter"
-    if close(answer, math.log(1024) / 0.05):
-        return "τ divides the cosines, and equal cosines cancel: it is gone before the logarithm"
-    if close(answer, -math.log(1024)):
-        return "a loss is minus the logarithm of a probability, so it is not negative"
-    return None if close(answer, math.log(1024), 5e-3) else "a flat softmax gives each of 1,024 one share: -ln of it"
+number("06.1", math.log(1024), {  # equal cosines: the softmax is flat over 1,024 passages
+    1024: "that is how many passages there are; the loss is a logarithm",
+    1 / 1024: "that is the probability of the right one; the loss is minus its logarithm",
+    (math.log2(1024), math.log10(1024)): "the logarithm of the loss is the natural one",
+    (0.85 / 0.05, math.log(1024) + 0.85 / 0.05): "the same number stands above and below the fraction bar, and "
+                                                 "cancels: what 0.85 / τ is does not matter",
+    math.log(1024) / 0.05: "τ divides the cosines, and equal cosines cancel: it is gone before the logarithm",
+    -math.log(1024): "a loss is minus the logarithm of a probability, so it is not negative",
+}, "a flat softmax gives each of 1,024 one share: -ln of it", 5e-3)
 
 
 @exercise("06.2")
@@ -52,14 +44,11 @@ def learning_rate(answer: Callable[[int, int, int, float], float]) -> str | None
 def collapsed(answer: tuple[float, float]) -> str | None:
     """One vector for all: every distance is 0, so alignment 0 and uniformity log e^0 = 0."""
     alignment, uniformity = answer
-    if close(alignment, 0) and close(uniformity, 1):
-        return "the mean of e^0 is 1; uniformity is its logarithm"
-    if close(alignment, 0) and close(uniformity, -4):
-        return "-4 is about the best uniformity, that of texts spread all over the sphere: here they sit on one point"
-    if not close(alignment, 0) and close(uniformity, 0):
-        return "alignment is the distance of texts that belong together: how far apart are equal vectors?"
-    if close(alignment, 0) and uniformity == math.inf:
-        return "distances of 0 make e^0, not a division by 0"
-    if close(alignment, 0) and close(uniformity, 0):
-        return None
-    return "all distances are 0: put that into both formulas"
+    if not close(alignment, 0):
+        return ("alignment is the distance of texts that belong together: how far apart are equal vectors?"
+                if close(uniformity, 0) else "all distances are 0: put that into both formulas")
+    return hint_for(uniformity, 0, [
+        (1, "the mean of e^0 is 1; uniformity is its logarithm"),
+        (-4, "-4 is about the best uniformity, that of texts spread all over the sphere: here they sit on one point"),
+        (math.inf, "distances of 0 make e^0, not a division by 0"),
+    ], "all distances are 0: put that into both formulas")

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, close, exercise
+from me5lib.lessons.exercises import ask, exercise, number
+
+number("09.2", 1 / 3, {  # three questions, one text: one of three at best
+    0.5: "that was for two questions; count again how many of three the one first hit can be right for",
+    2 / 3: "that is the share it must get wrong",
+    1.0: "the same text gives the same vector and the same first hit, three times",
+}, "one first hit, three questions that want three different answers: how many can it be right for?")
 
 
 @exercise("09.1")
@@ -20,20 +26,6 @@ def document_text(function: Callable[[str, str], str]) -> str | None:
     if str(found).startswith("query: "):
         return "a document is not a query, and the instruct model has no prefix at all"
     return f"for the document 'Paris is the capital of France.' your function gave {found!r}"
-
-
-@exercise("09.2")
-def ceiling(answer: float) -> str | None:
-    """Three questions, one text: one of three at best."""
-    if close(answer, 1 / 3):
-        return None
-    if close(answer, 0.5):
-        return "that was for two questions; count again how many of three the one first hit can be right for"
-    if close(answer, 2 / 3):
-        return "that is the share it must get wrong"
-    if close(answer, 1.0):
-        return "the same text gives the same vector and the same first hit, three times"
-    return "one first hit, three questions that want three different answers: how many can it be right for?"
 
 
 @exercise("09.3")

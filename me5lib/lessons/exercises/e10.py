@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import Open, ask, close, exercise
+from me5lib.lessons.exercises import Open, ask, close, exercise, hint_for, number
 
 Q, P = "query: ", "passage: "
 
 
-@exercise("10.1")
-def weighted_f1(answer: float) -> str | None:
-    """Chosen 0, 0, 2 for queries 0, 1, 2. F1 of document 0: 2 · 1 / (1 + 2) = 2/3; of 1: 0; of 2: 1. Mean 5/9."""
-    if close(answer, 2 / 3):
-        return "that is the accuracy (and the recall): a document that is chosen twice must cost precision too"
-    if close(answer, 1 / 2):
-        return "that is the mean precision (1/2, 0, 1): take F1 of each document, then the mean"
-    if close(answer, 5 / 6):
-        return "document 1 was never chosen, so its F1 is 0, but it still counts in the mean"
-    if close(answer, 2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3)):
-        return "F1 of the mean precision and the mean recall is another number: the mean comes last"
-    return None if close(answer, 5 / 9) else "F1 of a document is 2 · right / (times it is due + times it was chosen)"
+# Chosen 0, 0, 2 for queries 0, 1, 2. F1 of document 0: 2 · 1 / (1 + 2) = 2/3; of 1: 0; of 2: 1
+number("10.1", 5 / 9, {
+    2 / 3: "that is the accuracy (and the recall): a document that is chosen twice must cost precision too",
+    1 / 2: "that is the mean precision (1/2, 0, 1): take F1 of each document, then the mean",
+    5 / 6: "document 1 was never chosen, so its F1 is 0, but it still counts in the mean",
+    4 / 7: "F1 of the mean precision and the mean recall is another number: the mean comes last",
+}, "F1 of a document is 2 · right / (times it is due + times it was chosen)")
 
 
 @exercise("10.2")
@@ -53,15 +48,14 @@ def margin(answer: Callable[[dict, dict], float]) -> str | None:
     rows = {"trigrams": {"de": 0.8, "fr": 0.5, "ru": 0.1}, "memory": {"de": 0.6, "fr": 0.6, "ru": 0.5}}
     found = ask(answer, dict(model), {name: dict(row) for name, row in rows.items()})
     right = (0.3 + 0.1 + 0.0) / 3
-    if close(found, -right):
-        return "the sign: a model that is ahead has a positive margin"
-    if close(found, (0.1 + 0.2 + 0.4) / 3):
-        return "that is the margin over the baseline of the lower mean; the better one is the bar"
-    if close(found, (0.1 + 0.1 + 0.0) / 3):
-        return "the better baseline of each language is a third, stronger row that nobody has: choose one for all"
-    if close(found, (0.9 + 0.7 + 0.5 + 0.1) / 4 - (0.6 + 0.6 + 0.5) / 3):
-        return "the two means are over different languages: xx has no baseline, so leave it out on both sides"
-    return None if close(found, right) else "choose the baseline of the highest mean, then average model − baseline"
+    return hint_for(found, right, [
+        (-right, "the sign: a model that is ahead has a positive margin"),
+        ((0.1 + 0.2 + 0.4) / 3, "that is the margin over the baseline of the lower mean; the better one is the bar"),
+        ((0.1 + 0.1 + 0.0) / 3,
+         "the better baseline of each language is a third, stronger row that nobody has: choose one for all"),
+        ((0.9 + 0.7 + 0.5 + 0.1) / 4 - (0.6 + 0.6 + 0.5) / 3,
+         "the two means are over different languages: xx has no baseline, so leave it out on both sides"),
+    ], "choose the baseline of the highest mean, then average model − baseline")
 
 
 @exercise("10.4")
@@ -99,17 +93,14 @@ def roundings(answer: tuple[float, float]) -> str | None:
     once, twice = answer
     if once is ... or twice is ...:
         raise Open
-    if close(once, 59.4, 1e-6) and close(twice, 59.5, 1e-6):
-        return None
-    if close(once, 59.5, 1e-6) and close(twice, 59.4, 1e-6):
-        return "the other way round: (a) is rounded once"
-    if close(once, 59.4, 1e-6) and close(twice, 59.4, 1e-6):
-        return "(b) goes over 59.45, which is rounded up, as one does by hand"
-    if close(once, 59.5, 1e-6):
+    if close(once, 59.5, 1e-6) and not close(twice, 59.4, 1e-6):
         return "(a): 59.446 is nearer to 59.4 than to 59.5"
     if close(twice, 59.45, 1e-6):
         return "(b) has two steps: 59.45 is the first, and it still has two decimals"
-    return "both have one decimal, and lie beside 59.446"
+    return hint_for((once, twice), (59.4, 59.5), [
+        ((59.5, 59.4), "the other way round: (a) is rounded once"),
+        ((59.4, 59.4), "(b) goes over 59.45, which is rounded up, as one does by hand"),
+    ], "both have one decimal, and lie beside 59.446", 1e-6)
 
 
 @exercise("10.6")
@@ -118,11 +109,12 @@ def change_taken_apart(answer: Callable[[tuple, tuple], tuple[float, float]]) ->
     cases = {((64.2, 68.9), (65.3, 69.0)): (0.1, 1.0), ((80.0, 70.0), (76.0, 72.0)): (2.0, -6.0)}
     for (published, measured), (bare, added) in cases.items():
         found = tuple(ask(answer, published, measured))
-        hints = {(-bare, -added): "the sign: a change is measured minus published",
-                 (added, bare): "the other way round: first the change without the prefix",
-                 (bare + added, bare): "the first is the change without the prefix: of the second scores",
-                 (bare, bare + added): "that is the change with the prefix: take off what was there without it"}
-        hint = next((hint for wrong, hint in hints.items() if all(map(close, found, wrong))), None)
-        if hint or len(found) != 2 or not all(map(close, found, (bare, added))):
-            return hint or f"published {published}, measured {measured}: {bare:.1f} without it, {added:.1f} its own"
+        hint = hint_for(found, (bare, added), [
+            ((-bare, -added), "the sign: a change is measured minus published"),
+            ((added, bare), "the other way round: first the change without the prefix"),
+            ((bare + added, bare), "the first is the change without the prefix: of the second scores"),
+            ((bare, bare + added), "that is the change with the prefix: take off what was there without it"),
+        ], f"published {published}, measured {measured}: {bare:.1f} without it, {added:.1f} its own")
+        if hint:
+            return hint
     return None
