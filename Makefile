@@ -34,13 +34,12 @@ prove: $(READY)
 	$(BIN)/python tests/prove_false_negatives.py
 	$(BIN)/python tests/prove_released.py
 	$(BIN)/python tests/benchmarks/mixture_reading.py
-	$(BIN)/python tests/benchmarks/training_step.py
-	$(BIN)/python tests/benchmarks/loss_stage.py
-	$(BIN)/python tests/benchmarks/big_step.py
+	$(BIN)/python tests/benchmarks/training.py step
+	$(BIN)/python tests/benchmarks/training.py loss
+	$(BIN)/python tests/benchmarks/training.py big
 	$(BIN)/python tests/benchmarks/mining.py
 	$(BIN)/python tests/benchmarks/encode.py --texts 1000
-	$(BIN)/python tests/benchmarks/two_processes.py
-	$(BIN)/python tests/benchmarks/gpu.py
+	$(BIN)/python tests/benchmarks/training.py processes
 
 lab: $(READY)
 	$(BIN)/python -m jupyter lab notebooks

@@ -1,4 +1,4 @@
-"""One dial: `Scale`. Every hyperparameter of every stage, with where its value comes from.
+"""Every hyperparameter of every stage, with where its value comes from: `Scale`, read from presets.yaml.
 
     scale = load("tiny")                          # a preset
     scale = load("tiny", ["train.steps=100"])     # the same with an override, as `me5 run --set train.steps=100`
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from me5lib.io import PACKAGE, Me5Error
 
 RELEASED = ("me5-small-q4",)  # models that come out of the package index (`model.released`)
 UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
-BY_HAND = "set by hand"  # why an overridden dial has its value
+BY_HAND = "set by hand"  # why an overridden value is what it is
 
 
 class Given(NamedTuple):
@@ -96,7 +97,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Scale:
-    """All dials of one size of the journey."""
+    """All settings of one size of the journey."""
 
     name: str
     data: Data
@@ -132,65 +133,59 @@ def ours(value: Any, why: str) -> Given:
     return Given(value, "ours", why)
 
 
-_ROOMS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluate}
+_GROUPS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluate}
+_TYPES = {f"{group}.{f.name}": str(f.type) for group, cls in _GROUPS.items() for f in dataclasses.fields(cls)}
 
 
 @functools.cache
 def presets() -> dict[str, dict[str, Given]]:
-    """Every scale of presets.yaml: its dials as `train.steps`, with what they inherit from the scale it extends."""
+    """Every scale of presets.yaml: its values by `train.steps`, with what they inherit from the scale it extends."""
     import yaml
 
-    found: dict[str, dict[str, Given]] = {}
-    for name, rooms in yaml.safe_load((PACKAGE / "presets.yaml").read_text(encoding="utf8")).items():
-        found[name] = dict(found.get(rooms.pop("extends", ""), {}))
-        for room, dials in rooms.items():
-            for key, (value, source, why) in dials.items():
+    scales: dict[str, dict[str, Given]] = {}
+    for name, groups in yaml.safe_load((PACKAGE / "presets.yaml").read_text(encoding="utf8")).items():
+        scales[name] = dict(scales.get(groups.pop("extends", ""), {}))
+        for group, values in groups.items():
+            for key, (value, source, why) in values.items():
                 value = tuple(value) if isinstance(value, list) else value
-                found[name][f"{room}.{key}"] = Given(value, source, " ".join(why.split()))
-    return found
+                scales[name][f"{group}.{key}"] = Given(value, source, " ".join(why.split()))
+    return scales
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Scale:
     """The preset `name` with `overrides` such as `train.steps=100`.
 
-    Raises `Me5Error` for an unknown scale, an unknown dial or a value of the wrong type.
+    Raises `Me5Error` for an unknown scale, an unknown setting or a value of the wrong type.
     """
     if name not in presets():
         raise Me5Error(f"unknown scale {name!r}: choose one of {', '.join(presets())}")
     given = dict(presets()[name])
     for override in overrides:
         key, _, text = override.partition("=")
-        if key not in _dials():
-            raise Me5Error(f"unknown dial {key!r}{_did_you_mean(key)}: dials are written as in train.steps=100")
+        if key not in _TYPES:
+            near = difflib.get_close_matches(key, _TYPES, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise Me5Error(f"unknown setting {key!r}{hint}: settings are written as in train.steps=100")
         given[key] = ours(_parse(key, text), BY_HAND)
-    rooms = {
-        room: cls(**{k.partition(".")[2]: v.value for k, v in given.items() if k.startswith(f"{room}.")})
-        for room, cls in _ROOMS.items()
+    groups = {
+        group: cls(**{key.partition(".")[2]: v.value for key, v in given.items() if key.startswith(f"{group}.")})
+        for group, cls in _GROUPS.items()
     }
-    return Scale(name, **rooms, provenance={k: (v.source, v.why) for k, v in given.items()})
+    return Scale(name, **groups, provenance={key: (v.source, v.why) for key, v in given.items()})
 
 
 def overrides(scale: Scale) -> list[str]:
-    """The dials that were set by hand, as `load` takes them: `["train.steps=100"]`."""
+    """What was set by hand, as `load` takes it: `["train.steps=100"]`."""
     by_hand = [key for key, (_, why) in scale.provenance.items() if why == BY_HAND]
-    values = {key: getattr(getattr(scale, key.partition(".")[0]), key.partition(".")[2]) for key in by_hand}
+    values = {key: operator.attrgetter(key)(scale) for key in by_hand}
     return [f"{key}={','.join(value) if isinstance(value, tuple) else value}" for key, value in values.items()]
 
 
-def _dials() -> dict[str, str]:
-    return {f"{room}.{f.name}": str(f.type) for room, cls in _ROOMS.items() for f in dataclasses.fields(cls)}
-
-
-def _did_you_mean(key: str) -> str:
-    near = difflib.get_close_matches(key, _dials(), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def _parse(key: str, text: str) -> Any:
-    kind = _dials()[key]
+    kind = _TYPES[key]
+    if kind.startswith("tuple"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
-        if kind.startswith("tuple"):
-            return tuple(part.strip() for part in text.split(",") if part.strip())
         return {"int": int, "float": float, "str": str}[kind](text)
     except ValueError:
         raise Me5Error(f"{key} wants {kind}, not {text!r}") from None

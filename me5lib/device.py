@@ -10,6 +10,13 @@ from typing import NamedTuple
 
 import torch
 
+# Dense 16-bit matrix products with fp32 sums, FLOP/s, from the makers' data sheets; the first name that fits counts.
+PEAK = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "L40": 181e12, "L4": 121e12, "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "V100": 125e12,
+    "T4": 65e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
 
 class Precision(NamedTuple):
     """The dtype of the encoder's matrix products, and why."""
@@ -40,3 +47,11 @@ def precision(device: torch.device) -> Precision:
 def autocast(device: torch.device, name: str) -> torch.autocast:
     """The autocast context of a precision's `name`; losses and pooling take themselves out of it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s that the device's data sheet promises in 16 bits, or None where it is not known here."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((value for part, value in PEAK.items() if part in name), None)

@@ -1,6 +1,9 @@
-"""Checkpoints: whole or absent, exact, and never continued by another plan."""
+"""Checkpoints: whole or absent, exact, never continued by another plan; and a notebook that attaches to a stage."""
 
 import json
+import os
+import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.train import checkpoint
+from me5lib.train.monitor import attach
 
 SHAPE = config.Model("random", 1, 16, 2, 32, 400, 32)
 
@@ -109,24 +113,16 @@ def test_a_flipped_byte_of_the_manifest_is_not_blamed_on_another_file(tokenizer,
         manifest.write_bytes(before)
 
 
-def test_what_was_half_written_is_no_checkpoint(tokenizer, tmp_path):
-    assert checkpoint.latest(tmp_path / "nothing") is None
-    encoder, adamw = made(tokenizer)
-    (tmp_path / ".step-000009.part").mkdir(parents=True)
-    assert checkpoint.latest(tmp_path) is None
-    checkpoint.save(tmp_path, encoder, adamw, 9, "plan")
-    assert checkpoint.latest(tmp_path).name == "step-000009"
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000009"]
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_leftovers_of_a_killed_save_are_tidied_up(tokenizer, tmp_path):
+def test_leftovers_of_a_killed_save_are_no_checkpoint_and_are_tidied_up(tokenizer, tmp_path):
+    assert checkpoint.latest(tmp_path / "nothing") is None
     encoder, adamw = made(tokenizer)
-    for left in (".step-000001.part", "..step-000001.part.0f1e2d3c", ".step-000000.old"):
+    for left in (".step-000009.part", "..step-000001.part.0f1e2d3c", ".step-000000.old"):
         (tmp_path / left).mkdir()
+    assert checkpoint.latest(tmp_path) is None
     checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
     assert names(tmp_path) == ["step-000002"]
 
@@ -227,14 +223,6 @@ def test_a_disk_that_refuses_what_python_does_not_write(tokenizer, tmp_path, lim
     assert checkpoint.latest(checkpoint.save(tmp_path, encoder, adamw, 2, "plan").parent).name == "step-000002"
 
 
-def test_another_error_while_saving_is_not_blamed_on_the_disk(tokenizer, tmp_path):
-    encoder, adamw = made(tokenizer)
-    encoder.save = lambda folder: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
-    assert names(tmp_path) == []
-
-
 def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "log.jsonl"
     io.put_text(path, "before")
@@ -253,3 +241,68 @@ def test_the_fingerprint_does_not_mind_the_order_and_minds_every_value():
     assert checkpoint.fingerprint({"a": 1, "b": [2, 3]}) == checkpoint.fingerprint({"b": [2, 3], "a": 1})
     assert checkpoint.fingerprint({"a": 1}) != checkpoint.fingerprint({"a": 2})
     assert len(checkpoint.fingerprint(json.loads("{}"))) == 16
+
+
+def begun(folder, steps=10, fingerprint="a"):
+    """What a stage writes before its first step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    io.put_json(folder / "stage.json", {"fingerprint": fingerprint, "settings": {"stage": {"steps": steps}}})
+    return folder
+
+
+def row(step):
+    return json.dumps({"step": step, "loss": 4.0 - step, "grad_norm": 1.0, "lr": 0.1, "source": "x"}) + "\n"
+
+
+def test_where_nothing_is_attach_names_the_command(tmp_path):
+    with pytest.raises(Me5Error, match=rf"me5 pretrain --scale base --seed 3 --out {tmp_path}"):
+        attach(tmp_path, scale="base", seed=3)
+    with pytest.raises(Me5Error, match="me5 finetune --scale"):
+        attach(tmp_path, "stage2")
+    assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
+
+
+def test_attach_reads_a_log_while_it_is_written(tmp_path):
+    part, go_on, seen = begun(tmp_path / "stage1.part"), threading.Event(), []
+    assert attach(tmp_path)[1:4] == (False, 0, 10) and attach(tmp_path).model is None
+
+    def write():
+        with (part / "log.jsonl").open("a", encoding="utf8") as log:
+            for line in map(row, range(10)):
+                for half in (line[: len(line) // 2], line[len(line) // 2 :]):
+                    log.write(half)
+                    log.flush()  # a reader meets half a line
+                    time.sleep(0.01)
+        go_on.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not go_on.wait(0.005):
+        run = attach(tmp_path)
+        assert [each["step"] for each in run.history.steps] == list(range(run.step))
+        seen.append(run.step)
+    writer.join()
+    assert seen == sorted(seen) and len(set(seen)) > 3
+    assert "step 10 of 10" in str(attach(tmp_path)) and not attach(tmp_path).finished
+    os.utime(part / "log.jsonl", (time.time() - 3600,) * 2)
+    assert attach(tmp_path).quiet == pytest.approx(3600, abs=60)
+
+
+def test_attach_takes_the_last_whole_checkpoint_then_the_finished_stage(tmp_path):
+    part, final = begun(tmp_path / "stage1.part"), tmp_path / "stage1"
+    for step in (5, 40, 200):
+        checkpoint.at(part / "checkpoints", step).mkdir(parents=True)
+    for step in (5, 40):  # 200 has no manifest
+        (checkpoint.at(part / "checkpoints", step) / checkpoint.MANIFEST).write_text("{}", encoding="utf8")
+    assert attach(tmp_path).model == checkpoint.at(part / "checkpoints", 40)
+    part.rename(begun(final, steps=2) / "moved")
+    (final / "log.jsonl").write_text(row(0) + row(1), encoding="utf8")
+    with pytest.raises(Me5Error, match="start it with"):
+        attach(tmp_path)  # published only with its configuration
+    (final / "config.json").write_text("{}", encoding="utf8")
+    run = attach(tmp_path)
+    assert (run.finished, run.step, run.steps, run.model) == (True, 2, 2, final) and "finished" in str(run)
+    left = begun(tmp_path / "stage1.part")  # a kill between the renaming and the tidying up
+    assert attach(tmp_path).finished
+    begun(left, steps=7, fingerprint="b")
+    assert attach(tmp_path)[:4] == (left, False, 0, 7)

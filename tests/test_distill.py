@@ -18,7 +18,7 @@ from me5lib.pairs import Labelled
 from me5lib.train import distill, finetune_plan, groups, stages
 from me5lib.train.distributed import Team, launch
 from me5lib.train.score_cache import score_pairs
-from me5lib.train.step import MicroBatch, global_loss
+from me5lib.train.stages import MicroBatch, global_loss
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
 PREFIXES, LENGTHS = ("query: ", "passage: "), (16, 16)

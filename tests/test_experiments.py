@@ -19,7 +19,7 @@ from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.io import Me5Error
 from me5lib.lessons import experiments
 from me5lib.lessons.experiments import arms, plan
-from me5lib.train import finetune_plan, groups, loop, negatives, stages, step
+from me5lib.train import finetune_plan, groups, loop, negatives, stages
 
 SMALL = ["train.steps=4", "train.batch=16", "finetune.steps=2", "finetune.batch=8", "finetune.teacher_steps=2"]
 
@@ -279,7 +279,7 @@ def test_two_at_once_are_refused(tmp_path):
 def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path):
     trained = Counter()
     train = loop.train
-    monkeypatch.setattr(loop, "train", lambda *a, **k: trained.update([k["name"]]) or train(*a, **k))
+    monkeypatch.setattr(loop, "train", lambda *a: trained.update([a[3].name]) or train(*a))
     for name in experiments.NAMES:
         results = experiments.run(experiments.planned(name, small(), seeds=1), tmp_path, progress=False)
         assert all(0 <= arm[metric]["mean"] <= 1 for arm in results["arms"] for metric in results["metrics"])
@@ -291,8 +291,8 @@ def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path
 
 def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, tmp_path, corpus):
     seen, made = [], []
-    work, make = step.work_of, groups.make
-    monkeypatch.setattr(step, "work_of", lambda rows, *a: seen.append(rows) or work(rows, *a))
+    work, make = stages.work_of, groups.make
+    monkeypatch.setattr(stages, "work_of", lambda rows, *a: seen.append(rows) or work(rows, *a))
     monkeypatch.setattr(groups, "make", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
     dial = small()
     folder = arms.mixed(dial, 0, tmp_path, corpus, "mixed")

@@ -167,7 +167,7 @@ def _speed(asked: Asked) -> tuple[float, str]:
 
     import torch
 
-    from me5lib.train import telemetry
+    from me5lib.device import peak_flops
 
     devices = _devices(asked)
     count = len(devices) or 1
@@ -176,7 +176,7 @@ def _speed(asked: Asked) -> tuple[float, str]:
     if not torch.cuda.is_available() or devices and not devices[0].startswith("cuda"):
         cores = os.cpu_count() or 1
         return CORE * cores, f"{CORE:g} TFLOP/s for each of {cores} CPU cores (--speed)"
-    peak = telemetry.peak(torch.device("cuda"), "bf16")
+    peak = peak_flops(torch.device("cuda"), "bf16")
     one = GPU_SHARE * peak / 1e12 if peak else GPU
     if asked.dtype == "fp32":
         one /= 8  # fp32 without tensor cores; data sheets say a sixteenth to a fifth

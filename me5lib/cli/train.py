@@ -17,6 +17,7 @@ launch make a 1 of each).
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ def pretrain(
     if _only_told(dial, seed, out, "stage1", plan, tokens, use, dry_run, processes):
         return
     _refuse_unasked(dial, dial.train, "pretrain", yes)
-    folder = _folder(dial.name, seed, out)
+    folder = io.out(dial.name, seed, out)
     with _team(processes) as team:
         _begin(team, folder, "stage1", dial.train.steps, resume)
         from me5lib.train import stages
@@ -122,7 +123,7 @@ def finetune(
     _refuse_unasked(dial, dial.finetune, "finetune", yes)
     from me5lib.lessons.lesson import Lesson
 
-    folder = _folder(dial.name, seed, out)
+    folder = io.out(dial.name, seed, out)
     start = None if scratch else Lesson("", dial, seed, folder).checkpoint("stage1")
     name = "stage2-only" if scratch else "stage2"
     with _team(processes) as team:
@@ -187,13 +188,13 @@ def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resu
     """Fine-tune on one's own file: read it, choose the dials, train, and compare before with after on the dev split."""
     corpus = own.read()
     name = f"own-{corpus.name}"  # a file may be called tiny, too
-    folder = io.run_folder(name, seed, out) if plan else _folder(name, seed, out)
+    folder = io.run_folder(name, seed, out) if plan else io.out(name, seed, out)
     with _team(processes) as team:
         from me5lib.train import fit as tuning
 
         _say(team, "\n".join(corpus.lines()))
         model = own.start or START
-        start = team.first_here(lambda: tuning.open_start(model, lambda line: _say(team, line)))
+        start = team.main_process_first(lambda: tuning.open_start(model, lambda line: _say(team, line)))
         dial = own.fitted(team, corpus, start, overrides)
         if plan:
             return
@@ -230,10 +231,9 @@ def _only_told(dial: Scale, seed: int, out: str, name: str, plan: bool, tokens: 
         if speaks():
             print("\n".join(estimate(dial, name, tokens, use or USE).lines()))
     elif dry_run:
-        from me5lib.io import run_folder
         from me5lib.train.dry_run import rehearse
 
-        folder = run_folder(dial.name, seed, out) / "dry-run"
+        folder = io.run_folder(dial.name, seed, out) / "dry-run"
         with _team(processes) as team:
             rehearse(dial, seed, folder, name, team, lambda line: _say(team, line))
     return plan or dry_run
@@ -245,10 +245,6 @@ def _refuse_unasked(dial: Scale, stage: Stage, command: str, yes: bool) -> None:
         size = f"{stage.steps:,} steps of {stage.batch:,}"
         raise Me5Error(f"scale {dial.name} trains {dial.model.backbone} for {size}: look at `me5 {command} "
                        f"--scale {dial.name} --plan`, then add --yes; or choose --scale smoke or tiny")
-
-
-def _folder(name: str, seed: int, out: str) -> Path:
-    return io.out(name, seed, out)
 
 
 @contextmanager
@@ -272,30 +268,23 @@ def _begin(team: Team, folder: Path, name: str, steps: int, resume: bool | None)
 
     Rank 0 looks, and all of them hear of it.
     """
-    fault = _prepared(folder, name, steps, resume) if team.main else ""
-    if team.any(bool(fault)):
-        raise Me5Error(fault) if team.main else typer.Exit(2)
-    team.barrier()
+    from me5lib.train import checkpoint
 
-
-def _prepared(folder: Path, name: str, steps: int, resume: bool | None) -> str:
-    """Does what `_begin` says; why it cannot be done, or ""."""
-    import shutil
-
-    part = folder / f"{name}.part"
-    if resume is False and part.exists():
+    part, fault = folder / f"{name}.part", ""
+    if team.main and resume is False and part.exists():
         print(f"{part} is thrown away")
         shutil.rmtree(part)
-    if resume:
-        from me5lib.train import checkpoint
-
+    elif team.main and resume:
         last = checkpoint.latest(part / "checkpoints")
         if last is None:
             done = (folder / name / "config.json").is_file()
             why = f"{name} is finished there" if done else f"no checkpoint of {name} is there"
-            return f"nothing to resume in {folder} ({why}): leave out --resume"
-        print(f"going on with {last} ({checkpoint.state(last)['step']:,} of {steps:,} steps are done)")
-    return ""
+            fault = f"nothing to resume in {folder} ({why}): leave out --resume"
+        else:
+            print(f"going on with {last} ({checkpoint.state(last)['step']:,} of {steps:,} steps are done)")
+    if team.any(bool(fault)):
+        raise Me5Error(fault) if team.main else typer.Exit(2)
+    team.barrier()
 
 
 def _say(team: Team, line: object) -> None:

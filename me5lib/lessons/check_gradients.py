@@ -27,8 +27,8 @@ from torch import Tensor
 
 from me5lib import io
 from me5lib.io import Me5Error
-from me5lib.train import distill
-from me5lib.train.distributed import Team, everyone, gather, join, launch, leave, own_rows, share_of_mean, world
+from me5lib.train import distill, distributed
+from me5lib.train.distributed import Team, gather, gather_relations, global_mean, launch, local_slice
 from me5lib.train.gradcache import cached_step
 from me5lib.train.loss import Relations, total_loss
 
@@ -164,7 +164,7 @@ def _own(task: Task, rows: slice) -> tuple[list[list[int]], int]:
 
 def _others_constant(mine: Tensor) -> Tensor:
     """All ranks' rows, of which only this rank's own carry a gradient (what `all_gather` by itself gives)."""
-    rows = own_rows(len(mine), mine.device)
+    rows = local_slice(len(mine), mine.device)
     everybody = gather(mine.detach())
     return torch.cat([everybody[: rows.start], mine, everybody[rows.stop :]])
 
@@ -174,7 +174,7 @@ def _loss(variant: str, task: Task, vectors: Tensor, own: int) -> Tensor:
     q, p, whole = vectors[:own], vectors[own:], slice(0, ROWS)
     right_scale = variant in ("ours", "ours, replayed")
     lesson = task.lesson(q, p, task.mine)
-    lesson = share_of_mean(lesson, own) if variant != "local mean" else lesson / max(1, own)
+    lesson = global_mean(lesson, own) if variant != "local mean" else lesson / max(1, own)
     if variant == "local negatives":
         return lesson + task._replace(related=_own_relations(task)).table(q, p, slice(0, own)) / max(1, own)
     spread: Callable[[Tensor], Tensor] = _others_constant if variant in ("÷ W", "dropped") else gather
@@ -182,11 +182,11 @@ def _loss(variant: str, task: Task, vectors: Tensor, own: int) -> Tensor:
     if variant == "÷ W":
         return lesson + task.table(queries, passages, whole) / ROWS
     if variant == "× W":
-        return lesson + task.table(queries, passages, whole) / ROWS * world()
+        return lesson + task.table(queries, passages, whole) / ROWS * distributed.world()
     if right_scale:  # the relations are gathered as in training; the others take them from the task
-        task = task._replace(related=everyone(_own_relations(task).to(q.device)))
+        task = task._replace(related=gather_relations(_own_relations(task).to(q.device)))
     total = task.table(queries, passages, task.mine)
-    return lesson + (total / max(1, own) if variant == "local mean" else share_of_mean(total, own))
+    return lesson + (total / max(1, own) if variant == "local mean" else global_mean(total, own))
 
 
 def _alone(task: Task, toy: Toy) -> Tensor:
@@ -240,7 +240,7 @@ def _apart(task: Task, seed: int, team: Team) -> float:
 
 def main(folder: str = "") -> None:
     """One process: join the others, measure; rank 0 writes what was found, or prints it where no folder is given."""
-    team = join()
+    team = distributed.join()
     task = io.read_json(Path(folder) / "task.json") if folder else {}
     shards, seed = task.get("shards") or _even(team.world), task.get("seed", 0)
     begin = sum(shards[: team.rank])
@@ -254,7 +254,7 @@ def main(folder: str = "") -> None:
             for name, (ratio, cosine, value, apart) in found.items():
                 print(f"  {name:16} ratio {ratio:9.6f}   cosine {cosine:9.6f}   loss {value:8.4f}   apart {apart:.1e}")
     team.barrier()
-    leave()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Checkpoints of a running stage: whole or absent, safetensors and JSON only, and never continued by another plan.
+"""The folder of a stage: its settings, its checkpoints while it is trained, its place when it is finished.
 
-A checkpoint is a folder `step-000100` that loads like any finished model (`SentenceTransformer(path)`), with the
-optimiser's state and `state.json` beside the weights. It is written under another name, flushed to the disk and renamed
-into place, so a kill at any moment leaves either all of it or nothing; a manifest of SHA-256 sums names the file that
-went wrong afterwards. No pickle anywhere.
+    out/stage1.part/                 unfinished work, never mixed with work of other settings
+        stage.json                   {"fingerprint", "settings"}: what the stage is made with
+        checkpoints/step-000100/     a model (`SentenceTransformer(path)` loads it), the optimiser's state, state.json
+    out/stage1/                      the finished model, its logs and stage.json
+
+A checkpoint is written under another name, flushed to the disk and renamed, so that a kill at any moment leaves all of
+it or nothing; a manifest of SHA-256 sums names the file that went wrong afterwards. safetensors and JSON only.
 
 Cost: three times the weights on disk; for the tiny model's 100 MB about 0.3 s, and what the disk takes to flush them.
 """
@@ -13,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,17 +30,11 @@ import me5lib
 from me5lib import io
 from me5lib.io import Me5Error, sha256
 
+if TYPE_CHECKING:
+    from me5lib.model.encoder import Encoder
+
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
 MANIFEST, STATE, OPTIMISER = "manifest.json", "state.json", "optimiser.safetensors"
-
-
-class Saved(Protocol):
-    """What a model must offer to be checkpointed: `Encoder` does."""
-
-    def save(self, folder: Path) -> None: ...  # noqa: D102
-
-    @classmethod
-    def load(cls, folder: Path) -> torch.nn.Module: ...  # noqa: D102
 
 
 def fingerprint(settings: Mapping[str, Any] | Sequence[Any]) -> str:
@@ -47,47 +45,82 @@ def fingerprint(settings: Mapping[str, Any] | Sequence[Any]) -> str:
 
 def conditions(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What the bits of a result depend on beside the plan: a run that is resumed under the same ones is bit-equal."""
-    cuda = device.type == "cuda"
     return {
         "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(), "processes": processes,
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__, "transformers": version("transformers"), "me5lib": me5lib.__version__,
     }  # fmt: skip
 
 
-def save(
-    folder: Path, model: Saved, optimiser: torch.optim.Optimizer, step: int, plan: str,
-    terms: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the checkpoint before `step` (steps 0 … step − 1 are done) and forget all but the last `KEEP`.
+# ---- a stage ---------------------------------------------------------------------------------------------------------
 
-    `plan` is the fingerprint of everything that decides the coming steps, `terms` are the `conditions`.
-    Raises `Me5Error` when it cannot be written (a full disk); nothing of it is left then, and no older one is touched.
-    """
-    final = at(folder, step)
-    beside = folder / f".{final.name}.part"
-    state = {"step": step, "plan": plan, "conditions": dict(terms or {})}
+
+def stage_settings(folder: Path) -> dict[str, Any] | None:
+    """{"fingerprint", "settings"} of the stage in `folder`; None where nothing says so, or not yet."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        io.sync(folder.parent)
-        _tidy(folder)
-        io.write(beside, model.save)
-        io.write(beside / OPTIMISER, lambda path: save_file(optimiser_tensors(optimiser), path))
-        io.write(beside / STATE, lambda path: io.write_json(path, state))
-        io.write(beside / MANIFEST, lambda path: io.write_json(path, _manifest(beside)))
-        for path in (*sorted(beside.rglob("*")), beside):
-            io.sync(path)
-        io.replace(beside, final)
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            io.remove(beside)
-        if not _refused(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise Me5Error(f"no checkpoint of step {step} could be written to {folder} ({reason}): the one before is kept; "
-                       "free some space, then run the same command to go on") from None
-    _forget(folder, step)
-    return final
+        return io.read_json(folder / "stage.json")
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def identity(folder: Path) -> str:
+    """The fingerprint of a finished stage, or the hash of its weights if it was not made here."""
+    made = stage_settings(folder)
+    return made["fingerprint"] if made else sha256(folder / "model.safetensors")
+
+
+class StageDir:
+    """Where a stage is made (`<name>.part`) and where it stands when finished (`<name>`), and with which settings."""
+
+    def __init__(self, out: Path, name: str, settings: dict[str, Any]) -> None:
+        self.final, self.part, self.settings = out / name, out / f"{name}.part", settings
+        self.fingerprint = fingerprint(settings)
+
+    def finished(self, progress: bool = False) -> bool:
+        """Whether the stage is there, made with these settings; says so with `progress`."""
+        made = stage_settings(self.final)
+        there = bool(made) and made["fingerprint"] == self.fingerprint and (self.final / "config.json").is_file()
+        if there and progress:
+            print(f"{self.final.name} was finished before with the same settings: not trained again")
+        return there
+
+    def open(self) -> Path:
+        """The folder to work in; raises `Me5Error` when it holds unfinished work with other settings."""
+        made = stage_settings(self.part)
+        if made and made["fingerprint"] != self.fingerprint:
+            if latest(self.part / "checkpoints"):
+                raise Me5Error(f"{self.part} is unfinished work with other settings ({self._changes(made)}): "
+                               "go back to them to finish it, or delete that folder")
+            shutil.rmtree(self.part)
+        io.put_json(self.part / "stage.json", {"fingerprint": self.fingerprint, "settings": self.settings}, True)
+        return self.part
+
+    def publish(self, encoder: Encoder) -> Path:
+        """Put the trained encoder, its logs and settings in place in one step; an older stage is moved aside."""
+        beside = self.part / "model"
+        encoder.save(beside)
+        for file in self.part.glob("*.json*"):
+            shutil.copy2(file, beside / file.name)
+        if self.final.exists():
+            made = stage_settings(self.final) or {"fingerprint": "unknown", "settings": {}}
+            aside = self.final.with_name(f"{self.final.name}.{made['fingerprint']}")
+            print(f"{self.final} was made with other settings ({self._changes(made)}): moved to {aside.name}")
+            io.replace(self.final, aside)
+        beside.rename(self.final)
+        shutil.rmtree(self.part, ignore_errors=True)
+        return self.final
+
+    def _changes(self, made: dict[str, Any]) -> str:
+        """The settings that differ, as `stage.lr, stage.steps`."""
+        old, new = (
+            {f"{key}.{name}" if name else key: value for key, group in settings.items()
+             for name, value in (group if isinstance(group, dict) else {"": group}).items()}
+            for settings in (made["settings"], self.settings)
+        )  # fmt: skip
+        return ", ".join(sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)))
+
+
+# ---- its checkpoints -------------------------------------------------------------------------------------------------
 
 
 def at(folder: Path, step: int) -> Path:
@@ -95,9 +128,78 @@ def at(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Step → folder of every checkpoint under `folder`, damaged or not, the oldest first."""
+    return dict(sorted((int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdecimal()))
+
+
+def save(
+    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, plan: str,
+    terms: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the checkpoint before `step` (steps 0 … step − 1 are done) and forget all but the last `KEEP`.
+
+    `model` has `save(folder)` and `load(folder)`, as `Encoder`; `plan` is the fingerprint of everything that decides
+    the coming steps, `terms` are the `conditions`.
+    Raises `Me5Error` when it cannot be written (a full disk); nothing of it is left then, and no older one is touched.
+    """
+    final = at(folder, step)
+    beside = folder / f".{final.name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        io.sync(folder.parent)
+        for leftover in (".step-*.part", ".step-*.old", "..step-*.part.*"):  # of a killed save, and of `model.save`
+            for path in folder.glob(leftover):
+                io.remove(path)
+        _write(beside, model, optimiser, {"step": step, "plan": plan, "conditions": dict(terms or {})})
+        io.replace(beside, final)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            io.remove(beside)
+        # tokenizers says with a bare Exception that the disk refused
+        if not isinstance(error, OSError | SafetensorError | Me5Error) and "(os error " not in str(error):
+            raise
+        raise Me5Error(f"no checkpoint of step {step} could be written to {folder} ({' '.join(str(error).split())}): "
+                       "the one before is kept; free some space, then run the same command to go on") from None
+    _forget(folder, step)
+    return final
+
+
+def _write(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """All files of a checkpoint, flushed to the disk; the manifest comes last."""
+    io.write(folder, model.save)
+    tensors = {  # flat, named `<parameter index>.<name>` (`3.exp_avg`)
+        f"{index}.{name}": value.detach().contiguous() if value.dim() else value.detach().reshape(1)
+        for index, entry in optimiser.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    io.write(folder / OPTIMISER, lambda path: save_file(tensors, path))
+    io.write(folder / STATE, lambda path: io.write_json(path, state))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+    io.write(folder / MANIFEST, lambda path: io.write_json(path, {"files": sums, "sum": _sum_of(sums)}))
+    for path in (*sorted(folder.rglob("*")), folder):
+        io.sync(path)
+
+
+def _forget(folder: Path, step: int) -> None:
+    """Remove all checkpoints but the last `KEEP` up to `step`. Later ones were damaged, or `step` would not come again.
+
+    Each is renamed first: a kill leaves no torn folder under a checkpoint's name.
+    """
+    known = checkpoints(folder)
+    kept = [number for number in known if number <= step][-KEEP:]
+    for number, path in known.items():
+        if number not in kept:
+            old = path.with_name(f".{path.name}.old")
+            with contextlib.suppress(OSError):  # tidied up by the next save
+                io.rename(path, old)
+                io.remove(old)
+
+
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint under `folder` that is whole, or None; a damaged one is passed over with a line."""
-    for path in reversed(_folders(folder)):
+    for path in reversed(checkpoints(folder).values()):
         wrong = damage(path)
         if not wrong:
             return path
@@ -106,7 +208,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, plan: str) -> int:
-    """Put the checkpoint `path` into `model` and `optimiser` and return the step to go on with.
+    """Put the checkpoint `path` into `model` and `optimiser`, whose learning rates stay; the step to go on with.
 
     Raises `Me5Error` when the checkpoint belongs to another plan: going on would mix two runs.
     """
@@ -115,7 +217,11 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, p
         raise Me5Error(f"{path} belongs to another plan ({known['plan']}, now {plan}): "
                        f"go back to its settings or delete {path.parent}")
     model.load_state_dict(type(model).load(path).state_dict())
-    restore_optimiser(optimiser, load_file(path / OPTIMISER))
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(path / OPTIMISER).items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index), {})[name] = value.reshape(()) if name == "step" else value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     return known["step"]
 
 
@@ -132,85 +238,19 @@ def changed(path: Path, now: Mapping[str, Any]) -> list[str]:
 
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint, naming the file; "" when nothing is. Files that were added do not matter."""
+    file = MANIFEST
     try:
         manifest = io.read_json(path / MANIFEST)
-        files = manifest["files"]
-        if manifest["sum"] != _sum_of(files):
+        if manifest["sum"] != _sum_of(manifest["files"]):
             return f"{MANIFEST} does not have its sum"
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} cannot be read"
-    for file, expected in files.items():
-        try:
+        for file, expected in manifest["files"].items():
             if sha256(path / file) != expected:
                 return f"{file} does not have its sum"
-        except FileNotFoundError:
-            return f"{file} is missing"
-        except OSError as error:
-            return f"{file} cannot be read: {error.strerror}"
+    except FileNotFoundError:
+        return f"{file} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{file} cannot be read"
     return ""
-
-
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as flat tensors, named `<parameter index>.<name>` (`3.exp_avg`)."""
-    return {
-        f"{index}.{name}": value.detach().contiguous() if value.dim() else value.detach().reshape(1)
-        for index, entry in optimiser.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimiser_tensors` gave; learning rates stay the optimiser's own."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value.reshape(()) if name == "step" else value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-
-
-def _refused(error: Exception) -> bool:
-    """Whether the disk refused; the tokenizers library says so with a bare Exception."""
-    return isinstance(error, OSError | SafetensorError | Me5Error) or "(os error " in str(error)
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what a killed save has left, and what the model's own was writing (`..step-000100.part.5f3c`)."""
-    for left in (".step-*.part", ".step-*.old", "..step-*.part.*"):
-        for path in folder.glob(left):
-            io.remove(path)
-
-
-def _forget(folder: Path, step: int) -> None:
-    """Remove all checkpoints but the last `KEEP` up to `step`. Later ones were damaged, or `step` would not come again.
-
-    Each is renamed first: a kill leaves no torn folder under a checkpoint's name.
-    """
-    known = _folders(folder)
-    kept = [path for path in known if _step(path) <= step][-KEEP:]
-    for path in known:
-        if path in kept:
-            continue
-        old = path.with_name(f".{path.name}.old")
-        with contextlib.suppress(OSError):  # tidied up by the next save
-            io.rename(path, old)
-            io.remove(old)
-
-
-def _folders(folder: Path) -> list[Path]:
-    found = (path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal())
-    return sorted(found, key=_step)
-
-
-def _step(path: Path) -> int:
-    return int(path.name[5:])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-    return {"files": sums, "sum": _sum_of(sums)}
 
 
 def _sum_of(files: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 """What a run will cost, before it is begun: memory, disk, hours, by the kind of GPU. Arithmetic alone: nothing is read.
 
-    print("\\n".join(estimate(scale.load("base")).lines()))
+    print("\\n".join(estimate(config.load("base")).lines()))
 
 Known: steps, batch, weights, what AdamW and a checkpoint hold. Estimated: what autograd keeps of a token (counted with
 `gradcache.GraphMeter`, see the tests). Assumed, and said so in the output: tokens of a pair, and the share of a GPU's
@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from me5lib.config import Model, Scale, Stage
-from me5lib.train import checkpoint, stages, telemetry
-from me5lib.train import loss as losses
+from me5lib.device import PEAK
+from me5lib.train.checkpoint import KEEP
+from me5lib.train.loop import worked_on
+from me5lib.train.loss import TILE_LOGITS
+from me5lib.train.stages import FIRST_BUDGET
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # GB of memory, from the makers' data sheets (nvidia.com: V100, A100 80GB, L40S, H100 SXM and H200 Tensor Core GPU data
-# sheets; NVIDIA Ada GPU architecture white paper for the RTX 4090). Their peak FLOP/s: `telemetry.PEAK`, same sources.
+# sheets; NVIDIA Ada GPU architecture white paper for the RTX 4090). Their peak FLOP/s: `device.PEAK`, same sources.
 MEMORY = {"RTX 4090": 24, "V100": 32, "L40S": 48, "A100": 80, "H100": 80, "H200": 141}
 USE = 0.35  # ours, an assumption: share of the peak that all products together reach; a run logs its own (mfu)
 FILL = 0.5  # ours, an assumption: texts have so much of the most tokens that they are cut to, in the mean
@@ -62,8 +65,6 @@ class Held(NamedTuple):
 class Fleet(NamedTuple):
     """Some GPUs of one kind at work: what each holds (None: it does not fit), whether GradCache is needed, hours."""
 
-    gpu: str
-    count: int
     held: Held | None
     cached: bool
     hours: float
@@ -82,21 +83,19 @@ class Estimate:
     use: float
 
     @property
-    def seen(self) -> float:
-        """Tokens of all steps."""
-        return self.stage.steps * self.stage.batch * self.tokens
-
-    @property
     def disk(self) -> int:
         """Bytes of checkpoints at most: those that are kept and the one being written, weights and both moments."""
-        return (checkpoint.KEEP + 1) * 3 * 4 * self.size.all
+        return (KEEP + 1) * 3 * 4 * self.size.all
 
     @property
     def paper_gpus(self) -> int | None:
         """GPUs of English E5's counterpart, where there is one."""
-        if self.scale not in PAPER_GPUS:
-            return None
-        return PAPER_GPUS[self.scale] if self.name == "stage1" else PAPER_GPUS_2
+        return (PAPER_GPUS[self.scale] if self.name == "stage1" else PAPER_GPUS_2) if self.scale in PAPER_GPUS else None
+
+    @property
+    def texts(self) -> int:
+        """Texts of a pair, or of a labelled example."""
+        return 2 + self.stage.hard_negatives * (self.name == "stage2")
 
     def operations(self, cached: bool) -> float:
         """FLOP of the stage: 2 for each weight and token forwards, 4 backwards, and again 2 for every replay.
@@ -106,30 +105,23 @@ class Estimate:
         longest = self.tokens / self.texts
         forward = 2 * self.size.worked_on + 4 * self.shape.layers * self.shape.width * longest
         replays = cached + bool(self.stage.gradient_checkpointing) + 2 * (self.name == "stage2")
-        return self.seen * forward * (3 + replays)
-
-    @property
-    def texts(self) -> int:
-        """Texts of a pair, or of a labelled example."""
-        return 2 + self.stage.hard_negatives * (self.name == "stage2")
+        return self.stage.steps * self.stage.batch * self.tokens * forward * (3 + replays)
 
     def fleet(self, gpu: str, count: int) -> Fleet:
         """What `count` GPUs of a kind will do, sharing each batch."""
         held = self._held(MEMORY[gpu] * 1e9 * ROOM, count)
         cached = held is not None and self.stage.batch / count * self.tokens > held.piece
-        hours = self.operations(cached) / (telemetry.PEAK[gpu] * self.use * count) / 3600
-        return Fleet(gpu, count, held, cached, hours)
+        return Fleet(held, cached, self.operations(cached) / (PEAK[gpu] * self.use * count) / 3600)
 
     def _held(self, memory: float, count: int) -> Held | None:
         """The largest piece that `stages` would find to fit, and what is held with it."""
         weights = 4 * self.size.all
         gradients = weights * (2 if count > 1 else 1) + 4 * self.size.table  # DDP's buckets; one of the table in making
         vectors = self.stage.batch * self.texts * self.shape.width * 4 * 3  # theirs, their gradient, a copy
-        loss = vectors + 3 * 4 * losses.TILE_LOGITS
-        piece = stages.FIRST_BUDGET
+        piece = FIRST_BUDGET
         while piece >= 1_024:
             graph = graph_bytes(self.shape, self.size, piece, bool(self.stage.gradient_checkpointing))
-            held = Held(weights, gradients, 2 * weights, loss, graph, piece)
+            held = Held(weights, gradients, 2 * weights, vectors + 3 * 4 * TILE_LOGITS, graph, piece)
             if held.total <= memory:
                 return held
             piece //= 2
@@ -137,63 +129,60 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """The estimate in words, saying what is known, what is estimated and what is assumed."""
-        return [*self._title(), *self._memory(), *self._hours(), *self._paper()]
+        return [*self._memory(), *self._hours(), *self._assumed()]
 
-    def _title(self) -> Iterator[str]:
+    def _memory(self) -> Iterator[str]:
         what = "pairs" if self.name == "stage1" else "labelled examples"
         yield (f"{self.name} at scale {self.scale}: {self.stage.steps:,} steps of {self.stage.batch:,} {what}, "
                f"{self.shape.backbone}; nothing is trained, this is what it will take")
-
-    def _memory(self) -> Iterator[str]:
-        held = self.fleet("A100", 8).held
-        weights = 4 * self.size.all
         yield "on every GPU (data parallel: each holds everything)"
-        yield _row("weights", weights, f"{self.size.all / 1e6:.1f} M in fp32, {self.size.table / 1e6:.1f} M of "
-                   "them the vocabulary's")
+        held, weights = self.fleet("A100", 8).held, 4 * self.size.all
+        rows = [("weights", weights, f"{self.size.all / 1e6:.1f} M in fp32, {self.size.table / 1e6:.1f} M of them the "
+                                     "vocabulary's")]
         if held:
-            yield _row("gradients", held.gradients, "fp32; with DDP's buckets, and one of the vocabulary in the making")
-            yield _row("optimiser", held.optimiser, "AdamW's two moments, fp32")
-            yield _row("loss", held.loss, "vectors of the whole batch and a tile of logits")
-            yield _row("activations", held.activations, f"of one piece of {held.piece:,} padded tokens on an A100 "
-                       "(estimated); a batch of more goes through in pieces (GradCache)")
-        yield _row("checkpoints", self.disk, f"on disk at most: {checkpoint.KEEP} kept, one being written; and "
-                   f"{weights / 1e9:.2f} GB for the finished model")
+            rows += [
+                ("gradients", held.gradients, "fp32; with DDP's buckets, and one of the vocabulary in the making"),
+                ("optimiser", held.optimiser, "AdamW's two moments, fp32"),
+                ("loss", held.loss, "vectors of the whole batch and a tile of logits"),
+                ("activations", held.activations, f"of one piece of {held.piece:,} padded tokens on an A100 "
+                 "(estimated); a batch of more goes through in pieces (GradCache)"),
+            ]  # fmt: skip
+        rows.append(("checkpoints", self.disk, f"on disk at most: {KEEP} kept, one being written; and "
+                                               f"{weights / 1e9:.2f} GB for the finished model"))
+        yield from (f"  {name:12}{size / 1e9:>8.2f} GB  {why}" for name, size, why in rows)
 
     def _hours(self) -> Iterator[str]:
         counts = sorted({1, 8, self.paper_gpus or 1})
         yield f"hours (a batch on so many GPUs; {self.operations(True):.2g} FLOP with GradCache's second forward)"
         heads = "".join(f"{f'{n} GPU' + 's' * (n > 1):>10}" for n in counts)
         yield f"  {'':10}{'GB':>5}{'TFLOP/s':>9}{'piece':>11}{heads}{'GPUs for a day':>16}"
-        for gpu in MEMORY:
+        for gpu, memory in MEMORY.items():
             fleets = [self.fleet(gpu, n) for n in counts]
+            line = f"  {gpu:10}{memory:>5}{PEAK[gpu] / 1e12:>9.0f}"
             if fleets[0].held is None:
-                yield f"  {gpu:10}{MEMORY[gpu]:>5}{telemetry.PEAK[gpu] / 1e12:>9.0f}{'too small':>11}"
+                yield f"{line}{'too small':>11}"
                 continue
-            hours = "".join(f"{_hours(fleet.hours):>10}" for fleet in fleets)
+            hours = [f"{fleet.hours:,.0f}" if fleet.hours >= 10 else f"{fleet.hours:.2g}" for fleet in fleets]
             day = max(1, -(-fleets[0].hours // 24))
-            yield (f"  {gpu:10}{MEMORY[gpu]:>5}{telemetry.PEAK[gpu] / 1e12:>9.0f}{fleets[0].held.piece:>11,}{hours}"
-                   f"{day:>16,.0f}")
-        yield (f"assumed (ours): {self.tokens:g} tokens of {_one(self.texts)} (--tokens), {self.use:.0%} of the data "
+            yield f"{line}{fleets[0].held.piece:>11,}{''.join(f'{each:>10}' for each in hours)}{day:>16,.0f}"
+
+    def _assumed(self) -> Iterator[str]:
+        one = "a pair" if self.texts == 2 else f"an example of {self.texts} texts"
+        yield (f"assumed (ours): {self.tokens:g} tokens of {one} (--tokens), {self.use:.0%} of the data "
                "sheet's 16-bit peak (--use; a run logs its own as mfu)")
         yield "not reckoned: reading data, evaluation, checkpoints, the network between GPUs"
         if self.name == "stage2":
             yield "in it: mining and the teacher's scores, each text at most twice more (estimated)"
-
-    def _paper(self) -> Iterator[str]:
-        if self.paper_gpus is None:
-            yield "the paper has no such scale"
-        elif self.name == "stage1":
-            yield f"{PAPER.format(self.paper_gpus)} (microsoft/unilm #1448)"
-        else:
-            yield f"{PAPER.format(self.paper_gpus)} (from memory, unverified)"
+        source = "microsoft/unilm #1448" if self.name == "stage1" else "from memory, unverified"
+        yield f"{PAPER.format(self.paper_gpus)} ({source})" if self.paper_gpus else "the paper has no such scale"
 
 
-def estimate(dial: Scale, name: str = "stage1", tokens: float | None = None, use: float = USE) -> Estimate:
+def estimate(scale: Scale, name: str = "stage1", tokens: float | None = None, use: float = USE) -> Estimate:
     """What stage `name` of a scale will take; `tokens` of a pair (of an example), `use` the share of a GPU's peak."""
-    stage = dial.train if name == "stage1" else dial.finetune
+    stage = scale.train if name == "stage1" else scale.finetune
     negatives = stage.hard_negatives if name == "stage2" else 0
     tokens = tokens or FILL * (stage.query_tokens + (1 + negatives) * stage.passage_tokens)
-    return Estimate(dial.name, name, dial.model, stage, size(dial.model), tokens, use)
+    return Estimate(scale.name, name, scale.model, stage, size(scale.model), tokens, use)
 
 
 def size(shape: Model) -> Size:
@@ -203,7 +192,7 @@ def size(shape: Model) -> Size:
     with torch.device("meta"):
         model = AutoModel.from_config(configuration(shape), add_pooling_layer=False)
     table = model.get_input_embeddings().weight.numel()
-    return Size(sum(p.numel() for p in model.parameters()), telemetry.worked_on(model), table)
+    return Size(sum(p.numel() for p in model.parameters()), worked_on(model), table)
 
 
 def configuration(shape: Model) -> PretrainedConfig:
@@ -232,15 +221,3 @@ def graph_bytes(shape: Model, size: Size, tokens: int, recomputed: bool = False)
     layer = 28 * shape.width + 4 * shape.feedforward
     layers = 4 * shape.width * shape.layers + layer if recomputed else layer * shape.layers
     return tokens * (layers + 8 * shape.width) + 2 * size.worked_on
-
-
-def _row(name: str, held: float, why: str) -> str:
-    return f"  {name:12}{held / 1e9:>8.2f} GB  {why}"
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
-
-
-def _one(texts: int) -> str:
-    return "a pair" if texts == 2 else f"an example of {texts} texts"

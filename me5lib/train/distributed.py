@@ -1,7 +1,7 @@
 """Many processes, one gradient: who trains together, a gather that gradients flow through, and the scale contract.
 
-Design: every rank embeds its own rows; `gather` gives everyone all vectors, `everyone` the relations of all rows; each
-rank computes the losses of its own rows against everybody's passages; `share_of_mean` scales their sum so that what
+Every rank embeds its own rows; `gather` gives everyone all vectors, `gather_relations` the relations of all rows; each
+rank computes the losses of its own rows against everybody's passages; `global_mean` scales their sum so that what
 DistributedDataParallel then does (the average of the ranks' gradients) is the gradient of the mean over the *global*
 batch. Ranks may hold unequal numbers of rows, or none. Several such terms can be added: the weight between them is the
 same at every world size.
@@ -9,19 +9,17 @@ same at every world size.
     team = join()                                             # under torchrun or accelerate launch; alone otherwise
     model, held = team.wrap(encoder), sizes(related)
     q, p = gather(queries, held.queries), gather(passages, held.passages)
-    total = total_loss(q, p, everyone(related, held), temperature, rows=held.mine)
-    loss = share_of_mean(total, len(queries), held.queries)
+    total = total_loss(q, p, gather_relations(related, held), temperature, rows=held.mine)
+    loss = global_mean(total, len(queries), held.queries)
 
-Processes are DistributedDataParallel, through accelerate (its launcher and its state). Ranks run unequal numbers of
-pieces, which sharded parameters (FSDP, ZeRO-2 and 3) would deadlock on, so those are refused; 560 M parameters need
-neither. That all this is right on your own machines: `me5lib.lessons.check_gradients`.
+Ranks run unequal numbers of pieces, which sharded parameters (FSDP, ZeRO-2 and 3) would deadlock on, so those are
+refused; 560 M parameters need neither. That all this is right on your own machines: `me5lib.lessons.check_gradients`.
 
 Cost: a gather sends each vector to every rank, and its gradient back; the relations are a few integers a row.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import subprocess
@@ -42,6 +40,7 @@ from me5lib.device import best_device
 from me5lib.io import PACKAGE, Me5Error
 from me5lib.train.loss import Relations
 
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the network that is this machine
 MEETING = "ME5_MEET"  # a file at which the processes that `launch` starts find each other: no port, so none is taken
 PATIENCE = timedelta(hours=2)  # ours: a collective's, for a rank that is slow; nobody waits in one for work of hours
 T = TypeVar("T")
@@ -117,7 +116,7 @@ class Team:
             raise error or Me5Error("rank 0 failed: it says why")
         return made
 
-    def first_here(self, make: Callable[[], T]) -> T:
+    def main_process_first(self, make: Callable[[], T]) -> T:
         """What `make` gives, on every rank; rank 0 first, so that what it builds or downloads is there for the rest."""
         made = self.by_main(make)
         return made if self.main else make()
@@ -140,14 +139,10 @@ class _Wrapped:
     """DistributedDataParallel around an encoder, called as the encoder is."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+        self.model, self.no_sync = model, model.no_sync
 
     def __call__(self, ids: Sequence[Sequence[int]]) -> Tensor:
         return self.model(_Ids(ids))
-
-    def no_sync(self) -> contextlib.AbstractContextManager:
-        """Gradients of calls inside stay on this rank."""
-        return self.model.no_sync()
 
 
 def join(world: int | None = None) -> Team:
@@ -210,20 +205,29 @@ class Sizes(NamedTuple):
     @property
     def mine(self) -> slice:
         """Where this rank's queries lie among everybody's."""
-        begin = sum(self.queries[: rank()])
-        return slice(begin, begin + self.queries[rank()])
+        return _slice_of(self.queries)
 
 
 def sizes(related: Relations) -> Sizes:
     """The sizes of all ranks' parts of a batch, of which `related` is this one's. One collective."""
-    held = [len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]
-    queries, passages, known = zip(*_table(held, related.query_key.device), strict=True)
+    mine = [len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]
+    queries, passages, known = zip(*_table(mine, related.query_key.device), strict=True)
     return Sizes(list(queries), list(passages), max(known))
 
 
 def counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
     """How many rows each rank holds, given how many this one does. Every rank must ask."""
     return [row[0] for row in _table([rows], device)]
+
+
+def local_slice(rows: int, device: torch.device | str = "cpu") -> slice:
+    """Where this rank's `rows` lie among everybody's. A collective."""
+    return _slice_of(counts(rows, device))
+
+
+def _slice_of(held: Sequence[int]) -> slice:
+    begin = sum(held[: rank()])
+    return slice(begin, begin + held[rank()])
 
 
 def _table(numbers: list[int], device: torch.device | str) -> list[list[int]]:
@@ -267,14 +271,7 @@ def gather(mine: Tensor, held: Sequence[int] | None = None) -> Tensor:
     return mine if world() == 1 else _Gather.apply(mine, held or counts(len(mine), mine.device))
 
 
-def own_rows(rows: int, device: torch.device | str = "cpu") -> slice:
-    """Where this rank's `rows` lie among everybody's. A collective."""
-    held = counts(rows, device)
-    begin = sum(held[: rank()])
-    return slice(begin, begin + rows)
-
-
-def everyone(related: Relations, held: Sizes | None = None) -> Relations:
+def gather_relations(related: Relations, held: Sizes | None = None) -> Relations:
     """The relations of all ranks' rows, rank by rank: those of the vectors that `gather` gives. A collective."""
     if world() == 1:
         return related
@@ -288,7 +285,7 @@ def everyone(related: Relations, held: Sizes | None = None) -> Relations:
     )
 
 
-def share_of_mean(total: Tensor, rows: int, held: Sequence[int] | None = None) -> Tensor:
+def global_mean(total: Tensor, rows: int, held: Sequence[int] | None = None) -> Tensor:
     """This rank's share of a mean over all ranks' rows, of the `total` loss of its own `rows`: a scalar.
 
     The average of the ranks' shares is that mean, so the average that DistributedDataParallel takes of the gradients is
@@ -302,21 +299,26 @@ def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float
     """Run `commands` side by side, as the ranks of one `join`, until all have ended; they print to files in `folder`.
 
     They meet at a file there, so that many such groups can run on one machine; one thread each.
-
     Raises `Me5Error` with the last line of the first to fail, or naming those that did not finish in `timeout` seconds.
     Whatever happens, an interrupt included, no child is left running.
     """
     children: list[subprocess.Popen] = []
-    deadline = time.monotonic() + timeout
+    deadline, world = time.monotonic() + timeout, str(len(commands))
     logs, meeting = [Path(folder) / f"rank{r}.log" for r in range(len(commands))], Path(folder) / "meet"
+    environment = {
+        **({"GLOO_SOCKET_IFNAME": LOOPBACK[sys.platform]} if sys.platform in LOOPBACK else {}), **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
+        "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf8", "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
+        MEETING: str(meeting),
+    }  # fmt: skip
+    if torch.cuda.device_count() < len(commands):  # NCCL refuses two ranks on one GPU
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     try:
         meeting.unlink(missing_ok=True)
         for number, (command, log) in enumerate(zip(commands, logs, strict=True)):
             with log.open("wb") as sink:
-                environment = {**_environment(), **_seat(number, len(commands)), MEETING: str(meeting)}
-                if torch.cuda.device_count() < len(commands):  # NCCL refuses two ranks on one GPU
-                    environment["CUDA_VISIBLE_DEVICES"] = ""
-                children.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment))
+                seat = {"RANK": str(number), "LOCAL_RANK": str(number)}
+                children.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment | seat))
         while any(child.poll() is None for child in children):
             _refuse_failed(children, logs)
             if time.monotonic() > deadline:
@@ -336,17 +338,3 @@ def _refuse_failed(children: Sequence[subprocess.Popen], logs: Sequence[Path]) -
         if child.poll():
             said = logs[r].read_text(encoding="utf8", errors="replace").strip().splitlines() or ["it said nothing"]
             raise Me5Error(f"process {r} of {len(children)} failed with exit code {child.returncode}: {said[-1]}")
-
-
-def _seat(number: int, of: int) -> dict[str, str]:
-    """What a launcher tells the rank `number`."""
-    names = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    return {name: str(value) for group, value in zip(names, (number, of), strict=True) for name in group}
-
-
-def _environment() -> dict[str, str]:
-    """One thread each, this very library, and the loopback device: the processes are all on this machine."""
-    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf8"}
-    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
-    return {**({"GLOO_SOCKET_IFNAME": loopback} if loopback else {}), **os.environ, **fixed}

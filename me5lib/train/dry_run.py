@@ -1,11 +1,11 @@
 """`--dry-run`: a scale of the hub rehearsed in minutes, offline, before days of it are begun on many GPUs.
 
-    rehearse(scale.load("large"), seed=0, folder=Path("runs/dry-run"))      # prints what it did; leaves nothing
+    rehearse(config.load("large"), seed=0, folder=Path("runs/dry-run"))      # prints what it did; leaves nothing
 
-What is real: the scale's data dials over every one of its cards, the stage (`stages.pretrain`, `stages.finetune`) with
-its loop, checkpoint, SIGTERM, resume and publication, the backbone's class and shape, the processes and their device.
-What is not: the weights (random), the rows (`data.made_up`), the vocabulary (a small one), two steps of eight. Where
-the true shape does not fit into memory or onto the disk, layers are left out, and that is said.
+What is real: the scale's data settings over every one of its cards, the stage (`stages.pretrain`, `stages.finetune`)
+with its loop, checkpoint, SIGTERM, resume and publication, the backbone's class and shape, the processes and their
+device. What is not: the weights (random), the rows (`data.fake_rows`), the vocabulary (a small one), two steps of
+eight. Where the true shape does not fit into memory or onto the disk, layers are left out, and that is said.
 
 Two legs. In the first one SIGTERM comes after a step, as from Slurm; in the second the checkpoint is gone on with, the
 batch cut into small pieces, so that both ways of making the gradient are taken: one graph, and GradCache. In stage 2
@@ -25,16 +25,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from me5lib.config import Model, Scale, Stage
+from me5lib import io
+from me5lib.config import Model, Scale
 from me5lib.data import fake_rows
 from me5lib.data.corpus import open_corpus
-from me5lib.data.hub_corpus import HubCorpus
-from me5lib.io import Me5Error, give_back
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.save_load import DRY_RUN
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
@@ -55,35 +54,27 @@ BUILT = ("small", "base", "large", "large-instruct")  # of shards that were buil
 Say = Callable[[str], object]
 
 
-class Shape(NamedTuple):
-    """The backbone that is rehearsed: the scale's own, or one of fewer layers, and why."""
-
-    model: Model
-    weights: int
-    why: str  # "" where it is the true one
-
-
-def rehearse(dial: Scale, seed: int, folder: Path, name: str = "stage1", team: Team | None = None,
+def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: Team | None = None,
              say: Say = print) -> loop.History:
     """Rehearse stage `name` of a scale of the hub in `folder` (emptied before and after); the history of its steps.
 
     Every rank of a `team` calls this, in the main thread. Raises `Me5Error` for a scale without a hub, for a machine
     that is too small, and where a leg did not do what it should.
     """
-    if dial.offline:
-        raise Me5Error(f"--dry-run is for the scales of the hub: {dial.name} needs none and takes minutes, so run it")
-    team = team or Team.alone()
-    began = time.perf_counter()
-    with _emptied(folder, team):
+    if scale.offline:
+        raise Me5Error(f"--dry-run is for the scales of the hub: {scale.name} needs none and takes minutes, so run it")
+    team, began = team or Team.alone(), time.perf_counter()
+    with _scratch(folder, team):
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-        found = fitting(dial.model, free_memory() // sharing, shutil.disk_usage(folder).free)
-        small = shrunk(dial, found.model, folder / "backbone")
-        say(f"dry run of {name} at scale {dial.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
-        say(f"backbone   {_described(dial.model, found)}")
-        team.by_main(lambda: prepare(small, found.model, folder, say))
-        with _cache_at(folder / "cache"):
-            history = _Stage(small, seed, folder / "run", name, team, say).play()
-    say(f"took       {time.perf_counter() - began:.0f} s{_peak()}; nothing of it is kept")
+        shape, short = fitting(scale.model, free_memory() // sharing, shutil.disk_usage(folder).free)
+        small = shrunk(scale, shape, folder / "backbone")
+        say(f"dry run of {name} at scale {scale.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
+        which = f"{shape.layers} of {scale.model.layers} layers: {short}" if short else "its true shape"
+        millions = cost.size(shape).all / 1e6
+        say(f"backbone   {scale.model.backbone}, {shape.layers} × {shape.width}, {millions:.1f} M weights: {which}")
+        team.by_main(lambda: prepare(small, shape, folder, say))
+        history = _Rehearsal(small, seed, folder / "run", name, team, say).play()
+        say(f"took       {time.perf_counter() - began:.0f} s{_peak()}; nothing of it is kept")
     return history
 
 
@@ -106,53 +97,47 @@ def write_backbone(shape: Model, texts: list[str], folder: Path, seed: int = 0) 
     Encoder(model, train_tokenizer(texts, VOCABULARY), shape.max_tokens).save(folder)
 
 
-def shrunk(dial: Scale, shape: Model, backbone: Path) -> Scale:
-    """The scale with both stages cut to a few steps, starting from `backbone`; every other dial is as it was."""
-    def cut(stage: Stage) -> Stage:
-        """A few steps of a few rows."""
-        return dataclasses.replace(stage, steps=STEPS, batch=BATCH, warmup=1)
+def shrunk(scale: Scale, shape: Model, backbone: Path) -> Scale:
+    """The scale with both stages cut to a few steps, starting from `backbone`; all else is as it was."""
+    few = {"steps": STEPS, "batch": BATCH, "warmup": 1}
+    return dataclasses.replace(
+        scale, model=dataclasses.replace(shape, backbone=str(backbone)),
+        train=dataclasses.replace(scale.train, **few),
+        finetune=dataclasses.replace(scale.finetune, **few, teacher=distill.TRAINED),  # nothing of the hub is there
+    )  # fmt: skip
 
-    model = dataclasses.replace(shape, backbone=str(backbone))
-    second = dataclasses.replace(cut(dial.finetune), teacher=distill.TRAINED)  # nothing of the hub is there
-    return dataclasses.replace(dial, model=model, train=cut(dial.train), finetune=second)
 
+def fitting(shape: Model, memory: int, disk: int) -> tuple[Model, str]:
+    """The shape with as many layers as fit into so many bytes, and why it has fewer ("" where it is the true one).
 
-def fitting(shape: Model, memory: int, disk: int) -> Shape:
-    """The shape itself, or with as many layers as fit into so many bytes. Raises `Me5Error` where not even one does."""
+    Raises `Me5Error` where not even one layer fits.
+    """
     one, two = (cost.size(dataclasses.replace(shape, layers=n)).all for n in (1, 2))
     most = min((memory - FLOOR) // MEMORY, disk // DISK)
     layers = min(shape.layers, 1 + (most - one) // (two - one))
     need = one + (shape.layers - 1) * (two - one)
-    short = f"all need {(MEMORY * need + FLOOR) / 1e9:.1f} GB of memory and {DISK * need / 1e9:.1f} GB of disk, " \
-            f"{memory / 1e9:.1f} and {disk / 1e9:.1f} GB are free"
+    short = (f"all need {(MEMORY * need + FLOOR) / 1e9:.1f} GB of memory and {DISK * need / 1e9:.1f} GB of disk, "
+             f"{memory / 1e9:.1f} and {disk / 1e9:.1f} GB are free")
     if layers < 1:
         raise Me5Error(f"not even one layer of {shape.backbone} fits here ({short}): rehearse on a larger machine")
-    cut = dataclasses.replace(shape, layers=int(layers))
-    return Shape(cut, one + (cut.layers - 1) * (two - one), "" if cut.layers == shape.layers else short)
+    return dataclasses.replace(shape, layers=int(layers)), "" if layers == shape.layers else short
 
 
 def free_memory() -> int:
-    """Bytes of memory that this process may still take: the machine's, or its container's if that has less."""
-    found = [_meminfo()]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        found.append(int(limit.read_text(encoding="utf8")) - int(used.read_text(encoding="utf8")))
-    return max(0, min(found))
+    """Bytes of memory that this process may still take: the machine's, or its container's if that has less.
 
-
-def _meminfo() -> int:
-    """What Linux calls available; elsewhere half of the physical memory, or 8 GB where nobody tells (ours)."""
+    The machine's is what Linux calls available; elsewhere half of the physical memory, or 8 GB where nobody tells.
+    """
+    free = 8 * 10**9
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf8").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 8 * 10**9
-
-
-def _described(shape: Model, found: Shape) -> str:
-    which = "its true shape" if not found.why else f"{found.model.layers} of {shape.layers} layers: {found.why}"
-    return f"{shape.backbone}, {found.model.layers} × {shape.width}, {found.weights / 1e6:.1f} M weights: {which}"
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        free = min(free, int(limit.read_text(encoding="utf8")) - int(used.read_text(encoding="utf8")))
+    return max(0, free)
 
 
 def _peak() -> str:
@@ -165,29 +150,26 @@ def _peak() -> str:
     return f", {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
 
 
-class _Stage:
+class _Rehearsal:
     """One stage at its rehearsal."""
 
     def __init__(self, small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -> None:
         self.small, self.seed, self.out, self.name, self.team, self.say = small, seed, out, name, team, say
         self.part = out / f"{name}.part"
-        self.corpus: HubCorpus = open_corpus(small, progress=False)
-        self.stops = False
+        self.corpus = open_corpus(small, progress=False)
+        self.stops = True  # in the first leg SIGTERM comes
 
     def play(self) -> loop.History:
         """Both legs; what was logged."""
-        self.stops, began = True, time.perf_counter()
-        try:
+        began = time.perf_counter()
+        with contextlib.suppress(loop.Preempted):
             self._leg()
-        except loop.Preempted:
-            pass
-        else:
             raise Me5Error("the rehearsal's SIGTERM did not stop the stage")
         if not checkpoint.at(self.part / "checkpoints", 1).is_dir():
             raise Me5Error(f"SIGTERM left no checkpoint in {self.part}")
         self.say(f"stopped    by SIGTERM after step 1 of {STEPS}, {_bytes(self.part) / 1e9:.2f} GB saved "
                  f"({time.perf_counter() - began:.0f} s)")
-        self.team.by_main(self._between)
+        self.team.by_main(self._change)
         self.stops, began = False, time.perf_counter()
         final = self._leg()
         history = loop.read(final)
@@ -196,60 +178,50 @@ class _Stage:
         losses = ", ".join(f"{row['loss']:.3f}" for row in history.steps)
         self.say(f"resumed    at step 1, to step {STEPS}, by GradCache in pieces of {PIECE} tokens; losses {losses} "
                  f"({time.perf_counter() - began:.0f} s)")
-        self._told(final, history)
+        if self.team.main:
+            self._check(final, history)
         return history
 
     def _leg(self) -> Path:
-        give_back()
+        io.give_back()
+        common = {"corpus": self.corpus, "team": self.team, "evaluate": self.look, "progress": False}
         if self.name == "stage1":
-            return stages.pretrain(self.small, self.seed, self.out, corpus=self.corpus, team=self.team,
-                                   evaluate=self.look, every=STEPS, progress=False)
+            return stages.pretrain(self.small, self.seed, self.out, every=STEPS, **common)
         return stages.finetune(self.small, self.seed, self.out, start=Path(self.small.model.backbone), name=self.name,
-                               corpus=self.corpus, team=self.team, evaluate=self.look, progress=False)
+                               **common)
 
     def look(self, encoder: Encoder, step: int) -> dict[str, float]:
         """The evaluation: how often a passage of a batch is nearest to its own query. In the first leg it is where the
         SIGTERM comes from."""
         if self.stops:
             signal.raise_signal(signal.SIGTERM)
-        pairs = self.corpus.mixture(self.small, self.seed).batch(0)
-        queries = encoder.encode([pair.query for pair in pairs], QUERY, max_tokens=self.small.train.query_tokens)
-        passages = encoder.encode([_passage(pair) for pair in pairs], PASSAGE,
-                                  max_tokens=self.small.train.passage_tokens)
+        rows, stage = self.corpus.mixture(self.small, self.seed).batch(0), self.small.train
+        queries = encoder.encode([row.query for row in rows], QUERY, max_tokens=stage.query_tokens)
+        texts = [row.passage if isinstance(row, Pair) else row.positives[0] for row in rows]
+        passages = encoder.encode(texts, PASSAGE, max_tokens=stage.passage_tokens)
         return {"accuracy": round(bitext_accuracy(queries, passages), 6)}
 
-    def _between(self) -> None:
-        """Before the second leg: small pieces; and in stage 2 a teacher's scores."""
-        cut = stages.Budget(piece=PIECE, whole=0)
-        (self.part / stages.BUDGET).write_text(json.dumps(cut._asdict()) + "\n", encoding="utf8")
-        if self.name != "stage1":
-            _teach(self.part, self.seed)
-
-    def _told(self, final: Path, history: loop.History) -> None:
-        if not self.team.main:
+    def _change(self) -> None:
+        """Before the second leg: small pieces; and in stage 2 a made-up teacher's scores of every group."""
+        io.put_json(self.part / stages.BUDGET, stages.Budget(piece=PIECE, whole=0)._asdict())
+        if self.name == "stage1":
             return
+        draw = np.random.default_rng(self.seed)
+        path, first = self.part / "groups.jsonl", 1  # a row is its number, then a `Labelled`
+        scores, negatives = (first + Labelled._fields.index(name) for name in ("teacher_scores", "negatives"))
+        rows = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+        for row in rows:
+            row[scores] = draw.normal(size=1 + len(row[negatives])).round(4).tolist()
+        io.put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _check(self, final: Path, history: loop.History) -> None:
+        """Say what was evaluated, and that the published model can be used."""
         seen = [f"{row['accuracy']:.2f} at step {row['step']}" for row in history.evaluations]
         self.say(f"evaluated  accuracy {', '.join(seen)}")
         encoder = Encoder.load(final)
-        vectors = encoder.encode(["one", "two"])
-        if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+        if not np.allclose(np.linalg.norm(encoder.encode(["one", "two"]), axis=1), 1, atol=1e-3):
             raise Me5Error(f"the model published in {final} gives no unit vectors")
         self.say(f"published  {_bytes(final) / 1e9:.2f} GB, loads, {encoder.width} dimensions")
-
-
-def _teach(folder: Path, seed: int) -> None:
-    """Put a score of a made-up teacher to every passage of every group in `folder`."""
-    draw = np.random.default_rng(seed)
-    path, at = folder / "groups.jsonl", 1 + Labelled._fields.index("teacher_scores")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
-    for row in rows:
-        size = 1 + len(row[1 + Labelled._fields.index("negatives")])
-        row[at] = draw.normal(size=size).round(4).tolist()
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
-
-
-def _passage(item: Pair | Labelled) -> str:
-    return item.passage if isinstance(item, Pair) else item.positives[0]
 
 
 def _bytes(folder: Path) -> int:
@@ -257,27 +229,19 @@ def _bytes(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _emptied(folder: Path, team: Team) -> Iterator[None]:
-    """`folder` made afresh, and removed in the end, whatever happens."""
+def _scratch(folder: Path, team: Team) -> Iterator[None]:
+    """`folder` made afresh, its `cache` in place of the user's, and all of it removed in the end, whatever happens."""
     if team.main:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     team.barrier()
-    try:
-        yield
-    finally:
-        if team.main:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _cache_at(folder: Path) -> Iterator[None]:
-    """`places.cache()` is `folder` inside."""
     before = os.environ.get("ME5_CACHE")
-    os.environ["ME5_CACHE"] = str(folder)
+    os.environ["ME5_CACHE"] = str(folder / "cache")
     try:
         yield
     finally:
         os.environ.pop("ME5_CACHE")
         if before is not None:
             os.environ["ME5_CACHE"] = before
+        if team.main:
+            shutil.rmtree(folder, ignore_errors=True)

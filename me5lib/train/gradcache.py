@@ -2,10 +2,10 @@
 
     loss = cached_step(encoder, token_ids, loss_of, token_budget=8_192, seed=mix(seed, step, rank))
 
-Design: the loss sees every vector of the batch, the backbone only one piece at a time: (1) embed all pieces without
-a graph, (2) the loss and its gradient with respect to the vectors, (3) embed each piece again, now with a graph, and
-push its part of that gradient through. Texts are sorted by length and cut by a budget of tokens, so that little is
-padding. A piece's dropout is drawn from its own seed: replaying it needs no stored state.
+The loss sees every vector of the batch, the backbone only one piece at a time: (1) embed all pieces without a graph,
+(2) the loss and its gradient with respect to the vectors, (3) embed each piece again, now with a graph, and push its
+part of that gradient through. Texts are sorted by length and cut by a budget of tokens, so that little is padding. A
+piece's dropout is drawn from its own seed: replaying it needs no stored state.
 
 Cost: nearly every forward twice (up to a third more arithmetic), the graph of one piece instead of all. While all
 pieces' graphs fit into memory, `keep_graph=True` is faster and has the same gradient: sorted pieces, no replay.
@@ -49,7 +49,10 @@ def cached_step(
         with seeded(mix(seed, k)):
             return encoder([token_ids[i] for i in cut[k]])
 
-    replayed = len(cut) - _graphs_kept(len(cut), keep_graph, parallel)
+    # The last piece's graph can wait for the loss on a CPU, where a replay will want that memory next. A GPU's memory
+    # is filled so far that the loss's own might not fit beside it.
+    replay_last = parallel or (len(cut) > 1 and torch.cuda.is_available())
+    replayed = 0 if keep_graph else len(cut) - (not replay_last)
     with torch.no_grad():
         vectors = [embed(k) for k in range(replayed)]
     torch.clear_autocast_cache()  # older torch would reuse the weights cast in the first pass, which have no gradient
@@ -65,17 +68,6 @@ def cached_step(
         with nullcontext() if last and k == replayed - 1 else no_sync():
             embed(k).backward(leaves.grad[cut[k]])
     return loss.detach()
-
-
-def _graphs_kept(pieces: int, keep_graph: bool, parallel: bool) -> int:
-    """Of how many pieces, the last ones, the graph waits for the loss, so that they need no replay.
-
-    One costs nothing on a CPU, where a replayed piece's graph will want that memory next. A GPU's is filled so far that
-    the loss's own might not fit beside it.
-    """
-    if keep_graph:
-        return pieces
-    return 0 if parallel or (pieces > 1 and torch.cuda.is_available()) else 1
 
 
 def fitting_budget(attempt: Callable[[int], object], first: int, least: int = 1_024) -> int:

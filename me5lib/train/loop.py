@@ -1,14 +1,17 @@
-"""One training loop for both stages, and for the teacher: prepare, compute, clip, step, log; resumable, deterministic.
+"""One training loop for both stages and for the teacher: prepare, compute, clip, step, log; resumable to the bit.
 
-Design. A stage is `steps` calls of `prepare(step)`. It runs in a worker thread, one step ahead, does what needs no
-model (fetching texts, tokenising) and returns a `Work`, whose `compute()` runs in the main thread and gives the loss.
-Everything that is random derives from (seed, step), so a resumed run needs the step number, the weights and AdamW's
-moments, nothing else, and ends with the same weights as one that was never interrupted.
+A stage is `steps` calls of `prepare(step)`. It runs in a worker thread, one step ahead, does what needs no model
+(fetching texts, tokenising) and returns a `Work`, whose `compute()` runs in the main thread and gives the loss.
+Everything random derives from (seed, step), so a resumed run needs the step number, the weights and AdamW's moments,
+nothing else, and ends with the same weights as one that was never interrupted. What it leaves in its folder:
 
-With a team of processes each rank computes its share with the wrapped model and steps the bare one; rank 0 alone
-evaluates and writes, and whether to stop is decided together, so that all of them stop at the same step.
+    log.jsonl       results: a row a step (step, loss, grad_norm, lr, source), and a row an evaluation
+    timings.jsonl   how long it took: seconds, waited, tokens_per_s, mfu
+    run.json        under which conditions it was started, each time: device, threads, versions, precision and why
 
-What is written and shown: `me5lib.train.telemetry`.
+Two runs with one seed leave the same `log.jsonl`, to the bit. With a team of processes each rank computes its share
+with the wrapped model and steps the bare one; rank 0 alone evaluates and writes, and whether to stop is decided
+together, so that all of them stop at the same step.
 
 Cost at tiny on two cores: nearly all of a step is the encoder's; AdamW over the 8 M parameters of a 32k × 256 embedding
 table takes about 10 ms fused, clipping 5 ms, tokenising nothing that is waited for.
@@ -16,32 +19,31 @@ table takes about 10 ms fused, clipping 5 ms, tokenising nothing that is waited 
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from me5lib import io
 from me5lib.config import Stage
-from me5lib.device import autocast, precision
-from me5lib.io import Me5Error, give_back
-from me5lib.train import checkpoint, telemetry
+from me5lib.device import autocast, peak_flops, precision
+from me5lib.io import Me5Error
+from me5lib.train import checkpoint
 from me5lib.train.distributed import Team
-from me5lib.train.telemetry import History, read
-
-__all__ = ["History", "Preempted", "Work", "device_of", "optimiser", "rate", "read", "train"]
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # ours: AdamW's defaults; not published
 FAILED = "failed-step.json"
+LOGS = ("log.jsonl", "timings.jsonl")
 Evaluator = Callable[[torch.nn.Module, int], dict[str, float]]
 
 
@@ -51,18 +53,276 @@ class Work(NamedTuple):
     compute: Callable[[], torch.Tensor]  # the loss, a scalar; its gradients already accumulated if it needs no backward
     source: str = ""  # what the batch was made of, for the log
     tokens: int = 0  # of this rank's texts
-    padding: float | None = None  # share of the positions given to the encoder that hold no token
-    identity: Mapping[str, Any] | None = None  # JSON types: by what the batch is found again when its step fails
-    figures: dict[str, float] | None = None  # results that `compute` fills in, for the log: alignment, uniformity
+
+
+class Run(NamedTuple):
+    """Where a training is kept and how it is watched."""
+
+    folder: Path | None  # None: nothing is written
+    seed: int
+    plan: str = ""  # fingerprint of what decides the steps: a checkpoint of another one is refused
+    name: str = "training"  # beside the bar
+    save_every: int = 0  # steps between checkpoints; 0: only when interrupted
+    evaluate: Evaluator | None = None  # asked before the first step, every `every` steps (0: never) and after the last
+    every: int = 0
+    progress: bool = True
+    team: Team | None = None
+
+
+class History(NamedTuple):
+    """What a stage logged: one dict a step (step, loss, grad_norm, lr, source), one an evaluation (step, …)."""
+
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
 
 
 class Preempted(SystemExit):
     """SIGTERM came (Slurm's pre-emption), and everything is saved: exit code 143, upon which a job is queued again."""
 
 
+def train(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, run: Run) -> History:
+    """Train `model` for `stage.steps` steps and return what was logged.
+
+    With a folder, goes on from its last whole checkpoint and writes one every `save_every` steps and after the last.
+    `model` is the bare one also with a team, of which every rank calls this. Ctrl-C or SIGTERM, on any rank, finishes
+    the step, writes a checkpoint and raises KeyboardInterrupt or `Preempted`. Raises `Me5Error` for a checkpoint of
+    another plan, and, before any weight is touched, when the loss stops being finite (`failed-step.json` says more).
+    """
+    trainer = _Trainer(model, stage, run)
+    start = trainer.resume()
+    with _signals() as caught, closing(trainer.log):
+        trainer.evaluate(start)
+        for step, work, waited in _ahead(prepare, start, stage.steps):
+            trainer.step(step, work, waited)
+            done = step + 1
+            leave = trainer.team.any(bool(caught()))
+            saved = leave or bool(run.save_every) and (done % run.save_every == 0 or done == stage.steps)
+            if saved:
+                trainer.save(done)
+            if not leave and trainer.evaluate(done):
+                leave = trainer.team.any(bool(caught()))
+                if leave and not saved:
+                    trainer.save(done)
+            if leave:
+                _leave(trainer.team, caught(), done)
+    trainer.end()
+    io.give_back()
+    return trainer.log.history
+
+
+class _Trainer:
+    """A model, its optimiser, and the log of its steps."""
+
+    def __init__(self, model: torch.nn.Module, stage: Stage, run: Run) -> None:
+        self.model, self.stage, self.run = model, stage, run
+        self.device = device_of(model)
+        self.team = run.team or Team.alone(self.device)
+        self.precision = precision(self.device)
+        self.optimiser = optimiser(model, stage)
+        self.conditions = checkpoint.conditions(self.device, self.team.world)
+        self.weights, self.peak = worked_on(model), peak_flops(self.device, self.precision.name)
+
+    def resume(self) -> int:
+        """Go on from the last checkpoint: the step to begin with. Every rank takes the one that rank 0 found."""
+        folder, team = self.run.folder, self.team
+        path = checkpoint.latest(folder / "checkpoints") if folder and team.main else None
+        start = int(team.sum(checkpoint.state(path)["step"] if path else 0))
+        if start:
+            path = checkpoint.at(folder / "checkpoints", start)
+            if not path.is_dir():
+                raise Me5Error(f"rank {team.rank} does not see {path}: all processes must share that folder")
+            checkpoint.load(path, self.model, self.optimiser, self.run.plan)
+            changed = checkpoint.changed(path, self.conditions)
+            if changed and team.main:
+                print(f"going on under other conditions ({', '.join(changed)}): the losses equal those of an "
+                      "undisturbed run to a tolerance now, no longer to the bit")
+        shown = self.run.progress and team.main
+        if shown and start < self.stage.steps:
+            name, reason = self.precision
+            print(f"{self.run.name}: steps {start} … {self.stage.steps}, {name}: {reason}")
+        bar = tqdm(total=self.stage.steps, initial=start, desc=self.run.name, disable=not shown, file=sys.stdout,
+                   mininterval=2, unit="step")
+        self.log = Log(folder if team.main else None, start, bar)
+        self.log.start({"step": start, **self.precision._asdict(), **self.conditions})
+        self.model.train()
+        return start
+
+    def step(self, step: int, work: Work, waited: float) -> None:
+        """One update of the weights, logged."""
+        began = time.perf_counter()
+        # For the dropout of a plain forward; pieces of GradCache seed themselves.
+        torch.manual_seed(self.run.seed * 1_000_003 + step + (self.team.rank << 40))
+        lr = rate(step, self.stage)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        with autocast(self.device, self.precision.name):
+            loss = work.compute()
+        if loss.requires_grad:
+            loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip))
+        own = float(loss.detach())
+        mean = self.team.mean(own)
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise self._failed(step, work.source, {"loss": own, "loss.mean": mean, "grad_norm": norm, "lr": lr})
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        row = {"step": step, "loss": mean, "grad_norm": norm, "lr": lr, "source": work.source}
+        tokens = self.team.mean(work.tokens)
+        self.log.step(row, self._timing(time.perf_counter() - began, waited, tokens))
+
+    def _timing(self, seconds: float, waited: float, tokens: float) -> dict[str, Any]:
+        """A step that took `seconds`, after `waited` more for its texts; `tokens` in the mean of all processes.
+
+        mfu, model FLOP utilisation: 6 · weights · tokens, which forward and backward need at least (attention's own
+        products, under a tenth at these lengths, and GradCache's second forward are not counted as useful), of what the
+        devices could have done in that time.
+        """
+        row: dict[str, Any] = {"seconds": round(seconds, 4), "waited": round(waited, 4)}
+        if tokens:
+            rate = tokens / max(seconds + waited, 1e-9)
+            row["tokens_per_s"] = round(rate * self.team.world)
+            row["mfu"] = round(6 * self.weights * rate / self.peak, 4) if self.peak else None
+        return row
+
+    def _failed(self, step: int, source: str, figures: dict[str, float]) -> Me5Error:
+        """The error of a step that is not finite; each rank writes down what it saw."""
+        self.optimiser.zero_grad(set_to_none=True)
+        what = (f"the loss or its gradient is not finite at step {step} (loss {figures['loss.mean']}, gradient norm "
+                f"{figures['grad_norm']}): lower the learning rate ({self.stage.lr})")
+        if self.run.folder is None:
+            return Me5Error(what)
+        rank = self.team.rank
+        path = self.run.folder / (FAILED if self.team.main else FAILED.replace(".", f".rank-{rank}."))
+        io.put_json(path, {
+            "step": step, "seed": self.run.seed, "rank": rank, "processes": self.team.world, "plan": self.run.plan,
+            "precision": self.precision.name, "source": source,
+            **{name: value if math.isfinite(value) else str(value) for name, value in figures.items()},
+        })  # fmt: skip
+        return Me5Error(f"{what}; {path} says more, the weights are those of the last checkpoint")
+
+    def save(self, step: int) -> None:
+        """Rank 0 writes a checkpoint, the others wait for it. The log's rows are on the disk before it is."""
+        def write() -> None:
+            self.log.sync()
+            checkpoint.save(folder, self.model, self.optimiser, step, self.run.plan, terms=self.conditions)
+
+        if self.run.folder is not None:
+            folder = self.run.folder / "checkpoints"
+            self.team.by_main(write)
+
+    def evaluate(self, step: int) -> bool:
+        """Evaluate if it is due after `step` steps and not logged yet (rank 0; the others wait); whether it was due."""
+        ends = step in (0, self.stage.steps)
+        if self.run.evaluate is None or not (ends or self.run.every and step % self.run.every == 0):
+            return False
+        self.team.by_main(lambda: self._evaluate(step))
+        return True
+
+    def _evaluate(self, step: int) -> None:
+        if any(row["step"] == step for row in self.log.history.evaluations):
+            return
+        self.model.eval()
+        with torch.no_grad():
+            row = {"step": step, **self.run.evaluate(self.model, step)}
+        self.model.train()
+        self.log.evaluation(row)
+
+    def end(self) -> None:
+        """All steps are done: a step that once failed is no news any more."""
+        self.model.eval()
+        for path in self.run.folder.glob(FAILED.replace(".", "*.")) if self.log.folder else ():
+            path.unlink()
+
+
+class Log:
+    """The rows of a stage, in its folder and beside the bar; rows after the step that is resumed from are forgotten.
+
+    Without a folder nothing is written: for a run that is not kept, and for all ranks but one.
+    """
+
+    def __init__(self, folder: Path | None, start: int, bar: tqdm) -> None:
+        self.folder, self.history, self.bar = folder, History([], []), bar
+        self.looked: dict[str, str] = {}
+        if folder is None:
+            return
+        for file in LOGS:
+            kept = [row for row in _rows(folder / file)
+                    if (row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start)]
+            io.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
+        self.history = read(folder)
+
+    def start(self, row: dict[str, Any]) -> None:
+        """Note in run.json under which conditions a run begins, or goes on."""
+        if self.folder is not None:
+            path = self.folder / "run.json"
+            io.put_json(path, {"starts": [*io.read_json(path, {"starts": []})["starts"], row]})
+
+    def step(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Note and show a step: its results and its timing."""
+        self.history.steps.append(row)
+        self._append("log.jsonl", row)
+        self._append("timings.jsonl", {"step": row["step"], **timing})
+        shown = {"loss": f"{row['loss']:.3f}", "norm": f"{row['grad_norm']:.2f}"}
+        if timing.get("tokens_per_s"):
+            shown["tok/s"] = f"{timing['tokens_per_s']:,}"
+        if timing.get("mfu"):
+            shown["mfu"] = f"{timing['mfu']:.0%}"
+        self.bar.set_postfix({**shown, **self.looked}, refresh=False)
+        self.bar.update()
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """Note an evaluation, and show its first number."""
+        self.history.evaluations.append(row)
+        self._append("log.jsonl", {"evaluate": row})
+        numbers = {name: f"{value:.3f}" for name, value in row.items() if name != "step" and isinstance(value, float)}
+        self.looked = dict(list(numbers.items())[:1]) or self.looked
+
+    def sync(self) -> None:
+        """Have the disk keep the rows so far: a checkpoint must not outlive what led to it."""
+        for file in LOGS:
+            if self.folder is not None and (self.folder / file).is_file():
+                io.sync(self.folder / file)
+
+    def close(self) -> None:
+        """End the bar's line."""
+        self.bar.close()
+
+    def _append(self, file: str, row: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        try:
+            with (self.folder / file).open("a", encoding="utf8") as out:
+                out.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise io.unwritten(self.folder / file, error) from None
+
+
+def read(folder: Path) -> History:
+    """The history that a stage left, or is just leaving, in `folder`."""
+    rows = _rows(folder / "log.jsonl")
+    return History([row for row in rows if "loss" in row], [row["evaluate"] for row in rows if "evaluate" in row])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a JSON-lines file; one that a kill cut short is dropped."""
+    rows = []
+    for line in path.read_text(encoding="utf8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def device_of(model: torch.nn.Module) -> torch.device:
     """The device that the model's weights are on."""
     return next(model.parameters()).device
+
+
+def worked_on(model: torch.nn.Module) -> int:
+    """Weights that every token is multiplied by: all but the tables that it is looked up in."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding | torch.nn.EmbeddingBag)}
+    return sum(p.numel() for p in model.parameters() if id(p) not in tables)
 
 
 def rate(step: int, stage: Stage) -> float:
@@ -80,175 +340,6 @@ def optimiser(model: torch.nn.Module, stage: Stage) -> torch.optim.AdamW:
         {"params": [p for p in named if p.dim() <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=stage.lr, betas=BETAS, eps=EPSILON, fused=True)
-
-
-def train(
-    model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, folder: Path | None, *, seed: int,
-    plan: str = "", evaluate: Evaluator | None = None, every: int = 0, save_every: int = 0, progress: bool = True,
-    name: str = "training", team: Team | None = None,
-) -> History:
-    """Train `model` for `stage.steps` steps and return what was logged.
-
-    With a `folder`, goes on from its last whole checkpoint (of the same `plan`, a fingerprint; `Me5Error` for another)
-    and writes one every `save_every` steps and after the last (0: only when interrupted). `evaluate` is called before
-    the first step, every `every` steps and after the last.
-
-    `model` is the bare one also with a `team`, of which every rank calls this. Ctrl-C or SIGTERM, on any rank, finishes
-    the step, writes a checkpoint and raises KeyboardInterrupt or `Preempted`. Raises `Me5Error` when the loss stops
-    being finite, before any weight is touched, and writes `failed-step.json`.
-    """
-    run = _Run(model, stage, folder, seed, plan, team or Team.alone(device_of(model)), evaluate, every)
-    start = run.begin(name, progress)
-    with _signals() as caught, run.shown(name, start, progress):
-        run.look(start)
-        for step, work, waited in _ahead(prepare, start, stage.steps):
-            run.step(step, work, waited)
-            done = step + 1
-            leave = run.team.any(bool(caught()))
-            saved = leave or bool(save_every) and (done % save_every == 0 or done == stage.steps)
-            if saved:
-                run.save(done)
-            if not leave and run.due(done):
-                run.look(done)
-                leave = run.team.any(bool(caught()))
-                if leave and not saved:
-                    run.save(done)
-            if leave:
-                _leave(run.team, caught(), done)
-    run.end()
-    give_back()
-    return run.log.history
-
-
-@dataclasses.dataclass
-class _Run:
-    """What `train` was asked for, and what it has at hand."""
-
-    model: torch.nn.Module
-    stage: Stage
-    folder: Path | None
-    seed: int
-    plan: str
-    team: Team
-    evaluate: Evaluator | None
-    every: int
-
-    def __post_init__(self) -> None:
-        device = device_of(self.model)
-        self.device, self.number, self.adamw = device, precision(device), optimiser(self.model, self.stage)
-        self.terms = checkpoint.conditions(device, self.team.world)
-        peak = telemetry.peak(device, self.number.name)
-        self.speed = telemetry.Speed(telemetry.worked_on(self.model), peak, self.team.world)
-
-    def begin(self, name: str, progress: bool) -> int:
-        """Go on from the last checkpoint: the step to begin with. Every rank takes the one that rank 0 found."""
-        path = checkpoint.latest(self.folder / "checkpoints") if self.folder and self.team.main else None
-        start = int(self.team.sum(checkpoint.state(path)["step"] if path else 0))
-        if start:
-            path = checkpoint.at(self.folder / "checkpoints", start)
-            if not path.is_dir():
-                raise Me5Error(f"rank {self.team.rank} does not see {path}: all processes must share that folder")
-            checkpoint.load(path, self.model, self.adamw, self.plan)
-            changed = checkpoint.changed(path, self.terms)
-            if changed and self.team.main:
-                print(f"going on under other conditions ({', '.join(changed)}): the losses equal those of an "
-                      "undisturbed run to a tolerance now, no longer to the bit")
-        if progress and self.team.main and start < self.stage.steps:
-            print(f"{name}: steps {start} … {self.stage.steps}, {self.number.name}: {self.number.reason}")
-        self.log = telemetry.Log(self.folder if self.team.main else None, start)
-        self.log.start({"step": start, **self.number._asdict(), **self.terms})
-        self.model.train()
-        return start
-
-    @contextmanager
-    def shown(self, name: str, start: int, progress: bool) -> Iterator[None]:
-        """The bar, while it runs."""
-        self.live = telemetry.Live(name, start, self.stage.steps, progress and self.team.main)
-        try:
-            yield
-        finally:
-            self.live.close()
-
-    def step(self, step: int, work: Work, waited: float) -> None:
-        """One update of the weights, logged."""
-        began = time.perf_counter()
-        # For the dropout of a plain forward; pieces of GradCache seed themselves.
-        torch.manual_seed(self.seed * 1_000_003 + step + (self.team.rank << 40))
-        lr = rate(step, self.stage)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        own, norm = self._gradient(work)
-        loss = self.team.mean(own)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._failed(step, work, {"loss": own, "loss.mean": loss, "grad_norm": norm, "lr": lr})
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        row = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "source": work.source, **(work.figures or {})}
-        tokens = self.team.mean(work.tokens)
-        timing = self.speed.timing(time.perf_counter() - began, waited, tokens, work.padding)
-        self.log.step(row, timing)
-        self.live.step(row, timing)
-
-    def _gradient(self, work: Work) -> tuple[float, float]:
-        """The loss of this rank, and the norm that the gradient had before it was clipped."""
-        with autocast(self.device, self.number.name):
-            loss = work.compute()
-        if loss.requires_grad:
-            loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip)
-        return float(loss.detach()), float(norm)
-
-    def _failed(self, step: int, work: Work, figures: Mapping[str, float]) -> Me5Error:
-        """The error of a step that is not finite; each rank writes by what its batch is found again."""
-        self.adamw.zero_grad(set_to_none=True)
-        what = (f"the loss or its gradient is not finite at step {step} (loss {figures['loss.mean']}, gradient norm "
-                f"{figures['grad_norm']}): lower the learning rate ({self.stage.lr})")
-        if self.folder is None:
-            return Me5Error(what)
-        rank = self.team.rank
-        path = self.folder / (FAILED if self.team.main else FAILED.replace(".", f".rank-{rank}."))
-        found = {
-            "step": step, "seed": self.seed, "rank": rank, "processes": self.team.world, "plan": self.plan,
-            "precision": self.number.name, "source": work.source, "batch": work.identity,
-            **{name: telemetry.as_json(value) for name, value in figures.items()},
-        }  # fmt: skip
-        io.put_json(path, found)
-        return Me5Error(f"{what}; the batch is named in {path}, the weights are those of the last checkpoint")
-
-    def end(self) -> None:
-        """All steps are done: a step that once failed is no news any more."""
-        self.model.eval()
-        for path in self.folder.glob(FAILED.replace(".", "*.")) if self.log.folder else ():
-            path.unlink()
-
-    def save(self, step: int) -> None:
-        """Rank 0 writes a checkpoint, the others wait for it."""
-        if self.folder is not None:
-            self.team.by_main(lambda: self._write(step))
-
-    def _write(self, step: int) -> None:
-        self.log.sync()
-        checkpoint.save(self.folder / "checkpoints", self.model, self.adamw, step, self.plan, terms=self.terms)
-
-    def due(self, step: int) -> bool:
-        """Whether an evaluation is due after `step` steps."""
-        ends = step in (0, self.stage.steps)
-        return self.evaluate is not None and (ends or bool(self.every) and step % self.every == 0)
-
-    def look(self, step: int) -> None:
-        """Evaluate if it is due and not logged yet (rank 0; the others wait)."""
-        if self.due(step):
-            self.team.by_main(lambda: self._evaluate(step))
-
-    def _evaluate(self, step: int) -> None:
-        if any(row["step"] == step for row in self.log.history.evaluations):
-            return
-        self.model.eval()
-        with torch.no_grad():
-            row = {"step": step, **self.evaluate(self.model, step)}
-        self.model.train()
-        self.log.evaluation(row)
-        self.live.evaluation(row)
 
 
 def _ahead(prepare: Callable[[int], Work], start: int, steps: int) -> Iterator[tuple[int, Work, float]]:

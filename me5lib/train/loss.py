@@ -1,14 +1,10 @@
-"""InfoNCE, what it ignores, and two numbers that say how a batch of vectors lies.
+"""InfoNCE of both stages, its false-negative mask, and two numbers that say how a batch of vectors lies.
 
-Owns: `Relations` (who belongs to whom, as vectors of integers), the mask that follows from them, the loss of both
-stages in two forms, alignment and uniformity.
-
-Design: one code path for stage 1 (as many passages as queries) and stage 2 (hard negatives too). Nothing here knows
-how many processes there are: `rows` picks the queries that this process answers for, against everybody's passages.
-The loss is worked in tiles of some anchors against all candidates. A tile's logits become its share of the loss and of
-the gradient at once, in closed form (softmax minus one-hot, over τ), and are then overwritten by the next tile's: what
-is kept for the backward pass are the gradients of the vectors, no table. A tile finds what it must ignore by looking
-its keys up in the sorted keys of the batch, so that a mask costs what it masks.
+Nothing here knows how many processes there are: `rows` picks the queries that this process answers for, against
+everybody's passages. The loss is worked in tiles of some anchors against all candidates: a tile's logits become its
+share of the loss and of the gradient at once, in closed form (softmax minus one-hot, over τ), and are then overwritten
+by the next tile's. A tile finds what it must ignore by looking its keys up in the sorted keys of the batch, so that a
+mask costs what it masks.
 
 Cost: three matrix products of B × P × d, as dense autograd has, without its B × P tables: at B = P = 16,384 a dense
 loss holds 3 GB, this one `TILE_LOGITS` numbers twice (32 MB) and a copy of the vectors.
@@ -27,7 +23,7 @@ from me5lib.pairs import Labelled, Pair, text_key
 Rows = Tensor | slice
 ALL = slice(None)
 FORMS = ("one-way", "symmetric")
-LeftOut = Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers of some rows → (row, column) places without a logit
+Places = tuple[Tensor, Tensor]  # (row, column) of logits
 TILE_LOGITS = 2**22  # ours: logits of a tile, 16 MB in fp32; measured from 2**20 to 2**23 (tests/benchmarks/LOG.md)
 NEGLIGIBLE = 1e-30  # ours: smaller shares count as nothing. Near 1e-38 fp32 turns denormal, where a CPU's matrix
 # product takes a hundred times as long: a sharp model at τ = 0.01 has most of its shares there
@@ -104,7 +100,7 @@ def from_labelled(rows: Sequence[Labelled]) -> Batch:
     return Batch(queries, passages, relations(queries, passages, positive, owner, [row.positives for row in rows]))
 
 
-def ignored(related: Relations, rows: Rows = ALL) -> Tensor:
+def false_negative_mask(related: Relations, rows: Rows = ALL) -> Tensor:
     """Which passages are no fair negative of which queries: bool [rows, P], True = left out of the softmax.
 
     Passage j is ignored for query i when its text is among i's positives, or its text is the query's own, or it
@@ -112,19 +108,19 @@ def ignored(related: Relations, rows: Rows = ALL) -> Tensor:
     vectors: with dropout the same text has two vectors.
     """
     chosen = torch.arange(len(related.query_key), device=related.query_key.device)[rows]
-    found = torch.zeros(len(chosen), len(related.passage_key), dtype=torch.bool, device=chosen.device)
-    found[_Ignored(related).passages(chosen)] = True
-    return found
+    mask = torch.zeros(len(chosen), len(related.passage_key), dtype=torch.bool, device=chosen.device)
+    mask[_FalseNegatives(related).passages(chosen)] = True
+    return mask
 
 
-class _Lookup:
-    """Where in `keys` [m] a key stands, by binary search."""
+class _SortedKeys:
+    """Keys [m], sorted, to be looked up in by binary search."""
 
     def __init__(self, keys: Tensor) -> None:
         self.keys, self.order = keys.sort()
 
-    def __call__(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """All (place in `wanted` [n], place in `keys`) that are equal, int64 each."""
+    def find(self, wanted: Tensor) -> Places:
+        """All (place in `wanted` [n], place in the keys) that are equal, int64 each."""
         low = torch.searchsorted(self.keys, wanted)
         count = torch.searchsorted(self.keys, wanted, right=True) - low
         row = torch.repeat_interleave(torch.arange(len(wanted), device=wanted.device), count)
@@ -133,33 +129,33 @@ class _Lookup:
         return row, self.order[at]
 
 
-class _Ignored:
-    """What every row leaves out, as (row, column) places: found by key, tile by tile, for a batch of any size."""
+class _FalseNegatives:
+    """What some rows leave out, as (row, column) places: found by key, tile by tile, for a batch of any size."""
 
     def __init__(self, related: Relations) -> None:
         self.related, self.known = related, related.positive_keys.shape[1]
-        self.by_query, self.by_passage = _Lookup(related.query_key), _Lookup(related.passage_key)
-        self.by_owner = _Lookup(related.query_key[related.owner])  # a passage by the query of its group
-        self.by_positive = _Lookup(related.positive_keys.flatten())
+        self.by_query, self.by_passage = _SortedKeys(related.query_key), _SortedKeys(related.passage_key)
+        self.by_owner = _SortedKeys(related.query_key[related.owner])  # a passage by the query of its group
+        self.by_positive = _SortedKeys(related.positive_keys.flatten())
 
-    def passages(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `rows` (int64 [t], queries): the passages that are no fair negatives; DESIGN.md's rule."""
+    def passages(self, rows: Tensor) -> Places:
+        """Of `rows` (int64 [t], queries): the passages that are no fair negatives."""
         related = self.related
         texts = torch.cat([related.query_key[rows, None], related.positive_keys[rows]], 1)
-        row, column = self.by_passage(texts.flatten())
+        row, column = self.by_passage.find(texts.flatten())
         row = row // texts.shape[1]
-        again, same = self.by_owner(related.query_key[rows])
+        again, same = self.by_owner.find(related.query_key[rows])
         foreign = related.owner[same] != rows[again]
         row, column = torch.cat([row, again[foreign]]), torch.cat([column, same[foreign]])
         fair = column == related.positive[rows][row]
         return row[~fair], column[~fair]
 
-    def queries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def queries(self, rows: Tensor) -> Places:
         """The same seen from the labelled positive of each of `rows`: queries that it may not be held against."""
         related, own = self.related, self.related.positive[rows]
-        row, column = self.by_query(related.passage_key[own])
-        other, answered = self.by_positive(related.passage_key[own])
-        again, same = self.by_query(related.query_key[related.owner[own]])
+        row, column = self.by_query.find(related.passage_key[own])
+        other, answered = self.by_positive.find(related.passage_key[own])
+        again, same = self.by_query.find(related.query_key[related.owner[own]])
         foreign = same != related.owner[own][again]
         row = torch.cat([row, other, again[foreign]])
         column = torch.cat([column, answered // self.known, same[foreign]])
@@ -171,7 +167,8 @@ def info_nce(
     queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: Rows = ALL
 ) -> Tensor:
     """The loss of a batch: the mean of `total_loss` over its queries (or `rows`), a scalar."""
-    return total_loss(queries, passages, related, temperature, loss, rows) / max(1, _number(related, rows))
+    total = total_loss(queries, passages, related, temperature, loss, rows)
+    return total / max(1, len(related.query_key[rows]))
 
 
 def total_loss(
@@ -189,49 +186,45 @@ def total_loss(
     with torch.autocast(queries.device.type, enabled=False):
         queries, passages = widen(queries), widen(passages)
         number = torch.arange(len(queries), device=queries.device)[rows]
-        target, out = related.positive[number], _Ignored(related)
-        there = _softmax_loss(queries[number], passages, out.passages, number, target, temperature)
+        target, ignored = related.positive[number], _FalseNegatives(related)
+        wants = torch.is_grad_enabled() and (queries.requires_grad or passages.requires_grad)
+        there = _Tiled.apply(queries[number], passages, target, number, ignored.passages, temperature, wants)
         if loss == "one-way":
             return there
-        return (there + _softmax_loss(passages[target], queries, out.queries, number, number, temperature)) / 2
-
-
-def _number(related: Relations, rows: Rows) -> int:
-    return len(range(len(related.query_key))[rows]) if isinstance(rows, slice) else len(related.query_key[rows])
-
-
-def _softmax_loss(
-    anchors: Tensor, candidates: Tensor, left_out: LeftOut, rows: Tensor, target: Tensor, temperature: float
-) -> Tensor:
-    """Σ -log softmax at column `target` [n] of the anchors [n, d], which are the `rows` [n], over the candidates."""
-    wants = torch.is_grad_enabled() and (anchors.requires_grad or candidates.requires_grad)
-    return _Tiled.apply(_Job(left_out, rows, target, temperature, wants), anchors, candidates)
-
-
-class _Job(NamedTuple):
-    left_out: LeftOut
-    rows: Tensor
-    target: Tensor
-    temperature: float
-    wants_gradient: bool
+        back = _Tiled.apply(passages[target], queries, number, number, ignored.queries, temperature, wants)
+        return (there + back) / 2
 
 
 class _Tiled(torch.autograd.Function):
     """Loss and gradient of a softmax, tile by tile; the gradient waits, ready made, for backward."""
 
     @staticmethod
-    def forward(ctx: Any, job: _Job, anchors: Tensor, candidates: Tensor) -> Tensor:
-        """anchors [n, d], candidates [m, d] → the sum of the rows' losses."""
-        vectors = anchors.detach(), candidates.detach()
-        gradients = [torch.zeros_like(side) for side in vectors] if job.wants_gradient else []
-        tile = max(1, min(len(job.rows), TILE_LOGITS // max(1, len(candidates))))
+    def forward(
+        ctx: Any, anchors: Tensor, candidates: Tensor, target: Tensor, rows: Tensor,
+        ignored: Callable[[Tensor], Places], temperature: float, wants_gradient: bool,
+    ) -> Tensor:
+        """Σ -log softmax at column `target` [n] of the anchors [n, d] over the candidates [m, d]: a scalar.
+
+        The anchors are the `rows` [n] of the batch, of which `ignored` gives the places that are left out.
+        """
+        anchors, candidates = anchors.detach(), candidates.detach()
+        gradients = [torch.zeros_like(anchors), torch.zeros_like(candidates)] if wants_gradient else []
+        tile = max(1, min(len(rows), TILE_LOGITS // max(1, len(candidates))))
         logits = anchors.new_empty(tile, len(candidates))
         shares = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for start in range(0, len(job.rows), tile):
-            part = slice(start, min(start + tile, len(job.rows)))
+        for start in range(0, len(rows), tile):
+            part = slice(start, min(start + tile, len(rows)))
             size = part.stop - start
-            total += _tile(job, part, vectors, logits[:size], shares[:size], gradients)
+            anchor, column, of_tile = anchors[part] / temperature, target[part, None], logits[:size]
+            torch.mm(anchor, candidates.T, out=of_tile)
+            right = of_tile.gather(1, column)
+            of_tile[ignored(rows[part])] = -torch.inf
+            torch.softmax(of_tile, 1, out=shares[:size])
+            total += _row_losses(of_tile, shares[:size], column, right).double().sum()
+            if gradients:
+                _add_gradient(gradients[0][part], gradients[1], shares[:size], column, anchor, candidates)
+                gradients[0][part] /= temperature
         ctx.save_for_backward(*gradients)
         return total.to(logits.dtype)
 
@@ -239,32 +232,28 @@ class _Tiled(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, times what comes from above: a scalar, for the rows' losses were summed."""
-        return None, *(gradient * upstream for gradient in ctx.saved_tensors)
+        return *(gradient * upstream for gradient in ctx.saved_tensors), None, None, None, None, None
 
 
-def _tile(
-    job: _Job, part: slice, vectors: tuple[Tensor, Tensor], logits: Tensor, shares: Tensor, gradients: list[Tensor]
-) -> Tensor:
-    """The loss of the rows `part`; their gradient is added to `gradients`. `logits` and `shares` are workspace."""
-    anchor, candidates = vectors[0][part] / job.temperature, vectors[1]
-    torch.mm(anchor, candidates.T, out=logits)
-    target = job.target[part, None]
-    right = logits.gather(1, target)
-    logits[job.left_out(job.rows[part])] = -torch.inf
-    torch.softmax(logits, 1, out=shares)
-    share = shares.gather(1, target)
+def _row_losses(logits: Tensor, shares: Tensor, column: Tensor, right: Tensor) -> Tensor:
+    """-log of each row's share at its `column`, exact where that share is too small to take the logarithm of."""
+    share = shares.gather(1, column)
     loss = -share.log()
-    if (lost := share.squeeze(1) < NEGLIGIBLE).any():  # too small to be taken the logarithm of
+    if (lost := share.squeeze(1) < NEGLIGIBLE).any():
         loss[lost] = logits[lost].logsumexp(1, keepdim=True) - right[lost]
-    if gradients:  # d loss / d logit is the share, less one at the target: pulled back to both sides
-        torch.threshold_(shares, NEGLIGIBLE, 0)
-        own, target = gradients[0][part], target.squeeze(1)
-        torch.mm(shares, candidates, out=own)
-        gradients[1].addmm_(shares.T, anchor)
-        own -= candidates[target]
-        gradients[1].index_add_(0, target, anchor, alpha=-1)
-        own /= job.temperature
-    return loss.double().sum()
+    return loss
+
+
+def _add_gradient(
+    own: Tensor, others: Tensor, shares: Tensor, column: Tensor, anchor: Tensor, candidates: Tensor
+) -> None:
+    """d loss / d logit is the share, less one at the target: pulled back to the anchors (`own`) and the candidates."""
+    target = column.squeeze(1)
+    torch.threshold_(shares, NEGLIGIBLE, 0)
+    torch.mm(shares, candidates, out=own)
+    others.addmm_(shares.T, anchor)
+    own -= candidates[target]
+    others.index_add_(0, target, anchor, alpha=-1)
 
 
 def widen(vectors: Tensor) -> Tensor:

@@ -1,34 +1,43 @@
-"""What is looked at while a model trains: held-out translations of a few languages, in seconds.
+"""What is looked at while a model trains: held-out translations of a few languages, and a run that others train.
 
-It is a look, not the evaluation: `me5lib.evaluate` has the protocol and all languages.
+`watch` is a look of some seconds, not the evaluation: `me5lib.evaluate` has the protocol and all languages.
+
+    run = attach(lesson.out, scale=lesson.scale.name, seed=lesson.seed)     # from another process; it never trains
+    run.finished, run.step, run.steps               # False, 1200, 30000
+    figures.loss_curve(run.history.steps, chance)   # the curve so far
+    Encoder.load(run.model)                         # the finished model, or that of the last checkpoint
 """
 
 from __future__ import annotations
 
 import functools
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from me5lib.device import precision
+from me5lib.io import STAGES, Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import QUERY
 from me5lib.pairs import script
+from me5lib.train import checkpoint
 from me5lib.train import loss as losses
-from me5lib.train.loop import Evaluator
+from me5lib.train.loop import Evaluator, History, read
 
 if TYPE_CHECKING:
     from me5lib.data.corpus import Corpus
 
 LANGUAGES, STRINGS = 8, 200  # ours: a second a look
 
-Sets = dict[str, tuple[list[str], list[str]]]
-
 
 @functools.lru_cache(maxsize=4)
-def watched(corpus: Corpus, languages: int = LANGUAGES, strings: int = STRINGS) -> Sets:
+def watched(
+    corpus: Corpus, languages: int = LANGUAGES, strings: int = STRINGS
+) -> dict[str, tuple[list[str], list[str]]]:
     """Language → (English, text), held out and aligned: the largest sets, one of each script before a second of any.
 
     Sets have equally many strings, at most `strings`, so that their accuracies can be compared. Kept for a corpus that
@@ -57,19 +66,65 @@ def watch(corpus: Corpus) -> Evaluator:
     sets = watched(corpus)
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
-        """The figures of this moment; `step` is the loop's own affair."""
+        """The figures of this moment."""
         fast = precision(encoder.device).name
         both = {code: tuple(encoder.encode(side, QUERY, precision=fast) for side in pair)
                 for code, pair in sets.items()}
         by_language = {code: bitext_accuracy(text, english) for code, (english, text) in both.items()}
         english = torch.from_numpy(np.concatenate([pair[0] for pair in both.values()]))
         texts = torch.from_numpy(np.concatenate([pair[1] for pair in both.values()]))
-        found = {
+        results = {
             "accuracy": float(np.mean(list(by_language.values()))),
             "alignment": losses.alignment(english, texts),
             "uniformity": losses.uniformity(texts),
             **{f"accuracy.{code}": value for code, value in by_language.items()},
         }
-        return {name: round(value, 6) for name, value in found.items()}
+        return {name: round(value, 6) for name, value in results.items()}
 
     return look
+
+
+class Attached(NamedTuple):
+    """A stage, finished or not, as it was when `attach` looked."""
+
+    folder: Path  # of its logs
+    finished: bool
+    step: int  # steps that are done
+    steps: int  # steps that were asked for
+    history: History
+    model: Path | None  # the finished model, else the last checkpoint; None before the first one
+    quiet: float  # seconds since a line was logged: many, and the run has probably stopped
+
+    def __str__(self) -> str:
+        if self.finished:
+            return f"{self.folder.name} is finished: {self.steps:,} steps"
+        return (f"{self.folder.name} is at step {self.step:,} of {self.steps:,}; "
+                f"its last line is {self.quiet:.0f} seconds old")
+
+
+def attach(out: Path, name: str = "stage1", *, scale: str = "SCALE", seed: int = 0) -> Attached:
+    """The stage `name` of the run in `out`. Unfinished work comes before an older finished stage of other settings.
+
+    At the paper's scale `me5 pretrain` runs on many machines, for days; a kernel is no place for that.
+    Raises `Me5Error` naming the command that starts it where there is neither (`scale` and `seed` are for its words).
+    """
+    final, part = out / name, out / f"{name}.part"
+    made, making = checkpoint.stage_settings(final), checkpoint.stage_settings(part)
+    finished = made is not None and (final / "config.json").is_file()
+    if making and not (finished and made["fingerprint"] == making["fingerprint"]):
+        return _attached(part, False, making)
+    if finished:
+        return _attached(final, True, made)
+    raise Me5Error(f"there is no {name} in {out}, finished or begun: start it with "
+                   f"`me5 {STAGES.get(name, 'finetune')} --scale {scale} --seed {seed} --out {out}`")
+
+
+def _attached(folder: Path, finished: bool, made: dict) -> Attached:
+    history, log = read(folder), folder / "log.jsonl"
+    step = 1 + history.steps[-1]["step"] if history.steps else 0
+    quiet = max(0.0, time.time() - log.stat().st_mtime) if log.is_file() else 0.0
+    # Renamed into place is enough here: to hold its sums against its files takes seconds a GB.
+    saved = [path for path in checkpoint.checkpoints(folder / "checkpoints").values()
+             if (path / checkpoint.MANIFEST).is_file()]
+    model = folder if finished else next(reversed(saved), None)
+    return Attached(folder, finished, step, made["settings"]["stage"]["steps"], history, model, quiet)

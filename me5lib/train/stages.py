@@ -1,12 +1,12 @@
-"""The two doors of training: `pretrain` (stage 1) and `finetune` (stage 2). Each returns a finished checkpoint folder.
+"""The two stages of training, `pretrain` and `finetune`, and the step that both take: texts → batch → loss → gradient.
 
     stage1 = pretrain(scale, seed, out)                       # out/stage1
     stage2 = finetune(scale, seed, out, start=stage1)         # out/stage2
     only = finetune(scale, seed, out, start=None, name="stage2-only")
 
-What a finished stage was made with is in its `stage.json`. Asked again with the same settings, the stage is found and
-returned at once; with other settings it is moved aside (`stage1.<fingerprint>`, one such folder a stage) and made anew.
-Unfinished work lies in `<name>.part` and is gone on with; with other settings it is refused in one line.
+Asked again with the same settings (`stage.json`), a finished stage is found and returned at once; with other settings
+it is moved aside (`stage1.<fingerprint>`, one such folder a stage) and made anew. Unfinished work lies in `<name>.part`
+and is gone on with; with other settings it is refused in one line.
 
 A stage's folder loads like any model, and has beside the weights `log.jsonl` (loss and evaluations), `timings.jsonl`
 and, for stage 2, `report.json` (what was mined, whether the teacher was better) and `groups.jsonl` (what was learnt).
@@ -20,11 +20,13 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 import me5lib
 from me5lib import io
@@ -32,25 +34,30 @@ from me5lib.config import Model, Scale, Stage
 from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
 from me5lib.data.hub_corpus import HubCorpus
-from me5lib.data.mixture import Mixture
 from me5lib.device import autocast, best_device, precision
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import pinned, resolve
+from me5lib.pairs import Labelled, Pair
 from me5lib.train import distill, finetune_plan, groups, loop
-from me5lib.train.distributed import Team
-from me5lib.train.door import Door, identity
-from me5lib.train.gradcache import fitting_budget
+from me5lib.train import loss as losses
+from me5lib.train.checkpoint import StageDir, identity
+from me5lib.train.distributed import Team, gather, gather_relations, global_mean, sizes
+from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.monitor import watch
 from me5lib.train.negatives import KINDS, Prefixes
-from me5lib.train.step import Budget, work_of
 
-T = TypeVar("T")
+Rows = Sequence[Pair] | Sequence[Labelled]
 BUDGET = "budget.json"
 LOOKS = 15  # ours: evaluations during stage 1
 FIRST_BUDGET = 2**20  # ours: padded tokens tried first on a GPU; halved until they fit
 TEXTS_PER_PIECE = 3  # ours: training texts read for each piece of the vocabulary
 CHECKPOINTS = 5  # ours: times a stage writes one
+PIECE_BYTES = 2**29  # ours: of which GradCache holds the graph on a CPU; smaller and larger pieces are no faster
+GRAPH_BYTES = 3 * 2**29  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
+
+
+# ---- the stages ------------------------------------------------------------------------------------------------------
 
 
 def pretrain(
@@ -60,25 +67,21 @@ def pretrain(
     """Stage 1, contrastive pre-training on unlabelled pairs: the finished folder `out/stage1`.
 
     `evaluate(encoder, step)` is logged before the first step, after the last, and after every `every` steps (0: fifteen
-    times in all); by default it is `watch.watch(corpus)`. It does not change what is trained.
+    times in all); by default it is `monitor.watch(corpus)`. It does not change what is trained.
     """
-    team = team or Team.alone()
-    corpus = corpus or team.first_here(lambda: open_corpus(scale, progress))
-    mixture = corpus.mixture(scale, seed, scale.train)
-    settings = _settings(scale, seed, corpus, scale.train, plan=mixture.fingerprint)
-    door = Door(out, "stage1", settings)
-    if door.finished(progress):
-        return door.final
-    encoder = _ready(team.first_here(lambda: _start(scale, seed, out, corpus, None)), scale.train, team)
-    work = team.first_here(door.open)
-    cut = functools.partial(_budget, work, team, encoder, scale.model, scale.train)
-    every = every or max(1, scale.train.steps // LOOKS)
-    stage1 = _stage1(encoder, team, mixture, scale.train, seed, team.first_here(cut))
-    loop.train(
-        encoder, stage1, scale.train, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
-        every=every, save_every=_save_every(scale.train), progress=progress, name="stage 1", team=team,
+    team, stage = team or Team.alone(), scale.train
+    corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
+    mixture = corpus.mixture(scale, seed, stage)
+    place = StageDir(out, "stage1", _settings(scale, seed, corpus, stage, plan=mixture.fingerprint))
+    if place.finished(progress):
+        return place.final
+    encoder = _encoder(scale, seed, out, corpus, stage, team, None)
+    run = loop.Run(
+        team.main_process_first(place.open), seed, place.fingerprint, "stage 1", _save_every(stage),
+        evaluate or _look(corpus), every or max(1, stage.steps // LOOKS), progress, team,
     )  # fmt: skip
-    return _published(door, encoder, team)
+    return _trained(encoder, lambda step: mixture.batch(step, team.rank, team.world), scale.model, stage, prefixes,
+                    place, run)
 
 
 def finetune(
@@ -97,32 +100,54 @@ def finetune(
     """
     _refuse_stage2(scale, negatives, teacher)
     team = team or Team.alone()
-    corpus = corpus or team.first_here(lambda: open_corpus(scale, progress))
+    corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
     sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
     rows, faults = finetune_plan.tidy(corpus.labelled())
-    plan = finetune_plan.Plan(rows, stage, seed, _heat(scale, corpus))
-    settings = _settings(
+    # What was drawn from the hub has the paper's sizes already, and its languages were tempered then.
+    temperature = 1.0 if isinstance(corpus, HubCorpus) else scale.data.language_temperature
+    plan = finetune_plan.Plan(rows, stage, seed, temperature)
+    place = StageDir(out, name, _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
-        start=_origin(start), teacher_files=distill.origin(stage.teacher) if teacher else "",
-    )  # fmt: skip
-    door = Door(out, name, settings)
-    if door.finished(progress):
-        return door.final
-    encoder = _ready(team.first_here(lambda: _start(scale, seed, out, corpus, start)), stage, team)
-    work = team.first_here(door.open)
+        start=_identity(start), teacher_files=distill.origin(stage.teacher) if teacher else "",
+    ))  # fmt: skip
+    if place.finished(progress):
+        return place.final
+    encoder = _encoder(scale, seed, out, corpus, stage, team, start)
+    work = team.main_process_first(place.open)
     made = groups.make(
         encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher, faults=faults,
         dev=finetune_plan.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
         team=team,
     )  # fmt: skip
-    cut = functools.partial(_budget, work, team, encoder, scale.model, stage)
-    stage2 = _stage2(encoder, team, plan, made, stage, seed, team.first_here(cut), sides)
-    loop.train(
-        encoder, stage2, stage, work, seed=seed, plan=door.fingerprint, evaluate=evaluate or _look(corpus),
-        save_every=_save_every(stage), progress=progress, name=name, team=team,
-    )  # fmt: skip
-    return _published(door, encoder, team)
+
+    def rows_of(step: int) -> list[Labelled]:
+        drawn = plan.draws(step)
+        mine = drawn[len(drawn) * team.rank // team.world : len(drawn) * (team.rank + 1) // team.world]
+        return [made.group(i, turn, stage.hard_negatives) for i, turn in mine]
+
+    run = loop.Run(work, seed, place.fingerprint, name, _save_every(stage), evaluate or _look(corpus),
+                   progress=progress, team=team)
+    return _trained(encoder, rows_of, scale.model, stage, sides, place, run)
+
+
+def _trained(
+    encoder: Encoder, rows_of: Callable[[int], Rows], shape: Model, stage: Stage, sides: Prefixes, place: StageDir,
+    run: loop.Run,
+) -> Path:
+    """Train on this rank's `rows_of` each step, and publish."""
+    team = run.team
+    budget = team.main_process_first(lambda: _budget(run.folder, team, encoder, shape, stage))
+    model = team.wrap(encoder)
+
+    def prepare(step: int) -> loop.Work:
+        return work_of(rows_of(step), model, encoder, stage, team, budget, (run.seed, step), sides)
+
+    loop.train(encoder, prepare, stage, run)
+    if team.main:
+        place.publish(encoder)
+    team.barrier()
+    return place.final
 
 
 def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
@@ -130,19 +155,12 @@ def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
     if negatives not in KINDS:
         raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(KINDS)}")
     stage, most = scale.finetune, scale.model.max_tokens
-    trained = teacher and stage.teacher == distill.TRAINED
-    if trained and stage.query_tokens + stage.passage_tokens > most:
+    if teacher and stage.teacher == distill.TRAINED and stage.query_tokens + stage.passage_tokens > most:
         raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
                        f"must be at most model.max_tokens, {most}")
 
 
-def _heat(scale: Scale, corpus: Corpus | HubCorpus) -> float:
-    """How the sizes of labelled sets are tempered: what was drawn from the hub not at all. It has the paper's numbers
-    already, and languages were tempered then; so twice 1,596k draws are two passes over every set."""
-    return 1.0 if isinstance(corpus, HubCorpus) else scale.data.language_temperature
-
-
-def _origin(start: Path | str | None) -> str:
+def _identity(start: Path | str | None) -> str:
     """What tells one start from another. Raises `Me5Error` for a model that cannot be had."""
     if start is None:
         return "random weights"
@@ -150,25 +168,31 @@ def _origin(start: Path | str | None) -> str:
     return identity(ref.folder) if ref.kind == "folder" else pinned(ref)
 
 
-def _ready(encoder: Encoder, stage: Stage, team: Team) -> Encoder:
-    """On the team's device, with the memory dials of the stage."""
-    encoder.to(team.device)
+def _settings(scale: Scale, seed: int, corpus: Corpus | HubCorpus, stage: Stage, **more: Any) -> dict[str, Any]:
+    """Everything that decides what a stage becomes, as JSON types."""
+    made = {
+        "version": me5lib.__version__, "corpus": corpus.fingerprint, "seed": seed,
+        "data": dataclasses.asdict(scale.data), "model": dataclasses.asdict(scale.model),
+        "stage": dataclasses.asdict(stage), "precision": precision(best_device()).name, **more,
+    }  # fmt: skip
+    return json.loads(json.dumps(made))
+
+
+def _encoder(
+    scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, stage: Stage, team: Team, start: Path | str | None
+) -> Encoder:
+    """The encoder that a stage starts from, on the team's device, with the stage's switches that save memory."""
+    def make() -> Encoder:
+        if start is not None:
+            return Encoder.load(start).trained_further()
+        return Encoder.new(scale.model, vocabulary(corpus, scale, out), seed)
+
+    encoder = team.main_process_first(make).to(team.device)
     if stage.gradient_checkpointing:
         encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if stage.freeze_positions:
         encoder.backbone.embeddings.position_embeddings.requires_grad_(False)
     return encoder
-
-
-def _look(corpus: Corpus | HubCorpus) -> loop.Evaluator | None:
-    return watch(corpus) if corpus.tasks() else None
-
-
-def _published(door: Door, encoder: Encoder, team: Team) -> Path:
-    if team.main:
-        door.publish(encoder)
-    team.barrier()
-    return door.final
 
 
 def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
@@ -200,58 +224,39 @@ def prefixes(source: str) -> tuple[str, str]:
     return card.query_prefix, card.passage_prefix
 
 
-def _settings(scale: Scale, seed: int, corpus: Corpus, stage: Stage, **more: Any) -> dict[str, Any]:
-    """Everything that decides what a stage becomes, as JSON types."""
-    made = {
-        "version": me5lib.__version__, "corpus": corpus.fingerprint, "seed": seed,
-        "data": dataclasses.asdict(scale.data), "model": dataclasses.asdict(scale.model),
-        "stage": dataclasses.asdict(stage), "precision": precision(best_device()).name, **more,
-    }  # fmt: skip
-    return json.loads(json.dumps(made))
+def _look(corpus: Corpus | HubCorpus) -> loop.Evaluator | None:
+    return watch(corpus) if corpus.tasks() else None
 
 
-def _start(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, start: Path | str | None) -> Encoder:
-    if start is not None:
-        return Encoder.load(start).trained_further()
-    return Encoder.new(scale.model, vocabulary(corpus, scale, out), seed)
+def _save_every(stage: Stage) -> int:
+    return max(1, stage.steps // CHECKPOINTS)
 
 
-def _stage1(
-    encoder: Encoder, team: Team, mixture: Mixture, stage: Stage, seed: int, budget: Budget
-) -> Callable[[int], loop.Work]:
-    model = team.wrap(encoder)
-
-    def prepare(step: int) -> loop.Work:
-        pairs = mixture.batch(step, team.rank, team.world)
-        return work_of(pairs, model, encoder, stage, team, budget, (seed, step), prefixes)
-
-    return prepare
+# ---- how a step is cut -----------------------------------------------------------------------------------------------
 
 
-def _stage2(
-    encoder: Encoder, team: Team, plan: finetune_plan.Plan, made: groups.Made, stage: Stage, seed: int, budget: Budget,
-    prefixes: Prefixes,
-) -> Callable[[int], loop.Work]:
-    model = team.wrap(encoder)
+class Budget(NamedTuple):
+    """How a step is cut; kept in the stage's folder, so that a resumed run cuts the same pieces."""
 
-    def prepare(step: int) -> loop.Work:
-        drawn = plan.draws(step)
-        mine = drawn[len(drawn) * team.rank // team.world : len(drawn) * (team.rank + 1) // team.world]
-        rows = [made.group(i, turn, stage.hard_negatives) for i, turn in mine]
-        return work_of(rows, model, encoder, stage, team, budget, (seed, step), prefixes)
+    piece: int  # padded tokens of a piece of GradCache's
+    whole: int  # tokens of a micro-batch up to which it is one piece, without a replay
 
-    return prepare
+    @classmethod
+    def on_cpu(cls, shape: Model) -> Budget:
+        """By what a run may hold. Autograd keeps of a token a layer's 16 vectors of width and 3 of feed-forward."""
+        token = 4 * shape.layers * (16 * shape.width + 3 * shape.feedforward)
+        return cls(PIECE_BYTES // token, GRAPH_BYTES // token)
 
 
 def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage) -> Budget:
     """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
     kept = io.read_json(work / BUDGET, None)
-    if kept is None:
-        cuda = team.device.type == "cuda"
-        kept = (Budget(*[_fitting(encoder, stage)] * 2) if cuda else Budget.on_cpu(shape))._asdict()
-        if team.main:
-            io.write_json(work / BUDGET, kept)
-    return Budget(**kept)
+    if kept is not None:
+        return Budget(**kept)
+    budget = Budget(*[_fitting(encoder, stage)] * 2) if team.device.type == "cuda" else Budget.on_cpu(shape)
+    if team.main:
+        io.write_json(work / BUDGET, budget._asdict())
+    return budget
 
 
 def _fitting(encoder: Encoder, stage: Stage) -> int:
@@ -274,5 +279,76 @@ def _fitting(encoder: Encoder, stage: Stage) -> int:
         torch.cuda.empty_cache()
 
 
-def _save_every(stage: Stage) -> int:
-    return max(1, stage.steps // CHECKPOINTS)
+# ---- a step ----------------------------------------------------------------------------------------------------------
+
+
+class MicroBatch(NamedTuple):
+    """What one backward pass needs of B rows with P passages; tokenised in the loader thread."""
+
+    ids: list[list[int]]  # token ids of the B queries, then of the P passages
+    relations: losses.Relations  # who belongs to whom, and so who is no negative of whom
+    teacher_scores: Tensor | None = None  # [B, P / B] logits, positive first; stage 2 only
+
+
+def collate(rows: Rows, encoder: Encoder, stage: Stage, sides: Prefixes) -> MicroBatch:
+    """Token ids of the rows' texts, each with the prefix of its source and cut to the stage's length, and relations."""
+    labelled = bool(rows) and isinstance(rows[0], Labelled)
+    batch = (losses.from_labelled if labelled else losses.from_pairs)(rows)
+    before = [sides(row.source) for row in rows]
+    queries = [query + text for (query, _), text in zip(before, batch.queries, strict=True)]
+    owner = batch.relations.owner.tolist()
+    passages = [before[i][1] + text for i, text in zip(owner, batch.passages, strict=True)]
+    ids = encoder.tokenize(queries, "", stage.query_tokens) + encoder.tokenize(passages, "", stage.passage_tokens)
+    taught = labelled and rows[0].teacher_scores is not None
+    return MicroBatch(ids, batch.relations, torch.tensor([row.teacher_scores for row in rows]) if taught else None)
+
+
+def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
+    """This rank's share of the mean loss over all ranks' rows: DDP averages the shares, the mean's gradient.
+
+    `embeddings` [B + P, d], queries first. InfoNCE against every rank's passages; with a teacher KL(teacher ‖ student)
+    over each query's own group + α · InfoNCE (the form of E5 and SimLM). The student's logits are those of InfoNCE.
+    """
+    rows = len(batch.relations.query_key)
+    queries, passages = embeddings[:rows], embeddings[rows:]
+    related = batch.relations.to(embeddings.device)
+    held = sizes(related)
+    total = losses.total_loss(gather(queries, held.queries), gather(passages, held.passages),
+                              gather_relations(related, held), stage.temperature, stage.loss, held.mine)
+    if batch.teacher_scores is not None:
+        student = distill.group_scores(queries, passages, stage.temperature)
+        teacher = batch.teacher_scores.to(embeddings.device)
+        total = rows * distill.kl(student, teacher, stage.teacher_temperature) + stage.contrastive_weight * total
+    return global_mean(total, rows, held.queries)
+
+
+def train_step(
+    model: Callable[[Sequence[Sequence[int]]], Tensor], batches: Sequence[MicroBatch], stage: Stage, team: Team,
+    budget: Budget, seed: tuple[int, ...],
+) -> Tensor:
+    """Backward through every micro-batch (GradCache); gradients are all-reduced with the last. The detached loss.
+
+    With accumulation a step has several micro-batches, each with in-batch negatives of its own, and its loss is the
+    mean of theirs. `seed` stands for (seed, step, rank): dropout is drawn from it, piece by piece.
+    """
+    total = []
+    for k, batch in enumerate(batches):
+        whole = not team.any(sum(map(len, batch.ids)) > budget.whole)
+        total.append(cached_step(
+            model, batch.ids, lambda embeddings, batch=batch: global_loss(embeddings, batch, stage) / len(batches),
+            sys.maxsize if whole else budget.piece, mix(*seed, k), keep_graph=whole, last=k == len(batches) - 1,
+        ))  # fmt: skip
+    return sum(total)
+
+
+def work_of(
+    rows: Rows, model: Callable[..., Tensor], encoder: Encoder, stage: Stage, team: Team, budget: Budget,
+    seed: tuple[int, int], sides: Prefixes,
+) -> loop.Work:
+    """The step of this rank on its `rows`, tokenised and ready to be computed; `seed`: (seed, step)."""
+    parts = stage.accumulate
+    cut = [rows[len(rows) * k // parts : len(rows) * (k + 1) // parts] for k in range(parts)]
+    batches = [collate(part, encoder, stage, sides) for part in cut]
+    compute = functools.partial(train_step, model, batches, stage, team, budget, (*seed, team.rank))
+    tokens = sum(len(ids) for batch in batches for ids in batch.ids)
+    return loop.Work(compute, "+".join(dict.fromkeys(row.source for row in rows)), tokens)

@@ -39,7 +39,9 @@ def taught(
     One that was named (`finetune.teacher`) is used, too, where no held-out example can judge it. Every rank of the
     `team` calls this and scores its share; what is returned is whole on rank 0 alone.
     """
-    teacher, home = team.first_here(lambda: _teacher(encoder, made, plan, stage, folder, prefixes, seed, progress))
+    teacher, home = team.main_process_first(
+        lambda: _teacher(encoder, made, plan, stage, folder, prefixes, seed, progress)
+    )
     verdict = team.by_main(lambda: compare(teacher, encoder, dev_groups(dev, seed), stage, prefixes, home))
     named = stage.teacher != distill.TRAINED
     used = team.any(verdict is not None and (verdict.trusted or named and not verdict.queries))
@@ -95,7 +97,7 @@ def train_teacher(
         parts = _parts(teacher, rows, prefixes, stage)
         return loop.Work(lambda: _mean_loss(teacher, parts), "+".join(dict.fromkeys(row.source for row in rows)))
 
-    loop.train(teacher, prepare, own, None, seed=seed, progress=progress, name="teacher")
+    loop.train(teacher, prepare, own, loop.Run(None, seed, name="teacher", progress=progress))
     return teacher
 
 

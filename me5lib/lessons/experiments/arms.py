@@ -124,14 +124,13 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     from me5lib.device import best_device
     from me5lib.model.encoder import Encoder
     from me5lib.train import finetune_plan, groups, loop, stages
+    from me5lib.train.checkpoint import StageDir
     from me5lib.train.distributed import Team
-    from me5lib.train.door import Door
-    from me5lib.train.step import Budget, work_of
 
     rows, last = finetune_plan.tidy(corpus.labelled())[0], dial.finetune
     stage = _longer(dial.train, dial.train.steps + last.steps)
     batches, plan = corpus.mixture(dial, seed), finetune_plan.Plan(rows, last, seed, _temperature(dial))
-    door = Door(out, name, {
+    door = StageDir(out, name, {
         "mixed": [batches.fingerprint, plan.fingerprint], "seed": seed, "corpus": corpus.fingerprint,
         **{room: dataclasses.asdict(getattr(dial, room)) for room in ("model", "train", "finetune")},
     })  # fmt: skip
@@ -142,7 +141,7 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     made = groups.make(encoder, rows, plan, last, work, kind="labelled", mines=False, with_teacher=False,
                        dev=(), prefixes=stages.prefixes, seed=seed, progress=False)  # fmt: skip
     turns = shuffled(dial.train.steps, last.steps, seed)
-    team, budget = Team.alone(encoder.device), Budget.on_cpu(dial.model)
+    team, budget = Team.alone(encoder.device), stages.Budget.on_cpu(dial.model)
 
     def prepare(step: int) -> Work:
         """The batch of `step`, tokenised, and how its gradient is computed."""
@@ -151,10 +150,10 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
             drawn, own = [made.group(i, times, last.hard_negatives) for i, times in plan.draws(turn)], last
         else:
             drawn, own = batches.batch(turn), dial.train
-        return work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.prefixes)
+        return stages.work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.prefixes)
 
-    loop.train(encoder, prepare, stage, work, seed=seed, plan=door.fingerprint, save_every=max(1, stage.steps // 5),
-               progress=False, name=name)  # fmt: skip
+    run = loop.Run(work, seed, door.fingerprint, name, save_every=max(1, stage.steps // 5), progress=False)
+    loop.train(encoder, prepare, stage, run)
     return door.publish(encoder)
 
 

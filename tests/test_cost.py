@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from me5lib import config
+from me5lib import config, device
 from me5lib.model.encoder import Encoder
-from me5lib.train import checkpoint, cost, stages, telemetry
+from me5lib.train import checkpoint, cost, stages
 from me5lib.train.gradcache import GraphMeter
 
 HUB = ("workshop", "small", "base", "large", "large-instruct")
@@ -133,7 +133,7 @@ def test_the_plan_says_what_is_assumed_and_what_the_paper_says(name, stage):
         assert word in text
     assert ("no such scale" if name == "workshop" else "says nothing of hardware") in text
     assert all(len(line) <= 160 for line in text.splitlines())
-    assert set(cost.MEMORY) <= set(telemetry.PEAK)
+    assert set(cost.MEMORY) <= set(device.PEAK)
 
 
 def test_gpus_of_english_e5_are_those_of_the_notes(shared):

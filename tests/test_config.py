@@ -1,4 +1,4 @@
-"""The dial: every value has a provenance, the paper's values are the paper's, overrides are checked."""
+"""The settings: every value has a provenance, the paper's values are the paper's, overrides are checked."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def test_an_override_reaches_its_dial_and_is_marked_ours():
     [
         ("huge", "", "unknown scale 'huge': choose one of tiny, smoke"),
         ("tiny", "train.step=3", r"did you mean train.steps\?"),
-        ("tiny", "steps", "unknown dial 'steps'"),
+        ("tiny", "steps", "unknown setting 'steps'"),
         ("tiny", "train.steps=many", "train.steps wants int, not 'many'"),
     ],
 )

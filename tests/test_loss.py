@@ -8,7 +8,7 @@ import torch
 
 from me5lib.pairs import Labelled, Pair, text_key
 from me5lib.train import loss as losses
-from me5lib.train.loss import FORMS, from_labelled, from_pairs, ignored, info_nce, total_loss
+from me5lib.train.loss import FORMS, false_negative_mask, from_labelled, from_pairs, info_nce, total_loss
 
 DOUBLE = torch.float64
 
@@ -96,7 +96,7 @@ def test_gradient_is_right_in_float64(loss, logits, monkeypatch):
 
 def dense(queries, passages, related, temperature):
     """One-way InfoNCE as anybody would write it: the whole table, and autograd."""
-    logits = (queries @ passages.T / temperature).masked_fill(ignored(related), -torch.inf)
+    logits = (queries @ passages.T / temperature).masked_fill(false_negative_mask(related), -torch.inf)
     return torch.nn.functional.cross_entropy(logits, related.positive)
 
 
@@ -105,7 +105,7 @@ def test_tiles_have_the_gradient_of_the_dense_loss(monkeypatch):
     texts = [f"text {i % 250}" for i in range(300)]  # some queries come twice
     rows = [labelled(text, (f"answer {i}",), (f"wrong {i % 90}",)) for i, text in enumerate(texts)]
     batch, found = from_labelled(rows), []
-    assert ignored(batch.relations).any()
+    assert false_negative_mask(batch.relations).any()
     for loss in (dense, info_nce):
         q, p = unit(300, 16, 5).float().requires_grad_(), unit(600, 16, 6).float().requires_grad_()
         value = loss(q, p, batch.relations, 0.05)
@@ -128,7 +128,7 @@ def test_no_table_is_kept_for_the_backward_pass():
 
 def test_an_ignored_passage_gets_no_gradient():
     batch = from_pairs([Pair(q, p, "t", "fr") for q, p in [("red", "rouge"), ("blue", "bleu"), ("Red ", "ROUGE")]])
-    assert ignored(batch.relations).tolist() == [[False, False, True], [False] * 3, [True, False, False]]
+    assert false_negative_mask(batch.relations).tolist() == [[False, False, True], [False] * 3, [True, False, False]]
     queries, passages = unit(3, seed=5), unit(3, seed=6).requires_grad_()
     total_loss(queries, passages, batch.relations, 0.1, rows=slice(0, 1)).backward()
     assert passages.grad[1].abs().sum() > 0 and passages.grad[2].abs().sum() == 0
@@ -136,7 +136,7 @@ def test_an_ignored_passage_gets_no_gradient():
 
 def test_hard_negatives_of_every_row_are_candidates_of_every_query():
     batch = from_labelled([labelled("a", ("A",), ("x", "y")), labelled("b", ("B",), ("z",))])
-    assert batch.passages == ["A", "x", "y", "B", "z"] and not ignored(batch.relations).any()
+    assert batch.passages == ["A", "x", "y", "B", "z"] and not false_negative_mask(batch.relations).any()
     assert batch.relations.positive.tolist() == [0, 3] and batch.relations.owner.tolist() == [0, 0, 0, 1, 1]
     equal = torch.ones(5, 4, dtype=DOUBLE) / 2
     assert info_nce(equal[:2], equal, batch.relations, 0.01).item() == pytest.approx(math.log(5))

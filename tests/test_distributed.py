@@ -14,7 +14,7 @@ from me5lib.lessons import check_gradients
 from me5lib.lessons.check_gradients import VARIANTS, prove_gradient
 from me5lib.pairs import Labelled
 from me5lib.train import distributed
-from me5lib.train.distributed import gather, launch, share_of_mean
+from me5lib.train.distributed import gather, global_mean, launch
 from me5lib.train.loss import from_labelled
 
 
@@ -59,10 +59,10 @@ def test_one_process_needs_no_group():
     vectors = torch.randn(3, 2, requires_grad=True)
     assert gather(vectors) is vectors and distributed.counts(3) == [3]
     assert (distributed.world(), distributed.rank()) == (1, 0)
-    assert share_of_mean(vectors.sum(), 3).item() == pytest.approx(vectors.sum().item() / 3)
-    assert share_of_mean(torch.zeros(()), 0).item() == 0.0
+    assert global_mean(vectors.sum(), 3).item() == pytest.approx(vectors.sum().item() / 3)
+    assert global_mean(torch.zeros(()), 0).item() == 0.0
     related = from_labelled([Labelled("a", ("b", "c"), ("d",), "test", "en")]).relations
-    assert distributed.everyone(related) is related and distributed.own_rows(3) == slice(0, 3)
+    assert distributed.gather_relations(related) is related and distributed.local_slice(3) == slice(0, 3)
     team = distributed.Team.alone()
     assert (team.any(True), team.mean(2.0), team.main) == (True, 2.0, True)
     assert team.wrap(check_gradients) is check_gradients
@@ -89,33 +89,6 @@ def test_torchrun_proves_its_own_processes():
     assert done.stdout.count("2 process(es)") == 2
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("  ours ")]
     assert len(lines) == 2 and all((line[2], line[4]) == ("1.000000", "1.000000") for line in lines)
-
-
-GATHERED = """
-import json, sys, torch
-from pathlib import Path
-from me5lib.pairs import Labelled
-from me5lib.train import distributed
-from me5lib.train.loss import from_labelled
-team = distributed.join(2)
-rows = [Labelled(*row) for row in json.loads(Path(sys.argv[1], "rows.json").read_text(encoding="utf8"))]
-mine = rows[:1] if team.main else rows[1:]
-found = distributed.everyone(from_labelled(mine).relations)
-whole = from_labelled(rows).relations
-same = [torch.equal(a, b) for a, b in zip(found[:4], whole[:4])]
-known = [set(a) == set(b) for a, b in zip(found.positive_keys.tolist(), whole.positive_keys.tolist())]
-assert all(same) and all(known), (found, whole)
-assert distributed.own_rows(len(mine)) == (slice(0, 1) if team.main else slice(1, 3))
-assert team.any(team.main) and team.sum(1.0 + team.rank) == 3.0
-distributed.leave()
-"""
-
-
-def test_relations_of_all_ranks_are_those_of_the_whole_batch(tmp_path):
-    said = [("a", ("b", "c", "d"), ("e",)), ("f", ("g",), ("a",)), ("a", ("h",), ("b",))]
-    rows = [(*row, "test", "en") for row in said]
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf8")
-    launch([[sys.executable, "-c", GATHERED, str(tmp_path)]] * 2, tmp_path, timeout=60)
 
 
 @pytest.mark.parametrize("shards", [(16, 15), (32,), (33, -1)])
@@ -157,20 +130,45 @@ def test_one_failing_child_ends_the_others_at_once(tmp_path):
     assert gone(int((tmp_path / "pid").read_text(encoding="utf8")))
 
 
-LATE = """
-import os, sys, time
+TOGETHER = """
+import json, os, sys, time
 from datetime import timedelta
 from pathlib import Path
+import torch
+import torch.distributed as processes
 from accelerate import Accelerator
+from me5lib import config
 from me5lib.io import Me5Error
+from me5lib.pairs import Labelled, Pair
 from me5lib.train import distributed
+from me5lib.train.loss import from_labelled, from_pairs
+from me5lib.train.stages import MicroBatch, global_loss
 folder = Path(sys.argv[1])
 (folder / f"here{os.environ['RANK']}").touch()
 while len(list(folder.glob("here?"))) < 2:  # a machine may be slow to start them: that is not what is tried here
     time.sleep(0.01)
 distributed.PATIENCE = timedelta(seconds=3)
 team = distributed.join(2)
-made = team.first_here(lambda: (time.sleep(4 if team.main else 0), "made")[1])
+
+rows = [Labelled(*row) for row in json.loads(Path(folder, "rows.json").read_text(encoding="utf8"))]
+mine = rows[:1] if team.main else rows[1:]
+found, whole = distributed.gather_relations(from_labelled(mine).relations), from_labelled(rows).relations
+same = [torch.equal(a, b) for a, b in zip(found[:4], whole[:4])]
+known = [set(a) == set(b) for a, b in zip(found.positive_keys.tolist(), whole.positive_keys.tolist())]
+assert all(same) and all(known), (found, whole)
+assert distributed.local_slice(len(mine)) == (slice(0, 1) if team.main else slice(1, 3))
+assert team.any(team.main) and team.sum(1.0 + team.rank) == 3.0
+
+number = 3 + team.rank  # how many rows the ranks have is asked once a batch
+related = from_pairs([Pair(f"{i} {number}", f"- {i} {number}", "s", "en") for i in range(number)]).relations
+vectors = torch.nn.functional.normalize(torch.randn(2 * number, 8)).requires_grad_()
+calls, reduce = [], processes.all_reduce
+processes.all_reduce = lambda *given, **more: calls.append(1) or reduce(*given, **more)
+global_loss(vectors, MicroBatch([], related), config.load("smoke").train)
+assert len(calls) == 1
+processes.all_reduce = reduce
+
+made = team.main_process_first(lambda: (time.sleep(4 if team.main else 0), "made")[1])  # longer than a collective waits
 assert made == "made" and team.sum(1.0) == 2.0
 
 def act():
@@ -185,34 +183,9 @@ distributed.leave()
 """
 
 
-def test_rank_0_may_work_alone_for_longer_than_a_collective_waits(tmp_path):
-    launch([[sys.executable, "-c", LATE, str(tmp_path)]] * 2, tmp_path, timeout=120)
+def test_two_ranks_share_relations_and_rank_0_may_work_alone_for_longer_than_a_collective_waits(tmp_path):
+    said = [("a", ("b", "c", "d"), ("e",)), ("f", ("g",), ("a",)), ("a", ("h",), ("b",))]
+    (tmp_path / "rows.json").write_text(json.dumps([(*row, "test", "en") for row in said]), encoding="utf8")
+    launch([[sys.executable, "-c", TOGETHER, str(tmp_path)]] * 2, tmp_path, timeout=120)
     said = [(tmp_path / f"rank{r}.log").read_text(encoding="utf8").splitlines()[-1] for r in range(2)]
     assert said == ["nothing to mine", "rank 0 failed: it says why"]
-
-
-COUNTED = """
-import sys
-from pathlib import Path
-import torch
-import torch.distributed as processes
-from me5lib import config
-from me5lib.pairs import Pair
-from me5lib.train import distributed
-from me5lib.train.step import MicroBatch, global_loss
-from me5lib.train.loss import from_pairs
-team = distributed.join(2)
-rows = 3 + team.rank
-related = from_pairs([Pair(f"{i} {rows}", f"- {i} {rows}", "s", "en") for i in range(rows)]).relations
-vectors = torch.nn.functional.normalize(torch.randn(2 * rows, 8)).requires_grad_()
-calls, reduce = [], processes.all_reduce
-processes.all_reduce = lambda *given, **more: calls.append(1) or reduce(*given, **more)
-global_loss(vectors, MicroBatch([], related), config.load("smoke").train)
-Path(sys.argv[1], f"calls{team.rank}").write_text(str(len(calls)))
-distributed.leave()
-"""
-
-
-def test_how_many_rows_the_ranks_have_is_asked_once_a_batch(tmp_path):
-    launch([[sys.executable, "-c", COUNTED, str(tmp_path)]] * 2, tmp_path, timeout=120)
-    assert [int((tmp_path / f"calls{rank}").read_text(encoding="utf8")) for rank in range(2)] == [1, 1]
