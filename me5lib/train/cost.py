@@ -63,10 +63,10 @@ class Held(NamedTuple):
 
 
 class Fleet(NamedTuple):
-    """Some GPUs of one kind at work: what each holds (None: it does not fit), whether GradCache is needed, hours."""
+    """Some GPUs of one kind at work."""
 
-    held: Held | None
-    cached: bool
+    held: Held | None  # by each; None where it does not fit
+    cached: bool  # whether GradCache is needed
     hours: float
 
 
@@ -86,11 +86,6 @@ class Estimate:
     def disk(self) -> int:
         """Bytes of checkpoints at most: those that are kept and the one being written, weights and both moments."""
         return (KEEP + 1) * 3 * 4 * self.size.all
-
-    @property
-    def paper_gpus(self) -> int | None:
-        """GPUs of English E5's counterpart, where there is one."""
-        return (PAPER_GPUS[self.scale] if self.name == "stage1" else PAPER_GPUS_2) if self.scale in PAPER_GPUS else None
 
     @property
     def texts(self) -> int:
@@ -129,13 +124,22 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """The estimate in words, saying what is known, what is estimated and what is assumed."""
-        return [*self._memory(), *self._hours(), *self._assumed()]
+        first, what = self.name == "stage1", "pairs" if self.name == "stage1" else "labelled examples"
+        one = "a pair" if self.texts == 2 else f"an example of {self.texts} texts"
+        gpus = (PAPER_GPUS[self.scale] if first else PAPER_GPUS_2) if self.scale in PAPER_GPUS else None
+        source = "microsoft/unilm #1448" if first else "from memory, unverified"
+        return [
+            f"{self.name} at scale {self.scale}: {self.stage.steps:,} steps of {self.stage.batch:,} {what}, "
+            f"{self.shape.backbone}; nothing is trained, this is what it will take",
+            "on every GPU (data parallel: each holds everything)", *self._memory(), *self._hours(gpus or 1),
+            f"assumed (ours): {self.tokens:g} tokens of {one} (--tokens), {self.use:.0%} of the data sheet's 16-bit "
+            "peak (--use; a run logs its own as mfu)",
+            "not reckoned: reading data, evaluation, checkpoints, the network between GPUs",
+            *([] if first else ["in it: mining and the teacher's scores, each text at most twice more (estimated)"]),
+            f"{PAPER.format(gpus)} ({source})" if gpus else "the paper has no such scale",
+        ]
 
     def _memory(self) -> Iterator[str]:
-        what = "pairs" if self.name == "stage1" else "labelled examples"
-        yield (f"{self.name} at scale {self.scale}: {self.stage.steps:,} steps of {self.stage.batch:,} {what}, "
-               f"{self.shape.backbone}; nothing is trained, this is what it will take")
-        yield "on every GPU (data parallel: each holds everything)"
         held, weights = self.fleet("A100", 8).held, 4 * self.size.all
         rows = [("weights", weights, f"{self.size.all / 1e6:.1f} M in fp32, {self.size.table / 1e6:.1f} M of them the "
                                      "vocabulary's")]
@@ -151,8 +155,8 @@ class Estimate:
                                                f"{weights / 1e9:.2f} GB for the finished model"))
         yield from (f"  {name:12}{size / 1e9:>8.2f} GB  {why}" for name, size, why in rows)
 
-    def _hours(self) -> Iterator[str]:
-        counts = sorted({1, 8, self.paper_gpus or 1})
+    def _hours(self, gpus: int) -> Iterator[str]:
+        counts = sorted({1, 8, gpus})
         yield f"hours (a batch on so many GPUs; {self.operations(True):.2g} FLOP with GradCache's second forward)"
         heads = "".join(f"{f'{n} GPU' + 's' * (n > 1):>10}" for n in counts)
         yield f"  {'':10}{'GB':>5}{'TFLOP/s':>9}{'piece':>11}{heads}{'GPUs for a day':>16}"
@@ -165,16 +169,6 @@ class Estimate:
             hours = [f"{fleet.hours:,.0f}" if fleet.hours >= 10 else f"{fleet.hours:.2g}" for fleet in fleets]
             day = max(1, -(-fleets[0].hours // 24))
             yield f"{line}{fleets[0].held.piece:>11,}{''.join(f'{each:>10}' for each in hours)}{day:>16,.0f}"
-
-    def _assumed(self) -> Iterator[str]:
-        one = "a pair" if self.texts == 2 else f"an example of {self.texts} texts"
-        yield (f"assumed (ours): {self.tokens:g} tokens of {one} (--tokens), {self.use:.0%} of the data "
-               "sheet's 16-bit peak (--use; a run logs its own as mfu)")
-        yield "not reckoned: reading data, evaluation, checkpoints, the network between GPUs"
-        if self.name == "stage2":
-            yield "in it: mining and the teacher's scores, each text at most twice more (estimated)"
-        source = "microsoft/unilm #1448" if self.name == "stage1" else "from memory, unverified"
-        yield f"{PAPER.format(self.paper_gpus)} ({source})" if self.paper_gpus else "the paper has no such scale"
 
 
 def estimate(scale: Scale, name: str = "stage1", tokens: float | None = None, use: float = USE) -> Estimate:

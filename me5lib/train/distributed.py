@@ -152,31 +152,28 @@ def join(world: int | None = None) -> Team:
     would each train alone, and without GPUs `accelerate launch --num_processes 2` starts but one (torchrun starts two).
     Raises `Me5Error` where the launcher was told to shard parameters.
     """
-    told = [name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]
-    if told:
-        raise Me5Error(f"{told[0]} shards parameters; ranks here run unequal numbers of pieces, which would deadlock: "
+    if sharded := [name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]:
+        raise Me5Error(f"{sharded[0]} shards parameters, and ranks of unequal numbers of pieces would deadlock: "
                        "launch with plain data parallelism (accelerate launch --multi_gpu)")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if world is not None and launched != world:
         raise Me5Error(f"{launched} process(es) were launched, {world} were asked for: "
                        f"torchrun --nproc-per-node {world}, or on GPUs accelerate launch --num_processes {world}")
-    return Team.alone() if launched == 1 else _joined(launched)
-
-
-def _joined(world: int) -> Team:
+    if launched == 1:
+        return Team.alone()
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     cpu = not torch.cuda.is_available()
     if os.environ.get(MEETING) and not processes.is_initialized():
-        store = processes.FileStore(os.environ[MEETING], world)
+        store = processes.FileStore(os.environ[MEETING], launched)
         processes.init_process_group("gloo" if cpu else "nccl", store=store, rank=int(os.environ["RANK"]),
-                                     world_size=world, timeout=PATIENCE)
+                                     world_size=launched, timeout=PATIENCE)
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
     team = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)  # cpu=False would train alone on a CPU
-    if team.num_processes != world:
-        raise Me5Error(f"{team.num_processes} of {world} processes found each other: check the launcher's settings")
-    return Team(team.process_index, world, team.device, team.prepare_model)
+    if team.num_processes != launched:
+        raise Me5Error(f"{team.num_processes} of {launched} processes found each other: check the launcher's settings")
+    return Team(team.process_index, launched, team.device, team.prepare_model)
 
 
 def leave() -> None:
@@ -319,22 +316,18 @@ def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float
             with log.open("wb") as sink:
                 seat = {"RANK": str(number), "LOCAL_RANK": str(number)}
                 children.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment | seat))
-        while any(child.poll() is None for child in children):
-            _refuse_failed(children, logs)
+        while late := [str(r) for r, child in enumerate(children) if child.poll() != 0]:
+            for child, log in zip(children, logs, strict=True):
+                if child.returncode:
+                    said = log.read_text(encoding="utf8", errors="replace").strip() or "it said nothing"
+                    raise Me5Error(f"process {children.index(child)} of {world} failed with exit code "
+                                   f"{child.returncode}: {said.splitlines()[-1]}")
             if time.monotonic() > deadline:
-                late = ", ".join(str(r) for r, child in enumerate(children) if child.poll() is None)
-                raise Me5Error(f"process {late} had not finished after {timeout:g} s and was ended: "
+                raise Me5Error(f"process {', '.join(late)} had not finished after {timeout:g} s and was ended: "
                                "if the machine is only slow, give a longer timeout")
             time.sleep(0.02)
-        _refuse_failed(children, logs)
     finally:
         for child in children:
             child.kill()
             child.wait()
 
-
-def _refuse_failed(children: Sequence[subprocess.Popen], logs: Sequence[Path]) -> None:
-    for r, child in enumerate(children):
-        if child.poll():
-            said = logs[r].read_text(encoding="utf8", errors="replace").strip().splitlines() or ["it said nothing"]
-            raise Me5Error(f"process {r} of {len(children)} failed with exit code {child.returncode}: {said[-1]}")

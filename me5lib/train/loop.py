@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def train(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, 
     """
     trainer = _Trainer(model, stage, run)
     start = trainer.resume()
-    with _signals() as caught, closing(trainer.log):
+    with _signals() as caught, closing(trainer.log.bar):
         trainer.evaluate(start)
         for step, work, waited in _ahead(prepare, start, stage.steps):
             trainer.step(step, work, waited)
@@ -104,7 +104,12 @@ def train(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, 
                 if leave and not saved:
                     trainer.save(done)
             if leave:
-                _leave(trainer.team, caught(), done)
+                said = f"stopped after step {done}; the same command goes on from there"
+                if not trainer.team.any(caught() == signal.SIGTERM):
+                    raise KeyboardInterrupt(said)
+                if trainer.team.main:
+                    print(f"SIGTERM: {said}", file=sys.stderr)
+                raise Preempted(128 + signal.SIGTERM)
     trainer.end()
     io.give_back()
     return trainer.log.history
@@ -142,8 +147,8 @@ class _Trainer:
             print(f"{self.run.name}: steps {start} … {self.stage.steps}, {name}: {reason}")
         bar = tqdm(total=self.stage.steps, initial=start, desc=self.run.name, disable=not shown, file=sys.stdout,
                    mininterval=2, unit="step")
-        self.log = Log(folder if team.main else None, start, bar)
-        self.log.start({"step": start, **self.precision._asdict(), **self.conditions})
+        begins = {"step": start, **self.precision._asdict(), **self.conditions}
+        self.log = Log(folder if team.main else None, begins, bar)
         self.model.train()
         return start
 
@@ -215,17 +220,18 @@ class _Trainer:
         ends = step in (0, self.stage.steps)
         if self.run.evaluate is None or not (ends or self.run.every and step % self.run.every == 0):
             return False
-        self.team.by_main(lambda: self._evaluate(step))
-        return True
 
-    def _evaluate(self, step: int) -> None:
-        if any(row["step"] == step for row in self.log.history.evaluations):
-            return
-        self.model.eval()
-        with torch.no_grad():
-            row = {"step": step, **self.run.evaluate(self.model, step)}
-        self.model.train()
-        self.log.evaluation(row)
+        def look() -> None:
+            if any(row["step"] == step for row in self.log.history.evaluations):
+                return
+            self.model.eval()
+            with torch.no_grad():
+                row = {"step": step, **self.run.evaluate(self.model, step)}
+            self.model.train()
+            self.log.evaluation(row)
+
+        self.team.by_main(look)
+        return True
 
     def end(self) -> None:
         """All steps are done: a step that once failed is no news any more."""
@@ -240,22 +246,17 @@ class Log:
     Without a folder nothing is written: for a run that is not kept, and for all ranks but one.
     """
 
-    def __init__(self, folder: Path | None, start: int, bar: tqdm) -> None:
-        self.folder, self.history, self.bar = folder, History([], []), bar
-        self.looked: dict[str, str] = {}
+    def __init__(self, folder: Path | None, begins: dict[str, Any], bar: tqdm) -> None:
+        self.folder, self.history, self.bar, self.looked = folder, History([], []), bar, {}
         if folder is None:
             return
+        start, runs = begins["step"], folder / "run.json"
         for file in LOGS:
             kept = [row for row in _rows(folder / file)
                     if (row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start)]
             io.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
         self.history = read(folder)
-
-    def start(self, row: dict[str, Any]) -> None:
-        """Note in run.json under which conditions a run begins, or goes on."""
-        if self.folder is not None:
-            path = self.folder / "run.json"
-            io.put_json(path, {"starts": [*io.read_json(path, {"starts": []})["starts"], row]})
+        io.put_json(runs, {"starts": [*io.read_json(runs, {"starts": []})["starts"], begins]})
 
     def step(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Note and show a step: its results and its timing."""
@@ -263,10 +264,8 @@ class Log:
         self._append("log.jsonl", row)
         self._append("timings.jsonl", {"step": row["step"], **timing})
         shown = {"loss": f"{row['loss']:.3f}", "norm": f"{row['grad_norm']:.2f}"}
-        if timing.get("tokens_per_s"):
-            shown["tok/s"] = f"{timing['tokens_per_s']:,}"
-        if timing.get("mfu"):
-            shown["mfu"] = f"{timing['mfu']:.0%}"
+        shown |= {"tok/s": f"{timing['tokens_per_s']:,}"} if timing.get("tokens_per_s") else {}
+        shown |= {"mfu": f"{timing['mfu']:.0%}"} if timing.get("mfu") else {}
         self.bar.set_postfix({**shown, **self.looked}, refresh=False)
         self.bar.update()
 
@@ -282,10 +281,6 @@ class Log:
         for file in LOGS:
             if self.folder is not None and (self.folder / file).is_file():
                 io.sync(self.folder / file)
-
-    def close(self) -> None:
-        """End the bar's line."""
-        self.bar.close()
 
     def _append(self, file: str, row: dict[str, Any]) -> None:
         if self.folder is None:
@@ -307,10 +302,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a JSON-lines file; one that a kill cut short is dropped."""
     rows = []
     for line in path.read_text(encoding="utf8", errors="replace").splitlines() if path.is_file() else []:
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows
 
 
@@ -374,13 +367,3 @@ def _signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _leave(team: Team, caught: int, done: int) -> None:
-    """Raise what all ranks leave with."""
-    said = f"stopped after step {done}; the same command goes on from there"
-    if team.any(caught == signal.SIGTERM):
-        if team.main:
-            print(f"SIGTERM: {said}", file=sys.stderr)
-        raise Preempted(128 + signal.SIGTERM)
-    raise KeyboardInterrupt(said)
