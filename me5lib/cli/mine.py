@@ -135,10 +135,10 @@ def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Label
 
     Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
     """
-    from me5lib.data import tabular, userdata
+    from me5lib.data import userdata
     from me5lib.pairs import text_key
 
-    table = tabular.read(Path(path), encoding)
+    table = userdata.read_table(path, encoding)
     examples, faults = userdata.examples(table, userdata.choose(table, **columns), userdata.name_of(table.path))
     rows: dict[int, Labelled] = {}
     for row in examples:
@@ -151,7 +151,7 @@ def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Label
         why = [f"{path} has no query with a positive passage: nothing can be mined",
                *userdata.by_reason(faults, table.unit)]
         raise Me5Error("; not used: ".join(why))
-    words, numbers = userdata.ROWS_LOST | userdata.PARTS_LOST, {}
+    words, numbers = userdata.REASONS, {}
     for fault in faults:
         numbers.setdefault(words[fault.why], []).append(fault.number)
     return list(rows.values()), {why: (len(some), table.unit, some[:5]) for why, some in numbers.items()}

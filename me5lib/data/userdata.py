@@ -1,31 +1,31 @@
-"""Your own data: a file of queries and passages becomes a corpus of stage 2, with a dev split and a data card.
+"""Your own file of queries and passages: read, checked, split, and described by a data card.
 
     corpus = read("faq.csv")                      # columns guessed by common names, or read(…, query="q", passage="a")
     print("\\n".join(corpus.lines()))              # what was taken, and what of it cannot be used
     corpus.labelled(), corpus.labelled("dev")     # what is trained on, what is kept out
     corpus.write(folder)                          # the card, the dev split, every row that is not used
 
-The same face as `corpus.Corpus` and `hub_corpus.HubCorpus`, so `stages.finetune` trains on it; its prefixes are its
-own, for no card of the library names them.
+It has the face of `corpus.Corpus`, so `stages.finetune` trains on it; its prefixes are its own, for no card of the
+library names them. A row is never guessed and nothing is dropped in silence: what cannot be read is refused with its
+line, what cannot be used is counted by reason and written down.
 
-A row of several positives becomes an example of each, and all positives of a query are known to all of its examples, so
-that none of them is ever a negative. What cannot be used is counted by reason, named by its line and written down:
-nothing is dropped in silence.
+A row of several positives becomes an example of each, and no positive of a query is ever a negative of it. The split is
+by query: queries with alike trigrams (`split.clusters`) and queries that share a passage stay together; groups go to
+dev by the hash of their first query, the same for every seed. A group larger than the dev split stays in training.
 
-The split is by query and leaves no near-copy on the other side: queries whose character trigrams are alike (`split`),
-and queries that share a passage, stay together. Groups go to dev by the hash of their first query, until it is full:
-no random state, and the same for every seed. A group larger than the whole dev split stays in training.
-
-Cost: that of `split.clusters`, some 0.2 ms a row; the file is held in memory.
+Cost: some 0.2 ms a row (`split.clusters`); the file is held in memory.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
 import hashlib
+import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +35,19 @@ import yaml
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from me5lib.data import cards, split, tabular
+from me5lib.data import cards, split
 from me5lib.data import text as cleaning
 from me5lib.data.corpus import RetrievalSet
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, text_key
 
-# Names that columns commonly have, as `tabular.QUERY`.
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+LOOKED_AT = 500  # ours: lines that decide on the separator
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no UTF-8 file can hold
+
+# Names that columns commonly have, the likeliest first; case and the sign between words do not matter.
+QUERY = ("query", "queries", "question", "questions", "anchor", "q")
+PASSAGE = ("positive", "positives", "passage", "passages", "answer", "answers", "document", "documents", "pos", "doc")
 NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_passages?)?_?\d*")
 LANGUAGE = ("language", "lang", "locale")
 UNKNOWN = "und"  # ISO 639's code of a language that nobody said
@@ -52,20 +58,41 @@ LEAST_DEV, MOST_DEV = 20, 1_000  # ours: queries; of a small file a quarter at m
 LEAST_QUERIES = 8  # ours: fewer cannot be split into two parts that say anything
 MOST_PASSAGES = 10_000  # ours: that a dev query is searched among: a minute or two of a small model on a CPU
 
-ROWS_LOST = {
+REASONS = {  # why a row, or a part of one, is not used
     "fields": "more fields than the header",
     "text": "a value that is no text, or a query that is a list",
     "query": "no query",
     "passage": "no positive passage",
     "itself": "a positive passage that repeats its query",
     "duplicate": "the query and passage of an earlier row (negatives are kept)",
-}
-PARTS_LOST = {
     "both": "a negative that is a positive of its query (the negative is left out)",
     "asked": "a negative that repeats its query (the negative is left out)",
     "language": f"a language that is not known (the row is used, its language `{UNKNOWN}`)",
     "half": "half a character, a lone surrogate (U+FFFD stands in its place)",
 }
+CHAINED = ("near-copies chain most queries of this file together, so the split goes by exact text and shared passages "
+           "alone: dev figures flatter whoever has learnt a near-copy")
+PROSE = ("Written by `me5 finetune --data` from what the file itself says. The rest is for you to fill in: whose texts "
+         "these are, under which licence, who translated them, and what is wrong with them.")
+
+
+class TableRow(NamedTuple):
+    """One row of a file."""
+
+    number: int  # line of the file where it begins; of Parquet and a JSON list, the row; both from 1
+    fields: dict[str, Any]  # column → value; a column that the row lacks is absent
+    surplus: tuple[str, ...] = ()  # fields beyond the header's: a separator stands in a text, and no field is sure
+    repaired: bool = False  # whether U+FFFD stands in for a lone surrogate
+
+
+class Table(NamedTuple):
+    """A file's rows, in order."""
+
+    path: Path
+    kind: str  # as "CSV with commas"
+    unit: str  # what `TableRow.number` counts: "line" or "row"
+    columns: list[str]
+    rows: list[TableRow]
 
 
 class Columns(NamedTuple):
@@ -78,14 +105,14 @@ class Columns(NamedTuple):
     beside: tuple[str, ...] = ()  # further columns that could have been the query or the passage
 
     def __str__(self) -> str:
-        found = f"query = {self.query!r}, passage = {self.passage!r}, "
-        found += f"negatives = {', '.join(map(repr, self.negatives)) or 'none'}, language = "
-        found += repr(self.language) if self.language else "none"
-        return found + (f" (not taken: {', '.join(map(repr, self.beside))})" if self.beside else "")
+        parts = [f"query = {self.query!r}, passage = {self.passage!r}",
+                 f"negatives = {', '.join(map(repr, self.negatives)) or 'none'}",
+                 f"language = {repr(self.language) if self.language else 'none'}"]
+        return ", ".join(parts) + (f" (not taken: {', '.join(map(repr, self.beside))})" if self.beside else "")
 
 
 class Fault(NamedTuple):
-    """Something of the file that is not used: `why` is a key of ROWS_LOST or PARTS_LOST."""
+    """Something of the file that is not used: `why` is a key of `REASONS`."""
 
     number: int  # line or row
     why: str
@@ -95,16 +122,16 @@ class Fault(NamedTuple):
 class OwnCorpus:
     """The examples of one file. `fingerprint` names them, their split and their prefixes."""
 
-    def __init__(self, table: tabular.Table, columns: Columns, rows: list[Labelled], faults: list[Fault],
-                 dev_share: float, symmetric: bool) -> None:
+    def __init__(self, table: Table, columns: Columns, dev_share: float, symmetric: bool) -> None:
         """Raises `Me5Error` where there are too few queries to split."""
-        self.table, self.columns, self.rows, self.faults = table, columns, rows, faults
-        self.name, self.symmetric = name_of(table.path), symmetric
+        self.table, self.columns, self.symmetric = table, columns, symmetric
+        self.name = name_of(table.path)
+        self.rows, self.faults = examples(table, columns, self.name)
         try:
-            self.dev, self.chained = dev_part(rows, dev_share)
+            self.dev, self.chained = dev_split(self.rows, dev_share)
         except Me5Error as error:
-            raise Me5Error("; not used: ".join([f"{table.path.name}: {error}", *by_reason(faults, table.unit)])
-                           ) from None
+            why = [f"{table.path.name}: {error}", *by_reason(self.faults, table.unit)]
+            raise Me5Error("; not used: ".join(why)) from None
 
     def prefixes(self, source: str = "") -> tuple[str, str]:
         """What is put before queries and passages: of a symmetric task "query: " on both (the authors' card)."""
@@ -134,54 +161,51 @@ class OwnCorpus:
         relevant: dict[str, set[str]] = defaultdict(set)
         for row in dev:
             relevant[str(text_key(row.query))] |= {str(text_key(text)) for text in row.positives}
-        right = set().union(*relevant.values())
+        positives = set().union(*relevant.values())
         texts = {str(text_key(text)): text for row in self.rows for text in (*row.positives, *row.negatives)}
-        chosen = sorted(texts, key=lambda key: (key not in right, int(key)))[: max(most, len(right))]
-        return RetrievalSet(queries, {key: ("", texts[key]) for key in sorted(chosen, key=int)}, dict(relevant))
+        kept = sorted(texts, key=lambda key: (key not in positives, int(key)))[: max(most, len(positives))]
+        return RetrievalSet(queries, {key: ("", texts[key]) for key in sorted(kept, key=int)}, dict(relevant))
 
     def lines(self) -> list[str]:
         """What was read, in words: one line what was taken, one what came of it, one for each reason not to."""
-        table = self.table
         queries, dev = ({text_key(row.query) for row in rows} for rows in (self.rows, self.labelled("dev")))
-        found = [f"{table.path.name}: {len(table.lines):,} rows ({table.kind}); {self.columns}",
+        taken = [f"{self.table.path.name}: {len(self.table.rows):,} rows ({self.table.kind}); {self.columns}",
                  f"{len(self.rows):,} examples of {len(queries):,} queries; {len(dev):,} queries are kept out (dev)"]
-        return found + [f"not used: {each}" for each in by_reason(self.faults, table.unit)] + [CHAINED] * self.chained
+        lost = [f"not used: {each}" for each in by_reason(self.faults, self.table.unit)]
+        return taken + lost + [CHAINED] * self.chained
 
     def card(self) -> cards.Card:
         """The data card of this file, by the schema of `data_cards`."""
-        dropped = {f"dropped: {words}": sum(fault.why == why for fault in self.faults)
-                   for why, words in (ROWS_LOST | PARTS_LOST).items()}
-        counts = {"labelled": len(self.rows), "dev": int(self.dev.sum()), **{k: n for k, n in dropped.items() if n}}
-        side = self.prefixes()
+        counts = {"labelled": len(self.rows), "dev": int(self.dev.sum())}
+        for why, words in REASONS.items():
+            if many := sum(fault.why == why for fault in self.faults):
+                counts[f"dropped: {words}"] = many
+        queries = len({row.query for row in self.labelled("dev")})
+        dev = f"{queries:,} queries, by hash; near-copies and queries of one passage stay together"
+        query_prefix, passage_prefix = self.prefixes()
         return cards.Card(
             name=self.name, title=f"your own file {self.table.path.name}", role="train and evaluate",
             homepage=NO_PAGE, licence="not stated: write it here", translated_by="not stated: write it here",
             languages=sorted({row.language for row in self.rows}), counts=counts, pair=str(self.columns),
-            query_prefix=side[0], passage_prefix=side[1],
-            ours={"dev": f"{len({row.query for row in self.labelled('dev')}):,} queries, by hash; near-copies and "
-                         "queries of one passage stay together" if not self.chained else CHAINED},
+            query_prefix=query_prefix, passage_prefix=passage_prefix, ours={"dev": CHAINED if self.chained else dev},
             faults=["nobody has looked for faults yet: write them here"], prose=PROSE,
         )  # fmt: skip
 
     def write(self, folder: Path) -> Path:
         """Put the card, the dev split and what is not used into `folder`: the card's path."""
         folder.mkdir(parents=True, exist_ok=True)
-        made = self.card()
-        front = yaml.safe_dump(made.model_dump(exclude={"prose"}, exclude_defaults=True), sort_keys=False,
+        card = self.card()
+        front = yaml.safe_dump(card.model_dump(exclude={"prose"}, exclude_defaults=True), sort_keys=False,
                                allow_unicode=True, width=110)
         path = folder / f"{self.name}.md"
-        path.write_text(f"---\n{front}---\n\n{made.prose}\n", encoding="utf8")
-        words = ROWS_LOST | PARTS_LOST
-        _write_lines(folder / "dev.jsonl", [row._asdict() for row in self.labelled("dev")])
-        _write_lines(folder / "not-used.jsonl", [{self.table.unit: fault.number, "why": words[fault.why],
-                                                  "content": fault.content} for fault in self.faults])
+        path.write_text(f"---\n{front}---\n\n{card.prose}\n", encoding="utf8")
+        lost = [{self.table.unit: fault.number, "why": REASONS[fault.why], "content": fault.content}
+                for fault in self.faults]
+        dev = [row._asdict() for row in self.labelled("dev")]
+        for name, rows in (("dev.jsonl", dev), ("not-used.jsonl", lost)):
+            lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            (folder / name).write_text(lines, encoding="utf8")
         return path
-
-
-CHAINED = ("near-copies chain most queries of this file together, so the split goes by exact text and shared passages "
-           "alone: dev figures flatter whoever has learnt a near-copy")
-PROSE = ("Written by `me5 finetune --data` from what the file itself says. The rest is for you to fill in: whose texts "
-         "these are, under which licence, who translated them, and what is wrong with them.")
 
 
 def read(path: str | Path, *, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
@@ -194,10 +218,8 @@ def read(path: str | Path, *, query: str | None = None, passage: str | None = No
     """
     if not 0 < dev_share < 1:
         raise Me5Error(f"the dev split is a share between 0 and 1, not {dev_share:g}")
-    table = tabular.read(Path(path), encoding)
-    columns = choose(table, query, passage, negatives, language)
-    rows, faults = examples(table, columns, name_of(table.path))
-    return OwnCorpus(table, columns, rows, faults, dev_share, symmetric)
+    table = read_table(path, encoding)
+    return OwnCorpus(table, choose(table, query, passage, negatives, language), dev_share, symmetric)
 
 
 def name_of(path: Path) -> str:
@@ -205,81 +227,90 @@ def name_of(path: Path) -> str:
     return re.sub(r"\W+", "-", path.stem.casefold()).strip("-_") or "own"
 
 
-def choose(table: tabular.Table, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
+# The columns, and the examples
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
+def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Those columns that have one of `names`, the likeliest first."""
+    return [column for name in names for column in columns if _plain(column) == name]
+
+
+def choose(table: Table, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
            language: str | None = None) -> Columns:
     """The columns: as named, else by common names. Raises `Me5Error` with those that there are."""
     there = f"{table.path.name} has the columns {', '.join(map(repr, table.columns))}"
     if missing := [name for name in (query, passage, *negatives, language) if name and name not in table.columns]:
         raise Me5Error(f"no column {missing[0]!r}: {there}")
-    asked = tabular.named(table.columns, tabular.QUERY)
-    answers = [name for name in tabular.named(table.columns, tabular.PASSAGE) if name != query]
-    if not query and not asked or not passage and not answers:
-        side = "passage" if query or asked else "query"
+    queries = _named(table.columns, QUERY)
+    passages = [name for name in _named(table.columns, PASSAGE) if name != query]
+    if not (query or queries) or not (passage or passages):
+        side = "passage" if query or queries else "query"
         raise Me5Error(f"which column is the {side}? {there}: name it with --{side}-column ({side}=… in Python)")
-    query, passage = query or asked[0], passage or answers[0]
-    wrong = tuple(negatives) or tuple(name for name in table.columns if NEGATIVE.fullmatch(tabular.plain(name)))
-    said = language or next(iter(tabular.named(table.columns, LANGUAGE)), None)
-    taken = [query, passage, *wrong, *filter(None, [said])]
+    query, passage = query or queries[0], passage or passages[0]
+    wrong = tuple(negatives) or tuple(name for name in table.columns if NEGATIVE.fullmatch(_plain(name)))
+    language = language or next(iter(_named(table.columns, LANGUAGE)), None)
+    taken = [query, passage, *wrong, *([language] if language else [])]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise Me5Error(f"the column {twice[0]!r} cannot be two things: {there}")
-    return Columns(query, passage, wrong, said, tuple(n for n in (*asked, *answers) if n not in taken))
+    return Columns(query, passage, wrong, language, tuple(n for n in (*queries, *passages) if n not in taken))
 
 
-class _Row(NamedTuple):
-    """The texts of one row, tidied."""
-
-    number: int
-    query: str
-    positives: list[str]
-    negatives: list[str]
-    language: str
-
-
-def examples(table: tabular.Table, columns: Columns, source: str) -> tuple[list[Labelled], list[Fault]]:
+def examples(table: Table, columns: Columns, source: str) -> tuple[list[Labelled], list[Fault]]:
     """An example for each query and positive of the file, in its order; and what of it is not used."""
     faults: list[Fault] = []
-    rows = [row for line in table.lines if (row := _row(line, columns, faults))]
-    right: dict[int, dict[int, str]] = defaultdict(dict)  # key of a query → its positives by key
-    wrong: dict[tuple[int, int], dict[int, tuple[int, str]]] = {}  # (query, positive) → negatives: line and text
-    first: dict[tuple[int, int], _Row] = {}
-    for row in rows:
-        asked = text_key(row.query)
+    first: dict[tuple[int, int], Labelled] = {}  # keys of query and positive → the row that has them first
+    positives: dict[int, dict[int, str]] = defaultdict(dict)  # key of a query → its positives by key
+    negatives: dict[tuple[int, int], dict[int, tuple[int, str]]] = defaultdict(dict)  # → line and text by key
+    for line in table.rows:
+        row = _labelled(line, columns, source, faults)
+        query = text_key(row.query)
         for text in row.positives:
-            pair = asked, text_key(text)
+            pair = query, text_key(text)
             if pair in first:
-                faults.append(Fault(row.number, "duplicate", [row.query, text]))
+                faults.append(Fault(line.number, "duplicate", [row.query, text]))
             first.setdefault(pair, row)
-            right[asked].setdefault(pair[1], text)
-            kept = wrong.setdefault(pair, {})
+            positives[query].setdefault(pair[1], text)
             for negative in row.negatives:
-                kept.setdefault(text_key(negative), (row.number, negative))
+                negatives[pair].setdefault(text_key(negative), (line.number, negative))
     found = []
-    for (asked, answer), row in first.items():
-        others = [text for key, text in right[asked].items() if key != answer]
-        fair = _fair(wrong[asked, answer], asked, right[asked], faults)
-        found.append(Labelled(row.query, (right[asked][answer], *others), fair, source, row.language))
-    return found, _once(faults)
+    for (query, positive), row in first.items():
+        hard = []
+        for key, (number, text) in negatives[query, positive].items():
+            if key == query or key in positives[query]:
+                faults.append(Fault(number, "asked" if key == query else "both", text))
+            else:
+                hard.append(text)
+        others = [text for key, text in positives[query].items() if key != positive]
+        found.append(row._replace(positives=(positives[query][positive], *others), negatives=tuple(hard)))
+    once = {(fault.number, fault.why, json.dumps(fault.content, default=str)): fault for fault in faults}
+    return found, [once[key] for key in sorted(once)]  # a row of several positives meets its negatives several times
 
 
-def _row(line: tabular.Line, columns: Columns, faults: list[Fault]) -> _Row | None:
-    """The row's texts; None, and why in `faults`, where it makes no example."""
-    found = {name: _texts(line.fields.get(name)) for name in (columns.query, columns.passage, *columns.negatives)}
-    mixed = None in found.values() or len(found[columns.query]) > 1
-    why = "fields" if line.surplus else "text" if mixed else ""
-    if not why:
-        asked, right = "".join(found[columns.query]), found[columns.passage]
-        answers = [text for text in right if text_key(text) != text_key(asked)]
-        why = "" if asked and answers else "query" if not asked else "itself" if right else "passage"
+def _labelled(row: TableRow, columns: Columns, source: str, faults: list[Fault]) -> Labelled:
+    """The row's texts as they stand; without positives, and why in `faults`, where it makes no example."""
+    found = {name: _texts(row.fields.get(name)) for name in (columns.query, columns.passage, *columns.negatives)}
+    why, query, positives = "", "", []
+    if row.surplus or None in found.values() or len(found[columns.query]) > 1:
+        why = "fields" if row.surplus else "text"
+    else:
+        query = "".join(found[columns.query])
+        positives = [text for text in found[columns.passage] if text_key(text) != text_key(query)]
+        if not query or not positives:
+            why = "query" if not query else "itself" if found[columns.passage] else "passage"
     if why:
-        faults.append(Fault(line.number, why, {**line.fields, **({"…": line.surplus} if line.surplus else {})}))
-        return None
-    faults += [Fault(line.number, "itself", text) for text in right if text not in answers]
-    said = next(iter(_texts(line.fields.get(columns.language)) or []), "") if columns.language else ""
+        faults.append(Fault(row.number, why, row.fields | ({"…": row.surplus} if row.surplus else {})))
+        return Labelled(query, (), (), source, UNKNOWN)
+    faults += [Fault(row.number, "itself", text) for text in found[columns.passage] if text not in positives]
+    said = next(iter(_texts(row.fields.get(columns.language)) or []), "") if columns.language else ""
     code = cleaning.resolve_language(said)
-    faults += [Fault(line.number, "language", said)] * bool(said and not code)
-    faults += [Fault(line.number, "half", line.fields)] * line.mended
-    wrong = [text for name in columns.negatives for text in found[name]]
-    return _Row(line.number, asked, answers, wrong, code or UNKNOWN)
+    faults += [Fault(row.number, "language", said)] * bool(said and not code)
+    faults += [Fault(row.number, "half", row.fields)] * row.repaired
+    negatives = tuple(text for name in columns.negatives for text in found[name])
+    return Labelled(query, tuple(positives), negatives, source, code or UNKNOWN)
 
 
 def _texts(value: Any) -> list[str] | None:
@@ -294,64 +325,48 @@ def _texts(value: Any) -> list[str] | None:
     return [text] if (text := str(value).strip()) else []
 
 
-def _fair(negatives: dict[int, tuple[int, str]], asked: int, right: dict[int, str],
-          faults: list[Fault]) -> tuple[str, ...]:
-    """The negatives that are neither the query nor a positive of it; the others go to `faults`."""
-    found = []
-    for key, (number, text) in negatives.items():
-        if key == asked or key in right:
-            faults.append(Fault(number, "asked" if key == asked else "both", text))
-        else:
-            found.append(text)
-    return tuple(found)
-
-
-def _once(faults: Sequence[Fault]) -> list[Fault]:
-    """Each fault once, in the order of the file: a row of several positives meets its negatives several times."""
-    found = {(fault.number, fault.why, json.dumps(fault.content, default=str)): fault for fault in faults}
-    return [found[key] for key in sorted(found)]
-
-
 def by_reason(faults: Sequence[Fault], unit: str) -> list[str]:
     """For each reason how often it was met, and in which lines first."""
     found = []
-    for why, words in (ROWS_LOST | PARTS_LOST).items():
+    for why, words in REASONS.items():
         if numbers := [fault.number for fault in faults if fault.why == why]:
             some = ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
             found.append(f"{len(numbers):,} × {words} ({unit} {some})")
     return found
 
 
-def dev_part(rows: Sequence[Labelled], share: float = DEV_SHARE) -> tuple[np.ndarray, bool]:
+# The split
+
+
+def dev_split(rows: Sequence[Labelled], share: float = DEV_SHARE) -> tuple[np.ndarray, bool]:
     """Which rows are kept out: bool [rows]; and whether near-copies chain so much that only exact text could decide.
 
     Raises `Me5Error` where there are too few queries, or all of them share their passages.
     """
-    queries = {text_key(row.query) for row in rows}
-    if len(queries) < LEAST_QUERIES:
-        raise Me5Error(f"{len(queries)} queries with a passage are too few: {LEAST_QUERIES} at least are needed to "
-                       "keep some out")
-    size = min(MOST_DEV, max(round(share * len(queries)), min(LEAST_DEV, len(queries) // 4)))
+    keys = np.array([text_key(row.query) for row in rows], dtype=np.int64)
+    queries = len(set(keys.tolist()))
+    if queries < LEAST_QUERIES:
+        raise Me5Error(f"{queries} queries with a passage are too few: {LEAST_QUERIES} at least are needed to keep "
+                       "some out")
+    size = min(MOST_DEV, max(round(share * queries), min(LEAST_DEV, queries // 4)))
     for near in (True, False):
-        dev = _drawn(rows, _groups(rows, near), size)
-        if len({text_key(row.query) for row, out in zip(rows, dev, strict=True) if out}) >= max(1, size // 2):
+        dev = _whole_groups(rows, _groups(rows, keys, near), size)
+        if len(set(keys[dev].tolist())) >= max(1, size // 2):
             return dev, not near
     raise Me5Error("no dev split can be made: the queries share their passages, so that nearly all of them hang "
                    "together; is the passage column a label?")
 
 
-def _groups(rows: Sequence[Labelled], near: bool) -> np.ndarray:
+def _groups(rows: Sequence[Labelled], keys: np.ndarray, near: bool) -> np.ndarray:
     """The group of each row, int64 [rows]: rows of one query, of near queries, and of one passage share it."""
-    texts = [row.query for row in rows]
-    query = split.clusters(texts) if near else np.unique([text_key(text) for text in texts], return_inverse=True)[1]
-    answer = np.unique([text_key(row.positives[0]) for row in rows], return_inverse=True)[1]
-    nodes = int(query.max()) + 1 + int(answer.max()) + 1
-    ends = query, answer + int(query.max()) + 1  # every row joins its query to its passage
-    links = sparse.coo_matrix((np.ones(len(rows)), ends), shape=(nodes, nodes))
+    query = split.clusters([row.query for row in rows]) if near else np.unique(keys, return_inverse=True)[1]
+    passage = np.unique([text_key(row.positives[0]) for row in rows], return_inverse=True)[1] + query.max() + 1
+    nodes = int(passage.max()) + 1  # every row joins its query to its passage
+    links = sparse.coo_matrix((np.ones(len(rows)), (query, passage)), shape=(nodes, nodes))
     return csgraph.connected_components(links, directed=False)[1][query]
 
 
-def _drawn(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.ndarray:
+def _whole_groups(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.ndarray:
     """Whole groups, by the hash of their first query in the alphabet, until there are `size` queries: bool [rows]."""
     members: dict[int, set[int]] = defaultdict(set)
     first: dict[int, str] = {}
@@ -366,5 +381,198 @@ def _drawn(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.ndarray
     return np.isin(group, chosen)
 
 
-def _write_lines(path: Path, rows: Iterable[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf8")
+# Reading the file
+
+
+def read_table(path: str | Path, encoding: str = "utf8") -> Table:
+    """The rows of a .csv, .tsv, .jsonl (.ndjson, .json) or .parquet file. Raises `Me5Error` that names the line."""
+    path = Path(path).expanduser()
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_json, ".ndjson": _read_json, ".json": _read_json,
+               ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise Me5Error(f"{path}: a file that ends in {', '.join(readers)} is wanted (a spreadsheet: save it as CSV)")
+    if not path.is_file():
+        raise Me5Error(f"there is no file {path}")
+    try:
+        table = readers[path.suffix.lower()](path, encoding)
+    except RecursionError:
+        raise Me5Error(f"{path} cannot be read: lists or objects are nested too deeply in it") from None
+    if not table.rows:
+        raise Me5Error(f"{path} has no rows")
+    return table
+
+
+def _decode(path: Path, encoding: str) -> str:
+    """The text of a file. Raises `Me5Error` that names the line which is not in this encoding."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise Me5Error(f"{path} cannot be read ({error.strerror})") from None
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        name = codecs.lookup(encoding).name
+        return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_row`
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise Me5Error(f"{path}: line {line} is not {encoding} (byte 0x{raw[error.start]:02x}): save the file as "
+                       "UTF-8, or name its encoding (--encoding cp1252, for one from Excel)") from None
+    except (LookupError, UnicodeError):  # the latter of those for other things than files, as host names
+        raise Me5Error(f"there is no encoding {encoding!r} of files: utf8, cp1252, shift_jis are some") from None
+
+
+def _row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> TableRow:
+    """A row, U+FFFD for each surrogate that stands alone. Surplus fields that are all empty are none."""
+    fields, rest = {"fields": fields}, list(surplus) if any(map(str.strip, surplus)) else []
+    text = json.dumps(fields | {"surplus": rest}, ensure_ascii=False, default=str)
+    if broken := SURROGATE.search(text) is not None:
+        fields = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+        rest = fields["surplus"]
+    return TableRow(number, fields["fields"], tuple(rest), broken)
+
+
+def _read_csv(path: Path, encoding: str) -> Table:
+    text = _decode(path, encoding).replace("\r\n", "\n").replace("\r", "\n")
+    separator = max(SEPARATORS, key=lambda one: _fit(text, one))
+    rows = _csv_rows(path, text, separator)
+    names = [name.strip() for name in _row(1, {"": rows[0][1]}).fields[""]] if rows else []
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise Me5Error(f"{path}: {len(twice)} column(s) come twice in line 1 ({', '.join(twice)}): rename one of each")
+    while names and not names[-1]:  # separators at the end of the header
+        names.pop()
+    lines = [_row(number, {name: value for name, value in zip(names, fields, strict=False) if name},
+                  fields[len(names):]) for number, fields in rows[1:]]
+    return Table(path, f"CSV with {SEPARATORS[separator]}", "line", [name for name in names if name], lines)
+
+
+def _fit(text: str, separator: str) -> tuple[float, int]:
+    """How well a separator fits: share of the rows that have the header's number of fields, and that number."""
+    head = "\n".join(text.split("\n", LOOKED_AT)[:LOOKED_AT])
+    best = 0.0, 0
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+        widths = [len(fields) for fields in csv.reader(io.StringIO(head), delimiter=separator, quoting=quoting)
+                  if fields]
+        if widths and widths[0] > 1:
+            best = max(best, (widths.count(widths[0]) / len(widths), widths[0]))
+    return best
+
+
+def _records(text: str, separator: str, quoting: int) -> Iterator[tuple[int, list[str]]]:
+    """The line at which each row begins, and its fields. Raises `csv.Error` that is the line of quotes not closed."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text), delimiter=separator, quoting=quoting, strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            raise csv.Error(start) from None
+        if fields:  # an empty line is no row
+            yield start, fields
+
+
+def _csv_rows(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV text by the standard's quotes; or with every quote a sign of its text, where only that gives
+    all rows the header's number of fields.
+
+    A quote at the start of a sentence and another at the end of one, rows later, would swallow the rows between them.
+    So where most further lines of a quoted text look like rows, and no other text of the file needs its quotes, the
+    file is refused. Raises `Me5Error` that names the line for this, and for quotes that close nowhere.
+    """
+    bare = list(_records(text, separator, csv.QUOTE_NONE))
+    even = all(len(fields) == len(bare[0][1]) for _, fields in bare)
+    if '"' not in text:
+        return bare
+    try:
+        rows = list(_records(text, separator, csv.QUOTE_MINIMAL))
+    except csv.Error as error:
+        if even:
+            return bare
+        raise Me5Error(f"{path}: the row that begins in line {error} cannot be read: a quote in it closes nowhere: "
+                       'close every quote, and write a quote inside a quoted field twice ("")') from None
+    if even and any(len(fields) != len(rows[0][1]) for _, fields in rows):
+        return bare
+    doubtful = {number for number, fields in rows[1:] if _swallows(fields, separator, rows[0][1], text[:1] == '"')}
+    needed = any(re.search(rf"[{separator}\n]", field) for number, fields in rows if number not in doubtful
+                 for field in fields)
+    if doubtful and not needed:
+        raise Me5Error(f"{path}: the row that begins in line {min(doubtful)} can be read in two ways: its quote closes "
+                       "in a later line, and these lines can be rows: if it is one text, put quotes around all fields "
+                       "of the file, the header's too; else remove the quote")
+    return rows
+
+
+def _swallows(fields: Sequence[str], separator: str, header: Sequence[str], quoted: bool) -> bool:
+    """Whether the first line and most further lines of a row of several look like rows: with the header's fields, and
+    the further ones with a quote first where the header has one, no indent, and no space behind a separator (prose)."""
+    first, *further = separator.join(fields).split("\n")
+    alike = 0
+    for line in further:
+        parts = line.split(separator)
+        alike += (len(parts) == len(header) and not any(part[:1] == " " for part in parts)
+                  and (not quoted or line[:1] == '"'))
+    return 2 * alike > len(further) and first.count(separator) == len(header) - 1
+
+
+def _read_json(path: Path, encoding: str) -> Table:
+    text = _decode(path, encoding)
+    try:
+        document = json.loads(text)
+    except ValueError as error:  # more than one value: JSON lines
+        if text.lstrip().startswith("[") and getattr(error, "msg", "") != "Extra data":
+            raise _no_json(path, 1, error) from None
+        rows = []
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                rows += [(number, json.loads(line))] if line.strip() else []
+            except ValueError as fault:
+                raise _no_json(path, number, fault) from None
+        return _table_of(path, "JSON lines", rows, "line")
+    return _table_of(path, "JSON", list(enumerate(_rows_of(path, document), 1)), "row")
+
+
+def _no_json(path: Path, number: int, error: ValueError) -> Me5Error:
+    line = number + getattr(error, "lineno", 1) - 1
+    return Me5Error(f"{path}: line {line} is no JSON ({getattr(error, 'msg', error)})")
+
+
+def _rows_of(path: Path, document: Any) -> list[Any]:
+    """The rows of a JSON document: the members of a list, or of the one list of objects in an object that is no row by
+    its names; columns of one length (lists, or objects by row as pandas has them) side by side; else the document is a
+    row. Raises `Me5Error` for several lists of objects."""
+    if isinstance(document, list):
+        return document
+    values = list(document.values()) if isinstance(document, dict) else []
+    tables = [held for held in values if isinstance(held, list) and held and all(isinstance(row, dict) for row in held)]
+    if tables and not (_named(document, QUERY) and _named(document, PASSAGE)):
+        if len(tables) > 1:
+            lists = ", ".join(repr(name) for name, held in document.items() if held in tables)
+            raise Me5Error(f"{path} holds several lists of rows ({lists}): save the one that is wanted as its own file")
+        return tables[0]
+    if len(values) > 1 and all(isinstance(held, dict) and held.keys() == values[0].keys() for held in values):
+        values = [list(held.values()) for held in values]
+    if len(values) > 1 and all(isinstance(held, list) and len(held) == len(values[0]) for held in values):
+        return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
+    return [document]
+
+
+def _read_parquet(path: Path, encoding: str) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.ParquetFile(path).read().to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise Me5Error(f"{path} cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from None
+    return _table_of(path, "Parquet", list(enumerate(rows, 1)), "row")
+
+
+def _table_of(path: Path, kind: str, rows: list[tuple[int, Any]], unit: str) -> Table:
+    if all(isinstance(row, list) and len(row) > 1 for _, row in rows):  # as pairs and triples are commonly written
+        rows = [(number, {"query": row[0], "positive": row[1], "negatives": row[2:]}) for number, row in rows]
+    if wrong := next((number for number, row in rows if not isinstance(row, dict)), None):
+        raise Me5Error(f'{path}: {unit} {wrong} is no object as {{"query": "…", "positive": "…"}}')
+    lines = [_row(number, row) for number, row in rows]
+    return Table(path, kind, unit, list(dict.fromkeys(name for line in lines for name in line.fields)), lines)

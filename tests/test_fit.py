@@ -1,0 +1,248 @@
+"""Fine-tuning on your own file: its dials, the table before and after, `me5 finetune --data` through a hub."""
+
+import itertools
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from loopback import Loopback
+from test_userdata import faq, made_up, refused
+
+from me5lib import config
+from me5lib.data import cards, userdata
+from me5lib.evaluate import baselines
+from me5lib.evaluate import own as table_of
+from me5lib.model.encoder import Encoder
+from me5lib.train import dry_run, loop
+from me5lib.train import fit as tuning
+from me5lib.train.distributed import Team
+
+SHAPE = config.Model(tuning.MODEL, 1, 32, 2, 64, 2_000, 64)
+
+# The table
+
+
+def test_the_figures_are_those_of_sentence_transformers():
+    from sentence_transformers.evaluation import InformationRetrievalEvaluator
+
+    draw = np.random.default_rng(0)
+    relevant = [set(draw.choice(40, size=draw.integers(1, 15), replace=False).tolist()) for _ in range(30)]
+    rows = np.stack([draw.permutation(40)[:10] for _ in range(30)])
+    theirs = InformationRetrievalEvaluator(
+        {str(i): "" for i in range(30)}, {str(i): "" for i in range(40)},
+        {str(i): {str(j) for j in right} for i, right in enumerate(relevant)},
+        accuracy_at_k=[1], mrr_at_k=[10], ndcg_at_k=[10], precision_recall_at_k=[1], map_at_k=[1],
+    ).compute_metrics([[{"corpus_id": str(row), "score": -place} for place, row in enumerate(found)] for found in rows])
+    wanted = theirs["accuracy@k"][1], theirs["mrr@k"][10], theirs["ndcg@k"][10]
+    assert np.allclose(table_of.figures(rows, relevant).mean(0), wanted)
+    assert (table_of.figures(np.full((30, 10), -1), relevant) == 0).all()
+
+
+@pytest.mark.parametrize(("right", "passages"), [(1, 5), (2, 5), (4, 6), (5, 5)])
+def test_chance_is_the_mean_over_all_orders(right, passages):
+    orders = np.array(list(itertools.permutations(range(passages))))
+    wanted = table_of.figures(orders, [set(range(right))] * len(orders)).mean(0)
+    assert np.allclose(table_of.chance([right], passages)[0], wanted)
+
+
+def test_trigrams_rank_as_the_baseline_does():
+    queries, passages = [row[0] for row in made_up()], [row[1] for row in made_up()]
+    scores = baselines.tfidf_cosine(*(baselines.Counts(baselines.count_trigrams(x)) for x in (queries, passages)))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    found = table_of.trigrams(queries, passages)
+    assert (found[:, 0] == best[:, 0]).all() and ((found == best) | (found == -1)).all()
+
+
+class Fake:
+    """An encoder that knows the answers: the vector of a text is that of its pair's number, or a random one."""
+
+    def __init__(self, knows: bool):
+        draw = np.random.default_rng(7)
+        vectors = draw.normal(size=(60, 64)).astype(np.float32)
+        self.of = {}
+        for row, vector in zip(made_up(), vectors, strict=True):
+            for text in row[:2]:
+                self.of[text] = vector if knows else draw.normal(size=64).astype(np.float32)
+            self.of[row[2]] = draw.normal(size=64).astype(np.float32)
+        self.prefixes = set()
+
+    def encode(self, texts, prefix):
+        self.prefixes.add(prefix)
+        found = np.stack([self.of[text] for text in texts])
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_the_table_has_its_baselines_and_a_difference_with_an_interval(tmp_path):
+    faq().to_csv(tmp_path / "x.csv", index=False)
+    before, after = Fake(False), Fake(True)
+    found = table_of.compare(userdata.read(tmp_path / "x.csv"), {"before": before, "after": after})
+    assert list(found.table.index) == ["random", "character trigrams", "BM25", "before", "after"]
+    assert list(found.table.columns) == ["accuracy@1", "MRR@10", "nDCG@10"]
+    assert (found.queries, found.passages) == (15, 120) and after.prefixes == {"query: ", "passage: "}
+    assert (found.table.loc["after"] == 1).all() and found.table.loc["before", "nDCG@10"] < 0.3
+    assert found.table.loc["BM25", "accuracy@1"] == 1 and found.table.loc["random", "accuracy@1"] == 1 / 120
+    gap = found.difference["nDCG@10"]
+    assert gap.mean == pytest.approx(1 - found.table.loc["before", "nDCG@10"]) and 0 < gap.low <= gap.mean <= gap.high
+    same = table_of.compare(userdata.read(tmp_path / "x.csv"), {"before": before, "after": before})
+    assert "no difference that these queries could show" in str(same)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The folder of a loopback hub that has a small random model under mE5-small's name."""
+    root = tmp_path_factory.mktemp("hub")
+    texts = [text for row in made_up(200) for text in row]
+    dry_run.write_backbone(SHAPE, texts, root / "models" / tuning.MODEL)
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(hub):
+    return hub / "models" / tuning.MODEL
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    faq(60).to_csv(tmp_path / "faq.csv", index=False)
+    return userdata.read(tmp_path / "faq.csv")
+
+
+def test_the_dials_fit_the_file_and_say_why(corpus, start):
+    encoder = Encoder.load(start)
+    dial = tuning.fit(corpus, encoder, tuning.MODEL)
+    stage = dial.finetune
+    assert (stage.batch, stage.steps, stage.lr) == (8, 12, config.load("small").finetune.lr)  # 45 examples, twice
+    assert stage.warmup == 1
+    assert stage.temperature == 0.01 and stage.query_tokens <= encoder.max_tokens == dial.model.max_tokens == 64
+    assert dial.data.language_temperature == 1 and dial.model.backbone == tuning.MODEL
+    told = "\n".join(tuning.lines(dial))
+    for key in ("steps", "batch", "lr", "hard_negatives", "near", "passage_tokens"):
+        assert re.search(rf"finetune\.{key} +\S+  (ours|paper): \w", told), key
+    shorter = tuning.fit(corpus, encoder, tuning.MODEL, steps=5, overrides=["finetune.batch=16", "finetune.lr=0.5"])
+    assert (shorter.finetune.steps, shorter.finetune.batch, shorter.finetune.lr) == (5, 16, 0.5)
+    assert shorter.provenance["finetune.lr"] == ("ours", "set by hand")
+    for many, batch in ((45, 8), (200, 16), (520, 64), (10_000, 64), (6, 6)):
+        assert tuning._batch(many) == batch
+    for options, words in (({"epochs": 0}, ["above zero"]), ({"epochs": math.inf}, ["not endless"]),
+                           ({"overrides": ["train.steps=5"]}, ["train.steps decides"]),
+                           ({"overrides": ["finetune.stepz=5"]}, ["did you mean finetune.steps"])):
+        with refused(*words):
+            tuning.fit(corpus, encoder, tuning.MODEL, **options)
+
+
+def test_models_that_are_no_mE5_are_refused(start, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(start, tmp_path / "start")
+    assert tuning.open_start(folder) == folder
+    for file, key, value, words in (
+        ("1_Pooling/config.json", "pooling_mode", "cls", ["pools by cls, not by the average"]),
+        ("1_Pooling/config.json", "pooling_mode_mean_tokens", False, ["pools by nothing, not by the average"]),
+    ):
+        about = {key: value}
+        (folder / file).write_text(json.dumps(about), encoding="utf8")
+        with refused(*words):
+            tuning.open_start(folder)
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}), encoding="utf8")
+    modules = json.loads((folder / "modules.json").read_text("utf8"))
+    dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
+    (folder / "modules.json").write_text(json.dumps([*modules, dense]), encoding="utf8")
+    with refused("has a module Dense"):
+        tuning.open_start(folder)
+    (folder / "modules.json").unlink()
+    said = []
+    prompts = {"prompts": {"query": "search_query: ", "document": ""}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts), encoding="utf8")
+    assert tuning.open_start(folder, said.append) == folder and "'search_query: '" in said[0]
+    with refused("no-one/nothing", "is not in the cache and the hub is out of reach"):
+        tuning.open_start("no-one/nothing")
+
+
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, start, tmp_path, monkeypatch):
+    encoder = Encoder.load(start)
+    dial = tuning.fit(corpus, encoder, tuning.MODEL, steps=6)
+
+    def train(out):
+        return tuning.finetune(corpus, start, out, dial, progress=False)
+
+    whole = train(tmp_path / "whole")
+    rate = loop.rate
+
+    def interrupted(step, stage):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return rate(step, stage)
+
+    monkeypatch.setattr(loop, "rate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut")
+    monkeypatch.setattr(loop, "rate", rate)
+    again = train(tmp_path / "cut")
+    assert [row["step"] for row in loop.read(again).steps] == list(range(6))
+    for a, b in zip(Encoder.load(whole).parameters(), Encoder.load(again).parameters(), strict=True):
+        assert (a == b).all()
+
+
+def test_the_prefixes_of_the_corpus_are_those_that_are_trained_with(tmp_path, start, monkeypatch):
+    faq(60).to_csv(tmp_path / "faq.csv", index=False)
+    seen = []
+    tokenize = Encoder.tokenize
+    monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, prefix="", most=None: seen.extend(
+        prefix + text for text in texts) or tokenize(self, texts, prefix, most))
+    for symmetric in (False, True):
+        corpus = userdata.read(tmp_path / "faq.csv", symmetric=symmetric)
+        dial = tuning.fit(corpus, Encoder.load(start), tuning.MODEL, steps=2)
+        seen.clear()
+        tuning.finetune(corpus, start, tmp_path / str(symmetric), dial, progress=False)
+        assert {text.split(": ")[0] for text in seen} == ({"query"} if symmetric else {"query", "passage"})
+
+
+def test_a_teacher_is_trained_when_it_is_asked_for(corpus, start, tmp_path):
+    encoder = Encoder.load(start)
+    dial = tuning.fit(corpus, encoder, tuning.MODEL, steps=2, teacher="trained",
+                      overrides=["finetune.query_tokens=24", "finetune.passage_tokens=32", "finetune.teacher_steps=2"])
+    model = tuning.finetune(corpus, start, tmp_path, dial, teacher=True, team=Team.alone(), progress=False)
+    assert json.loads((model / "report.json").read_text("utf8"))["teacher"] is not None
+    assert "candidates kept" in tuning.mined(model)
+
+
+def test_from_a_csv_to_an_evaluated_model_as_a_user_with_a_network_runs_it(hub, client, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    faq(80).to_csv(tmp_path / "faq.csv", index=False)
+    out = tmp_path / "out"
+
+    def me5(*words, endpoint="http://127.0.0.1:9", **more):
+        command = [sys.executable, "-m", "me5lib", "finetune", "--from", tuning.MODEL, "--data",
+                   str(tmp_path / "faq.csv"), "--out", str(out), *words]
+        environment = client.environment(endpoint, **more) | {"USE_TORCH": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, encoding="utf8")
+
+    with Loopback(hub, fails=lambda n: 503 if n in (1, 2) else 0) as server:
+        done = me5("--epochs", "3", "--set", "finetune.lr=0.002", endpoint=server.endpoint)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout
+    order = ["faq.csv: 80 rows (CSV with commas); query = 'question', passage = 'answer', negatives = 'negative_1'",
+             "20 queries are kept out", "finetune.batch", "data card: ", "model: steps 0 … 23", "mined: ",
+             "20 dev queries, each among 160 passages", "\nbefore ", "\nafter ", "95 % interval", str(out / "model")]
+    places = [said.find(words) for words in order]
+    assert -1 not in places and places == sorted(places), (said, places)
+    assert said.splitlines()[-1] == str(out / "model")
+    table = pd.read_csv(out / "dev.csv", index_col="model")
+    assert list(table.index) == ["random", "character trigrams", "BM25", "before", "after"]
+    assert table.loc["after", "nDCG@10"] > table.loc["before", "nDCG@10"] > table.loc["random", "nDCG@10"]
+    assert cards.parse("faq", (out / "data" / "faq.md").read_text("utf8")).counts["labelled"] == 80
+    model = SentenceTransformer(str(out / "model"), device="cpu")
+    theirs = model.encode_query(["bada fede"])
+    assert np.allclose(theirs, Encoder.load(out / "model").encode(["bada fede"], "query: "), atol=1e-4)
+    again = me5("--plan", HF_HUB_OFFLINE="1")  # the start model is in the hub client's cache
+    assert again.returncode == 0 and again.stdout.splitlines()[:2] == said.splitlines()[:2], again.stderr[-3000:]
