@@ -11,6 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
+from me5lib.evaluate.heldout import build
+from me5lib.evaluate.models import Opened
+
 if TYPE_CHECKING:
     from mteb import AbsTask
 
@@ -137,6 +141,11 @@ def write(folder: Path, configs: dict[str, list[dict]], split: str) -> None:
     (folder / "README.md").write_text(text, encoding="utf8")
 
 
+def commands(*lines: str) -> str:
+    """The argument of FARM for these lines."""
+    return json.dumps([(line.split(), "", 0) for line in lines])
+
+
 def ends(output: str) -> list[int]:
     """How each command of FARM ended: its exit code, or the signal."""
     return [int(line.split()[1]) for line in output.splitlines() if line.startswith("ENDED")]
@@ -152,3 +161,21 @@ class Counting:
         self.texts += len(texts)
         rows = [np.random.default_rng(list(t.lower().encode())).normal(size=8) for t in texts]
         return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
+
+
+def opened(name: str = "own/model", revision: str = "aa11", encoder=None, **more: str) -> Opened:
+    """A model that counts."""
+    return Opened(name, revision, encoder or Counting(), False, **more)
+
+
+def material(last: str = "Q99") -> list[AbsTask]:
+    """A bitext of 100 pairs, and a retrieval of two queries, under names of the tables."""
+    words = [f"q{i}" for i in range(100)]
+    pairs = {"de": (words, [*(word.upper() for word in words[:-1]), last])}
+    found = RetrievalSet({"q": "one", "r": "two"}, {"a": ("", "ONE"), "b": ("", "two")}, {"q": {"a"}, "r": {"a"}})
+    return build([Bitext("Tatoeba", pairs), Retrieval("MIRACL", {"sw": found, "te": found})])
+
+
+def files(out: Path) -> dict[str, Path]:
+    """The result files by task."""
+    return {path.stem: path for path in out.glob("*/results/*/*/*.json") if path.name != "model_meta.json"}

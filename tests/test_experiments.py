@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from me5lib import config
 from me5lib.cli import experiment
 from me5lib.data.corpus import open_corpus
-from me5lib.evaluate import searches
+from me5lib.evaluate import heldout
 from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.io import Me5Error
 from me5lib.lessons import experiments
@@ -96,20 +96,20 @@ def test_scores_that_cannot_be_resampled_are_refused(bad):
 def test_reciprocal_ranks_by_hand_and_by_sorting():
     scores = np.array([[0.9, 0.2, 0.5, 0.7], [0.1, 0.8, 0.3, 0.2], [0.5, 0.5, 0.5, 0.5]])
     right = np.array([[0, 0, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0]], dtype=bool)
-    assert searches.reciprocal_ranks(scores, right) == pytest.approx([1 / 3, 1, 1 / 2.5])
+    assert heldout.reciprocal_ranks(scores, right) == pytest.approx([1 / 3, 1, 1 / 2.5])
     rng = np.random.default_rng(0)
     scores, right = rng.random((50, 9)), rng.random((50, 9)) < 0.2
     right[np.arange(50), rng.integers(0, 9, 50)] = True
-    for found, row, own in zip(searches.reciprocal_ranks(scores, right), scores, right, strict=True):
+    for found, row, own in zip(heldout.reciprocal_ranks(scores, right), scores, right, strict=True):
         order = [bool(own[j]) for j in np.argsort(-row)]
         first = order.index(True)
         assert found == 1 / (1 + sum(not hit for hit in order[:first]))
 
 
 def test_every_search_has_an_answer_and_none_was_trained_on(corpus):
-    tests = searches.searches(corpus)
+    tests = heldout.searches(corpus)
     assert set(tests) == set(plan.OFFLINE) and all(tests.values())
-    assert all(part.right.any(axis=1).all() and part.right.shape == (len(part.queries), len(part.passages))
+    assert all(part.relevant.any(axis=1).all() and part.relevant.shape == (len(part.queries), len(part.passages))
                for parts in tests.values() for part in parts)  # fmt: skip
     trained = {(row.query, row.language) for row in corpus.labelled()}
     dev = corpus.labelled("dev")
@@ -118,14 +118,14 @@ def test_every_search_has_an_answer_and_none_was_trained_on(corpus):
 
 
 def test_rules_without_a_model_score_what_they_should(corpus):
-    tests = searches.searches(corpus)
-    perfect = searches.measure(tests, lambda search: search.right.astype(float))
+    tests = heldout.searches(corpus)
+    perfect = heldout.measure(tests, lambda search: search.relevant.astype(float))
     assert all((values == 1).all() for values in perfect.values())
-    level = searches.measure(tests, lambda search: np.zeros(search.right.shape))
+    level = heldout.measure(tests, lambda search: np.zeros(search.relevant.shape))
     assert level["bitext"].mean() == 0 and level["dev"].max() < 1
-    once, again = (searches.measure(tests, searches.chance(3)) for _ in range(2))
+    once, again = (heldout.measure(tests, heldout.chance(3)) for _ in range(2))
     assert all((once[name] == again[name]).all() for name in tests)
-    assert searches.measure(tests, searches.trigrams)["bitext"].mean() > once["bitext"].mean()
+    assert heldout.measure(tests, heldout.trigrams)["bitext"].mean() > once["bitext"].mean()
 
 
 # The plan -------------------------------------------------------------------------------------------------------------
@@ -338,15 +338,16 @@ def test_the_english_subset_is_known_to_mteb():
 
 
 def test_tasks_of_mteb_are_scored_in_order(tmp_path, corpus):
-    from me5lib.evaluate import baselines, offline
-    from me5lib.evaluate.tasks import build
+    from me5lib.evaluate import offline
+    from me5lib.evaluate.heldout import build
+    from me5lib.evaluate.protocol import Protocol
     from me5lib.model.encoder import Encoder
 
     dial = small()
     encoder = Encoder.new(dial.model, stages.vocabulary(corpus, dial, tmp_path), 0)
     tasks = [task for task in build(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
     found = arms.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
-    row = baselines.random_weights(dial.model, encoder, 0)
+    row = Protocol(encoder, "untrained")
     scores = offline.evaluate({"untrained": row}, tasks, tmp_path / "table", progress=False)
     assert found == pytest.approx([scores[scores.task == t.metadata.name].score.mean() for t in tasks], abs=1e-4)
 

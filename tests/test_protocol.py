@@ -1,100 +1,78 @@
-"""The protocol's rules, seen by an encoder that records what the real mteb hands it."""
+"""The protocol: its committed table, vectors of small models the plain way and by mteb's own wrappers, what is kept."""
 
-import json
-import os
-import subprocess
-import sys
+import csv
 from pathlib import Path
 
 import mteb
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
-from mteb.mocks.mock_tasks import classification as mock_classification
-from mteb.mocks.mock_tasks import clustering as mock_clustering
-from mteb.mocks.mock_tasks import reranking, retrieval
-from mteb.mocks.mock_tasks import sts as mock_sts
+from mteb._create_dataloaders import create_dataloader
+from mteb.mocks.mock_tasks import (
+    bitext_mining,
+    classification,
+    clustering,
+    pair_classification,
+    reranking,
+    retrieval,
+    sts,
+    summarization,
+)
+from mteb.types import PromptType
 
 from me5lib import config
+from me5lib.evaluate import models, paper
+from me5lib.evaluate import protocol as rules
 from me5lib.evaluate.protocol import Protocol, fingerprint, mteb_rule, paper_rule
 from me5lib.io import Me5Error
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import train_tokenizer
 
 Q, P = "query: ", "passage: "
+STS = {"task_metadata": sts.MockSTSTask().metadata, "hf_split": "test", "hf_subset": "default"}
 
 
-class Recorder:
-    """Remembers every text with its prefix and norm; vectors are letter counts, of length 3 when not normalised."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str, bool]] = []
-
-    def encode(self, texts, prefix="", *, normalise=True):
-        self.seen += [(prefix, text, normalise) for text in texts]
-        vectors = np.array([[t.count(c) + 1.0 for c in "abcdefghijklmnopqrstuvwxyz"] for t in texts], np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * (1 if normalise else 3)
+def committed() -> list[dict[str, str]]:
+    with (Path(rules.__file__).parent / "tables" / "protocol.csv").open(encoding="utf8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def run(task, protocol: str = "paper") -> Recorder:
-    """The recorder after the real mteb evaluated it on `task`."""
-    recorder = Recorder()
-    mteb.evaluate(Protocol(recorder, "recorder", protocol, revision="0"), task, cache=None, show_progress_bar=False)
-    return recorder
+def test_the_committed_table_is_what_the_code_gives():
+    said = {True: "yes", False: "no"}
+    for row in committed():
+        kind, name = row["type"], row["task"]
+        plain, instructed = paper_rule(kind, name), rules.paper_instruct_rule(kind, name)
+        assert row == {
+            "table": row["table"], "type": kind, "task": name, "query": plain.query, "document": plain.document,
+            "instruct_query": instructed.query, "instruct_document": instructed.document,
+            "title": said[plain.title] if kind == "Retrieval" else "", "norm": said[plain.normalise],
+        }  # fmt: skip
+    assert {row["document"] for row in committed() if row["task"] == "QuoraRetrieval"} == {Q}
+    assert {row["type"] for row in committed() if row["norm"] == "no"} == {"Classification"}
 
 
-def quora() -> mteb.AbsTask:
-    """A retrieval task that calls itself QuoraRetrieval and, unlike the real one, has titles."""
-    task = retrieval.MockRetrievalTask()
-    task.metadata = task.metadata.model_copy(update={"name": "QuoraRetrieval"})
-    task.load_data()
-    for split in task.dataset["default"].values():
-        corpus = split["corpus"]
-        titles = ["a title"] * len(corpus)
-        split["corpus"] = Dataset.from_dict({"id": corpus["id"], "text": corpus["text"], "title": titles})
-    return task
+def test_its_tasks_are_those_of_the_tables_by_mtebs_own_names():
+    rows = committed()
+    assert len({row["task"] for row in rows}) == len(rows) == 56 + 12 + 3
+    english = mteb.get_benchmark("MTEB(eng, v1)").tasks
+    (cqa,) = (task for task in english if task.metadata.name == "CQADupstackRetrieval")
+    forums = {task.metadata.name for task in cqa.metadata.tasks}
+    assert forums == {f"CQADupstack{name}Retrieval" for name in rules.FORUMS}
+    expected = {task.metadata.name: ("3", task.metadata.type) for task in english}
+    expected |= {name: ("3", "Retrieval") for name in forums} | {"MIRACLRetrieval": ("4", "Retrieval")}
+    expected |= dict.fromkeys(("BUCC", "Tatoeba"), ("5", "BitextMining"))
+    assert {row["task"]: (row["table"], row["type"]) for row in rows} == expected
 
 
-@pytest.mark.parametrize(("make", "query", "document", "norm"), [
-    (mock_sts.MockSTSTask, {Q}, None, True),
-    (mock_clustering.MockClusteringTask, {Q}, None, True),
-    (mock_classification.MockClassificationTask, {Q}, None, False),
-    (reranking.MockRerankingTask, {Q}, {Q}, True),
-    (retrieval.MockRetrievalTask, {Q}, {P}, True),
-    (quora, {Q}, {Q}, True),
-])  # fmt: skip
-def test_prefix_and_norm_by_type_and_name(make, query, document, norm):
-    recorder = run(make())
-    assert {prefix for prefix, *_ in recorder.seen} == query | (document or set())
-    assert {normalise for *_, normalise in recorder.seen} == {norm}
-
-
-def test_retrieval_documents_are_title_and_text_and_quoras_are_not():
-    plain = run(with_titles(retrieval.MockRetrievalTask()))
-    documents = {text for prefix, text, _ in plain.seen if prefix == P}
-    assert documents == {"the title This is a positive sentence", "the title of another body"}
-    renamed = with_titles(retrieval.MockRetrievalTask())
-    renamed.metadata = renamed.metadata.model_copy(update={"name": "QuoraRetrieval"})
-    texts = {t for _, t, _ in run(renamed).seen}
-    assert {"This is a positive sentence", "of another body"} <= texts and not any("the title" in t for t in texts)
-
-
-def with_titles(task):
-    """The task with one query and two titled documents, in every subset and split."""
-    task.load_data()
-    for splits in task.dataset.values():
-        for split in splits.values():
-            split["queries"] = Dataset.from_dict({"id": ["q"], "text": ["a question"]})
-            split["corpus"] = Dataset.from_dict({"id": ["d1", "d2"], "title": ["the title", "the title"],
-                                                 "text": ["This is a positive sentence", "of another body"]})
-            split["relevant_docs"], split["top_ranked"] = {"q": {"d1": 1}}, None
-    return task
-
-
-def test_mtebs_own_protocol_differs_where_the_paper_says_so():
-    assert {p for p, *_ in run(mock_sts.MockSTSTask(), "mteb").seen} == {""}
-    classified = run(mock_classification.MockClassificationTask(), "mteb").seen
-    assert {(p, n) for p, _, n in classified} == {("", True)}
-    assert {p for p, *_ in run(reranking.MockRerankingTask(), "mteb").seen} == {Q, P}
-    assert {p for p, *_ in run(quora(), "mteb").seen} == {Q, P}
+def test_where_todays_mteb_has_another_instruction():
+    """CQADupstack's forums have none of their own in mteb 2.26, and SummEval's ends in a full stop."""
+    rows = [row for row in committed() if row["task"] != "CQADupstackRetrieval"]  # only its forums are ever encoded
+    today = {row["task"]: rules.mteb_instruct_rule(mteb.get_task(row["task"]).metadata).query for row in rows}
+    other = {row["task"]: today[row["task"]] for row in rows if today[row["task"]] != row["instruct_query"]}
+    assert other.pop("SummEval").endswith("similar summaries.\nQuery: ")
+    assert len(other) == 12 and {name[:11] for name in other} == {"CQADupstack"}
+    assert set(other.values()) == {"Instruct: Retrieve text based on user query.\nQuery: "}
 
 
 def test_rules_of_types_that_mteb_hands_over_as_retrieval():
@@ -106,208 +84,232 @@ def test_rules_of_types_that_mteb_hands_over_as_retrieval():
     assert not paper_rule("MultilabelClassification", "any").normalise
 
 
-def test_every_text_is_encoded_once_and_order_is_kept():
+def test_changes_of_metrics_are_true_of_the_mteb_in_use():
+    table = paper.csv_table("metric_changes")
+    assert set(table["task_type"]) == {row["type"] for row in committed()} and table.notna().all().all()
+    scores = {
+        "TwitterURLCorpus": "max_ap", "SciDocsRR": "map_at_1000", "Tatoeba": "f1", "SummEval": "cosine_spearman",
+        "MindSmallReranking": "max_over_subqueries_map_at_1000", "STS17": "cosine_spearman",
+        "ArxivClusteringP2P": "v_measure", "Banking77Classification": "accuracy", "SciFact": "ndcg_at_10"}  # fmt: skip
+    assert {name: mteb.get_task(name).metadata.main_score for name in scores} == scores
+    assert mteb.get_task("ToxicConversationsClassification").samples_per_label == 16
+    assert mteb.get_task("ArguAna").ignore_identical_ids and mteb.get_task("QuoraRetrieval").ignore_identical_ids
+    assert not mteb.get_task("MIRACLRetrieval").ignore_identical_ids
+    assert mteb.get_task("SummEval").evaluator.__name__ == "DeprecatedSummarizationEvaluator"
+
+
+# Vectors: real mteb tasks, small random models, and plain transformers with the pooling written out.
+
+TASKS = {
+    "Classification": (classification.MockClassificationTask, "Banking77Classification"),
+    "Clustering": (clustering.MockClusteringTask, "TwentyNewsgroupsClustering"),
+    "PairClassification": (pair_classification.MockPairClassificationTask, "TwitterURLCorpus"),
+    "Reranking": (reranking.MockRerankingTask, "AskUbuntuDupQuestions"),
+    "Retrieval": (retrieval.MockRetrievalTask, "SciFact"),
+    "Quora": (retrieval.MockRetrievalTask, "QuoraRetrieval"),
+    "STS": (sts.MockSTSTask, "STS12"),
+    "Summarization": (summarization.MockSummarizationTask, "SummEval"),
+    "BitextMining": (bitext_mining.MockBitextMiningTask, "Tatoeba"),
+}
+
+
+class Watched(Protocol):
+    """Remembers what mteb handed over and what it got back."""
+
+    calls: list
+
+    def encode(self, inputs, *, prompt_type=None, **about):
+        batches = list(inputs)
+        vectors = super().encode(batches, prompt_type=prompt_type, **about)
+        columns = {column: [value for batch in batches for value in batch[column]]
+                   for column in ("text", "body", "title") if all(column in batch for batch in batches)}
+        self.calls.append((prompt_type.value if prompt_type else "", columns, vectors))
+        return vectors
+
+
+def strings(kind: str, side: str, columns: dict, instruct: bool) -> list[str]:
+    """What the authors' scripts feed to the tokenizer, read from PAPER.md §3 and written out once more."""
+    if kind in ("Retrieval", "Quora") and side == "document":
+        titles = columns.get("title", [""] * len(columns["body"]))
+        joined = [f"{title} {body}".strip() for title, body in zip(titles, columns["body"], strict=True)]
+        if instruct:
+            return joined
+        return [f"query: {b}" for b in columns["body"]] if kind == "Quora" else [f"passage: {t}" for t in joined]
+    if not instruct:
+        return [f"query: {text}" for text in columns["text"]]
+    listed = {(kind, row.task): row.instruction for row in paper.instruct_prompts().itertuples()
+              for kind in row.task_type.split(",")}
+    official = kind.replace("Quora", "Retrieval")
+    task = listed.get((official, TASKS[kind][1])) or listed[official, "*"]
+    return [f"Instruct: {task}\nQuery: {text}" for text in columns["text"]]
+
+
+def reference(folder: Path, texts: list[str], unit: bool) -> np.ndarray:
+    """transformers and a mean over the non-padding tokens, 512 at most: nothing of this project."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    batch = tokenizer(texts, max_length=512, padding=True, truncation=True, return_tensors="pt")
+    mask = batch["attention_mask"]
+    with torch.no_grad():
+        hidden = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+    pooled = hidden.masked_fill(~mask[..., None].bool(), 0.0).sum(1) / mask.sum(1)[..., None]
+    return (torch.nn.functional.normalize(pooled, dim=-1) if unit else pooled).numpy()
+
+
+@pytest.fixture(scope="module", params=["as mE5-small", "as mE5-base"])
+def folder(request, tmp_path_factory) -> Path:
+    """A small random model: mE5-small is a BertModel that calls token 0 padding, the larger ones are XLM-R."""
+    from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+
+    texts = [f"This is a positive sentence {a}{b} of another body" for a in "klmnoprstu" for b in "aeiou"]
+    tokenizer = train_tokenizer([*texts, *(row["instruct_query"] for row in committed())], 700)
+    where = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+             "initializer_range": 0.2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if request.param == "as mE5-small":
+            model = BertModel(BertConfig(vocab_size=len(tokenizer) + 35, pad_token_id=0, type_vocab_size=2,
+                                         max_position_embeddings=512, **shape))
+        else:
+            model = XLMRobertaModel(XLMRobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, type_vocab_size=1,
+                                                     max_position_embeddings=514, **shape))
+    model.save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def opened(folder):
+    return models.open_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("instruct", [False, True], ids=["prefixes", "instructions"])
+@pytest.mark.parametrize("kind", TASKS)
+def test_vectors_are_those_of_the_plain_way(kind, instruct, folder, opened):
+    make, name = TASKS[kind]
+    task = make()
+    task.metadata = task.metadata.model_copy(update={"name": name})
+    model = Watched(opened.encoder, opened.name, revision=opened.revision, instruct=instruct)
+    model.calls = []
+    mteb.evaluate(model, task, cache=None, show_progress_bar=False)
+    assert {side for side, *_ in model.calls} == (
+        {"query", "document"} if kind in ("Retrieval", "Quora", "Reranking") else {""})
+    for side, columns, vectors in model.calls:
+        expected = reference(folder, strings(kind, side, columns, instruct), unit=kind != "Classification")
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_titles_and_texts_longer_than_512_tokens(folder, opened):
+    """The encoder interface as mteb calls it, on a document with a title and on one that is cut."""
+    long = "kal mel nel " * 400
+    corpus = Dataset.from_dict({"id": ["1", "2", "3"], "title": ["A title", "", "long"],
+                                "text": [" a body ", " bare ", long]})  # fmt: skip
+    for name, texts in (("SciFact", ["passage: A title  a body", "passage: bare", f"passage: long {long}"]),
+                        ("QuoraRetrieval", ["query:  a body ", "query:  bare ", f"query: {long}"])):
+        metadata = mteb.get_task(name).metadata
+        loader = create_dataloader(corpus, task_metadata=metadata, prompt_type=PromptType.document)
+        found = Protocol(opened.encoder, opened.name, revision="0").encode(
+            loader, task_metadata=metadata, hf_split="test", hf_subset="default", prompt_type=PromptType.document)
+        np.testing.assert_allclose(found, reference(folder, texts, unit=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("instruct", [False, True], ids=["prefixes", "instructions"])
+def test_mtebs_protocol_is_what_mtebs_own_wrappers_give(instruct, opened, tmp_path):
+    """On the same loaders: SentenceTransformerEncoderWrapper, InstructSentenceTransformerModel, as mteb's list has."""
+    from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
+    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+
+    opened.encoder.encoder.save(tmp_path / "folder")
+    listed = mteb.get_model_meta("intfloat/multilingual-e5-" + ("large-instruct" if instruct else "small"))
+    kind = InstructSentenceTransformerModel if instruct else SentenceTransformerEncoderWrapper
+    options = {key: value for key, value in listed.loader_kwargs.items() if key != "model_kwargs"}  # fp16
+    theirs = kind(str(tmp_path / "folder"), device="cpu", revision=None, **options)
+    ours = Protocol(opened.encoder, opened.name, "mteb", revision="0", instruct=instruct)
+    rows = {"id": ["1", "2"], "title": ["A title", ""], "text": ["a body of text", "bare"]}
+    for _, name in TASKS.values():
+        metadata = mteb.get_task(name).metadata
+        for side in (PromptType.query, PromptType.document) if metadata.type in rules.SIDED else (None,):
+            kept = rows if side is PromptType.document else {"text": rows["text"]}
+            about = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default", "prompt_type": side}
+            made = [create_dataloader(Dataset.from_dict(kept), task_metadata=metadata, prompt_type=side,
+                                      input_column="text") for _ in range(2)]  # fmt: skip
+            expected = np.asarray(theirs.encode(made[0], show_progress_bar=False, **about))
+            np.testing.assert_allclose(ours.encode(made[1], **about), expected, atol=1e-5, err_msg=f"{name} {side}")
+
+
+# What is encoded, how often, and under which name.
+
+
+class Recorder:
+    """Remembers every list with its prefix; vectors are letter counts, of length 3 when not normalised."""
+
+    def __init__(self) -> None:
+        self.lists: list[tuple[str, list[str]]] = []
+
+    def encode(self, texts, prefix="", *, normalise=True):
+        self.lists.append((prefix, list(texts)))
+        vectors = np.array([[t.count(c) + 1.0 for c in "abcdefghijklmnopqrstuvwxyz"] for t in texts], np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * (1 if normalise else 3)
+
+
+def test_every_text_is_encoded_once_per_task_and_order_is_kept():
     recorder = Recorder()
     model = Protocol(recorder, "recorder", revision="0")
-    metadata = mock_sts.MockSTSTask().metadata
-    given = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default"}
-    first = model.encode([{"text": ["b", "a", "b"]}, {"text": ["c"]}], **given)
-    again = model.encode([{"text": ["c", "a"]}], **given)
-    assert [text for _, text, _ in recorder.seen] == ["b", "a", "c"]
+    first = model.encode([{"text": ["b", "a", "b"]}, {"text": ["c"]}], **STS)
+    again = model.encode([{"text": ["c", "a"]}], **STS)
+    other = STS | {"task_metadata": clustering.MockClusteringTask().metadata}
+    model.encode([{"text": ["a"]}], **other)
+    assert recorder.lists == [(Q, ["b", "a", "c"]), (Q, ["a"])]
     np.testing.assert_array_equal(first, Recorder().encode(["b", "a", "b", "c"]))
     np.testing.assert_array_equal(again, first[[3, 1]])
 
 
-def test_what_is_kept_is_bounded():
-    recorder = Recorder()
-    model = Protocol(recorder, "recorder", revision="0", keep=26 * 4 * 10)
-    given = {"task_metadata": mock_sts.MockSTSTask().metadata, "hf_split": "test", "hf_subset": "default"}
+def test_what_is_kept_is_bounded_and_documents_are_handed_on_as_they_come():
+    model = Protocol(Recorder(), "recorder", revision="0", keep=26 * 4 * 10)
     for start in range(0, 100, 5):
         texts = ["x" * n for n in range(start, start + 5)]
-        np.testing.assert_array_equal(model.encode([{"text": texts}], **given), Recorder().encode(texts))
+        np.testing.assert_array_equal(model.encode([{"text": texts}], **STS), Recorder().encode(texts))
         assert len(model._known) <= 15
+    documents = {**STS, "task_metadata": retrieval.MockRetrievalTask().metadata, "prompt_type": PromptType.document}
+    recorder = Recorder()
+    model = Protocol(recorder, "used", revision="0")
+    for texts in (["b", "a"], ["a", "b", "a"]):
+        model.encode([{"text": texts, "body": texts}], **documents)
+    assert recorder.lists == [(P, ["b", "a"]), (P, ["a", "b", "a"])]
 
 
-def test_the_two_protocols_never_share_results():
-    encoder = small_encoder()
-    names = [Protocol(encoder, "x", protocol, **options).mteb_model_meta.revision
-             for protocol, options in (("paper", {}), ("mteb", {}), ("paper", {"max_tokens": 8}))]
-    assert len(set(names)) == 3
+def test_another_model_keeps_its_own_prompts_and_a_task_without_instruction_is_refused():
+    recorder = Recorder()
+    recorder.own_prompts = {}
+    for protocol in ("paper", "mteb"):
+        Protocol(recorder, "r", protocol, revision="0").encode([{"text": ["a"]}], **STS)
+    recorder.own_prompts = {"query": "ask: ", "STS": "same: "}
+    model = Protocol(recorder, "r", revision="0")
+    model.encode([{"text": ["a"]}], **STS)
+    assert [prefix for prefix, _ in recorder.lists] == ["", "", "same: "]
+    assert model.rule(retrieval.MockRetrievalTask().metadata)[:2] == ("ask: ", "")
+    with pytest.raises(Me5Error, match=r"no instruction for MockClassificationTask \(Classification\): leave it out"):
+        Protocol(Recorder(), "r", revision="0", instruct=True).rule(classification.MockClassificationTask().metadata)
 
 
-def test_a_given_name_and_revision_are_the_models_own():
+def test_names_and_revisions_of_results(tmp_path):
+    words = [[f"{a}{b} {b}{a}" for a in letters for b in "aeiou"] * 20 for letters in ("klmnoprstu", "bcdfghj")]
+    one, two = (train_tokenizer(texts, 330, tmp_path / str(i)) for i, texts in enumerate(words))
+    shape = config.load("smoke").model
+    encoder = Encoder.new(shape, one, 0)
+    first = fingerprint(encoder)
+    encoder.encode(["ka ko"])  # switches truncation off, which changes nothing
+    assert first == fingerprint(encoder)
+    assert len({first, fingerprint(Encoder.new(shape, one, 1)), fingerprint(Encoder.new(shape, two, 0))}) == 3
+    ways = (("paper", {}), ("mteb", {}), ("paper", {"max_tokens": 8}))  # never share results
+    assert len({Protocol(encoder, "x", name, **more).mteb_model_meta.revision for name, more in ways}) == 3
     for protocol in ("paper", "mteb"):
         meta = Protocol(Recorder(), "intfloat/multilingual-e5-small", protocol, revision="fd1525a9").mteb_model_meta
         assert (meta.name, meta.revision) == ("intfloat/multilingual-e5-small", "fd1525a9")
         assert meta.embed_dim == 384  # as mteb's list of models has it
-    assert Protocol(Recorder(), "stage 2", revision="0").mteb_model_meta.name == "me5/stage-2"
-    assert Protocol(Recorder(), "me5/stage2", revision="0").mteb_model_meta.name == "me5/stage2"
-
-
-def small_encoder():
-    from me5lib.model.encoder import Encoder
-    from me5lib.model.text import train_tokenizer
-
-    words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
-    return Encoder.new(config.load("smoke").model, train_tokenizer(words, 330), 0)
-
-
-class Lists(Recorder):
-    """A recorder that also remembers which lists it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lists: list[list[str]] = []
-
-    def encode(self, texts, prefix="", *, normalise=True):
-        self.lists.append(list(texts))
-        return super().encode(texts, prefix, normalise=normalise)
-
-
-def test_documents_are_handed_on_as_they_come_in_every_run():
-    task = with_titles(retrieval.MockRetrievalTask())
-    given = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default",
-             "prompt_type": mteb.types.PromptType.document}
-    fresh, used = Lists(), Lists()
-    seen_before = Protocol(used, "used", revision="0")
-    seen_before.encode([{"text": ["b", "a"], "body": ["b", "a"]}], **given)
-    for model in (Protocol(fresh, "fresh", revision="0"), seen_before):
-        model.encode([{"text": ["a", "b", "a"], "body": ["a", "b", "a"]}], **given)
-    assert fresh.lists == [["a", "b", "a"]] == used.lists[1:]
-
-
-def test_what_is_kept_is_of_one_task():
-    recorder = Lists()
-    model = Protocol(recorder, "recorder", revision="0")
-    for task in (mock_sts.MockSTSTask(), mock_clustering.MockClusteringTask()):
-        for _ in range(2):
-            model.encode([{"text": ["a"]}], task_metadata=task.metadata, hf_split="test", hf_subset="default")
-    assert recorder.lists == [["a"], ["a"]]
-
-
-def renamed(task, name: str):
-    """The task under another name, which is what the rules go by."""
-    task.metadata = task.metadata.model_copy(update={"name": name})
-    return task
-
-
-def instructed(task, protocol: str = "paper") -> set[tuple[str, bool]]:
-    """Strings put before texts, with the norm, of a model that reads instructions."""
-    recorder = Recorder()
-    model = Protocol(recorder, "recorder", protocol, revision="0", instruct=True)
-    mteb.evaluate(model, task, cache=None, show_progress_bar=False)
-    return {(prefix, normalise) for prefix, _, normalise in recorder.seen}
-
-
-BANKING = "Instruct: Given a online banking query, find the corresponding intents\nQuery: "
-UBUNTU = "Instruct: Retrieve duplicate questions from AskUbuntu forum\nQuery: "
-CLAIM = "Instruct: Given a scientific claim, retrieve documents that support or refute the claim\nQuery: "
-
-
-def test_instructions_of_the_paper_and_of_todays_mteb():
-    banking = renamed(mock_classification.MockClassificationTask(), "Banking77Classification")
-    assert instructed(banking) == {(BANKING, False)}
-    ubuntu = renamed(reranking.MockRerankingTask(), "AskUbuntuDupQuestions")
-    assert instructed(ubuntu) == {(UBUNTU, True)}
-    assert instructed(renamed(retrieval.MockRetrievalTask(), "SciFact")) == {(CLAIM, True), ("", True)}
-    own = reranking.MockRerankingTask.metadata.prompt or reranking.MockRerankingTask.abstask_prompt
-    assert instructed(reranking.MockRerankingTask(), "mteb") == {(f"Instruct: {own}\nQuery: ", True), ("", True)}
-    found = instructed(mock_classification.MockClassificationTask(), "mteb")
-    assert len(found) == 1 and all(p.startswith("Instruct: ") and norm for p, norm in found)
-
-
-def test_mtebs_instructions_are_those_of_its_own_wrapper():
-    from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
-    from mteb.types import PromptType
-
-    theirs = InstructSentenceTransformerModel.__new__(InstructSentenceTransformerModel)
-    theirs.instruction_template = "Instruct: {instruction}\nQuery: "
-    for name in ("Banking77Classification", "SciFact", "SciDocsRR", "STS17", "SummEval", "BUCC", "QuoraRetrieval",
-                 "TwitterURLCorpus", "TwentyNewsgroupsClustering", "MIRACLRetrieval"):  # fmt: skip
-        metadata = mteb.get_task(name).metadata
-        side = PromptType.query if metadata.type in ("Retrieval", "Reranking") else None
-        ours = Protocol(Recorder(), "x", "mteb", revision="0", instruct=True).rule(metadata)
-        assert ours.query == theirs.get_task_instruction(metadata, side), name
-        assert ours.document == ("" if side else ours.query)
-
-
-def test_a_task_without_an_instruction_is_refused_in_one_line():
-    with pytest.raises(Me5Error, match=r"no instruction for MockClassificationTask \(Classification\): leave it out"):
-        instructed(mock_classification.MockClassificationTask())
-
-
-def test_another_model_keeps_its_own_prompts():
-    recorder = Recorder()
-    recorder.own_prompts = {}
-    for protocol in ("paper", "mteb"):
-        mteb.evaluate(Protocol(recorder, "r", protocol, revision="0"), mock_sts.MockSTSTask(), cache=None,
-                      show_progress_bar=False)
-    recorder.own_prompts = {"query": "ask: ", "STS": "same: "}
-    mteb.evaluate(Protocol(recorder, "r", revision="0"), mock_sts.MockSTSTask(), cache=None, show_progress_bar=False)
-    assert [prefix for prefix, *_ in recorder.seen] == [""] * (n := len(recorder.seen) // 3 * 2) + ["same: "] * (n // 2)
-    rule = Protocol(recorder, "r", revision="0").rule(retrieval.MockRetrievalTask().metadata)
-    assert rule[:2] == ("ask: ", "")
-
-
-def test_fingerprint_follows_the_weights_and_the_vocabulary(tmp_path):
-    from me5lib.model.encoder import Encoder
-    from me5lib.model.text import train_tokenizer
-
-    words = [[f"{a}{b} {b}{a}" for a in letters for b in "aeiou"] * 20 for letters in ("klmnoprstu", "bcdfghj")]
-    one, two = (train_tokenizer(texts, 330, tmp_path / str(i)) for i, texts in enumerate(words))
-    shape = config.load("smoke").model
-    first = fingerprint(Encoder.new(shape, one, 0))
-    encoder = Encoder.new(shape, one, 0)
-    encoder.encode(["ka ko"])  # switches truncation off below, which changes nothing
-    assert first == fingerprint(encoder)
-    assert len({first, fingerprint(Encoder.new(shape, one, 1)), fingerprint(Encoder.new(shape, two, 0))}) == 3
-
-
-def test_unknown_protocol():
+    for name in ("stage 2", "me5/stage-2"):
+        assert Protocol(Recorder(), name, revision="0").mteb_model_meta.name == "me5/stage-2"
     with pytest.raises(Me5Error, match="unknown protocol 'papr': choose one of paper, mteb"):
         Protocol(Recorder(), "x", "papr", revision="0")
-
-
-HUB = """
-import json, sys
-sys.path[:0] = [{tests!r}, {hub!r}]
-import mteb
-from test_protocol import Recorder
-from me5lib.evaluate.protocol import Protocol
-
-found = {{}}
-for name, subsets in (("STSBenchmark", None), ("SciFact", None), ("Tatoeba", ["deu-eng", "jpn-eng"])):
-    task = mteb.get_task(name, hf_subsets=subsets) if subsets else mteb.get_task(name)
-    recorder = Recorder()
-    model = Protocol(recorder, "recorder", revision="0")
-    result = mteb.evaluate(model, task, cache=None, show_progress_bar=False)
-    by_prefix = {{}}
-    for prefix, text, normalise in recorder.seen:
-        by_prefix.setdefault(prefix, []).append(text)
-    found[name] = {{"score": result.task_results[0].get_score(), "norm": all(n for *_, n in recorder.seen),
-                   "texts": {{p: [len(t), t[0]] for p, t in by_prefix.items()}}}}
-print("FOUND" + json.dumps(found))
-"""
-
-
-def test_real_tasks_of_mteb_from_a_hub(shared, tmp_path):
-    sys.path.insert(0, str(shared / "hub"))
-    import localhub
-
-    server, endpoint = localhub.serve(shared / "hub" / "root")
-    try:
-        script = HUB.format(tests=str(Path(__file__).parent), hub=str(shared / "hub"))
-        environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
-                                    "HF_DATASETS_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, encoding="utf8",
-                              env=environment)
-    finally:
-        server.shutdown()
-        sys.path.remove(str(shared / "hub"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.split("FOUND")[1])
-    assert all(row["norm"] for row in found.values())
-    assert list(found["STSBenchmark"]["texts"]) == list(found["Tatoeba"]["texts"]) == [Q]
-    assert found["SciFact"]["texts"].keys() == {Q, P}
-    assert (found["SciFact"]["texts"][Q][0], found["SciFact"]["texts"][P][0]) == (300, 5183)
-    assert found["SciFact"]["texts"][P][1].startswith("Microstructural development of human newborn cerebral")

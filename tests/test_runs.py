@@ -14,34 +14,17 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from filelock import FileLock
-from fixtures_tables import Counting, tatoeba
+from fixtures_tables import Counting, files, material, opened, tatoeba
 from mteb.mocks.mock_tasks import bitext_mining as mock_bitext
 from mteb.mocks.mock_tasks import retrieval
 
-from me5lib.cli import evaluate
-from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
-from me5lib.evaluate import benchmarks, runs, tasks
-from me5lib.evaluate.models import FOUR_BITS, Opened
+from me5lib.cli.evaluate import tell
+from me5lib.evaluate import benchmarks, runs
+from me5lib.evaluate.models import FOUR_BITS
 from me5lib.evaluate.protocol import Protocol
 from me5lib.io import Me5Error
 
 Q, P = "query: ", "passage: "
-
-
-def opened(name: str = "own/model", revision: str = "aa11") -> Opened:
-    return Opened(name, revision, Counting(), False)
-
-
-def material(last: str = "Q99") -> list[mteb.AbsTask]:
-    """A bitext of 100 pairs, and a retrieval of two queries."""
-    words = [f"q{i}" for i in range(100)]
-    found = RetrievalSet({"q": "one", "r": "two"}, {"a": ("", "ONE"), "b": ("", "two")}, {"q": {"a"}, "r": {"a"}})
-    return tasks.build([Bitext("Tatoeba", {"de": (words, [*(w.upper() for w in words[:-1]), last])}),
-                        Retrieval("MIRACL", {"sw": found, "te": found})])
-
-
-def files(out: Path) -> dict[str, Path]:
-    return {path.stem: path for path in out.glob("*/results/*/*/*.json") if path.name != "model_meta.json"}
 
 
 def test_results_lie_as_mteb_lays_them_and_are_not_made_twice(tmp_path):
@@ -49,8 +32,7 @@ def test_results_lie_as_mteb_lays_them_and_are_not_made_twice(tmp_path):
     paths = runs.evaluate(model, material(), tmp_path, command="me5 evaluate")
     assert paths == [tmp_path / "paper-fp32" / "results" / "own__model" / "aa11" / f"{name}.json"
                      for name in ("Tatoeba", "MIRACL")]
-    cache = mteb.ResultCache(tmp_path / "paper-fp32")
-    loaded = cache.load_task_result("Tatoeba", "own/model", "aa11")
+    loaded = mteb.ResultCache(tmp_path / "paper-fp32").load_task_result("Tatoeba", "own/model", "aa11")
     assert (loaded.task_name, loaded.mteb_version) == ("Tatoeba", mteb.__version__)
     before, texts = [path.read_bytes() for path in paths], model.encoder.texts
     assert runs.evaluate(model, material(), tmp_path) == paths
@@ -63,25 +45,24 @@ def test_results_lie_as_mteb_lays_them_and_are_not_made_twice(tmp_path):
 
 
 def test_measured_has_every_value_with_its_coordinates_and_ways_stand_apart(tmp_path):
-    runs.evaluate(opened(), material(), tmp_path)
+    runs.evaluate(opened(weights=FOUR_BITS), material(), tmp_path)
     runs.evaluate(opened(), material(), tmp_path, protocol="mteb")
-    runs.evaluate(opened(), material()[:1], tmp_path, dtype="bf16")
+    runs.evaluate(opened(dtype="bf16"), material()[:1], tmp_path)
     runs.evaluate(opened(revision="bb22"), material()[:1], tmp_path)
     found = runs.measured(tmp_path)
-    assert tuple(found.columns) == runs.COLUMNS and not found.duplicated(list(runs.COLUMNS[:-1])).any()
-    ways = found.groupby(["revision", "protocol", "dtype"])["task"].unique().map(sorted).to_dict()
+    assert not found.duplicated(list(found.columns[:-1])).any()
+    ways = found.groupby(["revision", "protocol", "dtype", "weights"])["task"].unique().map(sorted).to_dict()
     both = ["MIRACL", "Tatoeba"]
-    assert ways == {("aa11", "paper", "fp32"): both, ("aa11", "mteb", "fp32"): both,
-                    ("aa11", "paper", "bf16"): ["Tatoeba"], ("bb22", "paper", "fp32"): ["Tatoeba"]}
-    mine = found[(found["revision"] == "aa11") & (found["protocol"] == "paper") & (found["dtype"] == "fp32")]
+    assert ways == {("aa11", "paper", "fp32", FOUR_BITS): both, ("aa11", "mteb", "fp32", "full"): both,
+                    ("aa11", "paper", "bf16", "full"): ["Tatoeba"], ("bb22", "paper", "fp32", "full"): ["Tatoeba"]}
+    mine = found[found["weights"] == FOUR_BITS]
     assert set(mine["model"]) == {"own/model"} and set(mine["mteb_version"]) == {mteb.__version__}
     value = mine.set_index(["task", "subset", "metric"])["value"]
     assert set(value["MIRACL"].index) == {(language, metric) for language in ("sw", "te")
                                           for metric in ("main_score", "ndcg_at_10", "recall_at_100")}
     gain = 100 * (1 + 1 / np.log2(3)) / 2  # the right one first for one query, second for the other
     assert value["MIRACL", "te", "ndcg_at_10"] == pytest.approx(gain, abs=0.01)
-    assert value["MIRACL", "te", "recall_at_100"] == 100
-    assert value["Tatoeba", "de-en", "f1"] == value["Tatoeba", "de-en", "main_score"] == 100
+    assert value["MIRACL", "te", "recall_at_100"] == value["Tatoeba", "de-en", "f1"] == 100
     assert {metric for _, metric in value["Tatoeba"].index} == {"main_score", "f1", "accuracy"}
     revisions = dict(zip(mine["task"], mine["dataset_revision"], strict=True))
     assert revisions == {task.metadata.name: task.metadata.revision for task in material()}
@@ -91,7 +72,7 @@ def test_the_command_shows_what_the_protocol_is_worth_once_both_were_run(tmp_pat
     model, told = opened(), []
     for protocol in ("paper", "mteb"):
         runs.evaluate(model, material()[:1], tmp_path, protocol=protocol)
-        evaluate._tell(evaluate.Asked("own/model", "", "Tatoeba", protocol), (), tmp_path, model)
+        tell(model, tmp_path, protocol, tasks=["Tatoeba"])
         told.append(capsys.readouterr().out)
     assert "protocol_delta.csv" in told[1] and "protocol_delta.csv" not in told[0]
     (row,) = pd.read_csv(tmp_path / "protocol_delta.csv").to_dict("records")
@@ -104,11 +85,11 @@ def test_the_command_shows_what_the_protocol_is_worth_once_both_were_run(tmp_pat
 def test_the_command_sets_tasks_by_name_beside_the_published_values(tmp_path, capsys):
     """Of the model itself, and of one whose weights were made from a published one: with the mark of its weights."""
     full, deu = "intfloat/multilingual-e5-small", tatoeba(["deu-eng"])
-    small = Opened("me5/small", "aa11", Counting(), False, FOUR_BITS, full)
+    small = opened("me5/small", weights=FOUR_BITS, published=full)
     for model, words in ((small, (f"me5/small against {full} (", f"weights {FOUR_BITS} (published: full)")),
                          (opened(full), (f"{full} (", "weights full,")), (opened(), ())):
         runs.evaluate(model, [deu], tmp_path)
-        evaluate._tell(evaluate.Asked(model.name, "", "Tatoeba"), (), tmp_path, model)
+        tell(model, tmp_path, "paper", tasks=["Tatoeba"])
         told = capsys.readouterr().out
         assert all(word in told for word in words) and ("Table 5, " in told) == bool(words)
         if words:
@@ -124,51 +105,44 @@ def test_a_task_with_some_of_its_subsets_is_gone_on_with(tmp_path):
     (first,) = runs.read(files(tmp_path)["MIRACL"]).scores["test"]
     runs.evaluate(model, material()[1:], tmp_path)
     rows = runs.read(files(tmp_path)["MIRACL"]).scores["test"]
-    assert [row["hf_subset"] for row in rows] == ["sw", "te"] and rows[0] == first
+    assert [row["hf_subset"] for row in rows] == ["sw", "te"] and str(rows[0]) == str(first)  # NaN
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (lambda text: text[: len(text) // 2], "Unterminated|Expecting"),
-    (lambda text: "", "Expecting value"),
-    (lambda text: "[1]", "indices"),
-    (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "scores"}), "lacks 'scores'"),
-    (lambda text: text.replace('"Tatoeba"', '"SciFact"'), "it is of task SciFact"),
+@pytest.mark.parametrize("damage", [
+    lambda text: text[: len(text) // 2], lambda text: "", lambda text: "[1]",
+    lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "scores"}),
+    lambda text: text.replace('"Tatoeba"', '"SciFact"'),
 ])  # fmt: skip
-def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage, words):
+def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage):
     runs.evaluate(opened(), material()[:1], tmp_path)
     path = files(tmp_path)["Tatoeba"]
-    whole = path.read_text("utf8")
-    path.write_text(damage(whole), encoding="utf8")
-    with pytest.raises(Me5Error, match=rf"{path} is damaged \(.*({words}).*: delete it, or run"):
+    whole = runs.read(path).scores
+    path.write_text(damage(path.read_text("utf8")), encoding="utf8")
+    with pytest.raises(Me5Error, match=rf"{path} is damaged \(.*\): delete it, or run"):
         runs.measured(tmp_path)
     model = opened()
     runs.evaluate(model, material()[:1], tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"me5: the result file {path} is damaged (") and line.endswith("it is made again")
-    assert runs.read(path).scores == json.loads(whole)["scores"]
-    assert model.encoder.texts == 0  # its vectors were still there
+    assert str(runs.read(path).scores) == str(whole) and model.encoder.texts == 0  # its vectors were still there
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"mteb_version": "1.0.2"}, f"mteb 1.0.2, not {mteb.__version__}"),
-    ({"dataset_revision": "0" * 40}, f"data revision {'0' * 40}, not "),
+    ({"mteb_version": "2.0.0"}, "is of mteb 2.0.0, not "),
+    ({"dataset_revision": "old"}, "is of data revision old, not "),
 ])  # fmt: skip
-def test_a_result_of_other_coordinates_is_refused_before_any_work(tmp_path, change, words):
+def test_results_of_another_mteb_or_data_are_refused_and_replaced_on_demand(tmp_path, change, words):
     runs.evaluate(opened(), material(), tmp_path)
-    path = files(tmp_path)["MIRACL"]
-    whole = path.read_text("utf8")
-    path.write_text(json.dumps(json.loads(whole) | change), encoding="utf8")
-    model, new = opened(), material(last="other")
-    with pytest.raises(Me5Error, match=rf"{path} is of {words}.*choose another --out, or add --again to replace it"):
-        runs.evaluate(model, [material()[1], new[0]], tmp_path)
-    assert model.encoder.texts == 0 and json.loads(path.read_text("utf8")) == json.loads(whole) | change
-    runs.evaluate(model, material()[1:], tmp_path, again=True)
-    assert json.loads(path.read_text("utf8"))["scores"] == json.loads(whole)["scores"]
-
-
-def test_other_texts_under_the_same_name_are_another_data_revision(tmp_path):
-    runs.evaluate(opened(), material()[:1], tmp_path)
-    with pytest.raises(Me5Error, match="is of data revision"):
+    path = files(tmp_path)["Tatoeba"]
+    whole = runs.read(path).scores
+    path.write_text(json.dumps(json.loads(path.read_text("utf8")) | change), encoding="utf8")
+    model, before = opened(), path.read_bytes()
+    with pytest.raises(Me5Error, match=rf"{path} {words}.*choose another --out, or add --again"):
+        runs.evaluate(model, material(), tmp_path)
+    assert path.read_bytes() == before and model.encoder.texts == 0
+    runs.evaluate(model, material(), tmp_path, again=True)
+    assert str(runs.read(path).scores) == str(whole)
+    with pytest.raises(Me5Error, match="is of data revision"):  # other texts under the same name
         runs.evaluate(opened(), material(last="other")[:1], tmp_path)
 
 
@@ -207,15 +181,22 @@ def quora() -> mteb.AbsTask:
     return task
 
 
+class RowByRow(Protocol):
+    """Reads what mteb's own loaders give."""
+
+    def encode(self, inputs, **given):
+        return super().encode(list(inputs), **given)
+
+
 @pytest.mark.parametrize("make", [quora, mock_bitext.MockMultilingualBitextMiningTask, mock_bitext.MockBitextMiningTask,
                                   mock_bitext.MockMultilingualParallelBitextMiningTask, retrieval.MockRetrievalTask])
 def test_scores_are_those_of_mteb_without_the_shortcuts(tmp_path, make, capfd):
-    """Texts read as columns, bitexts as plain lists: what mteb's own loaders give."""
-    plain = Protocol(Counting(), "own/model", revision="aa11")
+    """Texts read as columns, bitexts as plain lists."""
+    plain = RowByRow(Counting(), "own/model", revision="aa11")
     expected = mteb.evaluate(plain, make(), cache=None, co2_tracker=False, show_progress_bar=False).task_results[0]
     capfd.readouterr()
     (path,) = runs.evaluate(opened(), [make()], tmp_path)
-    assert runs.read(path).scores == json.loads(json.dumps(expected.to_dict()["scores"]))
+    assert json.loads(path.read_text("utf8"))["scores"] == json.loads(json.dumps(expected.to_dict()["scores"]))
     assert capfd.readouterr().err == ""
 
 
@@ -226,7 +207,7 @@ def test_vectors_go_when_they_are_not_wanted(tmp_path):
     pd.testing.assert_frame_equal(runs.measured(tmp_path / "kept"), runs.measured(tmp_path / "dropped"))
 
 
-def test_suites_are_the_papers_tables(shared):
+def test_benchmarks_are_the_papers_tables(shared):
     three = benchmarks.table_tasks(3)
     names = set(pd.read_csv(shared / "reference" / "mteb_eng_v1_per_task.csv")["task"])
     assert {task.metadata.name for task in three} == names and len(three) == 56
@@ -237,9 +218,9 @@ def test_suites_are_the_papers_tables(shared):
     languages = set(pd.read_csv(shared / "reference" / "miracl_per_language.csv")["lang"])
     assert set(four.hf_subsets) == languages and len(languages) == 16 and four.eval_splits == ["dev"]
     assert set(quick.hf_subsets) == {"sw", "bn", "hi", "te", "th"}
-    bucc, tatoeba = benchmarks.table_tasks(5)
-    assert (bucc.metadata.name, sorted(bucc.hf_subsets)) == ("BUCC", ["de-en", "fr-en", "ru-en", "zh-en"])
-    assert len(tatoeba.hf_subsets) == 112
+    assert {task.metadata.name: len(task.hf_subsets) for task in benchmarks.table_tasks(5)} == {
+        "BUCC": 4, "Tatoeba": 112}
+    assert benchmarks.tables("all") == (3, 4, 5) and benchmarks.tables("5, 3") == (3, 5)
 
 
 def test_languages_narrow_the_tasks_that_have_several():
@@ -256,30 +237,6 @@ def test_languages_narrow_the_tasks_that_have_several():
         benchmarks.narrowed(benchmarks.table_tasks(5), ["de", "xx", "qq"])
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda: benchmarks.named_tasks(["SciFacts"]), "mteb knows no task 'SciFacts': did you mean SciFact?"),
-    (lambda: benchmarks.named_tasks(["qqqqqqq"]), "mteb knows no task 'qqqqqqq': "),
-    (lambda: benchmarks.tables("6"), "--table 6: the tables that can be measured are 3, 4 and 5"),
-    (lambda: benchmarks.tables(""), "--table : the tables"),
-])  # fmt: skip
-def test_wrong_names_are_one_line(call, words):
-    with pytest.raises(Me5Error) as raised:
-        call()
-    assert str(raised.value).startswith(words) and "\n" not in str(raised.value)
-
-
-def test_how_much_text_a_task_has():
-    scifact, tatoeba, forum = benchmarks.named_tasks(["SciFact", "Tatoeba", "CQADupstackRetrieval"])
-    found = benchmarks.amount(scifact)
-    assert found[:2] == pytest.approx((5183 + 300, 7771451 + 27104))  # as its statistics file says
-    assert found.tokens == pytest.approx(5183 * (7771451 / 5183 / 3.8 + 4) + 300 * (27104 / 300 / 3.8 + 4))
-    tatoeba.hf_subsets = ["deu-eng"]
-    assert 1900 < benchmarks.amount(tatoeba).texts <= 2000 and 100_000 < benchmarks.amount(tatoeba).characters < 105_000
-    assert benchmarks.amount(forum).texts > 450_000  # the twelve together
-    assert benchmarks.amount(benchmarks.table_tasks(4, quick=True)[0]).texts > 1_600_000
-    assert benchmarks.tables("all") == (3, 4, 5) and benchmarks.tables("5, 3") == (3, 5)
-
-
 PAIRS = 12  # of Tatoeba, where it is killed
 
 
@@ -289,15 +246,14 @@ def encoded(path: Path) -> Counter:
     return Counter((prefix, text) for prefix, texts in rows for text in texts)
 
 
-def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp_path):
+def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp_path, monkeypatch):
     """STSBenchmark, SciFact and Tatoeba 112, whole, by hub id; and by folder, killed in SciFact's corpus, then in
     Tatoeba: no text twice, and the same scores to the last digit."""
-    sys.path.insert(0, str(shared / "hub"))
+    monkeypatch.syspath_prepend(shared / "hub")
     import localhub
 
-    hub = shared / "hub" / "root"
     (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "datasets").symlink_to(hub / "datasets")
+    (tmp_path / "root" / "datasets").symlink_to(shared / "hub" / "root" / "datasets")
     folder = fixtures_tables.tiny(tmp_path / "root" / "models" / "own" / "e5-tiny")
     server, endpoint = localhub.serve(tmp_path / "root", log=tmp_path / "asked")
     words = ["evaluate", "--tasks", "STSBenchmark,SciFact,Tatoeba", "--yes"]
@@ -305,18 +261,16 @@ def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp
     pairs = ",".join(list(mteb.get_task("Tatoeba").hf_subsets)[:PAIRS])
     killed = [*words, "--model", str(folder), "--out", str(tmp_path / "killed"), "--languages", pairs]
     steps = [(by_id, "0.log", 0), (killed, "1.log", 5), (killed, "2.log", 10), (killed, "3.log", 0)]
-    given = json.dumps([(words, str(tmp_path / log), kill) for words, log, kill in steps])
+    commands = json.dumps([(words, str(tmp_path / log), kill) for words, log, kill in steps])
     try:
-        done = subprocess.run([sys.executable, "-c", fixtures_tables.FARM, given], capture_output=True, encoding="utf8",
-                              env=client.environment(endpoint, USE_TORCH="1", OMP_NUM_THREADS="1"))
+        done = subprocess.run([sys.executable, "-c", fixtures_tables.FARM, commands], capture_output=True,
+                              encoding="utf8", env=client.environment(endpoint, USE_TORCH="1", OMP_NUM_THREADS="1"))
     finally:
         server.shutdown()
-        sys.path.remove(str(shared / "hub"))
     assert fixtures_tables.ends(done.stdout) == [0, 9, 9, 0], done.stderr[-3000:]
     assert "superseded" not in done.stderr
-    named = [line for line in done.stderr.splitlines() if "the result file" in line]
-    assert len(named) == 1 and f"Tatoeba.json has {PAIRS} of 112 subsets (without test/" in named[0]
-    assert named[0].endswith("its run was narrowed")
+    (named,) = [line for line in done.stderr.splitlines() if "the result file" in line]
+    assert f"Tatoeba.json has {PAIRS} of 112 subsets (without test/" in named and named.endswith("its run was narrowed")
     asked = (tmp_path / "asked").read_text("utf8")
     for name in ("STSBenchmark", "SciFact", "Tatoeba"):
         data = mteb.get_task(name).metadata.dataset
@@ -335,11 +289,8 @@ def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp
     whole, *parts = (encoded(tmp_path / f"{i}.log") for i in range(4))
     assert sum(n for (prefix, _), n in whole.items() if prefix == P) == 5183
     assert max(sum(parts, Counter()).values()) == 1 and set().union(*parts) <= set(whole)
-    assert {P} < {prefix for prefix, _ in parts[0]} and {prefix for prefix, _ in parts[2]} == {Q}
     passages = [sum(prefix == P for prefix, _ in part) for part in parts]
-    assert passages[0] > 0 < passages[1] and sum(passages) == 5183  # killed in the corpus
+    assert passages[0] > 0 < passages[1] and sum(passages) == 5183 and not passages[2]  # killed in the corpus
     assert sum(prefix == Q for prefix, _ in parts[1]) > 0 < len(parts[2])  # and in Tatoeba
     history = json.loads((tmp_path / "killed" / "paper-fp32" / "run.json").read_text("utf8"))["runs"]
-    assert [list(run["tasks"]) for run in history] == [["STSBenchmark", "SciFact", "Tatoeba"], ["SciFact", "Tatoeba"],
-                                                       ["Tatoeba"]]
-    assert [bool(run["finished"]) for run in history] == [False, False, True]
+    assert [(len(run["tasks"]), bool(run["finished"])) for run in history] == [(3, False), (2, False), (1, True)]

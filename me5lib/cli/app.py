@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from me5lib.cli import data, hub, mine, model, teach, train
-from me5lib.cli import evaluate as opts
+from me5lib.cli.evaluate import evaluate
 from me5lib.cli.experiment import experiment
 from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
 from me5lib.io import Me5Error
@@ -142,32 +142,7 @@ app.command()(experiment)
 app.command()(model.export)
 
 
-@app.command()
-def evaluate(
-    scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
-    model: opts.Model = "", table: opts.Table = "", tasks: opts.Tasks = "",
-    protocol: opts.Way = "paper", dtype: opts.Dtype = "fp32", languages: opts.Languages = "",
-    quick: opts.Quick = False, revision: opts.Revision = "", against: opts.Against = "",
-    plan: opts.Plan = False, speed: opts.Speed = None, yes: opts.Yes = False,
-    again: opts.Again = False, devices: opts.Devices = "", drop_vectors: opts.Drop = False,
-) -> None:
-    """The paper's tables with any model (--model); or every checkpoint of a run and the baselines, offline."""
-    if model or table or tasks:
-        opts.tables(opts.Asked(
-            model, table, tasks, protocol, dtype, languages, quick, revision, out, against, plan, speed, yes, again,
-            devices, drop_vectors,
-        ))  # fmt: skip
-        return
-    dial, folder = _opened(scale, seed, overrides, out)
-    from me5lib.data.corpus import open_corpus
-    from me5lib.evaluate import offline as tables
-
-    _, scores = tables.standard_scores(dial, seed, folder, open_corpus(dial))
-    path = folder / "evaluation" / "scores.csv"
-    scores.to_csv(path, index=False)
-    means = tables.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
-    print(means.to_string(float_format="{:.3f}".format, na_rep=""))
-    print(f"means over languages, between 0 and 1; every language and direction: {path}")
+app.command()(evaluate)
 
 
 @app.command()

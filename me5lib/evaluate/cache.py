@@ -65,26 +65,23 @@ class CachedEncoder:
         # by length over the call: of chunks in the order of `texts`, a GPU reads a quarter more, padding (simulated)
         distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
         chunks = [distinct[start : start + TEXTS] for start in range(0, len(distinct), TEXTS)]
-        vectors = np.concatenate(self._vectors(chunks, prefix, options), dtype=np.float32)
-        row = {text: i for i, text in enumerate(distinct)}
-        return vectors[[row[text] for text in texts]]
-
-    def _vectors(self, chunks: Sequence[Sequence[str]], prefix: str, options: dict[str, Any]) -> list[np.ndarray]:
-        """[texts, width] of each chunk; one that is encoded is on disk before this encoder begins the next."""
-        paths = [self._path(chunk, prefix, options) for chunk in chunks]
-        self._used.update(paths)
-        vectors = [self._read(path, chunk) for path, chunk in zip(paths, chunks, strict=True)]
+        vectors = [self._read(self._path(chunk, prefix, options), chunk) for chunk in chunks]
         missing = [i for i, array in enumerate(vectors) if array is None]
         encoded = self._encode([chunks[i] for i in missing], prefix, **options)
-        for i, array in zip(missing, encoded, strict=True):
-            vectors[i] = _finite(np.asarray(array).astype(self._stored), chunks[i])
-            io.put_array(paths[i], vectors[i])
+        for i, array in zip(missing, encoded, strict=True):  # one is on disk before the next is begun
+            vectors[i] = np.asarray(array).astype(self._stored)
+            _refuse_non_finite(vectors[i], chunks[i])
+            io.put_array(self._path(chunks[i], prefix, options), vectors[i])
             self.seen(sum(map(len, chunks[i])))
-        return vectors
+        row = {text: i for i, text in enumerate(distinct)}
+        return np.concatenate(vectors, dtype=np.float32)[[row[text] for text in texts]]
 
     def _path(self, texts: Sequence[str], prefix: str, options: dict[str, Any]) -> Path:
+        """The file of a chunk, named by all that decides its vectors; `delete` removes what was asked for here."""
         key = self._key | {"prefix": prefix, "options": options, "texts": texts}
-        return self.folder / f"{checkpoint.fingerprint(key)}.npy"
+        path = self.folder / f"{checkpoint.fingerprint(key)}.npy"
+        self._used.add(path)
+        return path
 
     def _read(self, path: Path, texts: Sequence[str]) -> np.ndarray | None:
         vectors = io.read_array(path, self._stored, len(texts), 2, f"its {len(texts):,} texts are encoded again")
@@ -102,12 +99,11 @@ class CachedEncoder:
         self._used.clear()
 
 
-def _finite(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+def _refuse_non_finite(vectors: np.ndarray, texts: Sequence[str]) -> None:
     wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(wrong):
         raise Me5Error(f"the model gave {len(wrong)} of {len(texts)} texts no finite vector (the first: "
                        f"{texts[wrong[0]][:60]!r}): compute in fp32 (--dtype fp32), or choose another model")
-    return vectors
 
 
 class Workers:
@@ -132,7 +128,7 @@ class Workers:
         from concurrent.futures.process import BrokenProcessPool
 
         try:
-            yield from self._pool.map(_work, batches, [prefix] * len(batches), [options] * len(batches))
+            yield from self._pool.map(_encode_in_worker, batches, [prefix] * len(batches), [options] * len(batches))
         except BrokenProcessPool:
             raise Me5Error("a process that encodes has died (memory?): what is finished is kept, start again, with "
                            "fewer --devices if it dies again") from None
@@ -144,7 +140,12 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
 
+_in_worker: Any = None  # the encoder of a process of `Workers`
+
+
 def _begin(open_on: Callable[[str], Any], names: Any) -> None:
+    """The start of a worker: it opens its model, and ends when the process that made it does."""
+    global _in_worker
     from multiprocessing import parent_process
 
     def follow() -> None:
@@ -152,14 +153,8 @@ def _begin(open_on: Callable[[str], Any], names: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    _Worker.encoder = open_on(names.get())
+    _in_worker = open_on(names.get())
 
 
-class _Worker:
-    """What a worker process holds."""
-
-    encoder: Any = None
-
-
-def _work(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
-    return _Worker.encoder.encode(batch, prefix, **options)
+def _encode_in_worker(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
+    return _in_worker.encode(batch, prefix, **options)

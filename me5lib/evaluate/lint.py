@@ -1,6 +1,6 @@
 """Lint of results before they stand beside others: what cannot be, what is missing, what is not as was recorded.
 
-    faults = check(found, record, suites.whole(found.task))      # of a file in mteb's format (`runs.Found`)
+    faults = check(result, path, record, benchmarks.whole(result.task_name))
 
 A fault is refused where no run can have given the file, or where it is not of what it says it is of. It is named, and
 no more, where there is an honest reason for it: a run narrowed or not finished, ties at the first rank.
@@ -16,17 +16,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from me5lib.evaluate.runs import Found
+    from mteb.results import TaskResult
 
 ROUNDING, TIES = 0.005, 0.04  # largest |MRR@1 − precision@1| that is not named, and that ties excuse
 ONE_ORDER = "2.18.19"  # the first mteb that ranks equal scores alike in both
 CLOSE = 1e-5  # mteb rounds some metrics to five digits, others to six
-SHARE = re.compile(r"(\w+_)?(ndcg|map|recall|precision|mrr|hit_rate|accuracy|f1|ap|lrap|hamming|v_measure)"
-                   r"(_weighted|_at_\d+)?")  # metrics in [0, 1]
-CORRELATION = re.compile(r"(\w+_)?(pearson|spearman|kendalltau|kappa|mcc)")  # in [−1, 1]
+BOUNDS = {  # what a metric's value lies between; others have no bounds or are not known
+    r"(\w+_)?(ndcg|map|recall|precision|mrr|hit_rate|accuracy|f1|ap|lrap|hamming|v_measure)"
+    r"(_weighted|_at_\d+)?": (0, 1),
+    r"(\w+_)?(pearson|spearman|kendalltau|kappa|mcc)": (-1, 1), "main_score": (-math.inf, math.inf),
+}  # fmt: skip
 GROWS = re.compile(r"(map|recall|mrr|hit_rate)_at_(\d+)")  # never less with more documents
 
 
@@ -46,56 +49,71 @@ class Record(NamedTuple):
     finished: bool = True
 
 
-def check(found: Found, record: Record | None, whole: frozenset[tuple[str, str]] = frozenset()) -> list[Fault]:
-    """All faults of a result file: impossible metrics, coordinates other than recorded, missing ones of `whole`, which
-    are the (split, subset) that the task has (`suites.whole`; empty: not known)."""
-    faults = [*impossible(found), *missing(found, record, whole)]
+def held(result: TaskResult) -> set[tuple[str, str]]:
+    """(split, subset) that a result has scores of."""
+    return {(split, row["hf_subset"]) for split, rows in result.scores.items() for row in rows}
+
+
+def check(result: TaskResult, path: Path, record: Record | None,
+          whole: frozenset[tuple[str, str]] = frozenset()) -> list[Fault]:  # fmt: skip
+    """All faults of a result file at `path`: impossible metrics, coordinates other than recorded, missing ones of
+    `whole`, which are the (split, subset) that the task has (`benchmarks.whole`; empty: not known)."""
+    faults = [*impossible(result), *missing(held(result), record, whole)]
     if record is None:
         return [*faults, Fault("has no run recorded in run.json: its weights and dtype are not known", refused=False)]
-    protocol, _, dtype = found.path.parents[3].name.rpartition("-")
-    there = {"protocol": protocol, "dtype": dtype, "data revision": found.dataset_revision, "mteb": found.mteb_version}
+    protocol, _, dtype = path.parents[3].name.rpartition("-")
+    there = {"protocol": protocol, "dtype": dtype} | coordinates(result)
     return [*faults, *(Fault(f"{fault.what} as run.json says") for fault in other(there, record.coordinates))]
+
+
+def coordinates(result: TaskResult) -> dict[str, str]:
+    """Of which data, and by which mteb, a result is."""
+    return {"data revision": result.dataset_revision, "mteb": str(result.mteb_version)}
 
 
 def other(there: Mapping[str, str], wanted: Mapping[str, str]) -> list[Fault]:
     """A fault for each coordinate that is not the wanted one."""
-    return [Fault(f"is of {name} {there[name]}, not {wanted[name]}") for name in there if there[name] != wanted[name]]
+    return [Fault(f"is of {name} {value}, not {wanted[name]}") for name, value in there.items()
+            if value != wanted[name]]
 
 
-def missing(found: Found, record: Record | None, whole: frozenset[tuple[str, str]]) -> list[Fault]:
+def missing(held: set[tuple[str, str]], record: Record | None, whole: frozenset[tuple[str, str]]) -> list[Fault]:
     """Subsets that the task has and the file lacks; refused where its run was finished and had been asked for them."""
-    absent = sorted(whole - found.held)
+    absent = sorted(whole - held)
     if not absent:
         return []
     names = ", ".join(map("/".join, absent[:3])) + " …" * (len(absent) > 3)
     what = f"has {len(whole) - len(absent)} of {len(whole)} subsets (without {names})"
     if record is None or not record.subsets:
         return [Fault(what, refused=False)]
-    if record.finished and len(found.held) < record.subsets:
+    if record.finished and len(held) < record.subsets:
         return [Fault(f"{what}, of which its run made {record.subsets}")]
     return [Fault(f"{what}: its run was {'narrowed' if record.finished else 'not finished'}", refused=False)]
 
 
-def impossible(found: Found) -> Iterator[Fault]:
+def impossible(result: TaskResult) -> Iterator[Fault]:
     """Numbers that no run can have given, each with the split and the subset where it stands."""
-    if not found.held:
+    if not held(result):
         yield Fault("has no scores")
-    for split, rows in found.scores.items():
+    for split, rows in result.scores.items():
         for row in rows:
-            for fault in (*_values(row), *_first_rank(row, found.mteb_version)):
+            for fault in (*_values(row), *_first_rank(row, str(result.mteb_version))):
                 yield fault._replace(what=f"{fault.what} ({split}, {row['hf_subset']})")
 
 
 def _values(row: Mapping[str, Any]) -> Iterator[Fault]:
     """Values out of their range, a main score that is no metric of the row, metrics that fall where they must grow."""
-    known = {name: row[name] for name in row if name == "main_score" or (_range(name) and row[name] is not None)}
-    numbers = {name: value for name, value in known.items() if _finite(value)}
-    for name, value in known.items():
-        low, high = _range(name) or (-math.inf, math.inf)
-        if name not in numbers and name not in ("ap", "ap_weighted"):  # NaN in mteb where there are many classes
+    numbers = {}
+    for name, value in row.items():
+        bounds = next((bounds for metric, bounds in BOUNDS.items() if re.fullmatch(metric, name)), None)
+        if bounds is None or value is None and name != "main_score":
+            continue
+        if _finite(value):
+            numbers[name] = value
+            if not bounds[0] - CLOSE <= value <= bounds[1] + CLOSE:
+                yield Fault(f"has {name} {value:g}, outside of {bounds[0]} to {bounds[1]}")
+        elif name not in ("ap", "ap_weighted"):  # NaN in mteb where there are many classes
             yield Fault(f"has {name} {value}, which is no number")
-        elif name in numbers and not low - CLOSE <= value <= high + CLOSE:
-            yield Fault(f"has {name} {value:g}, outside of {low} to {high}")
     main = numbers.pop("main_score", None)
     others = [value for name, value in row.items() if name != "main_score" and _finite(value)]
     if main is not None and numbers and not any(abs(main - value) <= CLOSE for value in others):
@@ -111,18 +129,9 @@ def _first_rank(row: Mapping[str, Any], version: str) -> Iterator[Fault]:
     mrr, precision = row.get("mrr_at_1"), row.get("precision_at_1")
     if not (_finite(mrr) and _finite(precision)) or abs(mrr - precision) <= ROUNDING + CLOSE:
         return
-    excused = abs(mrr - precision) <= TIES + CLOSE and _release(version) < _release(ONE_ORDER)
+    release, first = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (version, ONE_ORDER))
+    excused = abs(mrr - precision) <= TIES + CLOSE and release < first
     yield Fault(f"has mrr_at_1 {mrr:g} and precision_at_1 {precision:g}{' (ties?)' * excused}", refused=not excused)
-
-
-def _release(version: str) -> list[int]:
-    """The three numbers of a version, to be compared; fewer where it says fewer."""
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
-
-
-def _range(metric: str) -> tuple[int, int] | None:
-    """What a metric's value lies between; None where it has no bounds or is not known."""
-    return (0, 1) if SHARE.fullmatch(metric) else (-1, 1) if CORRELATION.fullmatch(metric) else None
 
 
 def _finite(value: Any) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from me5lib.io import Me5Error
-from me5lib.model import described, text
+from me5lib.model import described, released, text
 from me5lib.model.resolve import SMALL_FILES, local, resolve, snapshot
 from me5lib.model.save_load import first_line
 from me5lib.model.text import PASSAGE, QUERY
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 512  # of the authors' scripts, for every model
 DTYPES = ("fp32", "bf16", "fp16")
-INSTRUCT = "Instruct: "
 FOUR_BITS = "4-bit (Q4_0)"
 
 
@@ -68,6 +67,7 @@ class Opened(NamedTuple):
     instruct: bool  # whether it reads instructions in place of prefixes
     weights: str = "full"  # or FOUR_BITS: how they were kept before they were loaded
     published: str = ""  # the hub id whose published figures its own are compared with
+    dtype: str = "fp32"  # of the computation
 
 
 class E5:
@@ -109,25 +109,39 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
         raise Me5Error(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     ref, target = resolve(where, revision), _device(device)
     if ref.kind == "released":
-        from me5lib.model.released import HUB_ID, WHEEL_SHA256
-
-        return Opened(f"me5/{ref.name}", WHEEL_SHA256[:16], _e5(ref.name, dtype, target), False, FOUR_BITS, HUB_ID)
+        encoder = _e5(ref.name, dtype, target)
+        return Opened(f"me5/{ref.name}", released.WHEEL_SHA256[:16], encoder, False, FOUR_BITS, released.HUB_ID, dtype)
     folder = local(ref)
     name = ref.name if ref.kind == "hub" else "me5/" + re.sub(r"[^\w.+-]+", "-", folder.resolve().name)
     commit = folder.name if ref.kind == "hub" else ""
     if not any((folder / file).is_file() for file in ("config.json", "modules.json")):
         raise Me5Error(f"{name} on the hub holds no model (config.json is missing): check the id")
-    weights, published = _weights(name, folder)
-    place = f"{ref.name}@{commit}" if commit else folder
-    if not is_e5(name, folder):
-        encoder, instruct = _sentence_model(name, ref.name, commit, dtype, target), False
-    else:
+    # an export of the released model says in its configuration whence it comes; trained on, it is one of its own
+    four_bits = described.read_json(folder / "config.json", {}).get("derived_from") == released.NAME
+    weights, published = (FOUR_BITS, released.HUB_ID) if four_bits else ("full", name)
+    e5 = is_e5(name, folder)
+    print(f"{name} is read as {'an E5' if e5 else 'its own files say, without prefixes'}", file=sys.stderr)
+    if e5:
         if commit:
             snapshot(name, commit, (*SMALL_FILES, "model*.safetensors"))
-        encoder, instruct = _e5(place, dtype, target), _reads_instructions(name, folder)
-    print(f"{name} is read as {'an E5' if isinstance(encoder, E5) else 'its own files say, without prefixes'}",
-          file=sys.stderr)
-    return Opened(name, commit or fingerprint_of(folder), encoder, instruct, weights, published)
+        encoder = _e5(f"{ref.name}@{commit}" if commit else folder, dtype, target)
+        known, prompts = KNOWN.get(name), described.prompts(folder)
+        instruct = known.instruct if known else _instructs(prompts) or (not prompts and "instruct" in name.lower())
+    else:
+        encoder, instruct = _sentence_model(name, ref.name, commit, dtype, target), False
+    return Opened(name, commit or fingerprint_of(folder), encoder, instruct, weights, published, dtype)
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    from me5lib.device import best_device
+
+    try:
+        torch.zeros(1, device=wanted or None)
+    except (RuntimeError, AssertionError) as error:
+        raise Me5Error(f"no device {wanted!r} here ({first_line(error)}): choose cpu, or leave it out") from None
+    return wanted or str(best_device())
 
 
 def _e5(place: str | Path, dtype: str, device: str) -> E5:
@@ -138,53 +152,9 @@ def _e5(place: str | Path, dtype: str, device: str) -> E5:
     return E5(encoder, dtype)
 
 
-def _reads_instructions(name: str, folder: Path) -> bool:
-    known, prompts = KNOWN.get(name), described.prompts(folder)
-    return known.instruct if known else _instructs(prompts) or (not prompts and "instruct" in name.lower())
-
-
-def _weights(name: str, folder: Path) -> tuple[str, str]:
-    """How a model's weights are kept, and whose published figures it is compared with (one's own: nobody's).
-
-    An export of the released model says in its configuration whence it comes; trained on, it is a model of its own.
-    """
-    from me5lib.model import released
-
-    if described.read_json(folder / "config.json", {}).get("derived_from") == released.NAME:
-        return FOUR_BITS, released.HUB_ID
-    return "full", name
-
-
-def is_e5(name: str, folder: Path) -> bool:
-    """Whether a model reads `query: ` and `passage: ` (or instructions) and pools by average, from its JSON files.
-
-    A known name does. Else its prompts tell, if it has any. Else, if it pools by average and has no further layer, one
-    with `e5` in its name does, and one without the files of sentence-transformers (ours). A folder and a hub id are
-    told apart by nothing.
-    """
-    if name in KNOWN:
-        return True
-    prompts = described.prompts(folder)
-    if prompts:
-        e5 = prompts.get("query") == QUERY and PASSAGE in (prompts.get("passage"), prompts.get("document"))
-        return (e5 or _instructs(prompts)) and described.averages(folder)
-    named = re.search(r"(^|[^a-z0-9])m?e5([^a-z0-9]|$)", name.lower().rpartition("/")[2])
-    return described.averages(folder) and bool(named or not (folder / "modules.json").is_file())
-
-
-def fingerprint_of(folder: Path) -> str:
-    """16 hexadecimal digits of the files that decide a model's vectors: configuration, vocabulary, weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    kinds = ("*config*.json", "modules.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.safetensors",
-             "*.bin")  # fmt: skip
-    for path in sorted({path for kind in kinds for path in folder.rglob(kind)} - set(folder.rglob("onnx/*"))):
-        digest.update(path.relative_to(folder).as_posix().encode("utf8"))
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
-
-
 def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str) -> SentenceModel:
+    """With the prompts that mteb has for a model that it lists, else those of the model's own files."""
+    from mteb.models.model_implementations import MODEL_REGISTRY
     from sentence_transformers import SentenceTransformer
 
     from me5lib.model.save_load import quiet
@@ -197,30 +167,39 @@ def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str)
         except Exception as error:  # noqa: BLE001  # whatever its modules raise: they may be any code of the package
             raise Me5Error(f"sentence-transformers cannot read {where} ({first_line(error)}): "
                            "choose another model") from None
-    return SentenceModel(model, _own_prompts(name, model))
-
-
-def _own_prompts(name: str, model: SentenceTransformer) -> dict[str, str]:
-    """mteb's for a model that it lists, else those of the model's own files."""
-    from mteb.models.model_implementations import MODEL_REGISTRY
-
     listed = MODEL_REGISTRY[name].loader_kwargs.get("model_prompts") if name in MODEL_REGISTRY else None
-    return {side: prompt for side, prompt in (listed or model.prompts or {}).items() if prompt}
+    return SentenceModel(model, {side: prompt for side, prompt in (listed or model.prompts or {}).items() if prompt})
 
 
-def _device(wanted: str) -> str:
-    import torch
+def is_e5(name: str, folder: Path) -> bool:
+    """Whether a model reads `query: ` and `passage: ` (or instructions) and pools by average, from its JSON files.
 
-    from me5lib.device import best_device
-
-    if not wanted:
-        return str(best_device())
-    try:
-        torch.zeros(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise Me5Error(f"no device {wanted!r} here ({first_line(error)}): choose cpu, or leave it out") from None
-    return wanted
+    A known name does. Else its prompts tell, if it has any. Else, if it pools by average and has no further layer, one
+    with `e5` in its name does, and one without the files of sentence-transformers (ours). A folder and a hub id are
+    told apart by nothing.
+    """
+    if name in KNOWN:
+        return True
+    if not described.averages(folder):
+        return False
+    if prompts := described.prompts(folder):
+        e5 = prompts.get("query") == QUERY and PASSAGE in (prompts.get("passage"), prompts.get("document"))
+        return e5 or _instructs(prompts)
+    named = re.search(r"(^|[^a-z0-9])m?e5([^a-z0-9]|$)", name.lower().rpartition("/")[2])
+    return bool(named) or not (folder / "modules.json").is_file()
 
 
 def _instructs(prompts: Mapping[str, str]) -> bool:
-    return any(prompt.startswith(INSTRUCT) for prompt in prompts.values())
+    return any(prompt.startswith("Instruct: ") for prompt in prompts.values())
+
+
+def fingerprint_of(folder: Path) -> str:
+    """16 hexadecimal digits of the files that decide a model's vectors: configuration, vocabulary, weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    kinds = ("*config*.json", "modules.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.safetensors",
+             "*.bin")  # fmt: skip
+    for path in sorted({path for kind in kinds for path in folder.rglob(kind)} - set(folder.rglob("onnx/*"))):
+        digest.update(path.relative_to(folder).as_posix().encode("utf8"))
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()

@@ -20,10 +20,8 @@ model of mE5-small's size reads 3 million tokens there: nine minutes of two core
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -35,7 +33,9 @@ from filelock import FileLock
 from me5lib import io
 from me5lib.config import UNTRAINED
 from me5lib.evaluate import baselines
+from me5lib.evaluate.heldout import build
 from me5lib.evaluate.protocol import Protocol
+from me5lib.evaluate.runs import LOADING, quiet, read
 from me5lib.evaluate.stats import Interval, bootstrap
 from me5lib.io import Me5Error, give_back
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
 TRAINED = {"stage 1 only": "stage1", "stage 2 only": "stage2-only", "stage 1 + stage 2": "stage2"}  # row → folder
 COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", "accuracy")
-_ENCODE = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
 
 
 class Margin(NamedTuple):
@@ -70,15 +69,70 @@ def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, 
     """
     from tqdm.auto import tqdm
 
-    tasks = list(tasks)
+    tasks, rows = list(tasks), []
     jobs = [(name, model, task) for name, model in models.items() for task in tasks if _takes(model, task)]
-    rows: list[dict] = []
     with tqdm(jobs, disable=not progress, desc="evaluate", unit=" results") as bar:
         for name, model, task in bar:
             bar.set_postfix_str(f"{name}, {task.metadata.name}")
-            rows += _rows(name, task, _scores(model, task, Path(folder)))
+            kind, by_subset = task.metadata.type, {row["hf_subset"]: row for row in _scores(model, task, Path(folder))}
+            for subset, about in task.subsets.items():
+                if subset in by_subset:  # rounded as mteb rounds what it writes, so that a resumed run gives the same
+                    score = by_subset[subset]
+                    accuracy = round(score["accuracy"], 6) if kind != "Retrieval" else float("nan")
+                    rows.append((name, task.metadata.name, kind, about.language, about.direction, subset,
+                                 round(score["main_score"], 6), accuracy))
             give_back()
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _takes(model: Any, task: AbsTask) -> bool:
+    languages = getattr(model, "languages", None)
+    return (task.metadata.type in getattr(model, "kinds", {task.metadata.type})
+            and (languages is None or any(about.language in languages for about in task.subsets.values())))
+
+
+def _place(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
+    """mteb's cache of results, and where in it this result lies: in `folder`, or in what all runs of a user share."""
+    import mteb
+
+    shared = io.cache() / "evaluation" / task.metadata.revision
+    cache = mteb.ResultCache(shared if getattr(model, "shared", False) else folder)
+    return cache, cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
+
+
+def _current(path: Path, task: AbsTask) -> bool:
+    """Whether a result was made of these texts by this mteb; one cut short by a kill was not."""
+    import mteb
+
+    try:
+        result = read(path)
+    except ValueError:
+        return False
+    return (result.dataset_revision, result.mteb_version) == (task.metadata.revision, mteb.__version__)
+
+
+def _scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
+    """mteb's scores of the test split, a dictionary per subset, from the folder or by evaluating.
+
+    Classifiers get one thread: they are too small to share, and on a busy machine sharing costs tenfold.
+    """
+    import mteb
+    from threadpoolctl import threadpool_limits
+
+    cache, path = _place(model, task, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    every, languages = task.hf_subsets, getattr(model, "languages", None)
+    threads = 1 if task.metadata.type == "Classification" else None
+    with FileLock(path.with_suffix(".lock")), quiet(), threadpool_limits(threads):
+        if not _current(path, task):
+            path.unlink(missing_ok=True)
+        try:
+            if languages is not None:
+                task.hf_subsets = [name for name in every if task.subsets[name].language in languages]
+            result = mteb.evaluate(model, task, cache=cache, co2_tracker=False, encode_kwargs=LOADING.copy())
+        finally:
+            task.hf_subsets = every
+    return result.task_results[0].scores["test"]
 
 
 def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, Any]:
@@ -100,9 +154,12 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
         command = f"me5 pretrain --scale {scale.name} --seed {seed} --out {out}"
         raise Me5Error(f"no checkpoint in {out}: run `{command}` first")
     first = next(iter(encoders.values()))
-    options = {"precision": precision(first.device).name, "max_tokens": _trained_tokens(scale)}
+    longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in (scale.train, scale.finetune))
+    options = {"precision": precision(first.device).name,
+               "max_tokens": longest if scale.model.backbone == "random" else None}
     rows: dict[str, Any] = {
-        "random weights": baselines.random_weights(scale.model, first, seed, **options),
+        "random weights": Protocol(Encoder.new(scale.model, first.tokenizer, seed).to(first.device), "random weights",
+                                   **options),
         **untrained_rows(corpus),
         **released_row(scale),
         **{name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED},
@@ -146,19 +203,58 @@ def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
 
     Where there is more than one core, a second process evaluates the same from the other end, until they meet.
     """
-    from me5lib.evaluate.tasks import build
-
     folder, rows, tasks = Path(out) / "evaluation", standard_rows(scale, seed, out, corpus), build(corpus.tasks())
-    with _from_the_end(scale, seed, out, wanted=not _complete(rows, tasks, folder)):
+    complete = all(_current(_place(model, task, folder)[1], task)
+                   for model in rows.values() for task in tasks if _takes(model, task))
+    with contextlib.nullcontext() if complete else helped(scale, seed, out):
         return rows, evaluate(rows, tasks, folder, progress)
+
+
+@contextlib.contextmanager
+def helped(scale: Scale, seed: int, out: Path) -> Iterator[None]:
+    """Meanwhile a second process evaluates the same rows in reverse order, on one core.
+
+    What it leaves undone, should it fail, is simply not there.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if (os.cpu_count() or 1) < 2:
+        yield
+        return
+    process = get_context("spawn").Process(target=_evaluate_reversed, args=(scale, seed, out), daemon=True)
+    process.start()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        process.terminate()
+        torch.set_num_threads(threads)
+
+
+def _evaluate_reversed(scale: Scale, seed: int, out: Path) -> None:
+    """What the second process does: on one core, without a word, and no result longer than the first one lives."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from me5lib.data.corpus import open_corpus
+
+    torch.set_num_threads(1)
+    with threadpool_limits(1), contextlib.redirect_stdout(StringIO()):
+        corpus = open_corpus(scale, progress=False)
+        rows, tasks = standard_rows(scale, seed, out, corpus), build(corpus.tasks())
+        for name, model in reversed(rows.items()):
+            for task in reversed(tasks):
+                if parent_process().is_alive():
+                    evaluate({name: model}, [task], Path(out) / "evaluation", progress=False)
 
 
 def by_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:
     """[languages, models] of one task, the directions of a bitext averaged; both in the order of `scores`."""
-    found = scores[scores["task"] == task]
-    if found.empty:
+    of_task = scores[scores["task"] == task]
+    if of_task.empty:
         raise Me5Error(f"no scores for task {task!r}: there are {', '.join(scores['task'].unique())}")
-    table = found.pivot_table(index="language", columns="model", values=metric, aggfunc="mean", sort=False)
+    table = of_task.pivot_table(index="language", columns="model", values=metric, aggfunc="mean", sort=False)
     return table[[name for name in scores["model"].unique() if name in table]]
 
 
@@ -185,148 +281,3 @@ def margin(scores: pd.DataFrame, task: str, model: str, metric: str = "score", s
     table = by_language(scores, task, metric)[[model, baseline]].dropna()
     difference = (table[model] - table[baseline]).to_numpy()
     return Margin(model, baseline, bootstrap(difference, seed), len(difference), int((difference > 0).sum()))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no convergence warnings from inside mteb: two bars per subset would bury a notebook."""
-    from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
-    from tqdm.std import tqdm
-
-    begin = tqdm.__init__
-
-    def silent(self: tqdm, *args: Any, **options: Any) -> None:
-        begin(self, *args, **{**options, "disable": True})
-
-    tqdm.__init__ = silent
-    try:
-        with warnings.catch_warnings():
-            for category in (ConvergenceWarning, UndefinedMetricWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        tqdm.__init__ = begin
-
-
-def _trained_tokens(scale: Scale) -> int | None:
-    """The longest text that a model from random weights was trained on; None: the backbone's own limit."""
-    stages = (scale.train, scale.finetune)
-    longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in stages)
-    return longest if scale.model.backbone == "random" else None
-
-
-@contextlib.contextmanager
-def _from_the_end(scale: Scale, seed: int, out: Path, wanted: bool) -> Iterator[None]:
-    """Meanwhile a second process evaluates the same rows in reverse order, on one core.
-
-    What it leaves undone, should it fail, is simply not there.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    if not wanted or (os.cpu_count() or 1) < 2:
-        yield
-        return
-    process = get_context("spawn").Process(target=_evaluate_reversed, args=(scale, seed, out), daemon=True)
-    process.start()
-    torch.set_num_threads(max(1, threads - 1))
-    try:
-        yield
-    finally:
-        process.terminate()
-        torch.set_num_threads(threads)
-
-
-def _evaluate_reversed(scale: Scale, seed: int, out: Path) -> None:
-    """What the second process does: on one core, without a word, and no result longer than the first one lives."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    from me5lib.data.corpus import open_corpus
-    from me5lib.evaluate.tasks import build
-
-    torch.set_num_threads(1)
-    with threadpool_limits(1), contextlib.redirect_stdout(StringIO()):
-        corpus = open_corpus(scale, progress=False)
-        rows, tasks = standard_rows(scale, seed, out, corpus), build(corpus.tasks())
-        for name, model in reversed(rows.items()):
-            for task in reversed(tasks):
-                if parent_process().is_alive():
-                    evaluate({name: model}, [task], Path(out) / "evaluation", progress=False)
-
-
-def _complete(rows: Mapping[str, Any], tasks: Sequence[AbsTask], folder: Path) -> bool:
-    """Whether `folder` holds every result already."""
-    return all(_current(_place(model, task, folder)[1], task)
-               for model in rows.values() for task in tasks if _takes(model, task))
-
-
-def _place(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
-    """mteb's cache of results, and where in it this result lies: in `folder`, or in what all runs of a user share."""
-    import mteb
-
-    shared = io.cache() / "evaluation" / task.metadata.revision
-    cache = mteb.ResultCache(shared if getattr(model, "shared", False) else folder)
-    return cache, cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
-
-
-def _takes(model: Any, task: AbsTask) -> bool:
-    known = getattr(model, "languages", None)
-    return (task.metadata.type in getattr(model, "kinds", {task.metadata.type})
-            and (known is None or any(about.language in known for about in task.subsets.values())))
-
-
-def _scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
-    """mteb's scores of the test split, a dictionary per subset, from the folder or by evaluating."""
-    import mteb
-
-    cache, path = _place(model, task, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")), quiet(), _threads(task), _only(task, getattr(model, "languages", None)):
-        if not _current(path, task):
-            path.unlink(missing_ok=True)
-        found = mteb.evaluate(model, task, cache=cache, co2_tracker=False, encode_kwargs=_ENCODE.copy())
-    return found.task_results[0].scores["test"]
-
-
-@contextlib.contextmanager
-def _only(task: AbsTask, languages: Iterable[str] | None) -> Iterator[None]:
-    """The task without the subsets in other languages."""
-    every = task.hf_subsets
-    if languages is not None:
-        task.hf_subsets = [name for name in every if task.subsets[name].language in languages]
-    try:
-        yield
-    finally:
-        task.hf_subsets = every
-
-
-def _threads(task: AbsTask) -> contextlib.AbstractContextManager:
-    """One thread for classifiers: they are too small to share, and on a busy machine sharing costs tenfold."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1) if task.metadata.type == "Classification" else contextlib.nullcontext()
-
-
-def _current(path: Path, task: AbsTask) -> bool:
-    """Whether a result was made of these texts by this mteb; one cut short by a kill was not."""
-    import mteb
-
-    try:
-        found = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError):
-        return False
-    return found["dataset_revision"] == task.metadata.revision and found["mteb_version"] == mteb.__version__
-
-
-def _rows(name: str, task: AbsTask, scores: Iterable[Mapping[str, Any]]) -> list[dict]:
-    """Rows of `COLUMNS`; rounded as mteb rounds what it writes, so that a resumed run gives the same numbers."""
-    kind, found = task.metadata.type, {score["hf_subset"]: score for score in scores}
-    return [
-        dict(zip(COLUMNS, (
-            name, task.metadata.name, kind, about.language, about.direction, subset,
-            round(found[subset]["main_score"], 6),
-            round(found[subset]["accuracy"], 6) if kind != "Retrieval" else float("nan"),
-        ), strict=True))
-        for subset, about in task.subsets.items() if subset in found
-    ]

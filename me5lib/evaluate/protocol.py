@@ -4,36 +4,135 @@
     model = Protocol(opened.encoder, opened.name, revision=opened.revision, instruct=opened.instruct)
     mteb.evaluate(model, tasks)                                                # as the authors' scripts evaluate
     mteb.evaluate(Protocol(encoder, "stage2", protocol="mteb"), tasks)         # as mteb 2 evaluates an E5 today
+    paper_rule("Reranking", "SciDocsRR")        # Rule("query: ", "query: ", title=True, normalise=True)
 
-What is put before a text, whether titles count, and whether vectors get unit length is a `Rule` of `evaluate.prompts`.
-
-Cost: a text is encoded once per task, prefix and norm, and kept (at most `keep` bytes), so that the English side of a
-hundred language pairs, and the second direction of each, are free. Documents, and lists of more than `MANY` texts, go
-straight through: an encoder that keeps vectors on disk is handed the very same lists in every run.
+A `Rule` says what is put before a text, whether titles count, and whether vectors get unit length. `paper` is what the
+authors' scripts do (microsoft/unilm, folder `e5`: `mteb_beir_eval.py`, `mteb_except_retrieval_eval.py`), `mteb` what
+mteb 2.26 does with the same models. The rules depend on the type *and the name* of a task: mteb 2 hands rerankings over
+as retrieval, with queries and documents, where the authors' script puts the same string on both.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from fnmatch import fnmatchcase
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 from typing import Protocol as Interface
 
 import numpy as np
 
-from me5lib.evaluate import prompts
-from me5lib.evaluate.prompts import RULES, Rule, mteb_rule, paper_rule
+from me5lib.evaluate.paper import instruct_prompts
 from me5lib.io import Me5Error
+from me5lib.model import text
+from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import ModelMeta
     from mteb.types import PromptType
 
-__all__ = ["RULES", "Protocol", "Rule", "TextEncoder", "describe", "fingerprint", "mteb_rule", "paper_rule", "texts_of"]
-VERSION = 1  # of the results; raise it with any change of rules, here or in `prompts`, that gives other ones
+VERSION = 1  # of the results; raise it with any change of rules that gives other ones
 MANY = 2**15  # texts of one list: more of them are seldom seen twice, and would fill what is kept (ours)
+LINEAR = ("Classification", "MultilabelClassification", "Regression")  # a linear model is fitted to the vectors
+SIDED = ("Retrieval", "InstructionRetrieval", "Reranking", "InstructionReranking")  # queries and documents to mteb 2
+FORUMS = ("Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
+          "Webmasters", "Wordpress")  # CQADupstackRetrieval is the mean of the twelve
+_LIKE = {"InstructionRetrieval": "Retrieval", "InstructionReranking": "Reranking",
+         "MultilabelClassification": "Classification", "Regression": "Classification"}  # unknown to the scripts: ours
+
+
+class Rule(NamedTuple):
+    """How the texts of one task are encoded."""
+
+    query: str  # before queries, and before every text of a task that has no documents
+    document: str  # before documents
+    title: bool  # a document is its title and its text, joined by a space; else its text alone
+    normalise: bool  # unit length (L2)
+
+
+def paper_rule(task_type: str, name: str) -> Rule:
+    """The rule of the authors' scripts (microsoft/unilm `e5`, mteb 1.0.2) for the models with prefixes.
+
+    Retrieval: `query: ` and, on title and text, `passage: `; QuoraRetrieval's documents are questions, so they are
+    queries, without titles. Everything else, rerankings and bitext included: `query: ` on both sides. Classification
+    alone goes without the L2 norm (and, ours, what also fits a linear model and is unknown to the scripts).
+    """
+    if task_type in ("Retrieval", "InstructionRetrieval"):
+        quora = name.startswith("QuoraRetrieval")
+        return Rule(QUERY, QUERY if quora else PASSAGE, title=not quora, normalise=True)
+    return Rule(QUERY, QUERY, title=True, normalise=task_type not in LINEAR)
+
+
+def paper_instruct_rule(task_type: str, name: str) -> Rule:
+    """The same scripts' rule for the instruct model: `Instruct: …`, a line break, `Query: `.
+
+    On every text of every type but retrieval, whose documents are bare: title and text without anything, Quora's too.
+    Raises `Me5Error` for a task that the scripts have no instruction for.
+    """
+    before = text.instruct(instruction(task_type, name), "")
+    retrieval = task_type in ("Retrieval", "InstructionRetrieval")
+    return Rule(before, "" if retrieval else before, title=True, normalise=task_type not in LINEAR)
+
+
+def mteb_rule(task_type: str, name: str) -> Rule:
+    """The rule of mteb 2's own wrapper for the mE5 models: prompts by side only, and always unit length.
+
+    A text has a side in retrieval and reranking only; all other tasks get no prefix at all (since mteb 1.16).
+    """
+    sided = task_type in SIDED
+    return Rule(QUERY if sided else "", PASSAGE if sided else "", title=True, normalise=True)
+
+
+def mteb_instruct_rule(metadata: TaskMetadata) -> Rule:
+    """The rule of mteb 2.26's `InstructSentenceTransformerModel` for the instruct model, documents without instruction.
+
+    The instruction is the task's own in mteb (`metadata.prompt`), else its type's; every vector gets unit length.
+    Rerankings have documents to mteb, so theirs are bare (PAPER.md §5.3).
+    """
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.types import PromptType
+
+    sided = metadata.type in SIDED
+    asks = SimpleNamespace(prompt_priority=AbsEncoder.prompt_priority, prompts_dict=None)  # the look-up needs no model
+    before = text.instruct(AbsEncoder.get_instruction(asks, metadata, PromptType.query if sided else None), "")
+    return Rule(before, "" if sided else before, title=True, normalise=True)
+
+
+def own_rule(prompts: Mapping[str, str], metadata: TaskMetadata) -> Rule:
+    """The rule of another sentence-transformers model: its own prompts, picked as mteb picks them; none for LaBSE."""
+    from mteb.models.abs_encoder import get_prompt
+    from mteb.types import PromptType
+
+    sides = (PromptType.query, PromptType.document) if metadata.type in SIDED else (None, None)
+    return Rule(*(get_prompt(dict(prompts), metadata, side) or "" for side in sides), title=True, normalise=True)
+
+
+RULES = {"paper": paper_rule, "mteb": mteb_rule}
+
+
+def rule(protocol: str, metadata: TaskMetadata, instruct: bool = False) -> Rule:
+    """The rule of a task of mteb under `paper` or `mteb`. Raises `Me5Error` as `paper_instruct_rule` does."""
+    if not instruct:
+        return RULES[protocol](metadata.type, metadata.name)
+    return mteb_instruct_rule(metadata) if protocol == "mteb" else paper_instruct_rule(metadata.type, metadata.name)
+
+
+def instruction(task_type: str, name: str) -> str:
+    """The authors' instruction for a task (`tables/instruct_prompts.csv`, from unilm `e5/utils.py`).
+
+    A later version of a task (`….v2`, `…HardNegatives`) has its first version's (ours: the scripts know neither).
+    Raises `Me5Error` for a task without one.
+    """
+    first = re.sub(r"(HardNegatives)?(\.v\d+)?$", "", name)
+    for row in instruct_prompts().itertuples(index=False):
+        if _LIKE.get(task_type, task_type) in row.task_type.split(",") and fnmatchcase(first, row.task):
+            return row.instruction
+    raise Me5Error(f"the authors' scripts have no instruction for {name} ({task_type}): leave it out, add it to "
+                   "me5lib/evaluate/tables/instruct_prompts.csv, or choose the protocol mteb")
 
 
 class TextEncoder(Interface):
@@ -75,15 +174,15 @@ def describe(name: str, revision: str) -> ModelMeta:
 
 
 def texts_of(inputs: Iterable[dict], column: str = "text") -> list[str]:
-    """The texts of an mteb data loader, in order; `text` stands in where a batch lacks `column`."""
+    """The texts of an mteb data loader, in order; `text` stands in where it lacks `column`.
+
+    Read as a column where there is a table behind: row by row mteb's loaders take 0.1 ms a text.
+    """
+    rows = getattr(inputs, "dataset", None)
+    names = getattr(rows, "column_names", ())
+    if "text" in names:
+        return list(rows[column if column in names else "text"][:])
     return [text for batch in inputs for text in batch.get(column, batch["text"])]
-
-
-def _own_prompts(encoder: Any) -> Mapping[str, str] | None:
-    """`own_prompts` of the encoder, or of one that it wraps as `encoder`; None for an E5."""
-    while encoder is not None and not hasattr(encoder, "own_prompts"):
-        encoder = getattr(encoder, "encoder", None)
-    return getattr(encoder, "own_prompts", None)
 
 
 class Protocol:
@@ -93,6 +192,10 @@ class Protocol:
     `revision`, if given, is the model's own and is taken as it stands: then results of two protocols, or of two
     precisions, need two folders. Without one it is the weights' fingerprint, with protocol and options added, so that
     results of two ways to evaluate never meet. Raises `Me5Error` for an unknown protocol.
+
+    A text is encoded once per task, prefix and norm, and kept (`keep` bytes at most), so that the English side of a
+    hundred language pairs is free. Documents, and lists of more than `MANY` texts, go straight through: an encoder that
+    keeps vectors on disk is handed the very same lists in every run.
     """
 
     languages: frozenset[str] | None = None  # those the model is evaluated in; None: all
@@ -110,11 +213,13 @@ class Protocol:
         self._bytes = 0
 
     def rule(self, metadata: TaskMetadata) -> Rule:
-        """How the texts of this task are encoded."""
-        own = _own_prompts(self.encoder)
-        if own is not None:
-            return prompts.own_rule(own, metadata)
-        return prompts.rule(self.protocol, metadata, self.instruct)
+        """How the texts of this task are encoded; a model that is no E5 keeps its own prompts."""
+        encoder = self.encoder
+        while encoder is not None and not hasattr(encoder, "own_prompts"):
+            encoder = getattr(encoder, "encoder", None)  # what keeps vectors wraps the model
+        if encoder is not None:
+            return own_rule(encoder.own_prompts, metadata)
+        return rule(self.protocol, metadata, self.instruct)
 
     def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str,
                prompt_type: PromptType | None = None, **kwargs: Any) -> np.ndarray:
@@ -125,32 +230,29 @@ class Protocol:
         texts = texts_of(inputs, "body" if document and not rule.title else "text")
         prefix = rule.document if document else rule.query
         if document or len(texts) > MANY:
-            return self._encoded(texts, prefix, rule.normalise)
-        return self._vectors(task_metadata.name, texts, prefix, rule.normalise)
+            return self._encode(texts, prefix, rule.normalise)
+        if self._bytes > self.keep or task_metadata.name != self._task:
+            self._known.clear()
+            self._bytes, self._task = 0, task_metadata.name
+        fresh = [t for t in dict.fromkeys(texts) if (prefix, rule.normalise, t) not in self._known]
+        if fresh:
+            vectors = self._encode(fresh, prefix, rule.normalise)
+            self._known.update(((prefix, rule.normalise, t), v) for t, v in zip(fresh, vectors, strict=True))
+            self._bytes += vectors.nbytes
+        return np.stack([self._known[prefix, rule.normalise, t] for t in texts])
+
+    def _encode(self, texts: list[str], prefix: str, normalise: bool) -> np.ndarray:
+        return np.asarray(self.encoder.encode(texts, prefix, normalise=normalise, **self.options), np.float32)
 
     def similarity(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:
         """Cosines [n, m] of two blocks of vectors; of two single vectors a number [], as SummEval's evaluator needs."""
         from mteb.similarity_functions import cos_sim
 
-        found = np.asarray(cos_sim(embeddings1, embeddings2))
-        return found.reshape(()) if embeddings1.ndim == embeddings2.ndim == 1 else found
+        cosines = np.asarray(cos_sim(embeddings1, embeddings2))
+        return cosines.reshape(()) if embeddings1.ndim == embeddings2.ndim == 1 else cosines
 
     def similarity_pairwise(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:
         """Cosines [n] of two blocks of vectors, row by row."""
         from mteb.similarity_functions import pairwise_cos_sim
 
         return np.asarray(pairwise_cos_sim(embeddings1, embeddings2))
-
-    def _encoded(self, texts: list[str], prefix: str, normalise: bool) -> np.ndarray:
-        return np.asarray(self.encoder.encode(texts, prefix, normalise=normalise, **self.options), np.float32)
-
-    def _vectors(self, task: str, texts: list[str], prefix: str, normalise: bool) -> np.ndarray:
-        if self._bytes > self.keep or task != self._task:
-            self._known.clear()
-            self._bytes, self._task = 0, task
-        fresh = [t for t in dict.fromkeys(texts) if (prefix, normalise, t) not in self._known]
-        if fresh:
-            vectors = self._encoded(fresh, prefix, normalise)
-            self._known.update(((prefix, normalise, t), v) for t, v in zip(fresh, vectors, strict=True))
-            self._bytes += vectors.nbytes
-        return np.stack([self._known[prefix, normalise, t] for t in texts])

@@ -85,7 +85,7 @@ def evaluate(place: str, out: Path, dtypes: Sequence[str], tasks: Mapping[str, S
         opened = open_model(place, dtype=dtype, device="cpu")
         for protocol, names in tasks.items():
             for task in benchmarks.named_tasks(names):
-                runs.evaluate(opened, [task], out, protocol=protocol, dtype=dtype, command=" ".join(sys.argv))
+                runs.evaluate(opened, [task], out, protocol=protocol, command=" ".join(sys.argv))
                 predictions(opened, task, out, protocol, dtype)
                 print(f"{opened.name} {dtype} {protocol} {task.metadata.name}: done", flush=True)
     return opened
@@ -105,8 +105,8 @@ def predictions(opened: Any, task: Any, out: Path, protocol: str, dtype: str) ->
         shutil.rmtree(place / "part", ignore_errors=True)
         runs.load(task)
         with quiet():
-            mteb.evaluate(runs.encoder_of(opened, folder, protocol, dtype), task, cache=None, co2_tracker=False,
-                          prediction_folder=place / "part", show_progress_bar=False)
+            mteb.evaluate(runs.encoder_of(opened._replace(dtype=dtype), folder, protocol), task, cache=None,
+                          co2_tracker=False, prediction_folder=place / "part", show_progress_bar=False)
         (place / "part" / file.name).replace(file)
     found = json.loads(file.read_text(encoding="utf8"))
     return {subset: splits["test"] for subset, splits in found.items() if "test" in splits}

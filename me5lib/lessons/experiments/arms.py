@@ -1,6 +1,6 @@
 """The arms of an experiment: each is made, measured on every query and forgotten, but for the stage 1 that all share.
 
-Offline scales are measured on held-out searches (`evaluate.searches`); scales of the hub by their main scores on a
+Offline scales are measured on held-out searches (`evaluate.heldout`); scales of the hub by their main scores on a
 subset of English MTEB, as a table of the paper would be. All of it runs in one process.
 """
 
@@ -81,15 +81,15 @@ class Lab:
 
     def scores(self, arm: Arm, seed: int, folder: Path | None) -> Scores:
         """Metric → score of every query (offline), or of every task (MTEB)."""
-        from me5lib.evaluate import searches
+        from me5lib.evaluate import heldout
 
         dial = self.plan.scale
         if dial.offline:
-            self._tests = self._tests or searches.searches(self.corpus)
+            self._tests = self._tests or heldout.searches(self.corpus)
             longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in (dial.train, dial.finetune))
-            rules = {"trigrams": lambda: searches.trigrams, "chance": lambda: searches.chance(seed),
-                     "": lambda: searches.cosines(self._encoder(seed, folder), self._tests, longest)}
-            return searches.measure(self._tests, rules[arm.rule]())
+            rules = {"trigrams": lambda: heldout.trigrams, "chance": lambda: heldout.chance(seed),
+                     "": lambda: heldout.cosines(self._encoder(seed, folder), self._tests, longest)}
+            return heldout.measure(self._tests, rules[arm.rule]())
         import mteb
 
         self._tests = self._tests or mteb.get_tasks(tasks=list(ENGLISH), languages=["eng"])

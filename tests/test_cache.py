@@ -72,13 +72,13 @@ def test_vectors_are_the_encoders_in_order_each_text_encoded_once_and_read_by_th
     assert cached.encode([]).shape == (0, 5) and len(chunks(tmp_path)) == 6
 
 
-def test_prefix_norm_options_model_dtype_version_and_order_of_the_texts_are_in_the_name(tmp_path, texts, monkeypatch):
+def test_all_that_decides_vectors_is_in_the_name(tmp_path, texts, monkeypatch):
     ways = [({}, "p: ", {}), ({}, "q: ", {}), ({}, "p: ", {"normalise": False}), ({}, "p: ", {"max_tokens": 8}),
             ({"revision": "b2"}, "p: ", {}), ({"dtype": "fp16"}, "p: ", {}), ({"dtype": "bf16"}, "p: ", {})]
     for i, (change, prefix, options) in enumerate(ways, start=1):
-        dtype = change.get("dtype", "fp32")
         encoder = Counting()
-        cached = CachedEncoder(encoder, tmp_path, MODEL | {"revision": change.get("revision", "a1")}, dtype)
+        cached = CachedEncoder(encoder, tmp_path, MODEL | {"revision": change.get("revision", "a1")},
+                               change.get("dtype", "fp32"))
         expected = Counting().encode(texts, prefix, **options)
         np.testing.assert_allclose(cached.encode(texts, prefix, **options), expected, rtol=2**-11)
         assert len(encoder.texts) == 300 and len(chunks(tmp_path)) == 6 * i, (change, prefix, options)
@@ -86,8 +86,8 @@ def test_prefix_norm_options_model_dtype_version_and_order_of_the_texts_are_in_t
         CachedEncoder(Counting(), tmp_path / "texts", MODEL).encode(other)
     assert len(chunks(tmp_path / "texts")) == 4
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
-    CachedEncoder(Counting(), tmp_path, MODEL).encode(texts, "p: ")
-    assert len(chunks(tmp_path)) == 6 * len(ways) + 6 + 4
+    CachedEncoder(Counting(), tmp_path / "texts", MODEL).encode(["ab", "cd"])
+    assert len(chunks(tmp_path / "texts")) == 5
 
 
 def kill() -> None:
@@ -109,7 +109,7 @@ def kill_at_rename(count: int) -> None:
 def evaluate(out: Path, encoder) -> str:
     """mteb's retrieval among 300 documents, in chunks of 50: seven calls of the encoder. The result file's scores."""
     from me5lib.data.corpus import Retrieval, RetrievalSet  # here, since `Workers` import this module: mteb takes long
-    from me5lib.evaluate import runs, tasks
+    from me5lib.evaluate import heldout, runs
     from me5lib.evaluate.models import Opened
 
     documents = {f"d{i}": ("", f"text {i} " + "x" * (i % 80)) for i in range(300)}
@@ -117,14 +117,14 @@ def evaluate(out: Path, encoder) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "TEXTS", 50)
         (path,) = runs.evaluate(Opened("a/model", "aa11", encoder, False),
-                                tasks.build([Retrieval("MIRACL", {"sw": material})]), out)
+                                heldout.build([Retrieval("MIRACL", {"sw": material})]), out)
     return str(runs.read(path).scores)
 
 
 CHILD = """
 import sys
 sys.path.insert(0, sys.argv[3])
-import test_vectors as the
+import test_cache as the
 if sys.argv[2] == "encode":
     encoder = the.Counting(5, the.kill)
 else:
@@ -167,10 +167,9 @@ def test_a_real_encoders_vectors_are_bit_equal_whether_encoded_read_or_encoded_i
 
 
 @pytest.mark.parametrize("damage", [
-    *(lambda path, size=size: path.write_bytes(path.read_bytes()[:size]) for size in (0, 5, 100, -1)),
+    *(lambda path, size=size: path.write_bytes(path.read_bytes()[:size]) for size in (0, 100, -1)),
     *(lambda path, change=change: np.save(path, change(np.load(path))) for change in (
-        lambda array: array[1:], lambda array: array[:, 0], np.float64, np.float16, lambda array: array * np.nan,
-        lambda array: np.array([{}] * len(array)))),
+        lambda array: array[1:], lambda array: array[:, 0], np.float16, lambda array: array * np.nan)),
 ])  # fmt: skip
 def test_a_damaged_chunk_is_said_in_one_line_and_encoded_again(tmp_path, texts, capsys, damage):
     CachedEncoder(Counting(), tmp_path, MODEL).encode(texts, "p: ")
@@ -204,26 +203,18 @@ def test_vectors_that_are_not_finite_are_refused_and_the_chunks_before_them_stay
     assert len(chunks(tmp_path)) == 2
 
 
-def test_delete_leaves_other_models_and_other_calls_alone(tmp_path, texts):
+def test_delete_leaves_other_models_and_other_calls_alone_and_a_bar_gets_every_character_once(tmp_path, texts):
     CachedEncoder(Counting(), tmp_path, {"model": "other"}).encode(texts)
-    CachedEncoder(Counting(), tmp_path, MODEL).encode(texts[:100])
     CachedEncoder(Counting(), tmp_path, MODEL).encode(texts[:250])
-    before = chunks(tmp_path)
-    cached = CachedEncoder(Counting(), tmp_path, MODEL)
-    cached.encode(texts[:250])
+    before, counts = chunks(tmp_path), []
+    cached = CachedEncoder(Counting(), tmp_path, MODEL, seen=counts.append)
+    cached.encode([*texts[:200], *texts[:200]])
+    new = set(chunks(tmp_path)) - set(before)
+    next(iter(new)).unlink()
     cached.encode(texts[:200])
-    assert len(before) == 13 and len(chunks(tmp_path)) == 17
+    assert sum(counts) == 2 * sum(map(len, texts[:200])) and len(counts) == 8 and len(new) == 4
     cached.delete()
-    assert len(chunks(tmp_path)) == 8 and set(chunks(tmp_path)) < set(before)
-
-
-def test_a_bar_gets_every_character_once(tmp_path, texts):
-    for missing in (6, 0, 2):
-        for path in chunks(tmp_path)[:missing]:
-            path.unlink()
-        counts = []
-        CachedEncoder(Counting(), tmp_path, MODEL, seen=counts.append).encode([*texts, *texts])
-        assert sum(counts) == sum(map(len, texts)) and len(counts) == 6
+    assert chunks(tmp_path) == before
 
 
 def test_a_disk_that_refuses_is_one_line(tmp_path, texts, monkeypatch):

@@ -15,7 +15,8 @@ from fixtures_tables import Counting
 
 from me5lib import config
 from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
-from me5lib.evaluate import baselines, offline, tasks
+from me5lib.evaluate import baselines, offline
+from me5lib.evaluate.heldout import build
 from me5lib.evaluate.protocol import Protocol
 from me5lib.evaluate.stats import bootstrap
 from me5lib.io import Me5Error
@@ -33,14 +34,28 @@ def material(last: str = "DREI") -> list:
     ]
 
 
-def models() -> dict:
-    """A dense row and two lexical ones."""
-    return {"dense": Protocol(Counting(), "dense", revision="0"), "BM25": baselines.BM25(),
-            "translation memory": baselines.TranslationMemory(lambda language: ([], []))}
+def dense(shared: bool = False) -> Protocol:
+    """A row that counts its texts; `shared` where no training changes it."""
+    row = Protocol(Counting(), "dense", revision="0")
+    row.shared = shared
+    return row
+
+
+def evaluated(folder, *, last: str = "DREI", tasks: slice = slice(None), **rows) -> pd.DataFrame:
+    return offline.evaluate(rows, build(material(last)[tasks]), folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a dense row's results, and its frame."""
+    folder = tmp_path_factory.mktemp("done")
+    return folder, evaluated(folder, dense=dense())
 
 
 def test_long_frame_and_which_row_takes_part_where(tmp_path, capfd):
-    found = offline.evaluate(models(), tasks.build(material()), tmp_path)
+    rows = {"dense": dense(), "BM25": baselines.BM25(),
+            "translation memory": baselines.TranslationMemory(lambda language: ([], []))}
+    found = offline.evaluate(rows, build(material()), tmp_path)
     assert tuple(found.columns) == offline.COLUMNS
     assert found.groupby("model", sort=False)["task"].unique().map(list).to_dict() == {
         "dense": ["heldout", "xquad", "intents"], "BM25": ["xquad"], "translation memory": ["heldout"]}
@@ -51,81 +66,55 @@ def test_long_frame_and_which_row_takes_part_where(tmp_path, capfd):
     assert "evaluate" in shown and "Matching" not in shown and "Standardizing" not in shown
 
 
-def test_results_are_kept_in_mtebs_own_form_and_taken_up_again(tmp_path):
-    first = offline.evaluate(models(), tasks.build(material()), tmp_path, progress=False)
-    again = models()
-    second = offline.evaluate(again, tasks.build(material()), tmp_path, progress=False)
-    pd.testing.assert_frame_equal(first, second)
-    assert again["dense"].encoder.texts == 0
-    (path,) = tmp_path.glob("results/me5__dense/*/heldout.json")
-    kept = mteb.results.TaskResult.from_disk(path)
-    assert {s["hf_subset"] for s in kept.scores["test"]} == {"de-en", "en-de", "fr-en", "en-fr"}
-
-
-@pytest.mark.parametrize("harm", ["gone", "cut short", "other mteb"])
-def test_a_lost_or_torn_result_is_made_again(tmp_path, harm):
-    first = offline.evaluate(models(), tasks.build(material()), tmp_path, progress=False)
-    (path,) = tmp_path.glob("results/me5__dense/*/heldout.json")
+@pytest.mark.parametrize("harm", ["", "gone", "cut short", "other mteb"])
+def test_results_are_kept_in_mtebs_own_form_taken_up_again_and_made_again_where_lost_or_torn(done, tmp_path, harm):
+    folder = shutil.copytree(done[0], tmp_path / "copy")
+    (path,) = folder.glob("results/me5__dense/*/heldout.json")
     content = path.read_text(encoding="utf8")
+    kept = mteb.results.TaskResult.from_disk(path)
+    assert {row["hf_subset"] for row in kept.scores["test"]} == {"de-en", "en-de", "fr-en", "en-fr"}
     if harm == "gone":
         path.unlink()
     elif harm == "cut short":
         path.write_text(content[: len(content) // 2], encoding="utf8")
-    else:
+    elif harm:
         path.write_text(json.dumps(json.loads(content) | {"mteb_version": "2.0.0"}), encoding="utf8")
-    again = models()
-    pd.testing.assert_frame_equal(first, offline.evaluate(again, tasks.build(material()), tmp_path, progress=False))
-    assert again["dense"].encoder.texts == 10  # five English, four capitals and DREI; no other task's texts
-
-
-def test_other_texts_are_evaluated_anew(tmp_path):
-    first = offline.evaluate(models(), tasks.build(material()), tmp_path, progress=False)
-    changed = offline.evaluate(models(), tasks.build(material(last="FIVE")), tmp_path, progress=False)
-    dense = [f[(f["model"] == "dense") & (f["subset"] == "de-en")]["accuracy"].item() for f in (first, changed)]
-    assert dense == [0.8, 1.0]
-
-
-def shared(name: str = "real") -> Protocol:
-    """A row that no training changes."""
-    row = Protocol(Counting(), name, revision="0")
-    row.shared = True
-    return row
+    again = dense()
+    pd.testing.assert_frame_equal(done[1], evaluated(folder, dense=again))
+    assert again.encoder.texts == 10 * bool(harm)  # five English, four capitals and DREI; no other task's texts
 
 
 def test_rows_that_no_training_changes_are_evaluated_once_for_all_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
-    rows = [{"real": shared(), "dense": models()["dense"]} for _ in range(4)]
-    first = offline.evaluate(rows[0], tasks.build(material()), tmp_path / "seed-0", progress=False)
-    again = offline.evaluate(rows[1], tasks.build(material()), tmp_path / "seed-1", progress=False)
-    pd.testing.assert_frame_equal(first, again)
+    rows = [{"real": dense(shared=True), "dense": dense()} for _ in range(4)]
+    first = evaluated(tmp_path / "seed-0", **rows[0])
+    pd.testing.assert_frame_equal(first, evaluated(tmp_path / "seed-1", **rows[1]))
     assert rows[1]["real"].encoder.texts == 0 < rows[1]["dense"].encoder.texts
-    offline.evaluate(rows[2], tasks.build(material("FIVE")), tmp_path / "seed-0", progress=False)
+    changed = evaluated(tmp_path / "seed-0", last="FIVE", **rows[2])
     assert rows[2]["real"].encoder.texts == 10  # other texts of one task are another result …
-    offline.evaluate(rows[3], tasks.build(material()), tmp_path / "seed-2", progress=False)
+    assert [f[f["subset"] == "de-en"]["accuracy"].tolist() for f in (first, changed)] == [[0.8] * 2, [1.0] * 2]
+    evaluated(tmp_path / "seed-2", **rows[3])
     assert rows[3]["real"].encoder.texts == 0  # … beside the first one, not in its place
 
 
-def test_a_result_that_another_process_is_making_is_waited_for(tmp_path):
-    built = tasks.build(material()[:1])
-    first = offline.evaluate({"dense": models()["dense"]}, built, tmp_path / "done", progress=False)
-    (done,) = (tmp_path / "done").glob("results/me5__dense/*/heldout.json")
-    here = tmp_path / "now" / done.relative_to(tmp_path / "done")
+def test_a_result_that_another_process_is_making_is_waited_for(done, tmp_path):
+    (there,) = done[0].glob("results/me5__dense/*/heldout.json")
+    here = tmp_path / there.relative_to(done[0])
     here.parent.mkdir(parents=True)
-    late = models()["dense"]
+    late = dense()
     with ThreadPoolExecutor(1) as pool:
         with FileLock(here.with_suffix(".lock")):
-            waiting = pool.submit(offline.evaluate, {"dense": late}, built, tmp_path / "now", progress=False)
+            waiting = pool.submit(evaluated, tmp_path, tasks=slice(1), dense=late)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.5)
-            shutil.copy(done, here)
-        pd.testing.assert_frame_equal(first, waiting.result(timeout=60))
+            shutil.copy(there, here)
+        pd.testing.assert_frame_equal(done[1][done[1]["task"] == "heldout"], waiting.result(timeout=60))
     assert late.encoder.texts == 0
 
 
 def test_a_row_keeps_to_its_languages(tmp_path):
-    model = Protocol(Counting(), "dense", revision="0")
+    model, built = dense(), build(material())
     model.languages = frozenset({"fr"})
-    built = tasks.build(material())
     found = offline.evaluate({"dense": model}, built, tmp_path, progress=False)
     assert found["subset"].tolist() == ["fr-en", "en-fr", "fr"]
     assert built[0].hf_subsets == ["de-en", "en-de", "fr-en", "en-fr"]
@@ -189,20 +178,20 @@ def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):
     from me5lib.model.encoder import Encoder
     from me5lib.model.text import train_tokenizer
 
-    dial = config.load("smoke")
-    corpus = open_corpus(dial, progress=False)
+    scale = config.load("smoke")
+    corpus = open_corpus(scale, progress=False)
     with pytest.raises(Me5Error, match="run `me5 pretrain --scale smoke --seed 0"):
-        offline.standard_rows(dial, 0, tmp_path, corpus)
-    tokenizer = train_tokenizer(corpus.sample_texts(2000), dial.model.vocabulary, tmp_path / "tokenizer")
-    Encoder.new(dial.model, tokenizer, 0).save(tmp_path / "stage1")
-    rows = offline.standard_rows(dial, 1, tmp_path, corpus)
+        offline.standard_rows(scale, 0, tmp_path, corpus)
+    tokenizer = train_tokenizer(corpus.sample_texts(2000), scale.model.vocabulary, tmp_path / "tokenizer")
+    Encoder.new(scale.model, tokenizer, 0).save(tmp_path / "stage1")
+    rows = offline.standard_rows(scale, 1, tmp_path, corpus)
     assert list(rows)[:5] == ["random weights", "digits", "character trigrams", "translation memory", "BM25"]
     assert list(rows)[-1] == "stage 1 only"
     assert "row left out: stage 2 only" in capsys.readouterr().out
-    found = offline.evaluate(rows, tasks.build(corpus.tasks()[:1]), tmp_path / "evaluation", progress=False)
+    found = offline.evaluate(rows, build(corpus.tasks()[:1]), tmp_path / "evaluation", progress=False)
     means = offline.by_language(found, "heldout", "accuracy").mean()
     assert means["random weights"] > 1 / 20 and found["score"].between(0, 1).all()
-    with offline._from_the_end(dial, 1, tmp_path, wanted=True):  # a second process begins with the last row and task
+    with offline.helped(scale, 1, tmp_path):  # a second process begins with the last row and task
         end = time.monotonic() + 300
         while not list(tmp_path.glob("evaluation/results/me5__stage-1-only/*/intents.json")):
             assert time.monotonic() < end, "the second process made nothing"
