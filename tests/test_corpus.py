@@ -7,7 +7,6 @@ that training sees.
 import difflib
 import errno
 import random
-import time
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -25,53 +24,44 @@ ALPHABETS = {"en": "bcdfghklmnprstvw", "de": "bdfgklmnprstwzäö", "el": "βγδ
              "ja": "あかさたなはまやらわいきしちにひ", "ru": "бвгджзклмнпрстфхц", "th": "กขคงจชดตถนบปมยรส"}
 
 
-def phrase(language: str, rng: random.Random) -> str:
-    return " ".join("".join(rng.choice(ALPHABETS[language]) for _ in range(5)) for _ in range(4))
-
-
-def table(rows: list[dict]) -> pa.Table:
-    return pa.Table.from_pylist(rows)
-
-
 def planted() -> build.Material:
     """Random phrases as interface strings, and copies and near-copies of all of them in every other source."""
     rng = random.Random(0)
-    meanings = [{"en": f"Open the {phrase('en', rng)}", **{code: phrase(code, rng) for code in LANGUAGES}}
-                for _ in range(300)]
+
+    def phrase(language: str) -> str:
+        return " ".join("".join(rng.choice(ALPHABETS[language]) for _ in range(5)) for _ in range(4))
+
+    meanings = [{"en": f"Open the {phrase('en')}", **{code: phrase(code) for code in LANGUAGES}} for _ in range(300)]
     interface = [{"english": m["en"], "text": m[code], "language": code} for m in meanings for code in LANGUAGES]
-    gettext = [{"english": m["en"] + " now", "text": phrase("de", rng), "language": "de"} for m in meanings]
-    gettext += [{"english": phrase("en", rng), "text": m["de"].upper() + ".", "language": "de"} for m in meanings]
-    history = [{"english": phrase("en", rng), "text": phrase("ru", rng), "language": "ru"} for _ in range(200)]
-    history += [{"english": m["en"].replace("Open", "open 17"), "text": phrase("ru", rng), "language": "ru"}
+    gettext = [{"english": m["en"] + " now", "text": phrase("de"), "language": "de"} for m in meanings]
+    gettext += [{"english": phrase("en"), "text": m["de"].upper() + ".", "language": "de"} for m in meanings]
+    history = [{"english": phrase("en"), "text": phrase("ru"), "language": "ru"} for _ in range(200)]
+    history += [{"english": m["en"].replace("Open", "open 17"), "text": phrase("ru"), "language": "ru"}
                 for m in meanings]
-    titles = [{"query": m["en"], "passage": phrase("en", rng), "language": "en"} for m in meanings]
-    titles += [{"query": phrase("hi", rng), "passage": m["hi"], "language": "hi"} for m in meanings]
-    titles += [{"query": phrase("hi", rng), "passage": phrase("hi", rng), "language": "hi"} for _ in range(100)]
-    exams = [{"query": f"{phrase('de', rng)}?", "positives": [phrase("de", rng)], "language": "de",
-              "negatives": [m["de"], phrase("de", rng)]} for m in meanings]
-    exams += [{"query": m["de"], "positives": [phrase("de", rng)], "negatives": [phrase("de", rng)], "language": "de"}
+    titles = [{"query": m["en"], "passage": phrase("en"), "language": "en"} for m in meanings]
+    titles += [{"query": phrase("hi"), "passage": m["hi"], "language": "hi"} for m in meanings]
+    titles += [{"query": phrase("hi"), "passage": phrase("hi"), "language": "hi"} for _ in range(100)]
+    exams = [{"query": f"{phrase('de')}?", "positives": [phrase("de")], "negatives": [m["de"], phrase("de")],
+              "language": "de"} for m in meanings]
+    exams += [{"query": m["de"], "positives": [phrase("de")], "negatives": [phrase("de")], "language": "de"}
               for m in meanings]
-    exams += [{"query": phrase("ru", rng), "positives": [m["ru"]], "negatives": [phrase("ru", rng)], "language": "ru"}
+    exams += [{"query": phrase("ru"), "positives": [m["ru"]], "negatives": [phrase("ru")], "language": "ru"}
               for m in meanings]
     exams += [{**row, "query": f"Also, {row['query']}"} for row in exams[:100]]  # near-copies for the dev part
-    tasks = evaluation(rng)
-    commands = [row["text"] for row in tasks["intents"].to_pylist() if row["language"] == "de"]
-    gettext += [{"english": phrase("en", rng), "text": text, "language": "de"} for text in commands]
-    train = {"homeassistant": table(interface), "gettext": table(gettext), "history": table(history),
-             "homeassistant-descriptions": table(titles), "exams": table(exams)}
-    return build.Material(train, tasks, {"homeassistant": {"empty": 3}})
-
-
-def evaluation(rng: random.Random) -> dict[str, pa.Table]:
-    gsm = [{"id": str(i), "language": code, "text": "" if code == "th" and i < 5 else f"{phrase(code, rng)} {i} 1,000",
-            "answer": phrase(code, rng)} for i in range(30) for code in ("en", *LANGUAGES)]
+    gsm = [{"id": str(i), "language": code, "text": "" if code == "th" and i < 5 else f"{phrase(code)} {i} 1,000",
+            "answer": phrase(code)} for i in range(30) for code in ("en", *LANGUAGES)]
     gsm += [{"id": str(i), "language": "fi", "text": "yksi", "answer": ""} for i in range(10)]
-    retrieval = [{"query_id": f"q{i}", "query": phrase("de", rng), "document_id": f"d{i // 2}", "title": "",
+    retrieval = [{"query_id": f"q{i}", "query": phrase("de"), "document_id": f"d{i // 2}", "title": "",
                   "text": f"document {i // 2}", "language": "de"} for i in range(20)]
-    labels = [{"text": phrase(code, rng), "label": f"label {i % 2}", "language": code}
+    labels = [{"text": phrase(code), "label": f"label {i % 2}", "language": code}
               for i in range(80) for code in ("de", "hi")]
-    labels += [{"text": phrase("el", rng), "label": "one label only", "language": "el"} for i in range(80)]
-    return {"gsm": table(gsm), "xquad": table(retrieval), "fastapi": table(retrieval), "intents": table(labels)}
+    gettext += [{"english": phrase("en"), "text": row["text"], "language": "de"} for row in labels[::2]]
+    labels += [{"text": phrase("el"), "label": "one label only", "language": "el"} for i in range(80)]
+    train = {"homeassistant": interface, "gettext": gettext, "history": history, "homeassistant-descriptions": titles,
+             "exams": exams}
+    evaluation = {"gsm": gsm, "xquad": retrieval, "fastapi": retrieval, "intents": labels}
+    tables = ({name: pa.Table.from_pylist(rows) for name, rows in each.items()} for each in (train, evaluation))
+    return build.Material(*tables, {"homeassistant": {"empty": 3}})
 
 
 SETTINGS = ("data.sources=homeassistant,homeassistant-descriptions,gettext,history", "data.labelled=exams",
@@ -83,7 +73,7 @@ def small(tmp_path_factory) -> Corpus:
     """A corpus of planted copies."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ME5_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(build, "read", lambda data, done: planted())
+        patch.setattr(build, "read", lambda data: planted())
         patch.setattr(corpus, "fingerprint", lambda data: "planted")
         return open_corpus(load("tiny", SETTINGS), progress=False)
 
@@ -94,6 +84,11 @@ def smoke(tmp_path_factory) -> Corpus:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ME5_CACHE", str(tmp_path_factory.mktemp("cache")))
         return open_corpus(load("smoke"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def sets(small):
+    return {task.name: task.sets for task in small.tasks()}
 
 
 def trained_on(one: Corpus) -> dict[str, set[str]]:
@@ -117,13 +112,12 @@ def held_out(one: Corpus) -> dict[str, list[str]]:
     return {language: sorted(own) for language, own in texts.items()}
 
 
-def trigrams(text: str) -> frozenset[str]:
-    text = f" {split.mask(text)} "
-    return frozenset(text[i : i + 3] for i in range(len(text) - 2))
-
-
 def near_copies(held: list[str], trained: set[str]) -> list[tuple[str, str]]:
     """Every pair whose trigrams overlap by `split.NEAR`, counted by an inverted index over all of `trained`."""
+    def trigrams(text: str) -> frozenset[str]:
+        text = f" {split.mask(text)} "
+        return frozenset(text[i : i + 3] for i in range(len(text) - 2))
+
     texts, sizes, postings = sorted(trained), [], defaultdict(list)
     for number, text in enumerate(texts):
         sizes.append(len(grams := trigrams(text)))
@@ -146,89 +140,60 @@ def assert_nothing_leaks(one: Corpus, sample: int, languages: tuple[str, ...] = 
         assert near_copies(some, trained[language]) == [], language
 
 
-def test_planted_copies_and_near_copies_are_not_trained_on(small):
+def test_planted_copies_and_near_copies_are_not_trained_on(small, sets):
     assert_nothing_leaks(small, 1000)
-    held = {text for text in held_out(small)["en"] if text.startswith("Open") and not text.endswith("now")}
-    assert 60 < len(held) < 180  # 40 % of 300
-    english = trained_on(small)["en"]
-    for text in held:
-        assert f"{text} now" not in english and text.replace("Open", "open 17") not in english
-    assert len(english) > 1000  # and the rest is
-
-
-def test_no_held_out_text_looks_like_a_trained_one_to_difflib(small):
-    held, english = held_out(small)["en"], trained_on(small)["en"]
-    for text in held[:40]:
+    trained = trained_on(small)
+    held, english = {text for text in held_out(small)["en"] if not text.endswith("now")}, trained["en"]
+    assert 60 < len(held) < 180 and len(english) > 1000  # 40 % of 300; and the rest is
+    assert not {f"{text} now" for text in held} & english
+    for text in sorted(held)[:40]:  # by another measure
         matcher = difflib.SequenceMatcher(b=text, autojunk=False)
         for other in english:
             matcher.set_seq1(other)
             assert matcher.quick_ratio() < 0.9 or matcher.ratio() < 0.9, (text, other)
+    only_evaluated = {text for own in sets["intents"].values() for text in (*own[0], *own[2])}
+    assert len(only_evaluated) == 160 and not only_evaluated & set().union(*trained.values())
 
 
 def test_labelled_rows_lose_held_out_negatives_and_are_dropped_for_the_rest(small):
-    rows = small.labelled() + small.labelled("dev")
-    german, russian = ({row.query: row for row in rows if row.language == code} for code in ("de", "ru"))
-    held = held_out(small)
+    train, dev = small.labelled(), small.labelled("dev")
+    german, russian = ({row.query: row for row in train + dev if row.language == code} for code in ("de", "ru"))
     assert 300 < len(german) < 700 and 100 < len(russian) < 300
     assert any(len(row.negatives) == 1 for row in german.values() if row.query.endswith("?"))
-    assert all(set(row.positives).isdisjoint(held["ru"]) for row in russian.values())
-    assert all(isinstance(row, Labelled) and row.source == "exams" and row.positives for row in rows)
+    assert all(set(row.positives).isdisjoint(held_out(small)["ru"]) for row in russian.values())
+    assert all(isinstance(row, Labelled) and row.source == "exams" and row.positives for row in train + dev)
+    assert dev and train and near_copies(sorted(row.query for row in dev), {row.query for row in train}) == []
 
 
-def test_the_dev_part_shares_no_question_with_stage_2(small):
-    train, dev = ({row.query for row in small.labelled(part)} for part in ("stage 2", "dev"))
-    assert dev and train and near_copies(sorted(dev), train) == []
-
-
-def test_smoke_trains_on_no_held_out_name_or_near_copy(smoke):
-    assert_nothing_leaks(smoke, 1000, ("en", "de", "hi", "ja", "ru"))
-
-
-def test_pools_follow_the_rule(small):
-    (bitext,) = [task for task in small.tasks() if task.name == "heldout"]
-    assert set(bitext.sets) == set(LANGUAGES)
-    for english, text in bitext.sets.values():
-        assert len(english) == len(text) == 50
-        assert len({split.mask(one) for one in english}) == len({split.mask(one) for one in text}) == 50
+def test_pools_follow_the_rule(small, sets):
+    assert list(sets) == ["heldout", "gsm", "gsm-raw", "xquad", "fastapi", "intents"]
+    assert set(sets["heldout"]) == set(LANGUAGES)
+    for english, text in sets["heldout"].values():
+        assert len({split.mask(one) for one in english}) == len({split.mask(one) for one in text}) == 50 == len(text)
         order = [split.fraction(split.mask(one)) for one in english]
         assert order == sorted(order)
     (none,) = [t for t in Corpus(small.folder, load("tiny"), "x").tasks() if t.name == "heldout"]
     assert none.sets == {}  # 300 strings are not there
-
-
-def test_a_cluster_gives_one_item():
     rows = [{"language": "de", "order": order, "english": e, "text": t, "cluster": c} for order, e, t, c in
             [(0.3, "b", "B", 1), (0.1, "a", "A", 1), (0.2, "c", "a", 2), (0.4, "d", "D 5", 3), (0.5, "e", "D 6", 4)]]
-    assert [row["english"] for row in corpus.distinct(rows)] == ["a", "d"]
+    assert [row["english"] for row in corpus.distinct(rows)] == ["a", "d"]  # a cluster, and a translation, once
 
 
-def test_gsm_is_aligned_masked_and_without_empty_items(small):
-    tasks = {task.name: task.sets for task in small.tasks() if task.name.startswith("gsm")}
-    assert set(tasks["gsm"]) == set(tasks["gsm-raw"]) == set(LANGUAGES)  # Finnish has too few items
-    assert len(tasks["gsm"]["de"][0]) == 30 and len(tasks["gsm"]["th"][0]) == len(tasks["gsm"]["th"][1]) == 25
-    english, german = tasks["gsm-raw"]["de"]
-    assert [a.split()[-2] for a in english] == [b.split()[-2] for b in german]
-    assert not any(sign.isdigit() for pair in tasks["gsm"].values() for side in pair for text in side for sign in text)
-
-
-def test_retrieval_and_classification_are_whole(small):
-    tasks = {task.name: task for task in small.tasks()}
-    assert list(tasks) == ["heldout", "gsm", "gsm-raw", "xquad", "fastapi", "intents"]
-    found = tasks["xquad"].sets["de"]
-    assert len(found.queries) == 20 and len(found.documents) == 10 and found.relevant["q3"] == {"d1"}
-    assert set(tasks["intents"].sets) == {"de", "hi"}  # one label is no task
-    texts, labels, test_texts, test_labels = tasks["intents"].sets["de"]
+def test_the_other_tasks_are_whole(sets):
+    assert set(sets["gsm"]) == set(sets["gsm-raw"]) == set(LANGUAGES)  # Finnish has too few items
+    assert len(sets["gsm"]["de"][0]) == 30 and len(sets["gsm"]["th"][0]) == len(sets["gsm"]["th"][1]) == 25
+    english, german = sets["gsm-raw"]["de"]
+    assert [a.split()[-2] for a in english] == [b.split()[-2] for b in german]  # aligned
+    assert not any(sign.isdigit() for pair in sets["gsm"].values() for side in pair for text in side for sign in text)
+    xquad = sets["xquad"]["de"]
+    assert len(xquad.queries) == 20 and len(xquad.documents) == 10 and xquad.relevant["q3"] == {"d1"}
+    assert set(sets["intents"]) == {"de", "hi"}  # one label is no task
+    texts, labels, test_texts, test_labels = sets["intents"]["de"]
     assert len(texts) == len(labels) and len(test_texts) == len(test_labels) and len(texts) + len(test_texts) == 80
     assert near_copies(test_texts, set(texts)) == []
 
 
-def test_evaluation_only_texts_are_not_trained_on(small):
-    sets = next(task.sets for task in small.tasks() if task.name == "intents")
-    texts = {text for own in sets.values() for text in (*own[0], *own[2])}
-    assert len(texts) == 160 and not texts & set().union(*trained_on(small).values())
-
-
-def test_parallel_meanings_are_aligned(small, smoke):
+def test_parallel_meanings_are_aligned_in_the_languages_that_share_most(small, smoke):
     found = smoke.parallel(10)
     assert len(found) >= 21 and {len(texts) for texts in found.values()} == {10} and len(set(found["en"])) == 10
     pairs = {(row["language"], row["english"], row["text"]) for row in smoke._table("heldout").to_pylist()}
@@ -237,41 +202,30 @@ def test_parallel_meanings_are_aligned(small, smoke):
     assert len({script(texts) for texts in found.values()}) >= 8
     with pytest.raises(Me5Error, match="ask for fewer"):
         small.parallel(100_000)
-
-
-def test_languages_without_the_meanings_are_given_up_first():
     has = [("aa", "a", 9), ("ab", "b", 2), ("el", "λ", 9), *((f"x{k}", "z", 8) for k in range(30))]
     rows = [{"language": code, "order": i / 9, "english": f"m{i}", "text": f"{sign}{i}", "cluster": i}
             for code, sign, n in has for i in range(n)]
-    found = common_meanings(rows, 8)
-    assert "ab" not in found and {"aa", "el", "x0", "x29"} < set(found)
-    assert sorted(found["en"]) == [f"m{i}" for i in range(8)]  # the ninth is in three languages only
-    assert [text[1:] for text in found["el"]] == [text[1:] for text in found["en"]]
+    shared = common_meanings(rows, 8)
+    assert "ab" not in shared and {"aa", "el", "x0", "x29"} < set(shared)
+    assert sorted(shared["en"]) == [f"m{i}" for i in range(8)]  # the ninth is in three languages only
+    assert [text[1:] for text in shared["el"]] == [text[1:] for text in shared["en"]]
 
 
-def test_the_mixture_yields_training_pairs(small):
-    mixture = small.mixture(load("tiny", ("train.steps=6", "train.batch=64")), seed=1)
-    pairs = mixture.batch(0)
-    assert len(pairs) == 64 and all(isinstance(pair, Pair) for pair in pairs)
-    trained = set().union(*trained_on(small).values())
-    assert all({pair.query, pair.passage} <= trained for step in range(6) for pair in mixture.batch(step))
-    assert mixture.fingerprint == small.mixture(load("tiny", ("train.steps=6", "train.batch=64")), seed=1).fingerprint
-
-
-def test_the_vocabulary_sample_is_of_training_texts_of_all_streams(small):
-    texts = small.sample_texts(600)
+def test_training_reads_its_own_texts_and_no_others(small):
     trained = trained_on(small)
-    assert 300 < len(texts) <= 600 == len(small.sample_texts(600)) + 600 - len(texts) and len(set(texts)) == len(texts)
-    assert set(texts) <= set().union(*trained.values())
+    every = set().union(*trained.values())
+    dial = load("tiny", ("train.steps=6", "train.batch=64"))
+    mixture = small.mixture(dial, seed=1)
+    pairs = [pair for step in range(6) for pair in mixture.batch(step)]
+    assert len(pairs) == 384 and all(isinstance(pair, Pair) and {pair.query, pair.passage} <= every for pair in pairs)
+    assert mixture.fingerprint == small.mixture(dial, seed=1).fingerprint
+    texts = small.sample_texts(600)
+    assert 300 < len(texts) <= 600 and len(set(texts)) == len(texts) and set(texts) <= every
     assert all(set(texts) & own for own in trained.values())
     assert texts == small.sample_texts(600) and texts != small.sample_texts(600, seed=1)
-
-
-def test_the_memory_holds_all_training_translations_of_a_language(small):
-    english, text = small.memory("ru")
     russian = [shard for (_, code), shard in small.shards.items() if code == "ru"]
     rows = {row for shard in russian for row in shard.take(np.arange(shard.rows))}
-    assert set(zip(english, text, strict=True)) == rows and len(rows) == len(english) > 300
+    assert set(zip(*small.memory("ru"), strict=True)) == rows and len(small.memory("ru")[0]) == len(rows) > 300
     assert small.memory("xx") == ([], [])
 
 
@@ -279,19 +233,23 @@ def test_counts_add_up(small):
     counts = small.counts()
     stage1 = counts[counts.role == "stage 1"].set_index(["source", "language"]).rows.to_dict()
     assert stage1 == {key: shard.rows for key, shard in small.shards.items()}
-    of_interface = counts[(counts.source == "homeassistant") & (counts.language == "de")].rows.sum()
-    assert of_interface == 300  # kept or dropped, nothing is lost
-    assert counts[counts.role == "dropped: empty"].rows.sum() == 3
-    assert small.report["held-out clusters"] > 50
+    assert counts[(counts.source == "homeassistant") & (counts.language == "de")].rows.sum() == 300  # nothing is lost
+    assert counts[counts.role == "dropped: empty"].rows.sum() == 3 and small.report["held-out clusters"] > 50
 
 
-def test_a_built_corpus_is_opened_at_once_and_again(small, monkeypatch):
-    monkeypatch.setenv("ME5_CACHE", str(small.folder.parents[1]))
-    monkeypatch.setattr(corpus, "fingerprint", lambda data: "planted")
+def test_a_built_corpus_is_opened_and_a_second_build_is_equal(smoke, tmp_path, monkeypatch):
+    assert_nothing_leaks(smoke, 1000, ("en", "de", "hi", "ja", "ru"))
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path))
+    again = open_corpus(load("smoke"), progress=False)
+    files = [path.relative_to(smoke.folder) for path in smoke.folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if (smoke.folder / path).read_bytes() != (again.folder / path).read_bytes()] == []
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built twice"))
-    start = time.perf_counter()
-    again = open_corpus(load("tiny", SETTINGS), progress=False)
-    assert again.folder == small.folder and time.perf_counter() - start < 2
+    assert open_corpus(load("smoke", ("train.steps=1", "evaluate.heldout_strings=5"))).folder == again.folder
+    assert again.fingerprint != corpus.fingerprint(load("smoke", ("data.heldout_share=0.5",)).data)
+    (again.folder / "heldout.parquet").write_bytes(b"PAR1")
+    with pytest.raises(Me5Error, match="delete it and run again"):
+        again.parallel(3)
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), Me5Error("run `me5 packs`")])
@@ -300,34 +258,16 @@ def test_a_build_that_fails_leaves_nothing_behind(failure, tmp_path, monkeypatch
         raise failure
 
     monkeypatch.setenv("ME5_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_write_labelled", fail)
+    monkeypatch.setattr(build, "hold_out", fail)
     with pytest.raises(Me5Error, match="ME5_CACHE|me5 packs"):
         open_corpus(load("smoke"), progress=False)
     assert [path.name for path in (tmp_path / "corpus").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_the_fingerprint_follows_data_not_training():
-    one = corpus.fingerprint(load("smoke").data)
-    assert one == corpus.fingerprint(load("smoke", ("train.steps=1", "evaluate.heldout_strings=5")).data)
-    assert one != corpus.fingerprint(load("smoke", ("data.heldout_share=0.5",)).data)
-
-
-def test_two_builds_are_equal(smoke, tmp_path, monkeypatch):
-    monkeypatch.setenv("ME5_CACHE", str(tmp_path))
-    again = open_corpus(load("smoke"), progress=False)
-    files = [path.relative_to(smoke.folder) for path in smoke.folder.rglob("*") if path.is_file()]
-    assert len(files) > 50
-    assert [path for path in files if (smoke.folder / path).read_bytes() != (again.folder / path).read_bytes()] == []
-
-
-def test_a_hub_scale_without_its_shards_is_refused_in_one_line(tmp_path, monkeypatch):
+def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, monkeypatch):
     monkeypatch.setenv("ME5_CACHE", str(tmp_path))
     with pytest.raises(Me5Error, match="lacks wikipedia, mc4, .*: run `me5 fetch --for base`"):
         open_corpus(load("base"))
-
-
-def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, monkeypatch):
-    monkeypatch.setenv("ME5_CACHE", str(tmp_path))
     dial = load("base", ["data.sources=nllb,reddit", "train.steps=40", "train.batch=16"])
 
     def build(source: str, language: str, rows: int) -> None:
@@ -349,19 +289,19 @@ def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, mon
     assert open_corpus(dial).fingerprint != before
 
 
-def test_a_damaged_corpus_says_what_to_do(smoke, tmp_path):
-    (tmp_path / "report.json").write_text("{}", encoding="utf8")
-    (tmp_path / "heldout.parquet").write_bytes(b"PAR1")
-    with pytest.raises(Me5Error, match="delete it and run again"):
-        Corpus(tmp_path, load("smoke"), "x").parallel(3)
-
-
 def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
     """100 held-out texts of a language against all that is trained on: of the tiny corpus where it is built, else of
     a smaller one (Kolibri's strings and EXAMS' questions), which is built here."""
     dial = load("tiny")
     if (corpus.cache() / "corpus" / corpus.fingerprint(dial.data)).is_dir():
-        return assert_tiny_holds(open_corpus(dial))
+        one = open_corpus(dial)
+        assert_nothing_leaks(one, 100, ("en", "de", "ja"))
+        assert len(one.tasks()[0].sets) >= 38  # the project's bars: languages, the map, what is left to train on
+        found = one.parallel(one.scale.evaluate.map_sentences)
+        assert len(found) > 20 and len({script(texts) for texts in found.values()}) >= 8
+        counts = one.counts().groupby("role").rows.sum()
+        assert counts["stage 1"] / (counts["stage 1"] + counts["dropped: held-out text or near-copy"]) >= 0.85
+        return
     monkeypatch.setattr(corpus, "cache", lambda: tmp_path)
     dial = load("tiny", ("data.sources=kolibri", "data.labelled=exams", "evaluate.heldout_strings=100"))
     one = open_corpus(dial, progress=False)
@@ -369,14 +309,3 @@ def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
     sets = {task.name: task.sets for task in one.tasks()}
     assert len(sets["heldout"]) > 10 and len(sets["gsm"]) > 100 and len(sets["intents"]) == 12
     assert one.report["clusters"] > 1000 and len(one.labelled()) > 10_000 > len(one.labelled("dev")) > 500
-
-
-def assert_tiny_holds(one: Corpus) -> None:
-    """No leak in three languages, and the project's bars: languages, the map, what is left to train on."""
-    assert_nothing_leaks(one, 100, ("en", "de", "ja"))
-    (bitext,) = [task for task in one.tasks() if task.name == "heldout"]
-    assert len(bitext.sets) >= 38
-    found = one.parallel(one.scale.evaluate.map_sentences)
-    assert len(found) > 20 and len({script(texts) for texts in found.values()}) >= 8
-    counts = one.counts().groupby("role").rows.sum()
-    assert counts["stage 1"] / (counts["stage 1"] + counts["dropped: held-out text or near-copy"]) >= 0.85

@@ -33,18 +33,6 @@ def grams(text: str) -> set[str]:
     return {padded[i : i + 3] for i in range(len(padded) - 2)}
 
 
-def test_planted_leaks_are_found_on_either_side_and_named():
-    held = sentences(50, 1)
-    query, passage = sentences(300, 2), sentences(300, 3)
-    query[17] = held[4].upper() + "  "  # equal after normalisation
-    passage[250] = held[9].replace("the", "The") + "y"
-    shard = Rows({"query": query, "passage": passage})
-    found = list(leaks.find({("web", "en"): shard}, {("task", "en"): held}, progress=False))
-    exact = [leak for leak in found if leak.kind == "exact"]
-    assert [(leak.row, leak.column, leak.task, leak.evaluated) for leak in exact] == [(17, "query", "task", held[4])]
-    assert (250, "passage", held[9]) in {(leak.row, leak.column, leak.evaluated) for leak in found}
-
-
 def test_near_copies_are_those_that_comparing_every_pair_finds():
     held, trained = sentences(120, 4), sentences(400, 5)
     found = list(leaks.find({("web", "en"): Rows({"query": trained, "passage": ["y"] * 400})},
@@ -58,6 +46,24 @@ def test_near_copies_are_those_that_comparing_every_pair_finds():
     assert {leak.row: leak.similarity for leak in found} == pytest.approx(near, abs=1e-3)
 
 
+def test_planted_leaks_are_found_in_any_column_of_every_stream_and_named():
+    held, query, passage = sentences(50, 1), sentences(300, 2), sentences(300, 3)
+    query[17] = held[4].upper() + "  "  # equal after normalisation
+    passage[250] = held[9].replace("the", "The") + "y"
+    found = list(leaks.find({("web", "en"): Rows({"query": query, "passage": passage})}, {("task", "en"): held}, False))
+    assert [(leak.row, leak.column, leak.task, leak.evaluated) for leak in found if leak.kind == "exact"] == [
+        (17, "query", "task", held[4])]
+    assert (250, "passage", held[9]) in {(leak.row, leak.column, leak.evaluated) for leak in found}
+    english = ["The light in the room is on", "clean text", "another clean one"]  # every stream repeats it
+    streams = {("ui", language): Rows({"english": english, "text": ["x", "y", "z"]}) for language in ("de", "fr", "sw")}
+    found = leaks.find(streams, {("t", "en"): ["The light in the room is off"]}, False)
+    assert [(leak.language, leak.row, leak.column) for leak in found] == [(code, 0, "english") for code in
+                                                                          ("de", "fr", "sw")]
+    labelled = Rows({"query": ["a question"], "positives": [["right"]], "negatives": [["wrong", "held out text"]]})
+    (leak,) = leaks.find({("nq", "en"): labelled}, {("t", "en"): ["Held out text"]}, False)
+    assert (leak.column, leak.trained, leak.similarity) == ("negatives", "held out text", 1.0)
+
+
 def test_a_near_copy_counts_within_its_language_and_an_equal_text_in_any():
     held = {("t", "de"): ["Das Licht im Zimmer ist an"]}
     shard = Rows({"english": ["Das Licht im Zimmer ist aus", "nothing"], "text": ["x", "Das Licht im  zimmer ist an"]})
@@ -65,20 +71,6 @@ def test_a_near_copy_counts_within_its_language_and_an_equal_text_in_any():
     assert [(leak.kind, leak.row, leak.column) for leak in found] == [("exact", 1, "text")]
     german = Rows({"english": ["a"], "text": ["Das Licht im Zimmer ist aus"]})
     assert [leak.kind for leak in leaks.find({("ui", "de"): german}, held, progress=False)] == ["near"]
-
-
-def test_english_that_every_stream_repeats_is_told_in_every_stream():
-    english = ["The light in the room is on", "clean text", "another clean one"]
-    streams = {("ui", language): Rows({"english": english, "text": ["x", "y", "z"]}) for language in ("de", "fr", "sw")}
-    found = list(leaks.find(streams, {("t", "en"): ["The light in the room is off"]}, progress=False))
-    assert [(leak.language, leak.row, leak.column) for leak in found] == [(code, 0, "english") for code in
-                                                                          ("de", "fr", "sw")]
-
-
-def test_the_negatives_of_labelled_rows_are_looked_at_too():
-    shard = Rows({"query": ["a question"], "positives": [["right"]], "negatives": [["wrong", "held out text"]]})
-    (leak,) = leaks.find({("nq", "en"): shard}, {("t", "en"): ["Held out text"]}, progress=False)
-    assert (leak.column, leak.trained, leak.similarity) == ("negatives", "held out text", 1.0)
 
 
 def test_the_smoke_corpus_leaks_nothing():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from me5lib.data import sampling
-from me5lib.data.mixture import Mixture
+from me5lib.data.mixture import Mixture, largest_remainder, permute, webster
 from me5lib.io import Me5Error
 
 
@@ -39,29 +37,19 @@ def rows_of(spec) -> list[tuple[int, int, int]]:
     return list(zip(spec.stream.tolist(), spec.row.tolist(), spec.passes.tolist(), strict=True))
 
 
-def everything(mixture) -> list[list[tuple[int, int, int]]]:
-    return [rows_of(mixture.plan(step)) for step in range(mixture.steps)]
+def test_every_source_meets_its_quota_to_one_step_in_batches_of_its_own():
+    for weights in (None, {"ui": 1, "facts": 1, "wiki": 2}):
+        mixture = build(weights=weights)
+        found = [mixture.plan(step) for step in range(97)]
+        assert all({mixture.streams[i].source for i in spec.stream} == set(spec.sources) for spec in found)
+        steps = Counter(spec.sources for spec in found)
+        shares = weights or {name: sum(n for key, n in ROWS.items() if key[0] == name) for name in mixture.sources}
+        for source, share in shares.items():
+            assert abs(steps[(source,)] - Fraction(97 * share, sum(shares.values()))) < 1
+            assert steps[(source,)] == mixture.quotas[source]
 
 
-def test_every_source_meets_its_quota_to_one_step():
-    mixture = build()
-    steps = Counter(mixture.plan(step).sources for step in range(mixture.steps))
-    total = sum(ROWS.values())
-    for source in ("ui", "facts", "wiki"):
-        exact = Fraction(97 * sum(n for key, n in ROWS.items() if key[0] == source), total)
-        assert abs(steps[(source,)] - exact) < 1
-        assert steps[(source,)] == mixture.quotas[source]
-    assert sum(steps.values()) == 97
-
-
-def test_a_homogeneous_batch_has_one_source_and_given_weights_replace_rows():
-    mixture = build(weights={"ui": 1, "facts": 1, "wiki": 2}, steps=100)
-    found = [mixture.plan(step) for step in range(100)]
-    assert all({mixture.streams[i].source for i in spec.stream} == set(spec.sources) for spec in found)
-    assert Counter(spec.sources[0] for spec in found) == {"ui": 25, "facts": 25, "wiki": 50}
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5, 7, 64, 100])
+@pytest.mark.parametrize("world", [2, 3, 64, 100])
 @pytest.mark.parametrize("homogeneous", [1.0, 0.4, 0.0])
 def test_the_ranks_together_hold_the_whole_batch_at_any_world_size(world, homogeneous):
     mixture = build(homogeneous=homogeneous)
@@ -80,40 +68,31 @@ def test_a_fresh_mixture_resumes_at_any_step_on_the_same_texts():
     assert before.fingerprint == after.fingerprint
 
 
-def test_no_row_comes_again_before_its_stream_is_exhausted():
-    for homogeneous in (1.0, 0.5, 0.0):
-        mixture = build(steps=150, homogeneous=homogeneous)
-        seen = {i: [] for i in range(len(mixture.streams))}
-        for stream, row, passes in itertools.chain(*everything(mixture)):
-            seen[stream].append((row, passes))
-        assert max(passes for rows in seen.values() for _, passes in rows) >= 2
-        for stream, drawn in seen.items():
-            n = mixture.streams[stream].rows
-            for number, chunk in itertools.groupby(sorted(drawn, key=lambda each: each[1]), key=lambda each: each[1]):
-                rows = [row for row, _ in chunk]
-                assert len(set(rows)) == len(rows) and 0 <= min(rows) and max(rows) < n
-                if number < max(passes for _, passes in drawn):
-                    assert len(rows) == n  # an earlier pass is complete
-
-
-def test_a_pass_is_over_before_the_next_begins_also_in_time():
-    mixture = build(steps=150)
-    last = {}
-    for step in range(150):
-        spec = mixture.plan(step)
-        for stream in np.unique(spec.stream):
-            passes = spec.passes[spec.stream == stream]
-            assert passes.min() >= last.get(stream, 0)
+@pytest.mark.parametrize("homogeneous", [1.0, 0.5, 0.0])
+def test_no_row_comes_again_before_its_stream_is_exhausted(homogeneous):
+    mixture = build(steps=150, homogeneous=homogeneous)
+    seen = {i: [] for i in range(len(mixture.streams))}
+    last = dict.fromkeys(seen, 0)
+    for spec in map(mixture.plan, range(150)):
+        for stream in np.unique(spec.stream).tolist():
+            rows, passes = (column[spec.stream == stream] for column in (spec.row, spec.passes))
+            assert passes.min() >= last[stream]  # a pass is over before the next begins, also in time
             last[stream] = passes.max()
+            seen[stream] += zip(passes.tolist(), rows.tolist(), strict=True)
+    assert max(last.values()) >= 2
+    for stream, drawn in seen.items():
+        n = mixture.streams[stream].rows
+        assert len(set(drawn)) == len(drawn) and all(0 <= row < n for _, row in drawn)
+        tally = Counter(number for number, _ in drawn)
+        assert all(tally[number] == n for number in range(last[stream]))  # an earlier pass is complete
 
 
 def test_passes_differ_in_order_and_seeds_differ_in_everything():
     mixture = build(rows={("ui", "de"): 640}, steps=20)
     drawn = [row for step in range(20) for row in mixture.plan(step).row.tolist()]
     assert sorted(drawn[:640]) == sorted(drawn[640:]) == list(range(640))
-    assert len(set(drawn[:64]) & set(drawn[640:704])) < 30  # by chance: 6
-    other = build(rows={("ui", "de"): 640}, steps=20, seed=4).plan(0).row
-    assert len(set(drawn[:64]) & set(other.tolist())) < 30
+    other = build(rows={("ui", "de"): 640}, steps=20, seed=4).plan(0).row.tolist()
+    assert all(len(set(drawn[:64]) & set(rows)) < 30 for rows in (drawn[640:704], other))  # by chance: 6
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
@@ -152,29 +131,6 @@ def test_a_batch_reads_few_blocks():
     assert len(set(visited)) >= 4 and max(visited) - min(visited) > 100  # in shuffled order
 
 
-def test_any_step_is_as_near_as_the_first():
-    rows = {("ui", str(i)): 10_000_000 + i for i in range(100)}
-    mixture = build(rows=rows, steps=30_000, batch=1024)
-
-    def seconds(step):
-        start = time.perf_counter()
-        mixture.plan(step)
-        return time.perf_counter() - start
-
-    near, far = (min(seconds(step) for _ in range(5)) for step in (1, 29_999))
-    assert far < 5 * near + 0.01
-
-
-def test_many_small_languages_fill_every_batch():
-    rows = {("ui", f"l{i}"): 20 + i ** 3 for i in range(60)}
-    mixture = build(rows=rows, steps=300, batch=37, temperature=0.8)
-    drawn = [rows_of(mixture.plan(step)) for step in range(300)]
-    assert {len(each) for each in drawn} == {37}
-    assert len(set(itertools.chain(*drawn))) == 300 * 37
-    assert Counter(i for i, _, _ in itertools.chain(*drawn)) == {
-        mixture.streams.index(stream): n for stream, n in mixture.totals().items() if n}
-
-
 def test_the_fingerprint_changes_with_every_ingredient():
     weights = {"ui": 1, "facts": 1, "wiki": 1}
     changed = [{}, {"steps": 98}, {"batch": 65}, {"seed": 4}, {"temperature": 0.6}, {"homogeneous": 0.9},
@@ -207,30 +163,20 @@ def test_nonsense_is_refused_in_one_line(given, says):
     with pytest.raises(Me5Error, match=says) as caught:
         build(**given)
     assert "\n" not in str(caught.value)
-
-
-def test_steps_and_ranks_outside_are_refused():
     with pytest.raises(IndexError):
         build().plan(97)
     with pytest.raises(ValueError):
         build().plan(0, 2, 2)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 1000, 1023, 1025, 4096])
-def test_permute_is_a_permutation(n):
-    found = sampling.permute(np.arange(n), n, np.uint64(n + 5))
-    assert sorted(found.tolist()) == list(range(n))
-    if n >= 1000:
-        assert np.mean(found == np.arange(n)) < 0.01
-        assert abs(np.corrcoef(found, np.arange(n))[0, 1]) < 0.1
-
-
-def test_permute_takes_a_size_and_a_key_for_each_element():
-    n, key = np.array([7, 7, 100, 3]), np.array([1, 2, 3, 4], dtype=np.uint64)
-    one_by_one = [int(sampling.permute(np.array([x]), int(a), k)[0])
-                  for x, a, k in zip([2, 2, 50, 9], n, key, strict=True)]
-    assert sampling.permute(np.array([2, 2, 50, 9]), n, key).tolist() == one_by_one
-    assert one_by_one[3] == 9  # outside its range: left alone
+def test_permute_is_a_permutation_for_each_size_and_key():
+    for n in (1, 2, 3, 5, 16, 1000, 1023, 1025, 4096):
+        found = permute(np.arange(n), n, np.uint64(n + 5))
+        assert sorted(found.tolist()) == list(range(n))
+        assert n < 1000 or abs(np.corrcoef(found, np.arange(n))[0, 1]) < 0.1
+    x, n, key = [2, 2, 50, 9], np.array([7, 7, 100, 3]), np.array([1, 2, 3, 4], dtype=np.uint64)
+    one_by_one = [int(permute(np.array([i]), int(a), k)[0]) for i, a, k in zip(x, n, key, strict=True)]
+    assert permute(np.array(x), n, key).tolist() == one_by_one and one_by_one[3] == 9  # outside its range: left alone
 
 
 def test_webster_deals_slot_by_slot_like_the_textbook():
@@ -239,10 +185,10 @@ def test_webster_deals_slot_by_slot_like_the_textbook():
     for total in range(1, 400):
         first = max(range(len(weights)), key=lambda i: (Fraction(weights[i], 2 * dealt[i] + 1), -i))
         dealt[first] += 1
-        assert sampling.webster(weights, total).tolist() == dealt
-    assert sampling.webster([1 / 3, 1 / 3, 1 / 3], 10 ** 9).sum() == 10 ** 9
+        assert webster(weights, total).tolist() == dealt
+    assert webster([1 / 3, 1 / 3, 1 / 3], 10 ** 9).sum() == 10 ** 9
 
 
 def test_largest_remainder_by_hand():
-    assert sampling.largest_remainder([47, 16, 15.8, 12, 6.1, 3.1], 10).tolist() == [5, 2, 1, 1, 1, 0]
-    assert sampling.largest_remainder([1, 1, 1], 2).tolist() == [1, 1, 0]
+    assert largest_remainder([47, 16, 15.8, 12, 6.1, 3.1], 10).tolist() == [5, 2, 1, 1, 1, 0]
+    assert largest_remainder([1, 1, 1], 2).tolist() == [1, 1, 0]

@@ -51,26 +51,18 @@ def interface_strings(n: int, seed: int) -> list[str]:
     return [rng.choice(frames).format(rng.choice(words), rng.choice(words)) for _ in range(n)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_clusters_are_single_linkage_by_brute_force(seed):
-    texts = interface_strings(120, seed)
-    assert clusters(texts).tolist() == flood(texts)
-
-
-def test_clusters_of_random_strings_over_a_small_alphabet():
+def test_clusters_are_single_linkage_by_brute_force():
     rng = random.Random(9)
-    texts = ["".join(rng.choice("ab ") for _ in range(rng.randint(0, 14))) for _ in range(250)]
-    assert clusters(texts).tolist() == flood(texts)
-
-
-def test_clusters_of_nothing_and_of_one():
-    assert clusters([]).tolist() == [] and clusters(["", "x", ""]).tolist() == [0, 1, 0]
+    letters = ["".join(rng.choice("ab ") for _ in range(rng.randint(0, 14))) for _ in range(150)]
+    for texts in (interface_strings(120, 0), interface_strings(120, 1), letters, [], ["", "x", ""]):
+        assert clusters(texts).tolist() == flood(texts)
 
 
 def test_near_is_brute_force_jaccard():
     texts = interface_strings(400, 5)
     held, others = texts[:60], texts[60:]
     expected = [any(jaccard(one, other) >= split.NEAR for one in held) for other in others]
+    held, others = list(map(mask, held)), list(map(mask, others))
     assert near(held, others).tolist() == expected
     assert 0 < sum(expected) < len(expected)
     assert near([], others).sum() == 0 and len(near(held, [])) == 0
@@ -94,51 +86,36 @@ def test_numbers_in_any_script_become_one_token(text, masked):
     assert mask_numbers(text) == masked
 
 
-def test_every_decimal_digit_of_unicode_is_masked():
+def test_digits_placeholders_case_and_width_do_not_tell_texts_apart():
     digits = [chr(c) for c in range(0x110000) if unicodedata.decimal(chr(c), None) is not None]
     assert len(digits) > 600 and not [d for d in digits if mask_numbers(f"a {d}{d} b") != "a # b"]
-
-
-def test_placeholders_case_and_width_do_not_tell_texts_apart():
     same = ["Delete {name}?", "delete ${file} ?", "DELETE %(object)s?", "Ｄelete <b>?",
             "delete https://example.org/a ?"]
     assert len({mask(text).replace(" ", "") for text in same}) == 1
 
 
-def test_the_choice_is_by_whole_clusters_and_nothing_near_is_left():
-    texts = sorted(set(interface_strings(3000, 1)))
-    held = HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 0.3)
-    rest = [text for text in texts if text not in held.english]
-    assert 0 < len(held.english) < len(texts)
-    assert max(jaccard(a, b) for a in held.english for b in rest) < split.NEAR
-
-
-def test_the_choice_does_not_depend_on_order_and_grows_with_the_share():
-    texts = sorted(set(interface_strings(2000, 2)))
+def test_the_choice_is_by_whole_clusters_whatever_the_order_and_grows_with_the_share():
+    texts = sorted(set(interface_strings(2000, 1)))
     every = np.ones(len(texts), dtype=bool)
-    some = HeldOut.choose(texts, every, 0.2).english.keys()
-    shuffled = random.Random(0).sample(texts, len(texts))
-    assert HeldOut.choose(shuffled, every, 0.2).english.keys() == some
+    some = HeldOut.choose(texts, every, 0.3).english.keys()
+    assert 0 < len(some) < len(texts)
+    assert max(jaccard(a, b) for a in some for b in set(texts) - some) < split.NEAR
+    assert HeldOut.choose(random.Random(0).sample(texts, len(texts)), every, 0.3).english.keys() == some
     assert some < HeldOut.choose(texts, every, 0.6).english.keys()
     assert not HeldOut.choose(texts, every, 0.0).english
-
-
-def test_about_the_share_of_clusters_is_held_out():
     rng = random.Random(0)
-    texts = ["".join(rng.choice("abcdefghijklmnop") for _ in range(20)) for _ in range(1000)]
-    held = HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 0.25)
-    assert held.report["clusters"] == len(texts)
-    assert abs(held.report["held-out clusters"] / len(texts) - 0.25) < 0.05
+    apart = ["".join(rng.choice("abcdefghijklmnop") for _ in range(20)) for _ in range(1000)]
+    report = HeldOut.choose(apart, np.ones(1000, dtype=bool), 0.25).report
+    assert report["clusters"] == 1000 and abs(report["held-out clusters"] / 1000 - 0.25) < 0.05
 
 
 def test_a_huge_cluster_and_one_without_candidates_go_to_training():
     chain = [f"sensor number {'x' * i} of the house" for i in range(1, 40)]
     others = ["Save the photo now", "Connect to the server"]
-    texts = chain + others
-    held = HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 1.0, largest=10)
+    held = HeldOut.choose(chain + others, np.ones(41, dtype=bool), 1.0, largest=10)
     assert set(held.english) == set(others)
     assert held.report["clusters too large to hold out"] == 1 and held.report["largest cluster"] == 39
-    assert set(HeldOut.choose(texts, np.array([text in others for text in texts]), 1.0).english) == set(others)
+    assert set(HeldOut.choose(chain + others, np.arange(41) >= 39, 1.0).english) == set(others)
 
 
 def test_admits_refuses_equal_texts_everywhere_and_near_copies_in_their_language():

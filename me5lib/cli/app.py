@@ -67,7 +67,7 @@ def packs(
     listing: Annotated[bool, typer.Option("--list", help="Only say what there is, and what is in the cache.")] = False,
     only: Annotated[str, typer.Option(help="Names of data cards, as me5-small-q4,gsm (default: all).")] = "",
 ) -> None:
-    """Download the offline packs (about 400 MB, once), verified and resumable."""
+    """Download the offline packs (about 400 MB, once), verified; what is there stays."""
     from me5lib.data import cards
     from me5lib.data import packs as store
     from me5lib.io import cache

@@ -14,18 +14,24 @@ all 150.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import babel
+import pyarrow as pa
+from babel import Locale, localedata
+from babel.core import get_global
+from babel.dates import format_date, format_timedelta
+from babel.languages import get_official_languages
+from babel.lists import format_list
+from babel.units import format_unit
+
+from me5lib.data.offline import table
 from me5lib.io import Me5Error
 from me5lib.pairs import normalise
-
-if TYPE_CHECKING:
-    import pyarrow
-    from babel import Locale
 
 KINDS = {"territory": "territories", "language": "languages", "script": "scripts", "currency": "currency_names"}
 LEAST = 400  # ours: a language with fewer names is left out; most of those are drafts
@@ -57,8 +63,6 @@ class Fact(NamedTuple):
 
 def version() -> str:
     """The Babel release that the names come from; part of a corpus's fingerprint."""
-    import babel
-
     return babel.__version__
 
 
@@ -68,24 +72,16 @@ def codes() -> list[str]:
 
     A script joins the code only where it is not the language's usual one: `zh`, `zh-hant`. Norwegian is Bokmål: `nb`.
     """
-    from babel import localedata
-
     found = []
     for name in localedata.locale_identifiers():
-        if _independent(name) and not name.startswith("en"):
-            code = "nb" if name == "no" else name.lower().replace("_", "-")
-            found += [code] if _enough(code) else []
+        language, *rest = name.split("_")
+        usual = get_global("likely_subtags").get(language, "")
+        other_script = len(rest) == 1 and len(rest[0]) == 4 and rest[0] not in usual
+        independent = name not in get_global("parent_exceptions") and (not rest or other_script)
+        code = "nb" if name == "no" else name.lower().replace("_", "-")
+        if independent and language != "en" and _enough(code):
+            found.append(code)
     return sorted(found)
-
-
-def _independent(name: str) -> bool:
-    """Whether the locale is a language, or a language in a script that is not its usual one, with no parent locale."""
-    from babel.core import get_global
-
-    language, *rest = name.split("_")
-    if name in get_global("parent_exceptions") or len(rest) > 1:
-        return False
-    return not rest or (len(rest[0]) == 4 and rest[0] not in get_global("likely_subtags").get(language, ""))
 
 
 def _locale(code: str) -> str:
@@ -95,60 +91,33 @@ def _locale(code: str) -> str:
 
 
 def _enough(code: str) -> bool:
-    """Whether CLDR has at least `LEAST` names in the language."""
-    from babel import localedata
-
     return localedata.exists(_locale(code)) and sum(1 for _ in _translations([code])) >= LEAST
 
 
-def tables(languages: Iterable[str] | None = None) -> dict[str, pyarrow.Table]:
+def tables(languages: Iterable[str] | None = None) -> dict[str, pa.Table]:
     """All tables of CLDR: `translations` and `labelled` in `languages` (None: all), and the stand-ins of `smoke`.
 
-    Columns are those of `me5lib.data.sources`. Raises `Me5Error` for a language without enough names.
+    Columns are those of `offline.COLUMNS`. Raises `Me5Error` for a language without enough names.
     """
     wanted = codes() if languages is None else sorted(set(languages))
     if missing := [code for code in wanted if not _enough(code)]:
         raise Me5Error(f"CLDR has too few names in {', '.join(missing)}: choose among {', '.join(codes())}")
-    return {
-        "translations": _table(("key", "english", "text", "language"), _translations(wanted)),
-        "labelled": _table(("query", "positives", "negatives", "language"), _labelled(wanted)),
-        "parallel": _table(("id", "language", "text", "answer"), _parallel()),
-        "retrieval": _table(("query_id", "query", "document_id", "title", "text", "language"), _retrieval()),
-        "labels": _table(("text", "label", "language"), _labels()),
-    }
-
-
-def names(language: str) -> dict[str, dict[str, str]]:
-    """Kind → key → name in `language` (`names("de")["territory"]["AT"]` is "Österreich"); every one its own."""
-    return _names(_locale(language))
+    rows = {"translations": _translations(wanted), "labelled": _labelled(wanted), "parallel": _parallel(),
+            "retrieval": _retrieval(), "labels": _labels()}
+    return {kind: table(kind, own) for kind, own in rows.items()}
 
 
 @cache
-def _names(locale: str) -> dict[str, dict[str, str]]:
-    data = _data(locale)
+def names(language: str) -> dict[str, dict[str, str]]:
+    """Kind → key → name in `language` (`names("de")["territory"]["AT"]` is "Österreich"); every one its own."""
+    data = localedata.load(_locale(language))  # merge_inherited=False would spoil Babel's cache for everyone else
     return {
         kind: {key: _spaced(text) for key, text in sorted(data.get(section, {}).items()) if text and text != key}
         for kind, section in KINDS.items()
     }
 
 
-def _data(locale: str) -> dict[str, Any]:
-    """Babel's dictionary of a locale (`merge_inherited=False` would spoil its cache for everyone else)."""
-    from babel import localedata
-
-    return localedata.load(locale)
-
-
-def _table(columns: Sequence[str], rows: Iterable[tuple]) -> pyarrow.Table:
-    import pyarrow as pa
-
-    lists = {"positives", "negatives"}
-    schema = pa.schema([(name, pa.list_(pa.string()) if name in lists else pa.string()) for name in columns])
-    values = list(zip(*rows, strict=True)) or [()] * len(columns)
-    return pa.table([pa.array(column, field.type) for column, field in zip(values, schema, strict=True)], schema)
-
-
-def _translations(codes: Sequence[str]) -> Iterator[tuple]:
+def _translations(codes: Iterable[str]) -> Iterator[tuple]:
     english = names("en")
     for code in codes:
         for kind, own in names(code).items():
@@ -158,12 +127,11 @@ def _translations(codes: Sequence[str]) -> Iterator[tuple]:
                     yield f"{kind}:{key}", original, text, code
 
 
-def _labelled(codes: Sequence[str]) -> Iterator[tuple]:
-    facts = _facts()
+def _labelled(codes: Iterable[str]) -> Iterator[tuple]:
     for code in codes:
         own = {(kind, key): name for kind, table in names(code).items() for key, name in table.items()}
         asked: set[str] = set()
-        for fact in facts:
+        for fact in _facts():
             positives = [own[key] for key in fact.positives if key in own]
             taken = {normalise(text) for text in positives}
             wrong = (own[key] for key in fact.negatives if key in own and normalise(own[key]) not in taken)
@@ -180,8 +148,6 @@ def _facts() -> list[Fact]:
 
     Wrong answers are of the right answer's kind; a territory where the language is merely spoken is not a wrong one.
     """
-    from babel.core import get_global
-
     money = {territory: code for territory in sorted(names("en")["territory"]) if (code := currency(territory))}
     facts = []
     for territory, code in money.items():
@@ -198,16 +164,11 @@ def _facts() -> list[Fact]:
 
 def _scattered(kind: str, keys: Iterable[str], seed: str) -> tuple[tuple[str, str], ...]:
     """The first 24 of `keys` in an order that depends on `seed` alone; enough for a locale that lacks many names."""
-    def order(key: str) -> bytes:
-        return hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest()
-
-    return tuple((kind, key) for key in sorted(keys, key=order)[:24])
+    return tuple((kind, key) for key in sorted(keys, key=lambda key: _hash(f"{seed} {key}", "big"))[:24])
 
 
 def currency(territory: str) -> str | None:
     """The legal tender in use, the newest where there are several; None where CLDR knows none."""
-    from babel.core import get_global
-
     known = get_global("territory_currencies").get(territory, [])
     used = [(start or (0, 0, 0), code) for code, start, end, tender in known if end is None and tender]
     return max(used)[1] if used else None
@@ -216,42 +177,29 @@ def currency(territory: str) -> str | None:
 @cache
 def official(territory: str) -> tuple[str, ...]:
     """Official languages, the most widely spoken first."""
-    from babel.languages import get_official_languages
-
     return get_official_languages(territory, de_facto=True)
 
 
-@cache
-def _spoken(territory: str, most: int = 5) -> tuple[str, ...]:
-    """The languages of a territory, the most widely spoken first."""
-    from babel.core import get_global
-
-    share = {code: facts["population_percent"] for code, facts in get_global("territory_languages")[territory].items()}
-    return tuple(sorted(share, key=lambda code: (-share[code], code))[:most])
-
-
 def _parallel(meanings: int = 60) -> Iterator[tuple]:
-    """Three quantities in words and digits, and, as the answer, twice as much of each: stands in for GSM."""
-    from babel import Locale
-    from babel.lists import format_list
+    """Three quantities in words and digits, and, as the answer, twice as much of each: stands in for GSM.
 
+    Amounts are 3 … 99, since Arabic and Hebrew write one and two as words; never the same three units twice. Where CLDR
+    leaves out a long form of a unit, it equals the short one.
+    """
     for code in ("en", *SMOKE):
-        locale = Locale.parse(_locale(code))
+        locale, patterns = Locale.parse(_locale(code)), localedata.load(_locale(code))["unit_patterns"]
+        zero = ord(ZEROS.get(locale.default_numbering_system, "0"))
+        digits = {ord("0") + n: chr(zero + n) for n in range(10)}
         for meaning in range(meanings):
-            amounts = _quantities(meaning)
-            lists = ([_amount(times * n, unit, locale) for unit, n in amounts] for times in (1, 2))
-            once, twice = (_spaced(format_list(each, locale=locale)) for each in lists)
-            yield f"quantity-{meaning:03d}", code, once, twice
-
-
-def _amount(number: int, unit: str, locale: Locale) -> str:
-    """"3 hours" in the words and digits of the locale; CLDR leaves out a long form that equals the short one."""
-    from babel.units import format_unit
-
-    length = "long" if "other" in _data(str(locale))["unit_patterns"][unit].get("long", {}) else "short"
-    zero = ZEROS.get(locale.default_numbering_system, "0")
-    digits = {ord("0") + n: chr(ord(zero) + n) for n in range(10)}
-    return format_unit(number, unit, length, locale=locale).translate(digits)
+            step, first = divmod(meaning, len(_UNITS))
+            units = [_UNITS[(first + shift) % len(_UNITS)] for shift in (0, 1 + step, 5 + 3 * step)]
+            texts = []
+            for times in (1, 2):
+                amounts = [times * (3 + _hash(f"{meaning} {unit}") % 97) for unit in units]
+                forms = ["long" if "other" in patterns[unit].get("long", {}) else "short" for unit in units]
+                words = [format_unit(*each, locale=locale) for each in zip(amounts, units, forms, strict=True)]
+                texts.append(_spaced(format_list([word.translate(digits) for word in words], locale=locale)))
+            yield f"quantity-{meaning:03d}", code, *texts
 
 
 def _spaced(text: str) -> str:
@@ -259,15 +207,8 @@ def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _quantities(meaning: int) -> list[tuple[str, int]]:
-    """Three units with amounts 3 … 99 (Arabic and Hebrew write one and two as words); never the same three twice."""
-    step, first = divmod(meaning, len(_UNITS))
-    chosen = [_UNITS[(first + shift) % len(_UNITS)] for shift in (0, 1 + step, 5 + 3 * step)]
-    return [(unit, 3 + _hash(f"{meaning} {unit}") % 97) for unit in chosen]
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+def _hash(text: str, order: Literal["little", "big"] = "little") -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), order)
 
 
 def _retrieval(territories: int = 80) -> Iterator[tuple]:
@@ -275,39 +216,28 @@ def _retrieval(territories: int = 80) -> Iterator[tuple]:
 
     No text here is a name that training sees: queries begin with a city, titles end with the territory's code.
     """
-    from babel.core import get_global
-
-    zones = get_global("territory_zones")
+    zones, spoken = get_global("territory_zones"), get_global("territory_languages")
     for code in RETRIEVAL:
-        own, cities = names(code), _cities(code)
+        own, cities = names(code), localedata.load(_locale(code)).get("time_zones", {})
         known = [t for t in sorted(own["territory"]) if t in zones and currency(t) and official(t)]
         for territory in sorted(known, key=lambda t: _hash(t))[:territories]:
-            city = cities[zones[territory][0]]
-            tongues = [own["language"][each] for each in _spoken(territory) if each in own["language"]]
+            zone = zones[territory][0]  # where CLDR has no name of its own, its identifier is the city's name
+            city = cities.get(zone, {}).get("city") or zone.rsplit("/", 1)[-1].replace("_", " ")
+            share = {each: facts["population_percent"] for each, facts in spoken[territory].items()}
+            most = sorted(share, key=lambda each: (-share[each], each))[:5]
+            tongues = [own["language"][each] for each in most if each in own["language"]]
             tongue, money = own["language"].get(official(territory)[0]), own["currency"].get(currency(territory))
             if not (tongues and tongue and money):
                 continue
             title = f"{own['territory'][territory]} ({territory})"
             text = f"{', '.join(tongues)}; {money} ({currency(territory)})"
-            yield f"{code}:{zones[territory][0]}", f"{city}, {tongue}", f"{code}:{territory}", title, text, code
-
-
-def _cities(code: str) -> Mapping[str, str]:
-    """Time zone → its city in the language; where CLDR has no name of its own, the zone's identifier is the name."""
-    from babel.core import get_global
-
-    own = _data(_locale(code)).get("time_zones", {})
-    zones = sorted({zone for zones in get_global("territory_zones").values() for zone in zones})
-    return {zone: own.get(zone, {}).get("city") or zone.rsplit("/", 1)[-1].replace("_", " ") for zone in zones}
+            yield f"{code}:{zone}", f"{city}, {tongue}", f"{code}:{territory}", title, text, code
 
 
 def _labels(each: int = 40) -> Iterator[tuple]:
     """Up to `each` texts of four kinds (date, distance in time, unit, time zone) a language: stands in for intents."""
-    from babel import Locale
-    from babel.dates import format_date, format_timedelta
-
     for code in SMOKE:
-        locale, own = Locale.parse(_locale(code)), _data(_locale(code))
+        locale, own = Locale.parse(_locale(code)), localedata.load(_locale(code))
         days = (date(2001, 1, 1) + timedelta(days=97 * n) for n in range(each))
         amounts = [sign * n for n in range(2, 12) for sign in (-1, 1)]
         spans = (timedelta(**{unit: n}) for unit in ("minutes", "hours", "days") for n in amounts)
@@ -325,4 +255,4 @@ def _labels(each: int = 40) -> Iterator[tuple]:
 
 def _long(found: Any) -> str:
     """The long form of a unit's display name, or the text itself."""
-    return (found.get("long") or "") if isinstance(found, Mapping) else found or ""
+    return (found.get("long") if isinstance(found, Mapping) else found) or ""

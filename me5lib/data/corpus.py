@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,7 @@ from me5lib.pairs import Labelled
 if TYPE_CHECKING:
     import pandas
 
-# Raise it with any change that gives other rows: in build, cldr, extract, plain, questions, rows, shards, split, pairs.
+# Raise it with any change that gives other rows: in build, cldr, offline, text, shards, split, pairs.
 VERSION = 1
 LEAST_ALIGNED = 20  # ours: a language with fewer aligned items in a bitext says nothing
 LEAST_LABEL = 8  # ours: texts of a label on each side of a classification; mteb trains on eight per label
@@ -93,27 +94,22 @@ def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus
     if not dial.offline:
         return HubCorpus(dial)
     mark = fingerprint(dial.data)
-    home = cache() / "corpus"
-    folder = home / mark
+    folder = cache() / "corpus" / mark
+    side = folder.with_name(f"{mark}.part")
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / f"{mark}.lock"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{mark}.lock")):
             if not (folder / "report.json").is_file():
-                _build_beside(dial.data, folder, progress)
+                io.remove(side)
+                side.mkdir()
+                try:
+                    build.build(dial.data, side, progress)
+                    io.rename(side, folder)
+                finally:
+                    io.remove(side)
     except OSError as error:
         raise shards.full_disk(error, folder) from None
     return Corpus(folder, dial, mark)
-
-
-def _build_beside(data: config.Data, folder: Path, progress: bool) -> None:
-    side = folder.with_name(folder.name + ".part")
-    shutil.rmtree(side, ignore_errors=True)
-    try:
-        side.mkdir()
-        build.build(data, side, progress)
-        side.rename(folder)
-    finally:
-        shutil.rmtree(side, ignore_errors=True)
 
 
 class Corpus:
@@ -204,17 +200,15 @@ class Corpus:
 
     def _pools(self) -> dict[str, tuple[list[str], list[str]]]:
         size = self.scale.evaluate.heldout_strings
-        found = {language: distinct(rows) for language, rows in by_language(self._table("heldout").to_pylist())}
-        return {language: ([row["english"] for row in rows[:size]], [row["text"] for row in rows[:size]])
-                for language, rows in found.items() if len(rows) >= size}
+        pools = {language: distinct(rows)[:size] for language, rows in by_language(self._table("heldout"))}
+        return {language: ([row["english"] for row in rows], [row["text"] for row in rows])
+                for language, rows in pools.items() if len(rows) == size}
 
 
-def by_language(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
+def by_language(table: pa.Table) -> Iterator[tuple[str, list[dict]]]:
     """Rows by their language, in the order of its code."""
-    groups: dict[str, list[dict]] = defaultdict(list)
-    for row in rows:
-        groups[row["language"]].append(row)
-    return iter(sorted(groups.items()))
+    for language, rows in groupby(sorted(table.to_pylist(), key=itemgetter("language")), itemgetter("language")):
+        yield language, list(rows)
 
 
 def distinct(rows: Sequence[dict]) -> list[dict]:
@@ -240,29 +234,25 @@ def aligned(table: pa.Table, masked: bool = False) -> dict[str, tuple[list[str],
         if row["text"] and row["text"].strip():
             texts[row["language"]][row["id"]] = split.mask_numbers(row["text"]) if masked else row["text"]
     english = texts.pop("en")
-    found = {}
-    for language, own in sorted(texts.items()):
-        ids = sorted(own.keys() & english.keys())
-        if len(ids) >= LEAST_ALIGNED:
-            found[language] = ([english[i] for i in ids], [own[i] for i in ids])
-    return found
+    shared = {language: sorted(own.keys() & english.keys()) for language, own in sorted(texts.items())}
+    return {language: ([english[i] for i in ids], [texts[language][i] for i in ids])
+            for language, ids in shared.items() if len(ids) >= LEAST_ALIGNED}
 
 
 def _retrieval(table: pa.Table) -> dict[str, RetrievalSet]:
-    found = {}
-    for language, rows in by_language(table.to_pylist()):
-        relevant: dict[str, set[str]] = defaultdict(set)
-        for row in rows:
-            relevant[row["query_id"]].add(row["document_id"])
-        documents = {row["document_id"]: (row["title"], row["text"]) for row in rows}
-        found[language] = RetrievalSet({row["query_id"]: row["query"] for row in rows}, documents, dict(relevant))
+    found: dict[str, RetrievalSet] = {}
+    for row in sorted(table.to_pylist(), key=itemgetter("language")):
+        own = found.setdefault(row["language"], RetrievalSet({}, {}, {}))
+        own.queries[row["query_id"]] = row["query"]
+        own.documents[row["document_id"]] = row["title"], row["text"]
+        own.relevant.setdefault(row["query_id"], set()).add(row["document_id"])
     return found
 
 
 def _classification(table: pa.Table, languages: int) -> dict[str, tuple[list[str], list[str], list[str], list[str]]]:
     """The `languages` with most texts that have two labels or more after the split (half of the clusters test)."""
     found: dict[str, tuple] = {}
-    for language, rows in sorted(by_language(table.to_pylist()), key=lambda group: (-len(group[1]), group[0])):
+    for language, rows in sorted(by_language(table), key=lambda group: (-len(group[1]), group[0])):
         if len(found) == languages:
             break
         texts = [row["text"] for row in rows]
@@ -290,7 +280,13 @@ def common_meanings(rows: Sequence[dict], n: int) -> dict[str, list[str]]:
     left = sorted(texts)
     script = {language: pairs.script(texts[language].values()) for language in left}
     has = np.array([[text in texts[language] for text in meanings] for language in left], dtype=bool)
-    while len(chosen := _one_per_cluster(meanings, has.all(axis=0), cluster)) < n:
+    while True:
+        first: dict[int, str] = {}  # of each cluster the first meaning that all languages have
+        for i in np.flatnonzero(has.all(axis=0)):
+            first.setdefault(cluster[meanings[i]], meanings[i])
+        chosen = list(first.values())[:n]
+        if len(chosen) == n:
+            return {"en": chosen, **{language: [texts[language][text] for text in chosen] for language in left}}
         scripts = Counter(script[language] for language in left)
         free = [i for i, own in enumerate(left) if scripts[script[own]] > 1 or len(scripts) > SCRIPTS]
         if not free or len(left) < LANGUAGES:
@@ -298,13 +294,5 @@ def common_meanings(rows: Sequence[dict], n: int) -> dict[str, list[str]]:
         missing = (~has).sum(axis=0)
         gain = [(int((missing[~has[i]] == 1).sum()), int((~has[i]).sum()), -i) for i in free]
         worst = -max(gain)[2]
-        left.pop(worst)
+        del left[worst]
         has = np.delete(has, worst, axis=0)
-    return {"en": chosen[:n], **{language: [texts[language][text] for text in chosen[:n]] for language in left}}
-
-
-def _one_per_cluster(meanings: Sequence[str], common: np.ndarray, cluster: dict[str, int]) -> list[str]:
-    first: dict[int, str] = {}
-    for i in np.flatnonzero(common):
-        first.setdefault(cluster[meanings[i]], meanings[i])
-    return list(first.values())

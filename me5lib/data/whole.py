@@ -21,7 +21,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from me5lib.data import filters
-from me5lib.data.sampling import mix
+from me5lib.data.shards import splitmix64
 from me5lib.pairs import Labelled, normalise, text_key
 
 NGRAM = 5  # characters (ours)
@@ -73,5 +73,5 @@ class NearSignature(MinhashDedupSignature):
         grams = np.lib.stride_tricks.sliding_window_view(signs, NGRAM) if len(signs) >= NGRAM else np.empty((0, NGRAM))
         found = np.zeros(len(grams), dtype=np.uint64)
         for column in grams.astype(np.uint64).T:
-            found = mix(found ^ column)
+            found = splitmix64(found ^ column)
         return np.unique(found).reshape(-1, 1)

