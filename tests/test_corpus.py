@@ -143,9 +143,10 @@ def assert_nothing_leaks(one: Corpus, sample: int, languages: tuple[str, ...] = 
 def test_planted_copies_and_near_copies_are_not_trained_on(small, sets):
     assert_nothing_leaks(small, 1000)
     trained = trained_on(small)
-    held, english = {text for text in held_out(small)["en"] if not text.endswith("now")}, trained["en"]
+    held = {text for text in held_out(small)["en"] if text.startswith("Open") and not text.endswith("now")}
+    english = trained["en"]
     assert 60 < len(held) < 180 and len(english) > 1000  # 40 % of 300; and the rest is
-    assert not {f"{text} now" for text in held} & english
+    assert not {other for text in held for other in (f"{text} now", text.replace("Open", "open 17"))} & english
     for text in sorted(held)[:40]:  # by another measure
         matcher = difflib.SequenceMatcher(b=text, autojunk=False)
         for other in english:

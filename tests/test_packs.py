@@ -4,6 +4,7 @@ import errno
 import hashlib
 import http.server
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -23,61 +24,39 @@ ROOT = Path(__file__).resolve().parents[1]
 WHEEL = "two_words-1.0-cp27-cp27m-win32.whl"  # neither our Python nor our platform
 SDIST = "plain-2.0.tar.gz"
 CARD = """---
-name: {name}
-title: a pack
-role: train
-files:
-{files}
-homepage: https://example.org
-licence: none
-translated_by: people
-languages: [en]
-counts: {{pairs: 1}}
-pair: none
-query_prefix: "query: "
-passage_prefix: "query: "
-faults: []
+{{name: {name}, title: a pack, role: train, files: {files}, homepage: "https://example.org", licence: none,
+  translated_by: people, languages: [en], counts: {{pairs: 1}}, pair: none, query_prefix: "query: ",
+  passage_prefix: "query: ", faults: []}}
 ---
 prose
 """
 
 
-def wheel_bytes():
-    """A wheel whose bytes do not compress, so that it takes several chunks."""
+@pytest.fixture(scope="module")
+def files():
+    """A wheel whose bytes do not compress, so that it takes several chunks; an sdist that must not be executed."""
     noise = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(100_000))
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
+    wheel, sdist = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("two_words/translations/de.json", '{"a": "ü"}')
         archive.writestr("two_words/noise.bin", noise)
-    return made.getvalue()
-
-
-def sdist_bytes():
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+    with tarfile.open(fileobj=sdist, mode="w:gz") as archive:
         for name, content in (("plain-2.0/setup.py", b"raise SystemExit('executed')"), ("plain-2.0/a.txt", b"hello")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    return made.getvalue()
-
-
-@pytest.fixture
-def files():
-    return {WHEEL: wheel_bytes(), SDIST: sdist_bytes()}
+    return {WHEEL: wheel.getvalue(), SDIST: sdist.getvalue()}
 
 
 @pytest.fixture
 def deck(tmp_path, monkeypatch, files):
     """One card `both` that pins both files; an empty cache; pip's configuration is ours alone."""
-    lines = [f" - {{package: {name.split('-')[0].replace('_', '-')}, version: '{name.split('-')[1].rstrip('.targz')}', "
-             f"file: {name}, sha256: {hashlib.sha256(content).hexdigest()}, size: {len(content)}}}"
-             for name, content in files.items()]
+    pins = [{"package": name.split("-")[0].replace("_", "-"), "version": "1", "file": name, "size": len(content),
+             "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()]
     folder = tmp_path / "assets" / "data_cards"
     folder.mkdir(parents=True)
-    (folder / "both.md").write_text(CARD.format(name="both", files="\n".join(lines)), encoding="utf8")
-    without = CARD.format(name="babel", files="").replace("files:\n\n", "files: []\n")
-    (folder / "babel.md").write_text(without, encoding="utf8")
+    for name, own in (("both", pins), ("babel", [])):
+        (folder / f"{name}.md").write_text(CARD.format(name=name, files=json.dumps(own)), encoding="utf8")
     monkeypatch.setattr(cards, "asset", lambda name: tmp_path / "assets" / name)
     cards.load.cache_clear()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -97,7 +76,7 @@ class Server:
         handler = type("Handler", (_Handler,), {"world": self})
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/simple"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self):
         self.http.shutdown()
@@ -304,22 +283,18 @@ def test_members_are_read_by_pattern_and_nothing_is_executed(tmp_path, files):
 
 
 @pytest.mark.parametrize("name", ["../up.txt", "a/../../up.txt", "/etc/up.txt", "C:/up.txt", "..\\up.txt"])
-def test_names_that_lead_out_of_an_archive_are_refused(tmp_path, name):
+def test_names_that_lead_out_of_an_archive_are_refused_and_links_skipped(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
         archive.writestr(name, "x")
     with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("a/passwd.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
     for path in (tmp_path / "bad.whl", tmp_path / "bad.tar.gz"):
         with pytest.raises(Me5Error, match="unsafe name"):
             list(packs.members(path, "*up.txt"))
-
-
-def test_links_in_archives_are_skipped(tmp_path):
-    with tarfile.open(tmp_path / "links.tar", "w") as archive:
-        entry = tarfile.TarInfo("a/passwd.txt")
-        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(entry)
-    assert list(packs.members(tmp_path / "links.tar", "*")) == []
+    assert list(packs.members(tmp_path / "bad.tar.gz", "*passwd.txt")) == []
 
 
 def test_sizes_and_counts_are_bounded(tmp_path, monkeypatch):

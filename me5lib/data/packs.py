@@ -185,11 +185,13 @@ def pip_options() -> dict[str, str]:
 
 def places(options: dict[str, str]) -> list[dict[str, list[str]]]:
     """Where pip's options say that packages are: each as the keyword of a `PackageFinder`, folders first."""
+    from unearth import PackageFinder
+
     found = [{"find_links": [place]} for place in options.get("find-links", "").split()]
     if options.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
         return found
-    indexes = (options.get("index-url") or "https://pypi.org/simple", *options.get("extra-index-url", "").split())
-    return found + [{"index_urls": [url]} for url in indexes]
+    main = options.get("index-url") or PackageFinder().sources[0]["url"]
+    return found + [{"index_urls": [url]} for url in (main, *options.get("extra-index-url", "").split())]
 
 
 def _client(options: dict[str, str]) -> PyPIClient:
