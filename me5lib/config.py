@@ -113,26 +113,6 @@ class Scale:
         return self.model.backbone in ("random", *RELEASED)
 
 
-def paper(value: Any, why: str = "arXiv 2402.05672") -> Given:
-    """A value that the mE5 report states."""
-    return Given(value, "paper", why)
-
-
-def card(value: Any, why: str = "model card of the authors") -> Given:
-    """A value that the authors' model cards state."""
-    return Given(value, "model card", why)
-
-
-def e5(value: Any, why: str) -> Given:
-    """A value taken over from English E5, as the report says of everything that it does not state."""
-    return Given(value, "E5", why)
-
-
-def ours(value: Any, why: str) -> Given:
-    """A value that nothing published states."""
-    return Given(value, "ours", why)
-
-
 _GROUPS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluate}
 _TYPES = {f"{group}.{f.name}": str(f.type) for group, cls in _GROUPS.items() for f in dataclasses.fields(cls)}
 
@@ -166,7 +146,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Scale:
             near = difflib.get_close_matches(key, _TYPES, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise Me5Error(f"unknown setting {key!r}{hint}: settings are written as in train.steps=100")
-        given[key] = ours(_parse(key, text), BY_HAND)
+        given[key] = Given(_parse(key, text), "ours", BY_HAND)
     groups = {
         group: cls(**{key.partition(".")[2]: v.value for key, v in given.items() if key.startswith(f"{group}.")})
         for group, cls in _GROUPS.items()

@@ -75,10 +75,12 @@ def run(
         related = losses.relations(queries, passages)
 
         def loss_of(vectors: torch.Tensor) -> torch.Tensor:
-            q, p = distributed.gather(vectors[: len(pairs)]), distributed.gather(vectors[len(pairs) :])
-            own = distributed.local_slice(len(pairs))
-            total = losses.total_loss(q, p, distributed.gather_relations(related), 0.05, "one-way", own)
-            return distributed.global_mean(total, len(pairs))
+            held = distributed.sizes(related)
+            q = distributed.gather(vectors[: len(pairs)], held.queries)
+            p = distributed.gather(vectors[len(pairs) :], held.passages)
+            everybody = distributed.gather_relations(related, held)
+            total = losses.total_loss(q, p, everybody, 0.05, "one-way", held.mine)
+            return distributed.global_mean(total, held.queries)
 
         def compute() -> torch.Tensor:
             started(step)

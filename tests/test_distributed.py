@@ -57,12 +57,14 @@ def test_four_ragged_processes_and_kl_beside_infonce():
 
 def test_one_process_needs_no_group():
     vectors = torch.randn(3, 2, requires_grad=True)
-    assert gather(vectors) is vectors and distributed.counts(3) == [3]
+    assert gather(vectors, [3]) is vectors
     assert (distributed.world(), distributed.rank()) == (1, 0)
-    assert global_mean(vectors.sum(), 3).item() == pytest.approx(vectors.sum().item() / 3)
-    assert global_mean(torch.zeros(()), 0).item() == 0.0
+    assert global_mean(vectors.sum(), [3]).item() == pytest.approx(vectors.sum().item() / 3)
+    assert global_mean(torch.zeros(()), [0]).item() == 0.0
     related = from_labelled([Labelled("a", ("b", "c"), ("d",), "test", "en")]).relations
-    assert distributed.gather_relations(related) is related and distributed.local_slice(3) == slice(0, 3)
+    held = distributed.sizes(related)
+    assert held == ([1], [2], 2) and distributed.gather_relations(related, held) is related
+    assert held.mine == slice(0, 1)
     team = distributed.Team.alone()
     assert (team.any(True), team.mean(2.0), team.main) == (True, 2.0, True)
     assert team.wrap(check_gradients) is check_gradients
@@ -152,11 +154,13 @@ team = distributed.join(2)
 
 rows = [Labelled(*row) for row in json.loads(Path(folder, "rows.json").read_text(encoding="utf8"))]
 mine = rows[:1] if team.main else rows[1:]
-found, whole = distributed.gather_relations(from_labelled(mine).relations), from_labelled(rows).relations
+related, whole = from_labelled(mine).relations, from_labelled(rows).relations
+held = distributed.sizes(related)
+found = distributed.gather_relations(related, held)
 same = [torch.equal(a, b) for a, b in zip(found[:4], whole[:4])]
 known = [set(a) == set(b) for a, b in zip(found.positive_keys.tolist(), whole.positive_keys.tolist())]
 assert all(same) and all(known), (found, whole)
-assert distributed.local_slice(len(mine)) == (slice(0, 1) if team.main else slice(1, 3))
+assert held.mine == (slice(0, 1) if team.main else slice(1, 3))
 assert team.any(team.main) and team.sum(1.0 + team.rank) == 3.0
 
 number = 3 + team.rank  # how many rows the ranks have is asked once a batch

@@ -3,50 +3,29 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from prove_crash import PAIRS, STAGE, encoder
 
-from me5lib import config, device
+from me5lib import device
 from me5lib.io import Me5Error
-from me5lib.model.encoder import Encoder
-from me5lib.model.text import train_tokenizer
 from me5lib.train import checkpoint, distributed, loop
 from me5lib.train import loss as losses
 
-STAGE = dataclasses.replace(config.load("smoke").train, steps=8, warmup=2, lr=1e-2)
-COLOURS = [("red", "rot"), ("green", "gruen"), ("blue", "blau"), ("white", "weiss"), ("black", "schwarz")]
-PAIRS = [(f"{a} car {i}", f"{b} auto {i}") for a, b in COLOURS for i in range(8)]
 RUN = loop.Run(None, 3, "p", save_every=2, progress=False)
 
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-import test_loop as t
-t.train(t.encoder(), pause=0.3, folder=Path(sys.argv[1]))
-"""
 
-
-def encoder(dropout=0.1):
-    tokenizer = train_tokenizer([text for pair in PAIRS for text in pair], 400)
-    return Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 32), tokenizer, 0, dropout)
-
-
-def work(model, pause=0.0):
+def work(model):
     def prepare(step):
         pairs = [PAIRS[(7 * step + 3 * i) % len(PAIRS)] for i in range(8)]
         queries, passages = [q for q, _ in pairs], [p for _, p in pairs]
         ids = model.tokenize(queries + passages, "query: ")
-        time.sleep(pause)
 
         def compute():
             vectors = model(ids)
@@ -57,8 +36,8 @@ def work(model, pause=0.0):
     return prepare
 
 
-def train(model, pause=0.0, prepare=None, **run):
-    return loop.train(model, prepare or work(model, pause), STAGE, RUN._replace(**run))
+def train(model, prepare=None, **run):
+    return loop.train(model, prepare or work(model), STAGE, RUN._replace(**run))
 
 
 def weights(model):
@@ -84,18 +63,6 @@ def ends_like(straight, folder, model=None):
     assert torch.equal(weights(model), weights(straight[0]))
     kept = [row for row in rows(folder / "log.jsonl") if "loss" in row]
     assert kept == rows(straight[1] / "log.jsonl") == history.steps
-
-
-def test_a_run_killed_in_the_middle_ends_with_the_same_weights_and_log(straight, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)], env=environment)
-    deadline, log = time.monotonic() + 240, tmp_path / "log.jsonl"
-    while child.poll() is None and not (log.is_file() and len(rows(log)) >= 5) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.kill()
-    assert child.wait() != 0
-    assert (tmp_path / "checkpoints" / "step-000004").is_dir() and 5 <= len(rows(log)) < STAGE.steps
-    ends_like(straight, tmp_path)
 
 
 def test_a_run_learns_and_another_seed_is_another_run(straight):

@@ -29,7 +29,7 @@ from me5lib import io
 from me5lib.io import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
-    from me5lib.config import Scale, Stage
+    from me5lib.config import Scale
     from me5lib.data.userdata import OwnCorpus
     from me5lib.train.distributed import Team
 
@@ -38,7 +38,7 @@ AnyScale = Annotated[str, typer.Option("--scale", help="smoke, tiny (offline, mi
                                                        "large-instruct (data and backbone of the hub).")]
 Seed = Annotated[int, typer.Option(callback=io.valid_seed, help="Seed of everything random.")]
 Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
-Set = Annotated[list[str], typer.Option("--set", help="A dial, as train.steps=100; may be given again.")]
+Set = Annotated[list[str], typer.Option("--set", help="A setting, as train.steps=100; may be given again.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Only say what it will take: hours, GB, GPUs; of --data: dials.")]
 Tokens = Annotated[float | None, typer.Option(min=1, help="Tokens of a pair that --plan reckons with (in stage 2, of "
                                               "an example with its negatives; default: half of the most).")]
@@ -85,18 +85,7 @@ def pretrain(
     if sbatch_sample:
         print((PACKAGE / "slurm" / "pretrain.sbatch").read_text(encoding="utf8"), end="")
         return
-    from me5lib import config as scales
-
-    dial = scales.load(scale, overrides)
-    if _only_told(dial, seed, out, "stage1", plan, tokens, use, dry_run, processes):
-        return
-    _refuse_unasked(dial, dial.train, "pretrain", yes)
-    folder = io.out(dial.name, seed, out)
-    with _team(processes) as team:
-        _begin(team, folder, "stage1", dial.train.steps, resume)
-        from me5lib.train import stages
-
-        _say(team, stages.pretrain(dial, seed, folder, team=team, progress=team.main))
+    _train(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), "stage1")
 
 
 def finetune(
@@ -115,22 +104,63 @@ def finetune(
     if data:
         _tune(own, seed, overrides, out, plan, resume, processes)
         return
-    from me5lib import config as scales
-
-    dial = scales.load(scale, overrides)
-    if _only_told(dial, seed, out, "stage2", plan, tokens, use, dry_run, processes):
-        return
-    _refuse_unasked(dial, dial.finetune, "finetune", yes)
-    from me5lib.lessons.lesson import Lesson
-
-    folder = io.out(dial.name, seed, out)
-    start = None if scratch else Lesson("", dial, seed, folder).checkpoint("stage1")
     name = "stage2-only" if scratch else "stage2"
-    with _team(processes) as team:
-        _begin(team, folder, name, dial.finetune.steps, resume)
+    _train(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), name)
+
+
+class _Options(NamedTuple):
+    """What both commands are asked of a scale."""
+
+    scale: str
+    seed: int
+    overrides: list[str]
+    out: str
+    plan: bool
+    tokens: float | None
+    use: float | None
+    yes: bool
+    resume: bool | None
+    dry_run: bool
+    processes: int | None
+
+
+def _train(options: _Options, name: str) -> None:
+    """Make the stage `name`; or say what it will take, or rehearse it, instead."""
+    from me5lib import config
+
+    cfg = config.load(options.scale, options.overrides)
+    first = name == "stage1"
+    kind, command, stage = ("stage1", "pretrain", cfg.train) if first else ("stage2", "finetune", cfg.finetune)
+    if options.plan:
+        from me5lib.train.cost import USE, estimate
+
+        if speaks():
+            print("\n".join(estimate(cfg, kind, options.tokens, options.use or USE).lines()))
+        return
+    if options.dry_run:
+        from me5lib.train.dry_run import rehearse
+
+        folder = io.run_folder(cfg.name, options.seed, options.out) / "dry-run"
+        with _team(options.processes) as team:
+            rehearse(cfg, options.seed, folder, kind, team, lambda line: _say(team, line))
+        return
+    if not cfg.offline and not options.yes:
+        raise Me5Error(f"scale {cfg.name} trains {cfg.model.backbone} for {stage.steps:,} steps of {stage.batch:,}: "
+                       f"look at `me5 {command} --scale {cfg.name} --plan`, then add --yes; or choose smoke or tiny")
+    folder = io.out(cfg.name, options.seed, options.out)
+    start = None
+    if name == "stage2":
+        from me5lib.lessons.lesson import Lesson
+
+        start = Lesson("", cfg, options.seed, folder).checkpoint("stage1")
+    with _team(options.processes) as team:
+        _begin(team, folder, name, stage.steps, options.resume)
         from me5lib.train import stages
 
-        _say(team, stages.finetune(dial, seed, folder, start=start, name=name, team=team, progress=team.main))
+        more = {"team": team, "progress": team.main}
+        made = (stages.pretrain(cfg, options.seed, folder, **more) if first else
+                stages.finetune(cfg, options.seed, folder, start=start, name=name, **more))
+        _say(team, made)
 
 
 class _Own(NamedTuple):
@@ -220,31 +250,6 @@ def _compared(team: Team, corpus: OwnCorpus, start: str | Path, tuned: Path, fol
     found = compare(corpus, models, precision=fast if fast == "bf16" else "fp32")
     found.table.to_csv(folder / "dev.csv", index_label="model")
     _say(team, f"{mined(tuned)}\n{found}\n")
-
-
-def _only_told(dial: Scale, seed: int, out: str, name: str, plan: bool, tokens: float | None, use: float | None,
-               dry_run: bool, processes: int | None) -> bool:
-    """Whether nothing is to be trained: the plan is printed, or the stage rehearsed, instead."""
-    if plan:
-        from me5lib.train.cost import USE, estimate
-
-        if speaks():
-            print("\n".join(estimate(dial, name, tokens, use or USE).lines()))
-    elif dry_run:
-        from me5lib.train.dry_run import rehearse
-
-        folder = io.run_folder(dial.name, seed, out) / "dry-run"
-        with _team(processes) as team:
-            rehearse(dial, seed, folder, name, team, lambda line: _say(team, line))
-    return plan or dry_run
-
-
-def _refuse_unasked(dial: Scale, stage: Stage, command: str, yes: bool) -> None:
-    """Raise `Me5Error` for a scale that takes long, unless it was asked for with --yes."""
-    if not dial.offline and not yes:
-        size = f"{stage.steps:,} steps of {stage.batch:,}"
-        raise Me5Error(f"scale {dial.name} trains {dial.model.backbone} for {size}: look at `me5 {command} "
-                       f"--scale {dial.name} --plan`, then add --yes; or choose --scale smoke or tiny")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from torch import Tensor
 from me5lib import io
 from me5lib.io import Me5Error
 from me5lib.train import distill, distributed
-from me5lib.train.distributed import Team, gather, gather_relations, global_mean, launch, local_slice
+from me5lib.train.distributed import Team, gather, gather_relations, global_mean, launch, local_slice, sizes
 from me5lib.train.gradcache import cached_step
 from me5lib.train.loss import Relations, total_loss
 
@@ -162,10 +162,9 @@ def _own(task: Task, rows: slice) -> tuple[list[list[int]], int]:
     return queries + task.passages[2 * rows.start : 2 * rows.stop], len(queries)
 
 
-def _others_constant(mine: Tensor) -> Tensor:
+def _others_constant(mine: Tensor, held: Sequence[int]) -> Tensor:
     """All ranks' rows, of which only this rank's own carry a gradient (what `all_gather` by itself gives)."""
-    rows = local_slice(len(mine), mine.device)
-    everybody = gather(mine.detach())
+    rows, everybody = local_slice(held), gather(mine.detach(), held)
     return torch.cat([everybody[: rows.start], mine, everybody[rows.stop :]])
 
 
@@ -173,20 +172,22 @@ def _loss(variant: str, task: Task, vectors: Tensor, own: int) -> Tensor:
     """The loss that this rank would call backward on: `vectors` are its queries and then its passages."""
     q, p, whole = vectors[:own], vectors[own:], slice(0, ROWS)
     right_scale = variant in ("ours", "ours, replayed")
+    related = _own_relations(task).to(q.device)
+    held = sizes(related)
     lesson = task.lesson(q, p, task.mine)
-    lesson = global_mean(lesson, own) if variant != "local mean" else lesson / max(1, own)
+    lesson = global_mean(lesson, held.queries) if variant != "local mean" else lesson / max(1, own)
     if variant == "local negatives":
-        return lesson + task._replace(related=_own_relations(task)).table(q, p, slice(0, own)) / max(1, own)
-    spread: Callable[[Tensor], Tensor] = _others_constant if variant in ("÷ W", "dropped") else gather
-    queries, passages = spread(q), spread(p)
+        return lesson + task._replace(related=related).table(q, p, slice(0, own)) / max(1, own)
+    spread: Callable[..., Tensor] = _others_constant if variant in ("÷ W", "dropped") else gather
+    queries, passages = spread(q, held.queries), spread(p, held.passages)
     if variant == "÷ W":
         return lesson + task.table(queries, passages, whole) / ROWS
     if variant == "× W":
         return lesson + task.table(queries, passages, whole) / ROWS * distributed.world()
     if right_scale:  # the relations are gathered as in training; the others take them from the task
-        task = task._replace(related=gather_relations(_own_relations(task).to(q.device)))
+        task = task._replace(related=gather_relations(related, held))
     total = task.table(queries, passages, task.mine)
-    return lesson + (total / max(1, own) if variant == "local mean" else global_mean(total, own))
+    return lesson + (total / max(1, own) if variant == "local mean" else global_mean(total, held.queries))
 
 
 def _alone(task: Task, toy: Toy) -> Tensor:

@@ -1,9 +1,8 @@
 """The folder of a stage: its settings, its checkpoints while it is trained, its place when it is finished.
 
-    out/stage1.part/                 unfinished work, never mixed with work of other settings
-        stage.json                   {"fingerprint", "settings"}: what the stage is made with
-        checkpoints/step-000100/     a model (`SentenceTransformer(path)` loads it), the optimiser's state, state.json
-    out/stage1/                      the finished model, its logs and stage.json
+    out/stage1.part/    unfinished work, never mixed with work of other settings
+        stage.json, checkpoints/step-000100/ (a model that `SentenceTransformer` loads, AdamW's state, state.json)
+    out/stage1/         the finished model, its logs and stage.json
 
 A checkpoint is written under another name, flushed to the disk and renamed, so that a kill at any moment leaves all of
 it or nothing; a manifest of SHA-256 sums names the file that went wrong afterwards. safetensors and JSON only.
@@ -63,12 +62,6 @@ def stage_settings(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def identity(folder: Path) -> str:
-    """The fingerprint of a finished stage, or the hash of its weights if it was not made here."""
-    made = stage_settings(folder)
-    return made["fingerprint"] if made else sha256(folder / "model.safetensors")
-
-
 class StageDir:
     """Where a stage is made (`<name>.part`) and where it stands when finished (`<name>`), and with which settings."""
 
@@ -113,11 +106,11 @@ class StageDir:
     def _changes(self, made: dict[str, Any]) -> str:
         """The settings that differ, as `stage.lr, stage.steps`."""
         old, new = (
-            {f"{key}.{name}" if name else key: value for key, group in settings.items()
-             for name, value in (group if isinstance(group, dict) else {"": group}).items()}
+            {(group, name): value for group, values in settings.items()
+             for name, value in (values if isinstance(values, dict) else {"": values}).items()}
             for settings in (made["settings"], self.settings)
         )  # fmt: skip
-        return ", ".join(sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)))
+        return ", ".join(sorted(".".join(filter(None, key)) for key in old | new if old.get(key) != new.get(key)))
 
 
 # ---- its checkpoints -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ same at every world size.
     model, held = team.wrap(encoder), sizes(related)
     q, p = gather(queries, held.queries), gather(passages, held.passages)
     total = total_loss(q, p, gather_relations(related, held), temperature, rows=held.mine)
-    loss = global_mean(total, len(queries), held.queries)
+    loss = global_mean(total, held.queries)
 
 Ranks run unequal numbers of pieces, which sharded parameters (FSDP, ZeRO-2 and 3) would deadlock on, so those are
 refused; 560 M parameters need neither. That all this is right on your own machines: `me5lib.lessons.check_gradients`.
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import UserList
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -122,19 +123,6 @@ class Team:
         return made if self.main else make()
 
 
-class _Ids(Sequence):
-    """Token ids that DistributedDataParallel hands on as they are; it would walk through lists, number by number."""
-
-    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
-        self.ids = ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, i: int) -> Sequence[int]:
-        return self.ids[i]
-
-
 class _Wrapped:
     """DistributedDataParallel around an encoder, called as the encoder is."""
 
@@ -142,15 +130,14 @@ class _Wrapped:
         self.model, self.no_sync = model, model.no_sync
 
     def __call__(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        return self.model(_Ids(ids))
+        return self.model(UserList(ids))  # it would walk through a list, number by number
 
 
 def join(world: int | None = None) -> Team:
     """The processes that a launcher (accelerate, torchrun, `launch`) started together; one alone without a launcher.
 
-    With `world`, raises `Me5Error` when another number came together: without it, processes that do not find each other
-    would each train alone, and without GPUs `accelerate launch --num_processes 2` starts but one (torchrun starts two).
-    Raises `Me5Error` where the launcher was told to shard parameters.
+    Raises `Me5Error` where the launcher was told to shard parameters, and, with `world`, when another number came
+    together: without GPUs `accelerate launch --num_processes 2` starts but one.
     """
     if sharded := [name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]:
         raise Me5Error(f"{sharded[0]} shards parameters, and ranks of unequal numbers of pieces would deadlock: "
@@ -202,39 +189,25 @@ class Sizes(NamedTuple):
     @property
     def mine(self) -> slice:
         """Where this rank's queries lie among everybody's."""
-        return _slice_of(self.queries)
+        return local_slice(self.queries)
 
 
 def sizes(related: Relations) -> Sizes:
     """The sizes of all ranks' parts of a batch, of which `related` is this one's. One collective."""
-    mine = [len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]
-    queries, passages, known = zip(*_table(mine, related.query_key.device), strict=True)
-    return Sizes(list(queries), list(passages), max(known))
+    table = [[len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]]
+    if world() > 1:
+        everybody = torch.zeros(world(), 3, dtype=torch.int64, device=related.query_key.device)
+        everybody[rank()] = torch.tensor(table[0], device=everybody.device)
+        processes.all_reduce(everybody)
+        table = everybody.tolist()
+    queries, passages, known = map(list, zip(*table, strict=True))
+    return Sizes(queries, passages, max(known))
 
 
-def counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
-    """How many rows each rank holds, given how many this one does. Every rank must ask."""
-    return [row[0] for row in _table([rows], device)]
-
-
-def local_slice(rows: int, device: torch.device | str = "cpu") -> slice:
-    """Where this rank's `rows` lie among everybody's. A collective."""
-    return _slice_of(counts(rows, device))
-
-
-def _slice_of(held: Sequence[int]) -> slice:
+def local_slice(held: Sequence[int]) -> slice:
+    """Where this rank's rows lie among everybody's, of which rank r holds `held[r]`."""
     begin = sum(held[: rank()])
     return slice(begin, begin + held[rank()])
-
-
-def _table(numbers: list[int], device: torch.device | str) -> list[list[int]]:
-    """Every rank's `numbers`, rank by rank. A collective."""
-    if world() == 1:
-        return [numbers]
-    table = torch.zeros(world(), len(numbers), dtype=torch.int64, device=device)
-    table[rank()] = torch.tensor(numbers, device=device)
-    processes.all_reduce(table)
-    return table.tolist()
 
 
 class _Gather(torch.autograd.Function):
@@ -247,7 +220,7 @@ class _Gather(torch.autograd.Function):
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in held]
         processes.all_gather(parts, padded)
-        ctx.begin, ctx.rows = sum(held[: rank()]), len(mine)
+        ctx.own = local_slice(held)
         return torch.cat([part[:rows] for part, rows in zip(parts, held, strict=True)])
 
     @staticmethod
@@ -255,47 +228,44 @@ class _Gather(torch.autograd.Function):
         """[Σ n_r, …] → [n_r, …]."""
         total = gradient.contiguous().clone()
         processes.all_reduce(total)
-        return total[ctx.begin : ctx.begin + ctx.rows], None
+        return total[ctx.own], None
 
 
-def gather(mine: Tensor, held: Sequence[int] | None = None) -> Tensor:
+def gather(mine: Tensor, held: Sequence[int]) -> Tensor:
     """[n_r, …] of every rank r → [Σ n_r, …] on all of them, rank by rank; gradients flow back to their rows.
 
-    `held`: every rank's n_r where it is known (`Sizes`), else it is asked. Ranks may hold unequal numbers of rows, or
-    none. A collective, forwards and backwards: every rank must call it, and every rank must call backward, each with a
-    tensor that wants a gradient or each with one that does not.
+    `held`: every rank's n_r, which may be unequal, or 0. A collective, forwards and backwards: every rank must call it,
+    and every rank must call backward, each with a tensor that wants a gradient or each with one that does not.
     """
-    return mine if world() == 1 else _Gather.apply(mine, held or counts(len(mine), mine.device))
+    return mine if world() == 1 else _Gather.apply(mine, held)
 
 
-def gather_relations(related: Relations, held: Sizes | None = None) -> Relations:
+def gather_relations(related: Relations, held: Sizes) -> Relations:
     """The relations of all ranks' rows, rank by rank: those of the vectors that `gather` gives. A collective."""
     if world() == 1:
         return related
-    queries, passages, known = held or sizes(related)
+    queries, passages, known = held
     first, second = sum(passages[: rank()]), sum(queries[: rank()])
     padding = related.positive_keys[:, :1].expand(-1, known - related.positive_keys.shape[1])  # it repeats the first
     return Relations(
         gather(related.query_key, queries), gather(related.passage_key, passages),
         gather(related.positive + first, queries), gather(related.owner + second, passages),
         gather(torch.cat([related.positive_keys, padding], 1), queries),
-    )
+    )  # fmt: skip
 
 
-def global_mean(total: Tensor, rows: int, held: Sequence[int] | None = None) -> Tensor:
-    """This rank's share of a mean over all ranks' rows, of the `total` loss of its own `rows`: a scalar.
+def global_mean(total: Tensor, held: Sequence[int]) -> Tensor:
+    """This rank's share of a mean over all ranks' rows (`held[r]` of rank r), of the `total` loss of its own: a scalar.
 
     The average of the ranks' shares is that mean, so the average that DistributedDataParallel takes of the gradients is
-    the mean's gradient. The divisor is the number of rows that there really are (`held`: every rank's, else asked), not
-    this rank's times the number of ranks.
+    the mean's gradient.
     """
-    return total * (world() / max(1, sum(held or counts(rows, total.device))))
+    return total * (world() / max(1, sum(held)))
 
 
 def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float) -> None:
-    """Run `commands` side by side, as the ranks of one `join`, until all have ended; they print to files in `folder`.
+    """Run `commands` side by side, as the ranks of one `join`, one thread each; they print to, and meet in, `folder`.
 
-    They meet at a file there, so that many such groups can run on one machine; one thread each.
     Raises `Me5Error` with the last line of the first to fail, or naming those that did not finish in `timeout` seconds.
     Whatever happens, an interrupt included, no child is left running.
     """

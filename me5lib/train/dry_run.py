@@ -73,7 +73,7 @@ def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: 
         millions = cost.size(shape).all / 1e6
         say(f"backbone   {scale.model.backbone}, {shape.layers} × {shape.width}, {millions:.1f} M weights: {which}")
         team.by_main(lambda: prepare(small, shape, folder, say))
-        history = _Rehearsal(small, seed, folder / "run", name, team, say).play()
+        history = _play(small, seed, folder / "run", name, team, say)
         say(f"took       {time.perf_counter() - began:.0f} s{_peak()}; nothing of it is kept")
     return history
 
@@ -150,78 +150,71 @@ def _peak() -> str:
     return f", {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
 
 
-class _Rehearsal:
-    """One stage at its rehearsal."""
+def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -> loop.History:
+    """Both legs of one stage; what was logged."""
+    part, corpus, stops, began = out / f"{name}.part", open_corpus(small, progress=False), [True], time.perf_counter()
 
-    def __init__(self, small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -> None:
-        self.small, self.seed, self.out, self.name, self.team, self.say = small, seed, out, name, team, say
-        self.part = out / f"{name}.part"
-        self.corpus = open_corpus(small, progress=False)
-        self.stops = True  # in the first leg SIGTERM comes
-
-    def play(self) -> loop.History:
-        """Both legs; what was logged."""
-        began = time.perf_counter()
-        with contextlib.suppress(loop.Preempted):
-            self._leg()
-            raise Me5Error("the rehearsal's SIGTERM did not stop the stage")
-        if not checkpoint.at(self.part / "checkpoints", 1).is_dir():
-            raise Me5Error(f"SIGTERM left no checkpoint in {self.part}")
-        self.say(f"stopped    by SIGTERM after step 1 of {STEPS}, {_bytes(self.part) / 1e9:.2f} GB saved "
-                 f"({time.perf_counter() - began:.0f} s)")
-        self.team.by_main(self._change)
-        self.stops, began = False, time.perf_counter()
-        final = self._leg()
-        history = loop.read(final)
-        if [row["step"] for row in history.steps] != list(range(STEPS)):
-            raise Me5Error(f"{STEPS} steps were asked for, the log of {final} has {len(history.steps)}")
-        losses = ", ".join(f"{row['loss']:.3f}" for row in history.steps)
-        self.say(f"resumed    at step 1, to step {STEPS}, by GradCache in pieces of {PIECE} tokens; losses {losses} "
-                 f"({time.perf_counter() - began:.0f} s)")
-        if self.team.main:
-            self._check(final, history)
-        return history
-
-    def _leg(self) -> Path:
-        io.give_back()
-        common = {"corpus": self.corpus, "team": self.team, "evaluate": self.look, "progress": False}
-        if self.name == "stage1":
-            return stages.pretrain(self.small, self.seed, self.out, every=STEPS, **common)
-        return stages.finetune(self.small, self.seed, self.out, start=Path(self.small.model.backbone), name=self.name,
-                               **common)
-
-    def look(self, encoder: Encoder, step: int) -> dict[str, float]:
+    def look(encoder: Encoder, step: int) -> dict[str, float]:
         """The evaluation: how often a passage of a batch is nearest to its own query. In the first leg it is where the
         SIGTERM comes from."""
-        if self.stops:
+        if stops[0]:
             signal.raise_signal(signal.SIGTERM)
-        rows, stage = self.corpus.mixture(self.small, self.seed).batch(0), self.small.train
+        rows, stage = corpus.mixture(small, seed).batch(0), small.train
         queries = encoder.encode([row.query for row in rows], QUERY, max_tokens=stage.query_tokens)
         texts = [row.passage if isinstance(row, Pair) else row.positives[0] for row in rows]
         passages = encoder.encode(texts, PASSAGE, max_tokens=stage.passage_tokens)
         return {"accuracy": round(bitext_accuracy(queries, passages), 6)}
 
-    def _change(self) -> None:
-        """Before the second leg: small pieces; and in stage 2 a made-up teacher's scores of every group."""
-        io.put_json(self.part / stages.BUDGET, stages.Budget(piece=PIECE, whole=0)._asdict())
-        if self.name == "stage1":
-            return
-        draw = np.random.default_rng(self.seed)
-        path, first = self.part / "groups.jsonl", 1  # a row is its number, then a `Labelled`
-        scores, negatives = (first + Labelled._fields.index(name) for name in ("teacher_scores", "negatives"))
-        rows = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
-        for row in rows:
-            row[scores] = draw.normal(size=1 + len(row[negatives])).round(4).tolist()
-        io.put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    def leg() -> Path:
+        """The stage, begun or gone on with."""
+        io.give_back()
+        common = {"corpus": corpus, "team": team, "evaluate": look, "progress": False}
+        if name == "stage1":
+            return stages.pretrain(small, seed, out, every=STEPS, **common)
+        return stages.finetune(small, seed, out, start=Path(small.model.backbone), name=name, **common)
 
-    def _check(self, final: Path, history: loop.History) -> None:
-        """Say what was evaluated, and that the published model can be used."""
-        seen = [f"{row['accuracy']:.2f} at step {row['step']}" for row in history.evaluations]
-        self.say(f"evaluated  accuracy {', '.join(seen)}")
-        encoder = Encoder.load(final)
-        if not np.allclose(np.linalg.norm(encoder.encode(["one", "two"]), axis=1), 1, atol=1e-3):
-            raise Me5Error(f"the model published in {final} gives no unit vectors")
-        self.say(f"published  {_bytes(final) / 1e9:.2f} GB, loads, {encoder.width} dimensions")
+    with contextlib.suppress(loop.Preempted):
+        leg()
+        raise Me5Error("the rehearsal's SIGTERM did not stop the stage")
+    if not checkpoint.at(part / "checkpoints", 1).is_dir():
+        raise Me5Error(f"SIGTERM left no checkpoint in {part}")
+    say(f"stopped    by SIGTERM after step 1 of {STEPS}, {_bytes(part) / 1e9:.2f} GB saved "
+        f"({time.perf_counter() - began:.0f} s)")
+    team.by_main(lambda: _change(part, name, seed))
+    stops[0], began = False, time.perf_counter()
+    final = leg()
+    history = loop.read(final)
+    if [row["step"] for row in history.steps] != list(range(STEPS)):
+        raise Me5Error(f"{STEPS} steps were asked for, the log of {final} has {len(history.steps)}")
+    losses = ", ".join(f"{row['loss']:.3f}" for row in history.steps)
+    say(f"resumed    at step 1, to step {STEPS}, by GradCache in pieces of {PIECE} tokens; losses {losses} "
+        f"({time.perf_counter() - began:.0f} s)")
+    if team.main:
+        _check(final, history, say)
+    return history
+
+
+def _change(part: Path, name: str, seed: int) -> None:
+    """Before the second leg: small pieces; and in stage 2 a made-up teacher's scores of every group."""
+    io.put_json(part / stages.BUDGET, stages.Budget(piece=PIECE, whole=0)._asdict())
+    if name == "stage1":
+        return
+    draw, path = np.random.default_rng(seed), part / "groups.jsonl"  # a row is its number, then a `Labelled`
+    scores, negatives = (1 + Labelled._fields.index(field) for field in ("teacher_scores", "negatives"))
+    rows = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+    for row in rows:
+        row[scores] = draw.normal(size=1 + len(row[negatives])).round(4).tolist()
+    io.put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _check(final: Path, history: loop.History, say: Say) -> None:
+    """Say what was evaluated, and that the published model can be used."""
+    seen = [f"{row['accuracy']:.2f} at step {row['step']}" for row in history.evaluations]
+    say(f"evaluated  accuracy {', '.join(seen)}")
+    encoder = Encoder.load(final)
+    if not np.allclose(np.linalg.norm(encoder.encode(["one", "two"]), axis=1), 1, atol=1e-3):
+        raise Me5Error(f"the model published in {final} gives no unit vectors")
+    say(f"published  {_bytes(final) / 1e9:.2f} GB, loads, {encoder.width} dimensions")
 
 
 def _bytes(folder: Path) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from me5lib import config
-from me5lib.config import Given, Scale, card, e5, ours, paper
+from me5lib.config import Given, Scale
 from me5lib.data.userdata import OwnCorpus
 from me5lib.io import Me5Error
 from me5lib.model import described
@@ -74,7 +74,7 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float = EPOC
              if key.startswith("finetune.")}
     chosen = _chosen(corpus, encoder, epochs, steps, fixed)
     if teacher:
-        chosen["teacher"] = ours(teacher, "asked for")
+        chosen["teacher"] = Given(teacher, "ours", "asked for")
     stage = dataclasses.replace(base.finetune, **{key: value.value for key, value in chosen.items()}, **fixed)
     temperature = base.data.language_temperature if "data.language_temperature" in given else 1.0
     data = config.Data((), (corpus.name,), temperature, 1.0, float(np.mean(corpus.dev)))
@@ -96,19 +96,20 @@ def _chosen(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | Non
     asked, found = _longest(corpus, encoder)
     pool = len({text_key(text) for row in rows for text in (*row.positives, *row.negatives)})
     chosen = {
-        "steps": ours(many, "set by hand" if steps else f"{epochs:g} epochs of {len(rows):,} examples (the paper: 2)"),
-        "batch": ours(batch, f"at most {MOST_BATCH} for memory and time on a CPU, and so that an epoch has some steps"),
-        "lr": paper(_rate(encoder.width), "stage 2 of the model of this width (its batch was 512)"),
-        "warmup": ours(many // 10, "a tenth of the steps"),
-        "temperature": card(0.01, "FAQ of the card: the model was trained at it"),
-        "query_tokens": ours(asked, "the file's longest query, or E5's 192 (recollection, unverified)"),
-        "passage_tokens": ours(found, "the file's longest passage, or E5's 192 (recollection, unverified)"),
-        "hard_negatives": ours(max(1, min(3, pool - 1)), "E5's 7 (recollection, unverified) takes twice the time"),
-        "contrastive_weight": e5(0.2, "recollection of E5's Table 11 (unverified); used with --teacher only"),
-        "mine_depth": ours(max(1, min(50, pool)), "a small file's 200th passage is a random one"),
-        "teacher_steps": ours(max(1, many // 2), "half of the student's; used with --teacher trained only"),
+        "steps": (many, "ours", "set by hand" if steps else
+                  f"{epochs:g} epochs of {len(rows):,} examples (the paper: 2)"),
+        "batch": (batch, "ours", f"at most {MOST_BATCH} for a CPU, and so that an epoch has some steps"),
+        "lr": (_rate(encoder.width), "paper", "stage 2 of the model of this width (its batch was 512)"),
+        "warmup": (many // 10, "ours", "a tenth of the steps"),
+        "temperature": (0.01, "model card", "FAQ of the card: the model was trained at it"),
+        "query_tokens": (asked, "ours", "the file's longest query, or E5's 192 (recollection, unverified)"),
+        "passage_tokens": (found, "ours", "the file's longest passage, or E5's 192 (recollection, unverified)"),
+        "hard_negatives": (max(1, min(3, pool - 1)), "ours", "E5's 7 (recollection, unverified) takes twice the time"),
+        "contrastive_weight": (0.2, "E5", "recollection of E5's Table 11 (unverified); used with --teacher only"),
+        "mine_depth": (max(1, min(50, pool)), "ours", "a small file's 200th passage is a random one"),
+        "teacher_steps": (max(1, many // 2), "ours", "half of the student's; used with --teacher trained only"),
     }
-    return {key: value for key, value in chosen.items() if key not in fixed}
+    return {key: Given(*value) for key, value in chosen.items() if key not in fixed}
 
 
 def _batch(rows: int) -> int:

@@ -34,11 +34,10 @@ def cached_step(
 
     `encoder` maps n lists of token ids to vectors [n, d]; `loss_of` maps the vectors of the whole batch, in the order
     of `token_ids`, to a scalar. `token_budget` bounds the padded tokens of a piece; `seed` stands for (seed, step,
-    rank): see `mix`. The last piece needs no replay, and with `keep_graph` none is made. Under
-    DistributedDataParallel the gradient is reduced once, with the last piece, or not at all unless `last` (of several
-    accumulated batches only the last is). There a single piece is replayed too, unless `keep_graph`, which all ranks
-    must then give with a single piece each: they must meet at the same collectives in the same order, and
-    DistributedDataParallel has some of its own at a forward with gradient.
+    rank): see `mix`. With `keep_graph` nothing is replayed. Under DistributedDataParallel the gradient is reduced once,
+    with the last piece, and only if `last` (of accumulated batches the last is). There ranks must meet at the same
+    collectives in the same order, and a forward with gradient has some: so a single piece is replayed too, unless all
+    ranks give `keep_graph`, with a single piece each.
     """
     cut = pieces([len(ids) for ids in token_ids], token_budget)
     order = torch.tensor([i for piece in cut for i in piece], dtype=torch.int64).argsort()
@@ -73,9 +72,8 @@ def cached_step(
 def fitting_budget(attempt: Callable[[int], object], first: int, least: int = 1_024) -> int:
     """The largest of `first`, `first` / 2, `first` / 4 … padded tokens for which `attempt` does not run out of memory.
 
-    For CUDA, before the first step of the optimiser: `attempt(budget)` is to do a whole step, of the longest batch that
-    can come. The answer belongs into the checkpoint, so that a resumed run cuts the same pieces. Raises `Me5Error` when
-    not even `least` fits.
+    `attempt(budget)` is to do a whole step, of the longest batch that can come. The answer is kept with the run, so
+    that a resumed one cuts the same pieces. Raises `Me5Error` when not even `least` fits.
     """
     budget = first
     while budget >= least:
@@ -123,13 +121,10 @@ def padding_share(lengths: Sequence[int], cut: Iterable[Sequence[int]]) -> float
 
 
 class GraphMeter:
-    """Counts the bytes that autograd keeps for the backward pass: `peak` since it was made.
+    """Counts the bytes that autograd keeps for the backward pass: `with GraphMeter(parameters).watch() as meter: …`.
 
-        with GraphMeter(encoder.parameters()).watch() as meter: ...
-        meter.peak
-
-    Exact and the same on every machine, unlike the memory of a process. A storage is counted once however many views
-    of it are kept, and the given parameters, which are there anyway, not at all.
+    `meter.peak` is exact and the same on every machine, unlike the memory of a process. A storage is counted once
+    however many views of it are kept, and the given parameters, which are there anyway, not at all.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = ()) -> None:

@@ -90,7 +90,7 @@ def train(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, 
     """
     trainer = _Trainer(model, stage, run)
     start = trainer.resume()
-    with _signals() as caught, closing(trainer.log.bar):
+    with _signals() as caught, closing(trainer.bar):
         trainer.evaluate(start)
         for step, work, waited in _ahead(prepare, start, stage.steps):
             trainer.step(step, work, waited)
@@ -112,16 +112,17 @@ def train(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, 
                 raise Preempted(128 + signal.SIGTERM)
     trainer.end()
     io.give_back()
-    return trainer.log.history
+    return trainer.history
 
 
 class _Trainer:
-    """A model, its optimiser, and the log of its steps."""
+    """A model, its optimiser, and the log of its steps, which only rank 0 writes, and only where there is a folder."""
 
     def __init__(self, model: torch.nn.Module, stage: Stage, run: Run) -> None:
         self.model, self.stage, self.run = model, stage, run
-        self.device = device_of(model)
+        self.device = next(model.parameters()).device
         self.team = run.team or Team.alone(self.device)
+        self.folder = run.folder if self.team.main else None
         self.precision = precision(self.device)
         self.optimiser = optimiser(model, stage)
         self.conditions = checkpoint.conditions(self.device, self.team.world)
@@ -129,11 +130,10 @@ class _Trainer:
 
     def resume(self) -> int:
         """Go on from the last checkpoint: the step to begin with. Every rank takes the one that rank 0 found."""
-        folder, team = self.run.folder, self.team
-        path = checkpoint.latest(folder / "checkpoints") if folder and team.main else None
+        team, path = self.team, checkpoint.latest(self.folder / "checkpoints") if self.folder else None
         start = int(team.sum(checkpoint.state(path)["step"] if path else 0))
         if start:
-            path = checkpoint.at(folder / "checkpoints", start)
+            path = checkpoint.at(self.run.folder / "checkpoints", start)
             if not path.is_dir():
                 raise Me5Error(f"rank {team.rank} does not see {path}: all processes must share that folder")
             checkpoint.load(path, self.model, self.optimiser, self.run.plan)
@@ -141,14 +141,13 @@ class _Trainer:
             if changed and team.main:
                 print(f"going on under other conditions ({', '.join(changed)}): the losses equal those of an "
                       "undisturbed run to a tolerance now, no longer to the bit")
-        shown = self.run.progress and team.main
+        shown, (name, reason) = self.run.progress and team.main, self.precision
         if shown and start < self.stage.steps:
-            name, reason = self.precision
             print(f"{self.run.name}: steps {start} … {self.stage.steps}, {name}: {reason}")
-        bar = tqdm(total=self.stage.steps, initial=start, desc=self.run.name, disable=not shown, file=sys.stdout,
-                   mininterval=2, unit="step")
-        begins = {"step": start, **self.precision._asdict(), **self.conditions}
-        self.log = Log(folder if team.main else None, begins, bar)
+        self.bar = tqdm(total=self.stage.steps, initial=start, desc=self.run.name, disable=not shown, file=sys.stdout,
+                        mininterval=2, unit="step")
+        self.looked: dict[str, str] = {}  # the last evaluation, beside the bar
+        self.history = _begin_log(self.folder, {"step": start, **self.precision._asdict(), **self.conditions})
         self.model.train()
         return start
 
@@ -171,9 +170,17 @@ class _Trainer:
             raise self._failed(step, work.source, {"loss": own, "loss.mean": mean, "grad_norm": norm, "lr": lr})
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        row = {"step": step, "loss": mean, "grad_norm": norm, "lr": lr, "source": work.source}
         tokens = self.team.mean(work.tokens)
-        self.log.step(row, self._timing(time.perf_counter() - began, waited, tokens))
+        timing = self._timing(time.perf_counter() - began, waited, tokens)
+        row = {"step": step, "loss": mean, "grad_norm": norm, "lr": lr, "source": work.source}
+        self.history.steps.append(row)
+        _append(self.folder, "log.jsonl", row)
+        _append(self.folder, "timings.jsonl", {"step": step, **timing})
+        shown = {"loss": f"{mean:.3f}", "norm": f"{norm:.2f}"}
+        shown |= {"tok/s": f"{timing['tokens_per_s']:,}"} if timing.get("tokens_per_s") else {}
+        shown |= {"mfu": f"{timing['mfu']:.0%}"} if timing.get("mfu") else {}
+        self.bar.set_postfix({**shown, **self.looked}, refresh=False)
+        self.bar.update()
 
     def _timing(self, seconds: float, waited: float, tokens: float) -> dict[str, Any]:
         """A step that took `seconds`, after `waited` more for its texts; `tokens` in the mean of all processes.
@@ -206,90 +213,69 @@ class _Trainer:
         return Me5Error(f"{what}; {path} says more, the weights are those of the last checkpoint")
 
     def save(self, step: int) -> None:
-        """Rank 0 writes a checkpoint, the others wait for it. The log's rows are on the disk before it is."""
+        """Rank 0 writes a checkpoint, the others wait for it."""
+
         def write() -> None:
-            self.log.sync()
-            checkpoint.save(folder, self.model, self.optimiser, step, self.run.plan, terms=self.conditions)
+            """First the log's rows: a checkpoint must not outlive what led to it."""
+            for file in LOGS:
+                if (self.folder / file).is_file():
+                    io.sync(self.folder / file)
+            checkpoint.save(self.folder / "checkpoints", self.model, self.optimiser, step, self.run.plan,
+                            self.conditions)
 
         if self.run.folder is not None:
-            folder = self.run.folder / "checkpoints"
             self.team.by_main(write)
 
     def evaluate(self, step: int) -> bool:
         """Evaluate if it is due after `step` steps and not logged yet (rank 0; the others wait); whether it was due."""
-        ends = step in (0, self.stage.steps)
-        if self.run.evaluate is None or not (ends or self.run.every and step % self.run.every == 0):
-            return False
 
         def look() -> None:
-            if any(row["step"] == step for row in self.log.history.evaluations):
+            """The figures of the model as it is, logged once; the first of them stands beside the bar."""
+            if any(row["step"] == step for row in self.history.evaluations):
                 return
             self.model.eval()
             with torch.no_grad():
                 row = {"step": step, **self.run.evaluate(self.model, step)}
             self.model.train()
-            self.log.evaluation(row)
+            self.history.evaluations.append(row)
+            _append(self.folder, "log.jsonl", {"evaluate": row})
+            numbers = [name for name, value in row.items() if name != "step" and isinstance(value, float)]
+            self.looked = {name: f"{row[name]:.3f}" for name in numbers[:1]} or self.looked
 
+        ends = step in (0, self.stage.steps)
+        if self.run.evaluate is None or not (ends or self.run.every and step % self.run.every == 0):
+            return False
         self.team.by_main(look)
         return True
 
     def end(self) -> None:
         """All steps are done: a step that once failed is no news any more."""
         self.model.eval()
-        for path in self.run.folder.glob(FAILED.replace(".", "*.")) if self.log.folder else ():
+        for path in self.folder.glob(FAILED.replace(".", "*.")) if self.folder else ():
             path.unlink()
 
 
-class Log:
-    """The rows of a stage, in its folder and beside the bar; rows after the step that is resumed from are forgotten.
+def _begin_log(folder: Path | None, begins: dict[str, Any]) -> History:
+    """Note the start of a run in `folder`, and forget the rows after the step that it begins with; the rows before."""
+    if folder is None:
+        return History([], [])
+    start, runs = begins["step"], folder / "run.json"
+    for file in LOGS:
+        kept = [row for row in _rows(folder / file)
+                if (row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start)]
+        io.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
+    io.put_json(runs, {"starts": [*io.read_json(runs, {"starts": []})["starts"], begins]})
+    return read(folder)
 
-    Without a folder nothing is written: for a run that is not kept, and for all ranks but one.
-    """
 
-    def __init__(self, folder: Path | None, begins: dict[str, Any], bar: tqdm) -> None:
-        self.folder, self.history, self.bar, self.looked = folder, History([], []), bar, {}
-        if folder is None:
-            return
-        start, runs = begins["step"], folder / "run.json"
-        for file in LOGS:
-            kept = [row for row in _rows(folder / file)
-                    if (row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start)]
-            io.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
-        self.history = read(folder)
-        io.put_json(runs, {"starts": [*io.read_json(runs, {"starts": []})["starts"], begins]})
-
-    def step(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Note and show a step: its results and its timing."""
-        self.history.steps.append(row)
-        self._append("log.jsonl", row)
-        self._append("timings.jsonl", {"step": row["step"], **timing})
-        shown = {"loss": f"{row['loss']:.3f}", "norm": f"{row['grad_norm']:.2f}"}
-        shown |= {"tok/s": f"{timing['tokens_per_s']:,}"} if timing.get("tokens_per_s") else {}
-        shown |= {"mfu": f"{timing['mfu']:.0%}"} if timing.get("mfu") else {}
-        self.bar.set_postfix({**shown, **self.looked}, refresh=False)
-        self.bar.update()
-
-    def evaluation(self, row: dict[str, Any]) -> None:
-        """Note an evaluation, and show its first number."""
-        self.history.evaluations.append(row)
-        self._append("log.jsonl", {"evaluate": row})
-        numbers = {name: f"{value:.3f}" for name, value in row.items() if name != "step" and isinstance(value, float)}
-        self.looked = dict(list(numbers.items())[:1]) or self.looked
-
-    def sync(self) -> None:
-        """Have the disk keep the rows so far: a checkpoint must not outlive what led to it."""
-        for file in LOGS:
-            if self.folder is not None and (self.folder / file).is_file():
-                io.sync(self.folder / file)
-
-    def _append(self, file: str, row: dict[str, Any]) -> None:
-        if self.folder is None:
-            return
-        try:
-            with (self.folder / file).open("a", encoding="utf8") as out:
-                out.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise io.unwritten(self.folder / file, error) from None
+def _append(folder: Path | None, file: str, row: dict[str, Any]) -> None:
+    if folder is None:
+        return
+    try:
+        with (folder / file).open("a", encoding="utf8") as out:
+            out.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise io.unwritten(folder / file, error) from None
 
 
 def read(folder: Path) -> History:
@@ -305,11 +291,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             rows.append(json.loads(line))
     return rows
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """The device that the model's weights are on."""
-    return next(model.parameters()).device
 
 
 def worked_on(model: torch.nn.Module) -> int:

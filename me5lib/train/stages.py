@@ -4,12 +4,10 @@
     stage2 = finetune(scale, seed, out, start=stage1)         # out/stage2
     only = finetune(scale, seed, out, start=None, name="stage2-only")
 
-Asked again with the same settings (`stage.json`), a finished stage is found and returned at once; with other settings
-it is moved aside (`stage1.<fingerprint>`, one such folder a stage) and made anew. Unfinished work lies in `<name>.part`
-and is gone on with; with other settings it is refused in one line.
-
-A stage's folder loads like any model, and has beside the weights `log.jsonl` (loss and evaluations), `timings.jsonl`
-and, for stage 2, `report.json` (what was mined, whether the teacher was better) and `groups.jsonl` (what was learnt).
+Asked again with the same settings, a finished stage is returned at once; with other settings it is moved aside
+(`stage1.<fingerprint>`) and made anew. Unfinished work lies in `<name>.part` and is gone on with; with other settings
+it is refused. A stage's folder loads like any model, and has its logs beside the weights; of stage 2 also `report.json`
+(what was mined, whether the teacher was better) and `groups.jsonl` (what was learnt).
 
 Cost: that of the loop; the vocabulary some ten seconds, once a run (`out/tokenizer`).
 """
@@ -33,7 +31,7 @@ from me5lib import io
 from me5lib.config import Model, Scale, Stage
 from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
-from me5lib.data.hub import HubCorpus
+from me5lib.data.hub_corpus import HubCorpus
 from me5lib.device import autocast, best_device, precision
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
@@ -41,7 +39,7 @@ from me5lib.model.resolve import pinned, resolve
 from me5lib.pairs import Labelled, Pair
 from me5lib.train import distill, finetune_plan, groups, loop
 from me5lib.train import loss as losses
-from me5lib.train.checkpoint import StageDir, identity
+from me5lib.train.checkpoint import StageDir, stage_settings
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, sizes
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.monitor import watch
@@ -76,12 +74,11 @@ def pretrain(
     if place.finished(progress):
         return place.final
     encoder = _encoder(scale, seed, out, corpus, stage, team, None)
-    run = loop.Run(
-        team.main_process_first(place.open), seed, place.fingerprint, "stage 1", _save_every(stage),
-        evaluate or _look(corpus), every or max(1, stage.steps // LOOKS), progress, team,
-    )  # fmt: skip
-    return _trained(encoder, lambda step: mixture.batch(step, team.rank, team.world), scale.model, stage, prefixes,
-                    place, run)
+    team.main_process_first(place.open)
+    run = loop.Run(place.part, seed, place.fingerprint, "stage 1", max(1, stage.steps // CHECKPOINTS),
+                   evaluate or _look(corpus), every or max(1, stage.steps // LOOKS), progress, team)
+    rows_of = functools.partial(mixture.batch, rank=team.rank, world=team.world)
+    return _trained(encoder, rows_of, scale, stage, prefixes, place, run)
 
 
 def finetune(
@@ -114,11 +111,11 @@ def finetune(
     if place.finished(progress):
         return place.final
     encoder = _encoder(scale, seed, out, corpus, stage, team, start)
-    work = team.main_process_first(place.open)
+    team.main_process_first(place.open)
     made = groups.make(
-        encoder, rows, plan, stage, work, kind=negatives, mines=start is not None, with_teacher=teacher, faults=faults,
-        dev=finetune_plan.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed, progress=progress and team.main,
-        team=team,
+        encoder, rows, plan, stage, place.part, kind=negatives, mines=start is not None, with_teacher=teacher,
+        faults=faults, dev=finetune_plan.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed,
+        progress=progress and team.main, team=team,
     )  # fmt: skip
 
     def rows_of(step: int) -> list[Labelled]:
@@ -126,18 +123,18 @@ def finetune(
         mine = drawn[len(drawn) * team.rank // team.world : len(drawn) * (team.rank + 1) // team.world]
         return [made.group(i, turn, stage.hard_negatives) for i, turn in mine]
 
-    run = loop.Run(work, seed, place.fingerprint, name, _save_every(stage), evaluate or _look(corpus),
-                   progress=progress, team=team)
-    return _trained(encoder, rows_of, scale.model, stage, sides, place, run)
+    run = loop.Run(place.part, seed, place.fingerprint, name, max(1, stage.steps // CHECKPOINTS),
+                   evaluate or _look(corpus), progress=progress, team=team)
+    return _trained(encoder, rows_of, scale, stage, sides, place, run)
 
 
 def _trained(
-    encoder: Encoder, rows_of: Callable[[int], Rows], shape: Model, stage: Stage, sides: Prefixes, place: StageDir,
+    encoder: Encoder, rows_of: Callable[[int], Rows], scale: Scale, stage: Stage, sides: Prefixes, place: StageDir,
     run: loop.Run,
 ) -> Path:
     """Train on this rank's `rows_of` each step, and publish."""
     team = run.team
-    budget = team.main_process_first(lambda: _budget(run.folder, team, encoder, shape, stage))
+    budget = team.main_process_first(lambda: _budget(place.part, team, encoder, scale.model, stage))
     model = team.wrap(encoder)
 
     def prepare(step: int) -> loop.Work:
@@ -165,7 +162,10 @@ def _identity(start: Path | str | None) -> str:
     if start is None:
         return "random weights"
     ref = resolve(start)
-    return identity(ref.folder) if ref.kind == "folder" else pinned(ref)
+    if ref.kind != "folder":
+        return pinned(ref)
+    made = stage_settings(ref.folder)
+    return made["fingerprint"] if made else io.sha256(ref.folder / "model.safetensors")
 
 
 def _settings(scale: Scale, seed: int, corpus: Corpus | HubCorpus, stage: Stage, **more: Any) -> dict[str, Any]:
@@ -228,10 +228,6 @@ def _look(corpus: Corpus | HubCorpus) -> loop.Evaluator | None:
     return watch(corpus) if corpus.tasks() else None
 
 
-def _save_every(stage: Stage) -> int:
-    return max(1, stage.steps // CHECKPOINTS)
-
-
 # ---- how a step is cut -----------------------------------------------------------------------------------------------
 
 
@@ -250,8 +246,7 @@ class Budget(NamedTuple):
 
 def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage) -> Budget:
     """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
-    kept = io.read_json(work / BUDGET, None)
-    if kept is not None:
+    if kept := io.read_json(work / BUDGET, None):
         return Budget(**kept)
     budget = Budget(*[_fitting(encoder, stage)] * 2) if team.device.type == "cuda" else Budget.on_cpu(shape)
     if team.main:
@@ -319,7 +314,7 @@ def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
         student = distill.group_scores(queries, passages, stage.temperature)
         teacher = batch.teacher_scores.to(embeddings.device)
         total = rows * distill.kl(student, teacher, stage.teacher_temperature) + stage.contrastive_weight * total
-    return global_mean(total, rows, held.queries)
+    return global_mean(total, held.queries)
 
 
 def train_step(

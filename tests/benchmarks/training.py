@@ -1,22 +1,16 @@
 """What training costs: the step and the loss beside sentence-transformers', the paper's batch, two processes.
 
-    python tests/benchmarks/training.py step [--cases small-64-30 …] [--dtype fp32] [--device cpu] [--pieces 4096 …]
-    python tests/benchmarks/training.py loss [--batch 16384] [--width 384] [--tiles 20 21 …]
-    python tests/benchmarks/training.py big [--batch 32768] [--dtype fp32]
-    python tests/benchmarks/training.py processes [--steps 12]
+    python tests/benchmarks/training.py step|loss|big|processes [--cases small-64-30 …] [--dtype bf16] [--device cuda]
 
-step: loss and gradient of one batch, ours against CachedMultipleNegativesRankingLoss. A case is shape-batch-fill: its
-    pairs, and percent of positions that hold a token when each side is padded to its longest. Equal on both sides:
-    weights (random, saved by us, loaded by both), token ids, τ = 0.01, batch, dtype, dropout 0, no optimiser. On a GPU
-    the peer's unpadded path is tried too, where flash attention can be had.
-loss: the loss of given unit vectors and its gradient; a passage has about 0.2 cosine with its query. Theirs is
-    `calculate_loss(with_backward=True)`, whose chunk is its mini_batch_size; dense is `cross_entropy(q @ p.T / τ)`.
+step: loss and gradient of a batch beside CachedMultipleNegativesRankingLoss. A case is shape-batch-fill: pairs, and
+    percent of positions that hold a token when each side is padded to its longest. Equal on both sides: weights, token
+    ids, τ = 0.01, dtype, dropout 0, no optimiser. On a GPU the peer's unpadded path is tried too.
+loss: of unit vectors [batch, 384]; theirs is `calculate_loss` in chunks, dense is `cross_entropy(q @ p.T / τ)`.
 big: a step of stage 1 at the paper's batch with tiny's backbone, from the texts' keys to the updated weights.
 processes: `torchrun … me5 pretrain --scale tiny` in one process and in two, one thread each: efficiency t₁ / (2 t₂).
 
-Every run is a process of its own, warmed up by a small batch. Every setting of theirs is run once, and its gradient
-compared with ours (relative L2 distance at most `TOLERANCE` in fp32); its default and its three fastest go on to the
-interleaved rounds. Memory is what the step added to the process's peak (on a GPU: torch's).
+Every run is a process of its own, warmed up by a small batch. Every setting of theirs is run once and its gradient
+compared with ours; its default and its three fastest go on to the interleaved rounds. Memory is what the step added.
 """
 
 from __future__ import annotations
@@ -61,24 +55,17 @@ def spawn(job: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def contest(ours: list[str], theirs: list[str], job: dict[str, Any], rounds: int) -> dict[str, Any]:
+def contest(theirs: list[str], job: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Every contender once, compared with ours; then rounds of ours, their default and their three fastest, in turn."""
-    reference = spawn(job | {"contender": ours[0], "gradient": "ours", "dtype": "fp32"})
-    once = {}
-    for name in [*ours, *theirs]:
-        try:
-            once[name] = found = spawn(job | {"contender": name, "gradient": "other"})
-        except RuntimeError as error:
-            if name in (DEFAULT, *ours):
-                raise
-            print(f"  {name:24} left out: {str(error)[-120:]}", flush=True)
-            continue
+    reference, once = spawn(job | {"contender": "ours", "gradient": "ours", "dtype": "fp32"}), {}
+    for name in ["ours", *theirs]:
+        once[name] = found = spawn(job | {"contender": name, "gradient": "other"})
         distance, off = spawn(job | {"kind": "compare"})["distance"], abs(found["loss"] / reference["loss"] - 1)
         print(f"  {name:24} {found['seconds']:8.2f} s; gradient off by {distance:.1e}, loss by {off:.1e}", flush=True)
         if job["dtype"] == "fp32" and max(distance, off) > TOLERANCE:
             raise SystemExit(f"{name} does not agree with ours")
     best = sorted((name for name in once if name.startswith("st ")), key=lambda name: once[name]["seconds"])[:3]
-    names = list(dict.fromkeys([*ours, *(["dense"] if "dense" in theirs else []), DEFAULT, *best]))
+    names = list(dict.fromkeys([name for name in ("ours", "dense", DEFAULT, *best) if name in once]))
     rows = [{name: spawn(job | {"contender": name}) for name in names} for _ in range(rounds)]
     return {name: [row[name] for row in rows] for name in names}
 
@@ -99,8 +86,7 @@ def step(asked: argparse.Namespace) -> None:
     """Our step beside theirs, case by case."""
     sizes, tokens = (8, 16, 32, 64, 128, 256), range(9, 15) if asked.device == "cpu" else range(12, 18)
     for case in asked.cases or CASES[asked.device]:
-        theirs = asked.peers or [f"st {size}" for size in sizes if size <= int(case.split("-")[1])]
-        theirs += [] if asked.peers else [f"st {2**k}t" for k in tokens]
+        theirs = [f"st {size}" for size in sizes if size <= int(case.split("-")[1])] + [f"st {2**k}t" for k in tokens]
         if asked.device == "cuda" and (find_spec("flash_attn") or find_spec("kernels")):
             theirs += [f"{name} flash_attention_2" for name in theirs]
         with tempfile.TemporaryDirectory(prefix="me5-") as folder:
@@ -108,18 +94,18 @@ def step(asked: argparse.Namespace) -> None:
                    "device": asked.device}  # fmt: skip
             made = spawn(job | {"kind": "make"})
             print(f"\n{case}, {asked.dtype}: {made['tokens']:,} tokens, {made['fill']:.1%} fill", flush=True)
-            show(contest(["ours", *(f"ours {piece}" for piece in asked.pieces)], theirs, job, asked.rounds))
+            show(contest(theirs, job, asked.rounds))
 
 
 def loss(asked: argparse.Namespace) -> None:
     """Our loss beside theirs and the dense one."""
     batch = asked.batch or 16_384
-    print(f"\nB = {batch:,}, d = {asked.width}", flush=True)
+    print(f"\nB = {batch:,}", flush=True)
     theirs = [f"st {2**k}" for k in range(5, batch.bit_length())]
     with tempfile.TemporaryDirectory(prefix="me5-") as folder:
-        job = {"kind": "loss", "folder": folder, "batch": batch, "width": asked.width, "threads": asked.threads,
-               "dtype": "fp32", "device": "cpu"}  # fmt: skip
-        show(contest(["ours", *(f"ours {k}" for k in asked.tiles)], ["dense", *theirs], job, asked.rounds))
+        job = {"kind": "loss", "folder": folder, "batch": batch, "threads": asked.threads, "dtype": "fp32",
+               "device": "cpu"}  # fmt: skip
+        show(contest(["dense", *theirs], job, asked.rounds))
 
 
 def big(asked: argparse.Namespace) -> None:
@@ -139,7 +125,7 @@ def processes(asked: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(prefix="me5-") as out:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
                        "-m", "me5lib", "pretrain", "--scale", "tiny", "--out", out, "--processes", str(world),
-                       "--set", f"train.steps={asked.steps}", "--set", "train.warmup=1"]  # fmt: skip
+                       "--set", "train.steps=12", "--set", "train.warmup=1"]  # fmt: skip
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, env=environment, capture_output=True, encoding="utf8")
             if done.returncode:
@@ -245,7 +231,7 @@ def one_step(job: dict[str, Any]) -> dict[str, float]:
 
 
 def step_of_ours(job: dict[str, Any]) -> tuple[Any, Callable[[list], Callable[[], Any]]]:
-    """Our encoder, and how a step of given ids is prepared: "ours", as `stages` cuts it; "ours 4096" tokens a piece."""
+    """Our encoder, and how a step of given ids is prepared: as `stages` cuts it."""
     from me5lib import config
     from me5lib.device import autocast
     from me5lib.model.encoder import Encoder
@@ -266,8 +252,6 @@ def step_of_ours(job: dict[str, Any]) -> tuple[Any, Callable[[list], Callable[[]
                 return cached_step(encoder, ids, lambda vectors: info_nce(vectors[:n], vectors[n:], related, TAU),
                                    tokens, seed=0, keep_graph=whole)
 
-        if piece := job["contender"][5:]:
-            return functools.partial(compute, int(piece))
         if job["device"] == "cuda":
             return functools.partial(compute, fitting_budget(compute, 2**20))
         whole = sum(map(len, ids)) <= budget.whole
@@ -331,13 +315,9 @@ def collate(model: Any, rows: list[list[int]], device: str) -> dict[str, Any]:
 def one_loss(job: dict[str, Any]) -> dict[str, float]:
     """Seconds and memory of the loss of given vectors and its gradient, after a small one."""
     kind, *number = job["contender"].split()
-    if kind == "ours" and number:
-        from me5lib.train import loss as losses
-
-        losses.TILE_LOGITS = 2 ** int(number[0])
     stage = {"ours": loss_of_ours, "dense": dense}.get(kind) or functools.partial(loss_of_theirs, chunk=int(number[0]))
-    stage(*vectors(64, job["width"]))
-    sides = vectors(job["batch"], job["width"])
+    stage(*vectors(64))
+    sides = vectors(job["batch"])
     (value, gradients), found = timed(lambda: stage(*sides))
     # Theirs normalises once more, so that its gradient has no part along the vector: only the rest is compared.
     pairs = [(gradient, side.detach()) for gradient, side in zip(gradients, sides, strict=True)]
@@ -345,8 +325,8 @@ def one_loss(job: dict[str, Any]) -> dict[str, float]:
     return {"loss": float(value), **found}
 
 
-def vectors(batch: int, width: int) -> tuple[Any, Any]:
-    """Queries and passages [batch, width], unit, fp32, with gradient."""
+def vectors(batch: int, width: int = 384) -> tuple[Any, Any]:
+    """Queries and passages [batch, width], unit, fp32, with gradient, of about 0.2 cosine."""
     import torch
 
     generator, unit = torch.Generator().manual_seed(0), torch.nn.functional.normalize
@@ -427,10 +407,7 @@ def main() -> None:
     given.add_argument("--cases", nargs="+", help="as small-64-30 (default: those of the device)")
     given.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     given.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    given.add_argument("--pieces", type=int, nargs="*", default=[], help="of ours, padded tokens a piece")
-    given.add_argument("--peers", nargs="*", help='only these of theirs, as "st 32" "st 2048t"')
-    given.add_argument("--tiles", type=int, nargs="*", default=[], help="ours with 2**k logits a tile")
-    for option, value in (("rounds", 3), ("threads", 2), ("batch", 0), ("width", 384), ("steps", 12)):
+    for option, value in (("rounds", 3), ("threads", 2), ("batch", 0)):
         given.add_argument(f"--{option}", type=int, default=value)
     given.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     asked = given.parse_args()
