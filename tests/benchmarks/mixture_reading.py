@@ -110,28 +110,24 @@ def main() -> None:
     given = argparse.ArgumentParser()
     for option, value in (("rows", 40_000), ("sources", 24), ("steps", 100), ("rounds", 3)):
         given.add_argument(f"--{option}", type=int, default=value)
-    given.add_argument("--contender")
-    given.add_argument("--folder", type=Path)
+    given.add_argument("--contender", nargs=2)
     asked = given.parse_args()
     if asked.contender:
-        print(json.dumps(measure(asked.contender, asked.folder, asked.steps)))
+        name, folder = asked.contender
+        print(json.dumps(measure(name, Path(folder), asked.steps)))
         return
-    with tempfile.TemporaryDirectory(prefix="me5-") as temporary:
-        folder = asked.folder or Path(temporary)
-        if not list(folder.glob("s??")):
-            write(folder, asked.sources, asked.rows)
-        rates: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": []} for name in CONTENDERS}
-        for _ in range(asked.rounds):
-            for name in CONTENDERS:
-                command = [sys.executable, __file__, "--contender", name, "--folder", str(folder),
-                           "--steps", str(asked.steps)]
-                done = subprocess.run(command, capture_output=True, text=True, encoding="utf8", check=True)
-                for state, rate in json.loads(done.stdout.splitlines()[-1]).items():
-                    rates[name][state].append(rate)
-    found = {name: {state: median(all_of) for state, all_of in own.items()} for name, own in rates.items()}
+    rates: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    with tempfile.TemporaryDirectory(prefix="me5-") as folder:
+        write(Path(folder), asked.sources, asked.rows)
+        for name in list(CONTENDERS) * asked.rounds:
+            command = [sys.executable, __file__, "--contender", name, folder, "--steps", str(asked.steps)]
+            done = subprocess.run(command, capture_output=True, text=True, encoding="utf8", check=True)
+            rates[name].append(json.loads(done.stdout.splitlines()[-1]))
+    found = {name: {state: median(one[state] for one in own) for state in ("cold", "warm")}
+             for name, own in rates.items()}
     for name, own in found.items():
         print(f"{name:22} cold {own['cold']:10,.0f}   warm {own['warm']:10,.0f} pairs/s")
-    ratio = {state: found["ours"][state] / max(own[state] for name, own in found.items() if name.startswith("datasets"))
+    ratio = {state: found["ours"][state] / max(own[state] for name, own in found.items() if name != "ours")
              for state in ("cold", "warm")}
     print(f"ours over the best of the others: cold {ratio['cold']:.2f}, warm {ratio['warm']:.2f}")
     print(json.dumps({"rates": found, "ratio": ratio}))
