@@ -20,6 +20,20 @@ import pyarrow.parquet as pq
 from me5lib import config
 from me5lib.data import cards, fake_rows, schema
 
+HEAD = """---
+name: toy
+title: Toy
+role: train
+paper: {table: 1, rows: 1000, pair: title and body}
+homepage: https://example.org/
+licence: none
+translated_by: nobody
+languages: [de, en, sw, yo]
+pair: title → body
+query_prefix: 'query: '
+passage_prefix: 'passage: '
+faults: []
+"""  # of a card, all but its repositories and filters
 ALPHABETS = {  # script → its letters, from the first to the last; CJK by a range of common signs
     "latin": "abcdefghijklmnopqrstuvwxyzäéñøšž", "cyrillic": "абвгдежзийклмнопрстуфхцчшщъыьэюя",
     "greek": "αβγδεζηθικλμνξοπρστυφχψω", "arabic": "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",

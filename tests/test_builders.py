@@ -4,8 +4,7 @@ import fixtures_hub
 import pytest
 
 from me5lib.data import cards, schema
-from me5lib.data.origin import Drop, Origin
-from me5lib.data.sources import BUILDERS, sections, without_html
+from me5lib.data.builders import PAIRS, Drop, Origin, sections, without_html
 from me5lib.pairs import Pair
 
 CARDS = [name for name, card in cards.hub().items() if card.paper.table == 1]
@@ -13,7 +12,7 @@ HUBS = [pytest.param(name, hub, id=f"{name}-{i}") for name in CARDS for i, hub i
 
 
 def built(name: str, row: dict, code: str = "", **options) -> list[Pair | Drop]:
-    return list(BUILDERS[name](row, Origin("card", code, options)))
+    return list(PAIRS[name](row, Origin("card", code, options)))
 
 
 def texts(found: list[Pair | Drop]) -> list[tuple[str, str]]:
@@ -26,7 +25,7 @@ def reasons(found: list[Pair | Drop]) -> list[str]:
 
 
 def test_every_entry_has_a_builder_and_every_builder_an_entry():
-    assert {hub.builder for name in CARDS for hub in cards.load(name).hub} == set(BUILDERS)
+    assert {hub.builder for name in CARDS for hub in cards.load(name).hub} == set(PAIRS)
 
 
 @pytest.mark.parametrize("name, hub", HUBS)

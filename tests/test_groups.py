@@ -15,7 +15,7 @@ import torch
 
 from me5lib import config
 from me5lib.cli import teach as teach_cli
-from me5lib.data.hub_corpus import HubCorpus
+from me5lib.data.hub import HubCorpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer

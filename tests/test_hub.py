@@ -1,4 +1,4 @@
-"""Drawing from the hub: the real clients against the project's own loopback hub, behind a guard of the network."""
+"""From the hub to shards: the real clients against the project's own loopback hub; `me5 fetch` and what it leaves."""
 
 import gzip
 import itertools
@@ -15,57 +15,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fixtures_hub import HEAD
 from loopback import Loopback
+from typer.testing import CliRunner
 
-from me5lib.data import cards, shards, streaming
+from me5lib import config
+from me5lib.data import cards, hub, pipeline
+from me5lib.data.builders import Drop
+from me5lib.data.mixture import Mixture
+from me5lib.io import Me5Error, sha256
+from me5lib.pairs import Pair
 
-TOY = """---
-name: toy
-title: Toy
-role: train
-hub:
+TOY = HEAD + """hub:
   - repository: own/tables
-    revision: {revision}
-    files: data/{{language}}-*.parquet
-    languages: {{de: deu, en: eng, sw: swh}}
-    columns: {{id: int64, title: string, body: 'string?'}}
+    files: data/{language}-*.parquet
+    languages: {de: deu, en: eng, sw: swh}
+    columns: {id: int64, title: string, body: 'string?'}
     read_from: unverified
     builder: toy
   - repository: own/lines
     files: '**/*.jsonl.gz'
-    columns: {{id: int64, title: string, body: 'string?', lang: string}}
+    columns: {id: int64, title: string, body: 'string?', lang: string}
     read_from: unverified
     builder: toy
-paper: {{table: 1, rows: 1000, pair: title and body}}
-homepage: https://example.org/
-licence: none
-translated_by: nobody
-languages: [de, en, sw]
-pair: title → body
-query_prefix: 'query: '
-passage_prefix: 'passage: '
-faults: []
-{more}---
 """
-WORK = """
-import json, sys, time
-from pathlib import Path
-from me5lib.data import cards, hub, streaming
-from me5lib.data.origin import Drop
-from me5lib.pairs import Pair
+
 
 def toy(row, origin):
+    """Title → body."""
     if row["body"] is None:
         yield Drop("no body")
     else:
         yield Pair(row["title"], row["body"], origin.card, origin.language or row["lang"])
 
-BUILDERS = {"toy": toy}
-time.sleep = lambda seconds, sleep=time.sleep: sleep(seconds / 50)  # the clients wait seconds before they try again
-CARD = cards.parse("toy", Path(sys.argv[1]).read_text(encoding="utf8"))
-given = sys.argv[2:]
-"""
-DRAW = WORK + "print(hub.draw(CARD, int(given[0]), builders=BUILDERS, progress=False))"
+
+def card(more: str = "") -> cards.Card:
+    return cards.parse("toy", TOY + more + "---\nMade up.\n")
+
+
+def draw(pairs: int, more: str = "") -> Path:
+    return pipeline.draw(card(more), pairs, progress=False, builders={"toy": toy})
 
 
 def toy_rows(first: int, n: int, **more: str) -> list[dict]:
@@ -74,166 +63,155 @@ def toy_rows(first: int, n: int, **more: str) -> list[dict]:
             for i in range(first, first + n)]
 
 
-def write_toy(root: Path) -> dict[str, list[dict]]:
-    """Two repositories, three files of 40 rows a language; what is in each file, by its path."""
-    number, found = itertools.count(0, 40), {}
+@pytest.fixture
+def online(tmp_path, monkeypatch, client):
+    """Turns the hub's clients in this process to a loopback hub, with empty caches; the environment of other processes.
+    """
+    import datasets.config
+    from huggingface_hub import HfFileSystem, constants
+
+    def turn(server: Loopback) -> dict[str, str]:
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("ME5_CACHE", str(tmp_path / "me5"))
+        HfFileSystem.clear_instance_cache()
+        return client.environment(server.endpoint)
+
+    pause = time.sleep  # the clients wait seconds before they try again
+    monkeypatch.setattr(time, "sleep", lambda seconds: pause(seconds / 100))
+    yield turn
+    HfFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Two repositories, three files of 40 rows a language."""
+    number = itertools.count(0, 40)
     for code in ("deu", "eng", "swh"):
         for i in range(3):
-            found[f"own/tables/data/{code}-{i}.parquet"] = toy_rows(next(number), 40, language=code)
+            file = tmp_path / "root/datasets/own/tables/data" / f"{code}-{i}.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(toy_rows(next(number), 40)), file, row_group_size=16)
     for i in range(3):
-        found[f"own/lines/deep/{i}.jsonl.gz"] = toy_rows(next(number), 40, lang=("xx?", "de", "en")[i])
-    for path, rows in found.items():
-        file = root / "datasets" / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if path.endswith(".parquet"):
-            pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=16)
-        else:
-            file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    return found
+        write_lines(tmp_path / "root", i, toy_rows(next(number), 40, lang=("xx?", "de", "en")[i]))
+    return tmp_path / "root"
 
 
-def card_file(folder: Path, revision: str = "null", more: str = "") -> Path:
-    path = folder / "toy.md"
-    path.write_text(TOY.format(revision=revision, more=more), encoding="utf8")
-    return path
+def write_lines(root: Path, i: int, rows: list[dict]) -> None:
+    file = root / "datasets/own/lines/deep" / f"{i}.jsonl.gz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
 
-def drawn(folder: str | Path) -> dict[str, list[tuple]]:
+def rows_of(folder: Path) -> dict[str, list[tuple]]:
     """Language → rows of a drawing's shards, each hashed against its manifest."""
-    parts = sorted(Path(folder).glob(f"*/{shards.MANIFEST}"))
-    opened = {part.parent.name: shards.open_shard(part.parent) for part in parts}
+    opened = hub.open_card("toy", folder)
     for shard in opened.values():
-        assert {name: shards.sha256(shard.folder / name) for name in shard.manifest.sha256} == shard.manifest.sha256
-    return {language: [dict(zip(shard.columns, row, strict=True)) for row in
-                       sorted(shard.take(np.arange(shard.rows)), key=str)] for language, shard in opened.items()}
+        for part in shard.parts:
+            assert {name: sha256(part.folder / name) for name in part.manifest.sha256} == part.manifest.sha256
+    return {code: sorted(zip(*shard.read(np.arange(shard.rows)), strict=True)) for (_, code), shard in opened.items()}
 
 
-def hashes(folder: str | Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): shards.sha256(file) for file in sorted(Path(folder).rglob("*"))
-            if file.is_file()}
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text("utf8"))
 
 
-def test_the_guard_refuses_all_but_the_loopback(client):
-    code = "import socket; socket.create_connection(('192.0.2.1', 80), 1)"
-    assert "the network is unplugged: 192.0.2.1" in client(code, fine=False).stderr
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*"))
+            if file.is_file() and ".build" not in file.parts}
 
 
-def test_a_drawing_survives_503s_and_is_whole_without_the_hub(client, tmp_path):
-    content = write_toy(tmp_path / "root")
-    card = card_file(tmp_path)
-    with Loopback(tmp_path / "root", lambda n: 0 if n % 5 else 503, page=2) as server:
-        folder = client(DRAW, card, 2000, endpoint=server.endpoint).stdout.strip()
-    statuses = Counter(status for _, path, status in server.requests if "/resolve/" in path)
-    assert statuses[503] >= 3 and set(statuses) <= {200, 206, 503}
-    about = json.loads((Path(folder) / "manifest.json").read_text("utf8"))
-    expected: dict[str, list] = {"de": [], "en": [], "sw": []}
-    for rows in content.values():
-        code = rows[0].get("lang") or {"deu": "de", "eng": "en", "swh": "sw"}[rows[0]["language"]]
-        for row in rows:
-            if code in expected and row["body"] is not None:
-                expected[code].append({"query": row["title"], "passage": row["body"]})
-    found = drawn(folder)
-    assert found == {code: sorted(rows, key=str) for code, rows in expected.items()}
-    assert about["rows"] == {code: len(rows) for code, rows in expected.items()} and about["read"] == 480
-    assert sum(about["dropped"][code]["no body"] for code in ("de", "en", "sw")) + about["dropped"][""]["no body"] == 69
-    assert about["dropped"][""]["unknown language code"] == sum(
-        row["body"] is not None for row in content["own/lines/deep/0.jsonl.gz"])
+def test_a_drawing_survives_503s_and_is_whole_without_the_hub(online, root):
+    with Loopback(root, lambda n: 0 if n % 3 else 503, page=2) as server:
+        online(server)
+        folder = draw(2000)
+    assert Counter(status for _, path, status in server.requests if "/resolve/" in path)[503] >= 3
+    numbers = {"de": [*range(120), *range(400, 440)], "en": [*range(120, 240), *range(440, 480)],
+               "sw": range(240, 360)}
+    assert rows_of(folder) == {code: sorted((f"title {i}", f"body {i}") for i in own if i % 7)
+                               for code, own in numbers.items()}
+    about = manifest(folder)
+    assert about["read"] == about["built"] == 480 and sum(about["dropped"]["no body"].values()) == 69
+    assert about["dropped"]["unknown language code"] == {"und": sum(i % 7 > 0 for i in range(360, 400))}
     before = hashes(folder)
-    assert client(DRAW, card, 2000).stdout.strip() == folder  # the hub is gone
-    assert client(DRAW, card, 2000, HF_HUB_OFFLINE="1").stdout.strip() == folder
-    assert hashes(folder) == before
+    assert draw(2000) == folder and hashes(folder) == before  # the hub is gone
 
 
-def test_a_hub_that_stays_busy_is_asked_again_where_the_reading_broke(client, tmp_path):
-    write_toy(tmp_path / "root")
-    code = WORK + """
-commits, _, found = streaming.files(CARD, "sw")
-_, _, files = found[0]
-print(json.dumps([row["id"] for row in streaming.read(CARD.hub[0], commits[0], sorted(files))]))
-"""
-    outages = {  # the client gives up after six requests
-        "busy": lambda n: 503 if 4 <= n < 12 else 0, "silent": lambda n: -1 if 4 <= n < 12 else 0,
-        "busy for good": lambda n: 503 if n >= 4 else 0, "closed": lambda n: 403 if n >= 4 else 0,
-    }
-    found = {}
-    for name, fails in outages.items():
-        with Loopback(tmp_path / "root", fails) as server:
-            found[name] = client(code, card_file(tmp_path), endpoint=server.endpoint, fine=False)
-        failed = sum(status in (503, 403, -1) for _, _, status in server.requests)
-        assert failed == {"busy for good": 18, "closed": 1}.get(name, 8)
-    for name in ("busy", "silent"):
-        assert json.loads(found[name].stdout) == list(range(240, 360)), found[name].stderr
-    assert "Unreachable: the hub cannot be reached (" in found["busy for good"].stderr
-    assert "own/tables: the hub refuses data/swh-0.parquet, data/swh-1.parquet (403)" in found["closed"].stderr
+@pytest.mark.parametrize(("fails", "failed", "says"), [
+    (lambda n: 503 if n < 9 else 0, 8, ""),  # the client gives up after six requests
+    (lambda n: -1 if n < 9 else 0, 8, ""),
+    (lambda n: 503, 18, "the hub cannot be reached ("),
+    (lambda n: 403, 1, "the hub refuses data/swh-0.parquet (403): gated sets want `hf auth login`"),
+], ids=["busy", "silent", "busy for good", "closed"])
+def test_a_hub_that_stays_busy_is_asked_again_where_the_reading_broke(online, root, fails, failed, says):
+    with Loopback(root, fails) as server:
+        online(server)
+        files, commits, _ = hub.list_files(card())
+        given = hub.read(hub.folder(card().hub[0], commits[0]), "data/swh-0.parquet", card().hub[0].columns)
+        if says:
+            with pytest.raises(Me5Error) as error:
+                list(given)
+            assert says in str(error.value)
+        else:
+            assert [row["id"] for _, row in given] == list(range(240, 280))
+    assert sum(status in (503, 403, -1) for _, _, status in server.requests) == failed
 
 
-def test_rows_are_spread_over_languages_and_files(client, tmp_path):
-    write_toy(tmp_path / "root")
-    with Loopback(tmp_path / "root") as server:
-        folder = client(DRAW, card_file(tmp_path), 48, endpoint=server.endpoint).stdout.strip()
-    found = drawn(folder)
-    assert set(found) == {"de", "en", "sw"} and sum(map(len, found.values())) == 48  # later files make up for a bad one
+def test_rows_are_spread_over_languages_and_files_and_a_later_file_makes_up(online, root):
+    with Loopback(root) as server:
+        online(server)
+        found = rows_of(draw(48))
+    assert set(found) == {"de", "en", "sw"} and sum(map(len, found.values())) == 48  # one file has no language
     assert min(map(len, found.values())) >= 8
-    asked = {path.rpartition("/")[2] for _, path, _ in server.requests if "/resolve/" in path}
-    assert asked == {f"{code}-{i}.parquet" for code in ("deu", "eng", "swh") for i in range(3)} | {
-        f"{i}.jsonl.gz" for i in range(3)}
-    starts = {int(row["query"].split()[1]) // 40 for rows in found.values() for row in rows}
-    assert starts == set(range(12)) - {9}  # of every file but the one whose language is none
+    starts = {int(query.split()[1]) // 40 for rows in found.values() for query, _ in rows}
+    assert starts == set(range(12)) - {9}
 
 
-def test_a_plan_of_many_files_reads_evenly_spaced_ones(monkeypatch, tmp_path):
-    card = cards.parse("toy", card_file(tmp_path).read_text("utf8"))
+def test_a_plan_of_many_files_reads_evenly_spaced_ones(monkeypatch):
     sizes = {"de": 1_000_000, "en": 4_000_000, "sw": 10_000}
-    listing = {f"data/{theirs}-{i:04d}.parquet": sizes[code] for code, theirs in card.hub[0].languages.items()
-               for i in range(500)}
-    listings = {"own/tables": listing, "own/lines": {"a/b/x.jsonl.gz": 500_000_000}}
-    monkeypatch.setattr(streaming, "_listing", lambda card, entry: ("c" * 40, listings[entry.repository]))
-    found = streaming.plan(card, 1_000_000)
-    rows = {(stream.entry, stream.language): stream.rows for stream in found.streams}
+    files = [hub.File(0, f"data/{code}-{i:04d}.parquet", code, size) for code, size in sizes.items()
+             for i in range(500)] + [hub.File(1, "a/b/x.jsonl.gz", "", 500_000_000)]
+    monkeypatch.setattr(hub, "list_files", lambda card: (files, ["c" * 40] * 2, []))
+    found = {stream[0].language: stream for stream in hub.plan(card(), 1_000_000).streams}
+    rows = {code: max(file.due for file in stream) for code, stream in found.items()}
     assert sum(rows.values()) == 1_000_000
-    assert rows[0, "en"] / rows[0, "de"] == pytest.approx(2, rel=1e-4)  # square roots of bytes
-    assert rows[0, "en"] / rows[0, "sw"] == pytest.approx(20, rel=1e-4)
-    for stream in found.streams:
-        assert sum(wanted for _, _, wanted in stream.files) == stream.rows
-    english = next(stream for stream in found.streams if stream.language == "en")
-    places = [int(path[-12:-8]) for path, _, wanted in english.files if wanted]
-    assert len(places) == -(-english.rows // 50_000) and max(places) >= 400
-    assert len(set(b - a for a, b in itertools.pairwise(places))) <= 2
-    assert len(english.files) == 5 * len(places) and len({path for path, _, _ in english.files}) == len(english.files)
+    assert rows["en"] / rows["de"] == pytest.approx(2, rel=1e-4)  # square roots of bytes
+    assert rows["en"] / rows["sw"] == pytest.approx(20, rel=1e-4)
+    drawn = -(-rows["en"] // 50_000)
+    places = [int(file.path[-12:-8]) for file in found["en"]]
+    assert max(places[:drawn]) >= 400 and len({b - a for a, b in itertools.pairwise(places[:drawn])}) <= 2
+    assert len(set(places)) == 5 * drawn and found["en"][drawn - 1].due == found["en"][-1].due  # four in reserve each
 
 
-def test_a_killed_drawing_goes_on_and_gives_the_same_shards(client, tmp_path):
-    write_toy(tmp_path / "root")
-    card = card_file(tmp_path)
-    with Loopback(tmp_path / "root") as server:
-        whole = client(DRAW, card, 300, endpoint=server.endpoint, ME5_CACHE=str(tmp_path / "undisturbed")).stdout
-        for done in (2, 7):
-            before = len(server.requests)
-            kill_when(client.environment(server.endpoint), card, tmp_path / "me5", done)
-            drawn_again = [path for _, path, _ in server.requests[before:] if "deu-0.parquet" in path]
-            assert bool(drawn_again) == (done == 2)
-            (tmp_path / "root" / "datasets" / "own" / "tables" / f"{done}.md").write_text("the branch moves on")
-        folder = client(DRAW, card, 300, endpoint=server.endpoint).stdout.strip()
-    assert hashes(folder) == hashes(whole.strip()) and len(hashes(folder)) == 3 * 2 + 2
-    assert [path.name for path in Path(folder).parent.iterdir() if path.suffix == ".part"] == []
+def test_a_killed_drawing_goes_on_at_its_commits_and_gives_the_same_shards(online, root, tmp_path, monkeypatch):
+    code = ("import sys, test_hub, me5lib.data.hub as hub, time; read = hub.read\n"
+            "hub.read = lambda *given: (time.sleep(0.005) or row for row in read(*given))\ntest_hub.draw(300)")
+    with Loopback(root) as server:
+        environment = online(server)
+        whole = hashes(draw(300))
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent,
+                                   env=environment | {"ME5_CACHE": str(tmp_path / "killed")})
+        while process.poll() is None and len(list(tmp_path.glob("killed/hub/toy/*/.build/*/counts/items/*"))) < 2:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL and not list(tmp_path.glob("killed/hub/toy/*/manifest.json"))
+        (root / "datasets/own/tables/more.md").write_text("the branch moves on")
+        before = len(server.requests)
+        online(server)
+        monkeypatch.setenv("ME5_CACHE", str(tmp_path / "killed"))
+        folder = draw(300)
+    again = {path.rpartition("/")[2][:3] for _, path, _ in server.requests[before:] if "/resolve/" in path}
+    assert hashes(folder) == whole and "deu" not in again and "swh" in again
     assert len({path.split("/")[5] for _, path, _ in server.requests if "own/tables/resolve" in path}) == 1  # commits
 
 
-def kill_when(environment: dict, card: Path, cache: Path, done: int) -> None:
-    """Draw, and SIGKILL the process when `done` files are finished; it must not have been done with all."""
-    process = subprocess.Popen([sys.executable, "-c", DRAW, str(card), "300"], env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(cache.glob("hub/toy/*.part/parts/*.json"))) < done:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not list(cache.glob(f"hub/toy/*/{shards.MANIFEST}"))
-
-
-def test_bad_files_and_rows_are_named_and_counted_and_the_rest_is_drawn(client, tmp_path):
-    write_toy(tmp_path / "root")
-    tables = tmp_path / "root" / "datasets" / "own" / "tables" / "data"
-    lines = tmp_path / "root" / "datasets" / "own" / "lines" / "deep"
+def test_bad_files_and_rows_are_named_and_counted_and_the_rest_is_drawn(online, root):
+    tables = root / "datasets/own/tables/data"
     (tables / "deu-0.parquet").write_bytes((tables / "deu-0.parquet").read_bytes()[:-100])
     pq.write_table(pa.table({"id": [1, 2], "body": ["a", "b"]}), tables / "deu-1.parquet")
     pq.write_table(pa.table({"id": [1, 2], "title": [3, 4], "body": ["a", None]}), tables / "eng-0.parquet")
@@ -241,83 +219,175 @@ def test_bad_files_and_rows_are_named_and_counted_and_the_rest_is_drawn(client, 
                             schema=pa.schema([("id", "int64"), ("title", "string"), ("body", "string")])),
                    tables / "eng-1.parquet")
     dates = [{"id": i, "title": f"202{i}-01-01", "body": ("b", None)[i], "lang": "de"} for i in (0, 1)]
-    (lines / "0.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in dates).encode()))
-    again = toy_rows(200, 10, lang="en")  # that eng-2.parquet has too
-    (lines / "2.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in again).encode()))
-    (lines / "1.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1, "ti')[:-4])
-    with Loopback(tmp_path / "root") as server:
-        folder = client(DRAW, card_file(tmp_path, more="filters: {length: {query_most: 9}, exact: {}}\n"), 400,
-                        endpoint=server.endpoint).stdout.strip()
-    about = json.loads((Path(folder) / "manifest.json").read_text("utf8"))
-    assert [fault.split(": after")[0] for fault in about["faults"]] == [
-        "card toy: data/deu-0.parquet", "card toy: deep/1.jsonl.gz"]
-    assert about["dropped"]["de"]["file that cannot be read on"] == 1
-    assert about["dropped"]["de"]["missing column title"] == 2
-    assert about["dropped"]["en"] == {"title: not string but int": 2, "id: null": 1, "title: null": 1,
-                                      "exact duplicate": sum(i % 7 > 0 for i in range(200, 210)),
-                                      "no body": about["dropped"]["en"]["no body"]}
-    assert about["rows"]["de"] == sum(i % 7 > 0 for i in range(80, 120)) and set(about["rows"]) == {"de", "en", "sw"}
-    assert about["dropped"]["de"]["query over 9 characters"] == 1  # a title that looks like a date stays a text
+    write_lines(root, 0, dates)
+    write_lines(root, 1, [])
+    (root / "datasets/own/lines/deep/1.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1, "ti')[:-4])
+    write_lines(root, 2, toy_rows(200, 10, lang="en"))  # that eng-2.parquet has too
+    with Loopback(root) as server:
+        online(server)
+        about = manifest(folder := draw(400, "filters: {length: {query_most: 9}, exact: {}, near: {}}\n"))
+    assert [fault["file"] for fault in about["unreadable"]] == ["data/deu-0.parquet", "deep/1.jsonl.gz"]
+    assert about["unfit"] == {"missing column title": {"de": 2}, "title: not string but int": {"en": 2},
+                              "id: null": {"en": 1}, "title: null": {"en": 1}}
+    assert about["dropped"]["exact duplicate"] == {"en": sum(i % 7 > 0 for i in range(200, 210))}
+    assert about["dropped"]["query over 9 characters"] == {"de": 1}  # a title that looks like a date stays a text
+    assert about["languages"]["de"] == sum(i % 7 > 0 for i in range(80, 120)) == len(rows_of(folder)["de"])
+    assert about["left out"] == ["near"]
 
 
-@pytest.mark.parametrize(("mend", "says"), [
-    ({"HF_HUB_OFFLINE": "1"}, "the hub cannot be reached (HF_HUB_OFFLINE is set): run `me5 fetch --for"),
-    ({}, "the hub cannot be reached ("),
-], ids=["offline", "no network"])
-def test_a_hub_out_of_reach_is_one_line(client, tmp_path, mend, says):
-    done = client(DRAW, card_file(tmp_path), 10, fine=False, **mend)
-    assert done.returncode and f"\nme5lib.data.streaming.Unreachable: {says}" in done.stderr
-    assert "run `me5 fetch --for workshop` where there is a network" in done.stderr
+def test_a_card_of_which_nothing_is_left_is_refused(online, root):
+    with Loopback(root) as server, pytest.raises(Me5Error, match="none of the 480 rows drawn makes a pair") as error:
+        online(server)
+        draw(400, "filters: {length: {least: 99}}\n")
+    assert "query under 99 characters 377" in str(error.value) and "mend the card" in str(error.value)
 
 
-LOAD_ALL = """
-import json, sys
-from collections import Counter
-import fixtures_hub
-from me5lib.data import cards, streaming
+def test_a_hub_out_of_reach_or_a_wrong_card_is_one_line(online, root, monkeypatch):
+    with Loopback(root) as server:
+        online(server)
+    with pytest.raises(hub.Unreachable, match="run `me5 fetch --for workshop` where there is a network"):
+        draw(10)
+    with Loopback(root / "models") as server:
+        online(server)
+        with pytest.raises(Me5Error, match="card toy: the hub has no own/tables at that revision for you"):
+            draw(10)
+        asked = len(server.requests)
+        for more, says in (("filters: {lenght: {most: 9}}\n", "filters.lenght: no such filter"),
+                           ("filters: {length: {more: 9}}\n", "filters.length.more: no such option")):
+            with pytest.raises(Me5Error, match=says):
+                draw(10, more)
+        assert len(server.requests) == asked
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(hub.Unreachable, match="HF_HUB_OFFLINE is set"):
+        draw(10)
 
-def counted(rows):
-    return Counter(json.dumps(row, sort_keys=True) for row in rows)
 
-for name, card in cards.hub().items():
-    commits, sizes, found = streaming.files(card)
-    for number, entry in enumerate(card.hub):
-        paths = sorted({path for own, _, files in found if own == number for path in files})
-        streamed, whole = (list(streaming.read(entry, commits[number], paths, streaming=s)) for s in (True, False))
-        wrote = [row for seed in range(len(paths)) for row in fixtures_hub.rows(entry, 12, seed)]
-        assert streamed == whole, f"{name} {number}: streamed and not streamed differ"
-        assert counted(streamed) == counted(wrote), f"{name} {number}: {streamed[:1]} {wrote[:1]}"
-        print(name, number, len(streamed))
-"""
+def test_rows_of_every_card_are_those_that_the_datasets_client_reads(online, tmp_path):
+    from datasets import load_dataset
 
-
-def test_every_card_of_the_hub_is_loaded_streamed_and_not(client, tmp_path):
-    for card in cards.hub().values():
-        for entry in card.hub:
+    for each in cards.hub().values():
+        for entry in each.hub:
             fixtures_hub.write_repository(tmp_path / "root", entry, 12, 2)
     with Loopback(tmp_path / "root") as server:
-        done = client("import sys; sys.path.insert(0, sys.argv[1])\n" + LOAD_ALL, Path(__file__).parent,
-                      endpoint=server.endpoint)
-    loaded = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in loaded] == [name for name, card in cards.hub().items() for _ in card.hub]
-    assert all(int(rows) >= 12 for _, _, rows in loaded) and len(cards.hub()) == 25
+        online(server)
+        for name, each in cards.hub().items():
+            files, commits, _ = hub.list_files(each)
+            for number, entry in enumerate(each.hub):
+                here, paths = hub.folder(entry, commits[number]), sorted({f.path for f in files if f.entry == number})
+                read = [row for path in paths for _, row in hub.read(here, path, entry.columns)]
+                wrote = [row for seed in range(len(paths)) for row in fixtures_hub.rows(entry, 12, seed)]
+                assert Counter(map(repr, read)) == Counter(map(repr, wrote)), f"{name} {number}"
+                kind = "parquet" if paths[0].endswith(".parquet") else "json"
+                data = load_dataset(kind, data_files=[f"{here}/{path}" for path in paths], split="train",
+                                    streaming=True)
+                assert [{column: row[column] for column in entry.columns} for row in data] == read, f"{name} {number}"
+    assert len(cards.hub()) == 25
 
 
-def test_a_card_that_names_what_is_not_there_stops_before_any_work(client, tmp_path):
-    for more, says in (("filters: {lenght: {most: 9}}\n", "filters.lenght: no such filter"),
-                       ("filters: {length: {more: 9}}\n", "filters.length.more: no such option")):
-        with Loopback(tmp_path) as server:
-            done = client(DRAW, card_file(tmp_path, more=more), 10, fine=False, endpoint=server.endpoint)
-        assert says in done.stderr.splitlines()[-1] and server.requests == []
-    with Loopback(tmp_path) as server:
-        done = client(DRAW, card_file(tmp_path), 10, fine=False, endpoint=server.endpoint)
-    assert "card toy: the hub has no own/tables at that revision for you" in done.stderr.splitlines()[-1]
+def test_zstd_lines_are_read_and_a_cut_file_is_broken(tmp_path):
+    entry = cards.Hub(repository="a/b", files="x.jsonl.zst", language="de", columns={"t": "string"}, builder="b",
+                      read_from="unverified")
+    fixtures_hub.write(tmp_path / "x.jsonl.zst", entry, [{"t": f"ä{i}" * 50} for i in range(5_000)])
+    read = list(hub.read(str(tmp_path), "x.jsonl.zst", entry.columns))
+    assert read == [(i, {"t": f"ä{i}" * 50}) for i in range(5_000)]
+    (tmp_path / "cut.jsonl.zst").write_bytes((tmp_path / "x.jsonl.zst").read_bytes()[:-10])
+    with pytest.raises(hub.Broken):
+        list(hub.read(str(tmp_path), "cut.jsonl.zst", entry.columns))
 
 
-def test_real_sets_are_loaded_by_name_from_the_loopback(client, shared):
-    code = ("from datasets import load_dataset; data = load_dataset('mteb/stsbenchmark-sts', split='test'); "
-            "print(len(data), data.column_names)")
-    with Loopback(shared / "hub" / "root") as server:
-        found = client(code, endpoint=server.endpoint).stdout.splitlines()[-1]
-    table = pq.read_table(shared / "hub" / "root" / "datasets/mteb/stsbenchmark-sts/data/test.parquet")
-    assert found == f"{table.num_rows} {table.column_names}"
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), TimeoutError("slow"), OSError(5, "I/O error")])
+@pytest.mark.parametrize("name", ["own/tables/data/deu-0.parquet", "own/lines/deep/0.jsonl.gz"])
+def test_a_broken_connection_is_no_broken_file(root, name, error, monkeypatch):
+    import io
+
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Failing(io.BytesIO):
+        """A file whose connection breaks."""
+
+        def read(self, size: int = -1) -> bytes:
+            """Four bytes, and then the error."""
+            if self.tell() >= 4:
+                raise error
+            return super().read(size)
+
+    content = (root / "datasets" / name).read_bytes()
+    monkeypatch.setattr(LocalFileSystem, "open", lambda self, path, mode: Failing(content))
+    monkeypatch.setattr(hub, "WAIT", 0.0)
+    with pytest.raises((hub.Unreachable, OSError)) as found:
+        list(hub.read(str(root / "datasets"), name, card().hub[0].columns))
+    assert isinstance(found.value, hub.Unreachable) == (type(error) is not OSError)
+
+
+# ── me5 fetch ──
+
+
+def test_a_scale_draws_its_share_by_the_papers_counts():
+    cfg = config.load("workshop", ["data.labelled=msmarco-passage,quora"])
+    assert hub.wanted(cfg, "nllb") == -(-2_000 * 4_096 * 160 // 980)
+    assert hub.wanted(cfg, "sbert-misc") == -(-2_000 * 4_096 * 10 // 980)
+    assert hub.wanted(cfg, "msmarco-passage") == 500_000  # two epochs of the paper's rows: no more than there are
+
+
+def fetch(*words: object) -> list[str]:
+    """`me5 fetch --for workshop …` in this process; its lines, or the error's."""
+    from me5lib.cli.app import app
+
+    done = CliRunner().invoke(app, ["fetch", "--for", "workshop", *map(str, words)])
+    assert (done.exit_code == 0) == (not done.stderr.startswith("me5: ")), done.output
+    return done.stdout.splitlines()
+
+
+def test_fetch_fills_the_cache_and_the_scale_then_opens_offline(online, tmp_path, monkeypatch):
+    root, tables = tmp_path / "root", {}
+    for name, each in cards.hub().items():
+        tables.setdefault(each.paper.table, []).append(name)
+        for entry in each.hub:
+            fixtures_hub.write_repository(root, entry, 40, 2)
+    sets = [f"data.sources={','.join(tables[1])}", f"data.labelled={','.join(tables[2])}"]
+    cfg = config.load("workshop", sets)
+    names = ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "setup.py")
+    for hub_id in (cfg.model.backbone, cfg.finetune.teacher):
+        write_model(root, hub_id, names)
+    words = ["--rows", 60, *(word for each in sets for word in ("--set", each))]
+    with Loopback(root) as server:
+        online(server)
+        with pytest.raises(Me5Error, match="lacks cc-news, mc4, nllb, .*run `me5 fetch --for workshop`"):
+            hub.HubCorpus(cfg)
+        assert server.requests == []
+        planned = fetch("--plan", *words)
+        assert {line.split()[0] for line in planned} >= {*tables[1], *tables[2]}
+        assert not [path for _, path, _ in server.requests if "/resolve/" in path]
+        assert len(fetch(*words)) == 9 + 14 + 2
+    for hub_id in (cfg.model.backbone, cfg.finetune.teacher):
+        files = {path.rpartition("/")[2] for _, path, _ in server.requests if f"{hub_id}/resolve" in path}
+        assert files == {"config.json", "model.safetensors", "tokenizer.json"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "in the cache" in "".join(fetch("--plan", *words))
+    corpus = hub.HubCorpus(cfg)
+    assert {source for source, _ in corpus.shards} == set(tables[1])
+    batch = Mixture(corpus.shards, steps=5, batch=16, seed=0, temperature=1).batch(0)
+    assert len(batch) == 16 and all(len(pair) == 4 for pair in batch)
+    labelled = corpus.labelled() + corpus.labelled("dev")
+    assert {row.source for row in labelled} == set(tables[2]) and len(labelled) >= 14 * 20
+    assert all(row.instruction for row in labelled)  # each with its card's instruction
+
+
+def write_model(root: Path, hub_id: str, names: tuple[str, ...]) -> None:
+    folder = root / "models" / hub_id
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_text("{}", encoding="utf8")
+
+
+def test_a_pickle_is_not_fetched_unasked(online, tmp_path):
+    from me5lib.cli.data import backbone
+
+    write_model(tmp_path / "root", "own/model", ("config.json", "pytorch_model.bin"))
+    with Loopback(tmp_path / "root", lambda n: 0 if n % 3 else 503) as server:
+        online(server)
+        with pytest.raises(Me5Error, match="own/model has no weights as safetensors, and a pickle is not fetched"):
+            backbone("own/model")
+        assert not [path for _, path, _ in server.requests if path.endswith(".bin")]
+        folder = backbone("own/model", True)
+    assert {path.name for path in Path(folder).iterdir()} == {"config.json", "pytorch_model.bin"}

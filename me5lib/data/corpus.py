@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from me5lib import config, io, pairs
 from me5lib.data import build, cards, cldr, shards, split
-from me5lib.data.hub_corpus import HubCorpus
+from me5lib.data.hub import HubCorpus
 from me5lib.data.mixture import TRANSLATIONS, Mixture
 from me5lib.io import Me5Error, cache
 from me5lib.pairs import Labelled

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
@@ -23,8 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from me5lib.data import cards, hub, labelled, schema, shards, streaming
-from me5lib.data.hub_corpus import DEV_SHARE
+from me5lib.data import builders, cards, hub, schema, shards
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, text_key
 
@@ -63,21 +61,21 @@ def fill(dial: Scale, folder: Path, rows: int, built: bool, seed: int = 0) -> Fi
             given += _dev(given[0]) if kind and not any(found[1].values()) else []
             texts |= dict.fromkeys(text for item in given for text in _texts(item))
             home = folder / "mixture" / name if built and not kind else _drawing(dial, card, folder)
-            found[kind].update({(name, code): n for code, n in _write(given, home, built and not kind).items()})
+            found[kind].update({(name, code): n for code, n in _write(given, home).items()})
     return Filled(*found, list(texts))
 
 
 def items(card: cards.Card, rows: int, seed: int = 0) -> list[Pair | Labelled]:
     """About `rows` pairs or examples of every entry of a card in each of some languages, by its builder and filters."""
     found: list[Pair | Labelled] = []
-    dropped: Counter = Counter()
+    book = hub.Ledger()
     for number, entry in enumerate(card.hub):
         for code in list(entry.languages)[:LANGUAGES] or [entry.language or ""]:
-            stream = streaming.Stream(number, code, rows, ())
             made = raw(entry, code, TRIES * rows, f"{card.name} {number} {code} {seed}")
-            found += islice(streaming.make(card, stream, made, dropped, streaming.known_builders()), rows)
+            file = hub.File(number, "made up", code)
+            found += islice(hub.make(card, file, enumerate(made), builders.BUILDERS, book), rows)
     if not found:
-        why = "; ".join(reason for (_, reason), _ in dropped.most_common(3))
+        why = "; ".join(list(book.first)[:3])
         raise Me5Error(f"card {card.name}: no made-up row of its columns makes a pair ({why}): mend the card")
     return found
 
@@ -115,7 +113,7 @@ def raw(entry: cards.Hub, language: str, most: int, seed: str) -> Iterator[dict[
     """`most` rows of the entry's columns, in one of its languages (""), the same for the same seed."""
     draw = random.Random(seed)
     kinds = {name: schema.parse(text) for name, text in entry.columns.items()}
-    forms = SHORT if entry.builder in labelled.BUILDERS else LONG
+    forms = SHORT if entry.builder in builders.LABELLED else LONG
     for _ in range(most):
         hand = _Hand(draw, language or draw.choice(sorted(TAGS)), forms)
         yield {name: hand.value(kind, name) for name, kind in kinds.items()}
@@ -136,7 +134,7 @@ def names(language: str) -> list[str]:
 
 def _dev(row: Labelled) -> list[Labelled]:
     """Examples like `row` that `HubCorpus` keeps out of stage 2."""
-    edge = int(DEV_SHARE * 2**64) - 2**63
+    edge = int(hub.DEV_SHARE * 2**64) - 2**63
     numbered = (row._replace(query=f"{row.query} {i}") for i in range(10**6))
     return list(islice((each for each in numbered if text_key(each.query) < edge), DEV))
 
@@ -155,7 +153,7 @@ def _drawing(dial: Scale, card: cards.Card, folder: Path) -> Path:
     return home
 
 
-def _write(given: list[Pair | Labelled], home: Path, built: bool) -> dict[str, int]:
+def _write(given: list[Pair | Labelled], home: Path) -> dict[str, int]:
     """A shard per language of the items; rows by language."""
     written = {}
     for code in sorted({item.language for item in given}):
@@ -164,7 +162,7 @@ def _write(given: list[Pair | Labelled], home: Path, built: bool) -> dict[str, i
         if isinstance(own[0], Labelled) and any(item.instruction for item in given):
             columns.append("instruction")
         table = pa.table({name: [getattr(item, name) for item in own] for name in columns}, schema=_schema(columns))
-        shards.write(table, home / code / "part-00000" if built else home / code)
+        shards.write(table, home / code / "part-00000")
         written[code] = len(own)
     return written
 

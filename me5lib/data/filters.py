@@ -42,18 +42,16 @@ def sides(item: Item, side: Side) -> list[tuple[str, str]]:
 def length(least: Count = 1, most: Count = 10_000, query_least: Count | None = None, query_most: Count | None = None,
            passage_least: Count | None = None, passage_most: Count | None = None) -> Step:
     """Drop where a side has fewer or more characters than this; `least` and `most` hold where the side has no own."""
-    low = {"query": least if query_least is None else query_least,
-           "passage": least if passage_least is None else passage_least}
-    high = {"query": most if query_most is None else query_most,
-            "passage": most if passage_most is None else passage_most}
+    own = {"query": (query_least, query_most), "passage": (passage_least, passage_most)}
+    bounds = {side: (least if low is None else low, most if high is None else high)
+              for side, (low, high) in own.items()}
 
     def step(item: Item) -> str | None:
         """The first side that is too short or too long."""
         for side, text in sides(item, "both"):
-            if len(text) < low[side]:
-                return f"{side} under {low[side]} characters"
-            if len(text) > high[side]:
-                return f"{side} over {high[side]} characters"
+            low, high = bounds[side]
+            if not low <= len(text) <= high:
+                return f"{side} {f'under {low}' if len(text) < low else f'over {high}'} characters"
         return None
 
     return step
@@ -166,7 +164,7 @@ def identical() -> Step:
     return step
 
 
-class Exact(NamedTuple):
+def exact() -> None:
     """Of items with the same keys on both sides, over the card, one is kept."""
 
 
@@ -184,18 +182,14 @@ class Near(NamedTuple):
         return 128, 1
 
 
-def _exact() -> Exact:
-    return Exact()
-
-
-def _near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> Near:
+def near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> Near:
+    """The options of `Near`, checked."""
     return Near(threshold)
 
 
-STEPS: dict[str, Callable[..., Step]] = {
-    step.__name__: step for step in (length, language, boilerplate, identical)
-}
-WHOLE: dict[str, Callable[..., Any]] = {"exact": _exact, "near": _near}
+STEPS: dict[str, Callable[..., Step]] = {"length": length, "language": language, "boilerplate": boilerplate,
+                                         "identical": identical}
+WHOLE: dict[str, Callable[..., Any]] = {"exact": exact, "near": near}
 
 
 def make(card: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -219,8 +213,7 @@ def make(card: str, name: str, options: Mapping[str, Any]) -> Any:
 
 def sift(card: str, given: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Step]]:
     """The steps over one item that a card names, in its order. `Me5Error` as `make`, for all of its steps."""
-    made = [(name, make(card, name, options)) for name, options in given.items()]
-    return [(name, step) for name, step in made if name in STEPS]
+    return [(name, step) for name, options in given.items() if (step := make(card, name, options)) and name in STEPS]
 
 
 def whole(card: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

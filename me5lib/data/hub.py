@@ -1,257 +1,538 @@
-"""Drawing from the hub: a bounded part of a card's rows, streamed once and kept as shards, so the next run is offline.
+"""The hub's rows: which files a card has at a commit, their rows, what the card's builder makes of them; what is there.
 
-    draw(load("nllb"), 100_000)          # fills <cache>/hub/nllb/<key>: a shard per language, and manifest.json
-    open_hub(scale.load("workshop"))     # (source, language) → Shard, for `Mixture`; touches no network
-    labelled(scale.load("workshop"))     # the labelled examples of stage 2, likewise
+    files, commits, absent = list_files(card)               # from listings alone
+    plan(card, 100_000)                                     # which of them a drawing of 100,000 pairs reads
+    make(card, file, read(folder, file.path, columns), BUILDERS, Ledger())        # pairs, or labelled examples
+    HubCorpus(config.load("workshop"))                      # what a scale trains on; touches no network
 
-The key is a hash of the card, its revisions, the rows asked for and `VERSION`. What is drawn of a file is kept as soon
-as the file is done, so a killed drawing goes on with the next file, at the same commits; a drawing is renamed into
-place when it is whole. Its manifest has rows by language, what was dropped by language and reason, and broken files.
+One path for `me5 fetch` (a drawing: so many pairs of a card) and `me5 mixture build` (all of it): `pipeline` runs it.
+Folders are those of fsspec: `hf://datasets/<repository>@<commit>` (honours `HF_ENDPOINT`), or `<mirror>/<repository>`.
+Files are read as Parquet or JSON lines: no script of a repository is run. A connection that breaks is taken up again at
+the row where it broke.
 
-Languages are drawn in proportion to bytes ** temperature (see `streaming`): the law of languages has been applied to
-the hub's own sizes, so lay these shards out with `Mixture(temperature=1)`, or it is applied twice.
+A drawing apportions its pairs to streams (one entry of the card in one language) by bytes ** temperature: lay its
+shards out with `Mixture(temperature=1)`, or the law of languages is applied twice. A stream reads the heads of at least
+`FILES` files, evenly spaced over all it has; a later one makes up for what an earlier one lacks, at last those in
+reserve. Head rows of a sorted file are alike: the spread softens that only.
 
-Cost: see `streaming`; a card's drawing is held in memory once, when it is put together, and again shuffled.
+Cost: about 50 µs a row beside the filters; memory of one Parquet batch or one line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io as streams
 import json
 import math
-import os
-import shutil
-from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from filelock import FileLock
 
 from me5lib import io
-from me5lib.data import cards, shards, streaming
-from me5lib.data.origin import Row
-from me5lib.data.streaming import Build, Plan, Stream, Unreachable, Unreadable, plan
-from me5lib.io import Me5Error, cache
+from me5lib.data import cards, filters, schema, shards
+from me5lib.data.builders import NO_LANGUAGE, Builder, Drop, Origin, Row
+from me5lib.data.mixture import Mixture, largest_remainder
+from me5lib.data.text import language as language_of
+from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, text_key
 
 if TYPE_CHECKING:
-    from me5lib.config import Scale
+    from me5lib.config import Scale, Stage
 
-__all__ = ["Unreachable", "draw", "home", "labelled", "open_hub", "plan", "wanted"]
-VERSION = 1  # of the drawing; raise it with any change that gives other rows
-READ = 20  # rows read at most for one that is wanted: a filter that refuses all must not read the whole hub
-LEFT_OUT = ("near",)  # filters of a whole card that only the pipeline runs
-_LIST = pa.list_(pa.string())
-_PAIRS = pa.schema([("query", pa.string()), ("passage", pa.string()), ("language", pa.string())])
-_LABELLED = pa.schema([("query", pa.string()), ("positives", _LIST), ("negatives", _LIST),
-                       ("instruction", pa.string()), ("language", pa.string())])
+VERSION = 2  # of drawings; raise it with any change that gives other rows
+ROW = 10_000_000  # bytes of one row (ours): beyond it is no passage but a dump
+LINE = 8 * ROW  # bytes of one line of JSON, where signs may be escaped: beyond it is not parsed at all
+TOO_LARGE = f"row over {ROW // 1_000_000} MB"
+BATCH = 256  # rows of Parquet at once
+FILES, ROWS_A_FILE = 4, 50_000  # a drawing reads at least so many files of a stream, one more for every so many rows
+SPARE = 4  # files in reserve, per file drawn from
+TRIES, WAIT = 3, 2.0  # how often a broken connection is taken up again without a row in between; seconds, times the try
+DEV_SHARE = 1 / 1_000  # ours: labelled examples kept out of stage 2 to judge its teacher by; some 1,600 of the paper's
+STARVED = 0.001  # ours: a language with less gets under 33 rows of an average batch of 32,768
+TITLES = {1: "stage 1 (Table 1)", 2: "stage 2 (Table 2)", None: "instruct"}  # by the paper's table of a card
 
 
-def wanted(dial: Scale, name: str) -> int:
-    """Rows of card `name` that a scale draws: its share of the pairs of all steps, by the paper's counts, not above its
-    own count. A card whose count is not published gets the mean of the others'.
+class File(NamedTuple):
+    """One file of a card. `due`: pairs that its stream should have after it; None: all of its rows are read."""
+
+    entry: int  # index into `Card.hub`
+    path: str  # in the repository
+    language: str  # "": the row tells it
+    size: int = 0  # bytes
+    stamp: str = ""  # changes when the file does
+    due: int | None = None
+
+
+class Plan(NamedTuple):
+    """What a drawing reads: files by stream; by entry of the card its commit, and the bytes that it has in all."""
+
+    streams: list[list[File]]
+    commits: list[str]
+    bytes: list[int]
+
+
+class Broken(Exception):
+    """A file that cannot be read (on): cut short, damaged, or of another form than its name says."""
+
+
+class Unreachable(Me5Error):
+    """The hub does not answer, or `HF_HUB_OFFLINE` forbids to ask."""
+
+
+def unreachable(why: object) -> Unreachable:
+    """The one-line error that says why, and what to do."""
+    return Unreachable(f"the hub cannot be reached ({' '.join(str(why).split())[:200]}): run `me5 fetch --for "
+                       "workshop` where there is a network, or `me5 mixture build --from DIR` on a copy of the files")
+
+
+class Ledger:
+    """Counts rows and items by what became of them, reason and language: so that nothing is lost unsaid.
+
+    A row is a record of a file; an item is a pair or labelled example that a builder made of it, or why there is none.
+
+        read = unfit + built (rows)          made = dropped + kept (items)
     """
-    stage, names = (dial.train, dial.data.sources) if name in dial.data.sources else (dial.finetune, dial.data.labelled)
+
+    def __init__(self, say: Callable[[str], None] | None = None):
+        """`say`: told of the first row of every reason."""
+        self.say = say
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self.first: dict[str, str] = {}
+        self.broken: list[dict[str, Any]] = []
+
+    def count(self, what: str, language: str = "", reason: str = "", where: str = "") -> None:
+        """Count one row or item; what is no language's code counts under `und`."""
+        self.counts[what, reason, language if known_language(language) else "und"] += 1
+        if where and reason not in self.first:
+            self.first[reason] = where
+            if self.say:
+                self.say(f"{where}: {reason} (further ones are only counted)")
+
+    def total(self, what: str) -> int:
+        """How many of a kind."""
+        return sum(n for (kind, _, _), n in self.counts.items() if kind == what)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, beside and renamed."""
+        counts = sorted([*key, n] for key, n in self.counts.items())
+        io.put_json(path, {"counts": counts, "first": self.first, "broken": self.broken}, sort_keys=True)
+
+
+def known_language(code: str) -> bool:
+    """Whether `code` is a language's, in the project's spelling or ISO 639's."""
+    return code not in NO_LANGUAGE and language_of(code) is not None
+
+
+def refuse_nonsense(card: cards.Card, known: Mapping[str, Builder]) -> None:
+    """Before any work: raise `Me5Error` for filters, builders or languages of the card that do not exist."""
+    if not card.hub:
+        raise Me5Error(f"card {card.name} is no hub source: `me5 packs` fetches the offline ones")
+    filters.sift(card.name, card.filters)
+    for entry in card.hub:
+        if entry.builder not in known:
+            raise Me5Error(f"data card {card.name}.md: no builder {entry.builder!r}: there are {', '.join(known)}")
+        for code in (*entry.languages, *filter(None, [entry.language])):
+            if not known_language(code):
+                raise Me5Error(f"data card {card.name}.md: {entry.repository}: unknown language code {code!r}")
+
+
+# ── files ──
+
+
+def folder(entry: cards.Hub, commit: str, mirror: Path | None = None) -> str:
+    """Where an entry's files lie, for fsspec: in `mirror/<repository>` (or mirror/datasets/…), else on the hub."""
+    if mirror is None:
+        return f"hf://datasets/{entry.repository}@{quote(commit, safe='')}"
+    nested = mirror / "datasets" / entry.repository
+    return str(nested if nested.is_dir() else mirror / entry.repository)
+
+
+def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[File], list[str], list[str]]:
+    """All files of a card in order; by entry the commit (with a mirror: what the card says); and globs without files.
+
+    Raises `Me5Error` where an entry has no file at all, `Unreachable` where the hub is.
+    """
+    from fsspec.utils import glob_translate
+    from huggingface_hub import HfApi
+
+    found, commits, absent = [], [], []
+    for number, entry in enumerate(card.hub):
+        about = partial(HfApi().dataset_info, entry.repository, revision=entry.revision)
+        commits.append(entry.revision or "main" if mirror else ask(f"card {card.name}", entry.repository, about).sha)
+        here, before = folder(entry, commits[-1], mirror), len(found)
+        listing = _listing(card, entry, here)
+        for code, theirs in (entry.languages or {entry.language or "": ""}).items():
+            pattern = entry.files.replace("{language}", theirs)
+            matches = re.compile(glob_translate(pattern)).match
+            own = [File(number, path, code, *about) for path, about in listing.items() if matches(path)]
+            found += own
+            absent += [] if own else [f"{entry.repository}/{pattern}"]
+        if len(found) == before:
+            raise Me5Error(f"card {card.name}: no files {entry.files} in {here}: "
+                           + ("the copy must lie in DIR/<repository>" if mirror else "mend the card"))
+    return found, commits, absent
+
+
+def _listing(card: cards.Card, entry: cards.Hub, here: str) -> dict[str, tuple[int, str]]:
+    """Path in the repository → (bytes, stamp) of the files below the fixed part of the entry's glob, sorted."""
+    from fsspec.core import url_to_fs
+
+    system, root = url_to_fs(here)
+    under = f"{root}/{re.split(r'[*?{]', entry.files)[0].rpartition('/')[0]}".rstrip("/")
+    found = {}
+    with contextlib.suppress(FileNotFoundError):  # no such folder
+        find = partial(system.find, under, detail=True)
+        found = ask(f"card {card.name}", entry.repository, find) if here.startswith("hf://") else find()
+    return {path.removeprefix(root.rstrip("/") + "/"): (about["size"], str(about.get("blob_id") or about.get("mtime")))
+            for path, about in sorted(found.items()) if about["type"] == "file"}
+
+
+def ask(who: str, repository: str, question: Callable[[], Any]) -> Any:
+    """The hub's answer to a call of its client, asked again where it is busy. Raises `Me5Error` that names `who`."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if constants.is_offline_mode():
+        raise unreachable("HF_HUB_OFFLINE is set")
+    for tries in range(1, TRIES + 1):
+        try:
+            return question()
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise Me5Error(f"{who}: the hub has no {repository} at that revision for you ({type(error).__name__}): "
+                           "private and gated ones want `hf auth login`") from None
+        except Exception as error:
+            if not broken_connection(error):
+                raise
+            if tries == TRIES:
+                raise unreachable(error) from None
+            time.sleep(WAIT * tries)
+
+
+def broken_connection(error: BaseException | None) -> bool:
+    """Whether an error is one of the way to the hub and not of what came: 408, 429, 5xx, a timeout, no route."""
+    while error is not None:
+        if status := _status(error):
+            return status in (408, 429) or status >= 500
+        names = {base.__name__ for base in type(error).__mro__}  # of whichever httpx the hub's client uses
+        if isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _status(error: BaseException) -> int:
+    """The status of the hub's answer that an error tells of; 0: none."""
+    return getattr(getattr(error, "response", None), "status_code", 0)
+
+
+def plan(card: cards.Card, pairs: int, temperature: float = 0.5) -> Plan:
+    """Which files, and how many pairs of each, make `pairs` of a card. Asks the hub for listings, for no file."""
+    files, commits, _ = list_files(card)
+    sizes, by_stream = Counter(), defaultdict(list)
+    for file in files:
+        sizes[file.entry] += file.size
+        by_stream[file.entry, file.language].append(file)
+    weights = [sum(file.size for file in own) ** temperature for own in by_stream.values()]
+    shares = largest_remainder(weights, pairs).tolist()
+    drawn = [_spread(own, share) for own, share in zip(by_stream.values(), shares, strict=True) if share]
+    return Plan(drawn, commits, [sizes[entry] for entry in range(len(card.hub))])
+
+
+def _spread(files: list[File], pairs: int) -> list[File]:
+    """Evenly spaced files, due pairs in proportion to their bytes; then those in reserve, due what is lacking then."""
+    count = min(len(files), pairs, max(FILES, -(-pairs // ROWS_A_FILE)))
+    chosen = [files[i * len(files) // count] for i in range(count)]
+    due = np.cumsum(largest_remainder([file.size + 1 for file in chosen], pairs)).tolist()
+    others = [file for file in files if file not in chosen]
+    some = min(len(others), SPARE * count)
+    spare = [others[i * len(others) // some] for i in range(some)]
+    return [file._replace(due=n) for file, n in zip(chosen + spare, due + [pairs] * some, strict=True)]
+
+
+# ── rows ──
+
+
+def read(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
+    """(number from 0, row) of a file in the folder `here`; a `Drop` for a line that is no row. An empty file has none.
+
+    After the last row that can be read raises `Broken` for a file that is damaged, `Unreachable` where the hub stays
+    away, `Me5Error` where it refuses, and any other error as it is.
+    """
+    from fsspec.core import url_to_fs
+
+    last, tries = -1, 0
+    system, root = url_to_fs(here)
+    while True:
+        try:
+            with system.open(f"{root}/{path}", "rb") as stream:
+                for number, row in (_parquet if path.endswith(".parquet") else _lines)(stream, path, columns):
+                    if number > last:
+                        yield number, row
+                        last, tries = number, 0
+            return
+        except Exception as error:
+            tries += 1
+            if broken_connection(error):
+                if tries >= TRIES:
+                    raise unreachable(error) from None
+                time.sleep(WAIT * tries)
+            elif status := _status(error):  # 401, 403, 404: no fault of the file, and login may mend it
+                raise Me5Error(f"{here}: the hub refuses {path} ({status}): gated sets want `hf auth login`") from None
+            elif isinstance(error, pa.ArrowInvalid | UnicodeDecodeError) or (type(error) is OSError
+                                                                             and error.errno is None):  # Arrow's
+                raise Broken(" ".join(str(error).split())[:200]) from error
+            else:
+                raise
+
+
+def _parquet(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
+    import pyarrow.parquet as pq
+
+    if not stream.read(1):
+        return
+    stream.seek(0)
+    file = pq.ParquetFile(stream)
+    names, number = [name for name in columns if name in file.schema_arrow.names], 0
+    for batch in file.iter_batches(BATCH, columns=names):
+        for row in batch.to_pylist() if names else [{}] * batch.num_rows:
+            yield number, row
+            number += 1
+
+
+def _lines(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
+    """Blank lines are no rows, but count: an editor counts them too."""
+    packed = {"gz": "gzip", "zst": "zstd"}.get(path.rpartition(".")[2])
+    lines = streams.BufferedReader(pa.input_stream(stream, compression=packed))
+    number = 0
+    while line := lines.readline(LINE + 1):
+        long = len(line) > LINE
+        while long and not line.endswith(b"\n") and (line := lines.readline(LINE)):
+            pass
+        if long:
+            yield number, Drop(TOO_LARGE)
+        elif not line.isspace():
+            try:
+                row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+            except (ValueError, RecursionError):
+                row = None
+            yield number, row if isinstance(row, dict) else Drop("bad JSON line")
+        number += 1
+
+
+def _fault(columns: Mapping[str, str], row: Row | Drop) -> str | None:
+    """Why a row cannot be given to a builder: no row at all, too large, not Unicode, or not as the card says."""
+    if isinstance(row, Drop):
+        return row.reason
+    try:
+        if len(json.dumps(row, ensure_ascii=False, default=str).encode("utf8")) > ROW:
+            return TOO_LARGE
+    except UnicodeEncodeError:
+        return "text that is not Unicode"
+    return schema.row_fault(columns, row)
+
+
+def make(card: cards.Card, file: File, rows: Iterator[tuple[int, Row | Drop]], known: Mapping[str, Builder],
+         book: Ledger) -> Iterator[Pair | Labelled]:
+    """What the card's builder and its filters of single items leave of numbered rows; all else is counted in `book`.
+
+    Raises `Me5Error`, naming file and row, where the builder fails.
+    """
+    entry, steps = card.hub[file.entry], filters.sift(card.name, card.filters)
+    origin, builder = Origin(card.name, file.language, entry.options), known[entry.builder]
+    for number, row in rows:
+        where = f"card {card.name}, {file.path}, row {number}"
+        book.count("read", file.language)
+        if fault := _fault(entry.columns, row):
+            book.count("unfit", file.language, fault, where)
+            continue
+        book.count("built", file.language)
+        try:  # columns that may be null may be missing
+            items = list(builder({**dict.fromkeys(entry.columns), **row}, origin)) or [Drop("no pair in the row")]
+        except Exception as error:
+            raise Me5Error(f"{where}: {getattr(builder, '__name__', 'builder')} failed ({type(error).__name__}: "
+                           f"{error}): mend the builder") from error
+        for item in items:
+            if isinstance(item, Drop):
+                language, reason = file.language, item.reason
+            else:
+                language, reason = item.language, next((why for _, step in steps if (why := step(item))), None)
+                reason = reason if known_language(language) else "unknown language code"
+            book.count("made", language)
+            if reason:
+                book.count("dropped", language, reason, f"{where} ({language or 'no language'})")
+            else:
+                yield item
+
+
+# ── what is built or drawn ──
+
+
+class StageMixture(NamedTuple):
+    """The mixture of one stage of which a card is built: its sources, and how often each language is drawn."""
+
+    title: str
+    wanted: dict[str, int | None]  # card → the paper's rows; None: not published. The built ones first
+    built: dict[str, dict[str, int]]  # card → language → rows
+    shares: dict[str, float]  # of the built cards
+    languages: dict[str, tuple[int, float]]  # language → (rows, share of what is drawn), the richest first
+    missing: dict[str, list[str]]  # built card → its languages without rows
+
+    @property
+    def starved(self) -> dict[str, float]:
+        """Languages drawn less often than `STARVED`, the poorest first: the first thing to look at where a model is
+        poor in some languages."""
+        poor = {code: share for code, (_, share) in self.languages.items() if share < STARVED}
+        return dict(sorted(poor.items(), key=lambda each: (each[1], each[0])))
+
+
+def built(out: Path) -> dict[str, dict[str, int]]:
+    """Card → language → rows of the finished builds in `out`. Raises `Me5Error` for one that cannot be read."""
+    found = {}
+    for file in sorted(Path(out).glob(f"*/{shards.MANIFEST}")):
+        try:
+            about = io.read_json(file)
+            found[about["card"]] = dict(about["languages"])
+        except (ValueError, KeyError, TypeError):
+            raise Me5Error(f"{file} cannot be read: build the card again") from None
+    return found
+
+
+def mixtures(found: Mapping[str, Mapping[str, int]], known: Mapping[str, cards.Card],
+             temperature: float = 0.5) -> list[StageMixture]:
+    """The mixture of every stage, as `Mixture` draws it: sources by the paper's counts, the languages inside a source
+    by rows ** temperature. `known`: the hub cards.
+    """
+    stages = []
+    for table, title in TITLES.items():
+        own = {name: card for name, card in known.items() if card.paper.table == table}
+        here = {name: found[name] for name in own if found.get(name)}
+        weights = {name: own[name].paper.rows or sum(rows.values()) for name, rows in here.items()}
+        shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        rows, drawn = Counter(), Counter()
+        for name, languages in here.items():
+            total = sum(n**temperature for n in languages.values())
+            rows.update(languages)
+            drawn.update({code: shares[name] * n**temperature / total for code, n in languages.items()})
+        wanted = {name: own[name].paper.rows for name in sorted(own, key=lambda name: name not in here)}
+        missing = {name: sorted(set(own[name].languages) - set(languages)) for name, languages in here.items()}
+        order = sorted(drawn, key=lambda code: (-drawn[code], code))
+        stages.append(StageMixture(title, wanted, here, shares, {code: (rows[code], drawn[code]) for code in order},
+                                   missing))
+    return [stage for stage in stages if stage.built]
+
+
+def built_home() -> Path:
+    """Where mixtures are built if nothing else is said."""
+    return io.cache() / "mixture"
+
+
+def home(card: cards.Card, pairs: int, temperature: float = 0.5) -> Path:
+    """Where the drawing of so many pairs of a card lies, whether it is there or not."""
+    given = [VERSION, card.sha256, [entry.revision for entry in card.hub], pairs, temperature]
+    key = hashlib.blake2b(json.dumps(given).encode("utf8"), digest_size=8).hexdigest()
+    return io.cache() / "hub" / card.name / key
+
+
+def wanted(cfg: Scale, name: str) -> int:
+    """Pairs of card `name` that a scale draws: its share of the pairs of all steps, by the paper's counts, not above
+    its own count. A card whose count is not published gets the mean of the others'.
+    """
+    stage, names = (cfg.train, cfg.data.sources) if name in cfg.data.sources else (cfg.finetune, cfg.data.labelled)
     counts = {each: card.paper.rows for each in names if (card := cards.load(each)).paper and card.paper.rows}
     mean = sum(counts.values()) / max(len(counts), 1) or 1.0
     share = counts.get(name, mean) / (sum(counts.values()) + mean * (len(names) - len(counts)))
     return min(math.ceil(stage.steps * stage.batch * share), counts.get(name, 1 << 62))
 
 
-def open_hub(dial: Scale, asked: int | None = None) -> dict[tuple[str, str], shards.Shard]:
-    """Every stream of stage 1 by (source, language), memory-mapped, of the drawings of `asked` rows a card.
+def drawings(cfg: Scale, names: tuple[str, ...]) -> dict[str, Path]:
+    """By card the drawing of `wanted` pairs, else the largest of the same card that is there.
 
-    None: of `wanted` rows, else of the most that the cache has. Raises `Me5Error` naming the cards that it lacks.
+    Raises `Me5Error` naming the cards that the cache lacks.
     """
-    folders = _drawings(dial, dial.data.sources, asked)
-    found = {(name, part.parent.name): part.parent for name, folder in folders.items()
-             for part in sorted(folder.glob(f"*/{shards.MANIFEST}"))}
-    return {key: shards.open_shard(folder) for key, folder in found.items()}
-
-
-def labelled(dial: Scale, asked: int | None = None) -> list[Labelled]:
-    """The labelled examples of stage 2, as `open_hub`; the card's instruction where the row brought none of its own."""
-    found = []
-    for name, folder in _drawings(dial, dial.data.labelled, asked).items():
-        told = cards.load(name).instruction
-        for part in sorted(folder.glob(f"*/{shards.MANIFEST}")):
-            shard = shards.open_shard(part.parent)
-            found += [Labelled(query, tuple(right), tuple(wrong), name, part.parent.name,
-                               instruction=own[0] if any(own) else told)
-                      for query, right, wrong, *own in shard.take(np.arange(shard.rows))]
+    found = {name: _drawing(cards.load(name), wanted(cfg, name), cfg.data.language_temperature) for name in names}
+    if missing := [name for name, place in found.items() if place is None]:
+        raise Me5Error(f"the cache ({io.cache() / 'hub'}) lacks {', '.join(missing)}: run `me5 fetch --for {cfg.name}` "
+                       "where there is a network")
     return found
 
 
-def _drawings(dial: Scale, names: tuple[str, ...], asked: int | None) -> dict[str, Path]:
-    heat = dial.data.language_temperature
-    folders = {name: _drawing(cards.load(name), asked or wanted(dial, name), heat, asked is None) for name in names}
-    if missing := [name for name, folder in folders.items() if folder is None]:
-        raise Me5Error(f"the cache ({cache() / 'hub'}) lacks {', '.join(missing)}: run "
-                       f"`me5 fetch --for {dial.name}` where there is a network")
-    return {name: folder for name, folder in folders.items() if folder is not None}
+def _drawing(card: cards.Card, pairs: int, temperature: float) -> Path | None:
+    exact = home(card, pairs, temperature)
+    if (exact / shards.MANIFEST).is_file():
+        return exact
+    about = {path.parent: io.read_json(path) for path in sorted(exact.parent.glob(f"*/{shards.MANIFEST}"))}
+    same = {place: each["asked"] for place, each in about.items()
+            if (each["card_sha256"], each.get("version"), each["temperature"]) == (card.sha256, VERSION, temperature)}
+    return max(same, key=same.get) if same else None
 
 
-def _drawing(card: cards.Card, asked: int, temperature: float, others: bool) -> Path | None:
-    """The whole drawing of so many rows; if there is none and `others` will do, the largest of this card as it is."""
-    folder = home(card, asked, temperature)
-    if (folder / shards.MANIFEST).is_file():
-        return folder
-    about = [io.read_json(path) | {"folder": path.parent}
-             for path in sorted(folder.parent.glob(f"*/{shards.MANIFEST}")) if not path.parent.suffix]
-    same = [given for given in about if _same(given, card, temperature)]
-    return max(same, key=lambda given: given["asked"])["folder"] if others and same else None
+def open_card(name: str, place: Path) -> dict[tuple[str, str], shards.Joined]:
+    """(card, language) → the shards of a card that lie in `place`, memory-mapped."""
+    parts = defaultdict(list)
+    for manifest in sorted(place.glob(f"*/part-*/{shards.MANIFEST}")):
+        parts[name, manifest.parent.parent.name].append(shards.open_shard(manifest.parent))
+    return {stream: shards.Joined(own) for stream, own in parts.items()}
 
 
-def _same(given: dict, card: cards.Card, temperature: float) -> bool:
-    return [given[key] for key in ("card_sha256", "version", "temperature")] == [card.sha256, VERSION, temperature]
+class HubCorpus:
+    """What a scale of the hub trains on: shards that `me5 mixture build` made, else drawings that `me5 fetch` made.
 
-
-def home(card: cards.Card, asked: int, temperature: float = 0.5) -> Path:
-    """Where the drawing of so many rows of a card lies, whether it is there or not."""
-    given = [VERSION, card.sha256, [entry.revision for entry in card.hub], asked, temperature]
-    key = hashlib.blake2b(json.dumps(given).encode("utf8"), digest_size=8).hexdigest()
-    return cache() / "hub" / card.name / key
-
-
-def draw(card: cards.Card, asked: int, temperature: float = 0.5, progress: bool = True,
-         builders: dict[str, Build] | None = None) -> Path:
-    """The folder of a card's drawing of (at most) `asked` pairs, made first where the cache does not have it whole.
-
-    Raises `Me5Error`, `Unreachable` among them; the same call then goes on from there.
+    The same face as `corpus.Corpus`, without evaluation sets of its own: those of the paper's scales come from mteb.
+    `fingerprint` names exactly these shards. Labelled examples are held in memory, a few GB at the paper's size.
     """
-    folder = home(card, asked, temperature)
-    side = folder.with_name(folder.name + ".part")
-    builders = builders or streaming.known_builders()
-    streaming.refuse_nonsense(card, builders)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if (folder / shards.MANIFEST).is_file():
-                return folder
-            if not (side / shards.MANIFEST).is_file():
-                _draw(card, side, asked, temperature, progress, builders)
-            shutil.rmtree(side / "parts", ignore_errors=True)
-            os.replace(side, folder)
-    except OSError as error:
-        raise shards.full_disk(error, folder) from None
-    return folder
 
+    def __init__(self, cfg: Scale) -> None:
+        """Raises `Me5Error` where neither the built shards nor the drawings of all sources are there."""
+        self.scale, names = cfg, cfg.data.sources
+        built = {name: open_card(name, built_home() / name) for name in names}
+        self.built = any(built.values())
+        if self.built and (missing := sorted(name for name in names if not built[name])):
+            raise Me5Error(f"{built_home()} lacks {', '.join(missing)}: me5 mixture build --card {missing[0]}")
+        found = built if self.built else {name: open_card(name, at) for name, at in drawings(cfg, names).items()}
+        self.shards = {stream: shard for each in found.values() for stream, shard in each.items()}
 
-def _draw(card: cards.Card, side: Path, asked: int, temperature: float, progress: bool, builders: dict) -> None:
-    from tqdm import tqdm
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the shards' files."""
+        known = [[*key, shard.rows, [part.manifest.sha256[shards.MAPPED] for part in shard.parts]]
+                 for key, shard in sorted(self.shards.items())]
+        return hashlib.blake2b(json.dumps(known).encode("utf8"), digest_size=8).hexdigest()
 
-    (side / "parts").mkdir(parents=True, exist_ok=True)
-    given = _kept_plan(card, side / "plan.json", asked, temperature)
-    with tqdm(total=asked, unit="row", desc=card.name, disable=None if progress else True) as bar:
-        reports = [report for number, stream in enumerate(given.streams)
-                   for report in _draw_stream(card, side / "parts", given, number, stream, builders, bar)]
-    about = {"card": card.name, "card_sha256": card.sha256, "version": VERSION, "asked": asked,
-             "temperature": temperature, "left out": [name for name in LEFT_OUT if name in card.filters],
-             "sources": [{"repository": entry.repository, "revision": entry.revision, "commit": commit}
-                         for entry, commit in zip(card.hub, given.commits, strict=True)]}
-    _put_together(card, side, about, reports)
+    def mixture(self, cfg: Scale, seed: int, stage: Stage | None = None) -> Mixture:
+        """The pairs of stage 1: sources by the paper's counts. Languages by the scale's temperature, unless the drawing
+        has applied it already."""
+        stage = stage or cfg.train
+        temperature = cfg.data.language_temperature if self.built else 1.0
+        return Mixture(self.shards, steps=stage.steps, batch=stage.batch, seed=seed,
+                       weights=cards.weights(cfg.data.sources), temperature=temperature,
+                       homogeneous=cfg.data.homogeneous)
 
+    def labelled(self, part: str = "stage 2") -> list[Labelled]:
+        """The examples of stage 2, but for a thousandth (by hash of the query) that `part="dev"` gives."""
+        edge = int(DEV_SHARE * 2**64) - 2**63
+        return [row for row in self._labelled if (text_key(row.query) < edge) == (part == "dev")]
 
-def _kept_plan(card: cards.Card, file: Path, asked: int, temperature: float) -> Plan:
-    """The plan of this drawing: made once, so that a rerun reads the same commits though the branch has moved on."""
-    if not file.is_file():
-        io.put_json(file, plan(card, asked, temperature=temperature))
-    commits, sizes, streams = io.read_json(file)
-    return Plan(tuple(commits), tuple(sizes), tuple(Stream(*stream) for stream in streams))
+    @cached_property
+    def _labelled(self) -> list[Labelled]:
+        """Of all drawings; with the card's instruction where the row brought none of its own."""
+        found = []
+        for name, place in drawings(self.scale, self.scale.data.labelled).items():
+            instruction = cards.load(name).instruction
+            for (_, language), shard in open_card(name, place).items():
+                for query, positives, negatives, *own in zip(*shard.read(np.arange(shard.rows)), strict=True):
+                    found.append(Labelled(query, tuple(positives), tuple(negatives), name, language,
+                                          instruction=own[0] if any(own) else instruction))
+        return found
 
-
-def _draw_stream(card: cards.Card, folder: Path, given: Plan, number: int, stream: Stream, builders: dict,
-                 bar: Any) -> Iterator[dict]:
-    """Draw file after file of a stream; a later one makes up for what an earlier one lacks, at last those in reserve.
-
-    What an earlier process drew is taken as it is.
-    """
-    kept = seen = due = 0
-    for order, (path, _, share) in enumerate(stream.files):
-        due = min(stream.rows, due + share) if share else stream.rows
-        if kept >= stream.rows or seen >= READ * stream.rows:
-            return
-        where = folder / f"{number:05d}-{order:05d}.json"
-        if not where.is_file():
-            bar.set_postfix_str(path)
-            raw = streaming.read(card.hub[stream.entry], given.commits[stream.entry], [path])
-            _draw_file(card, stream, raw, due - kept, path, where, builders)
-        report = io.read_json(where)
-        kept, seen = kept + sum(report["rows"].values()), seen + report["read"]
-        bar.update(sum(report["rows"].values()))
-        yield report | {"file": where.with_suffix(".parquet")}
-
-
-def _draw_file(card: cards.Card, stream: Stream, raw: Iterator[Row], most: int, path: str, where: Path,
-               builders: dict) -> None:
-    """Keep up to `most` pairs of a file: as Parquet, and then, when that is there, a report of what was dropped."""
-    tally: Counter = Counter()
-    items: list[Pair | Labelled] = []
-    faults = []
-    try:
-        for item in islice(streaming.make(card, stream, islice(raw, READ * most), tally, builders), most):
-            items.append(item)
-    except Unreadable as error:
-        faults = [f"card {card.name}: {path}: after row {tally['', 'read']}: {error}"]
-        tally[stream.language, "file that cannot be read on"] += 1
-    io.put(where.with_suffix(".parquet"), lambda beside: pq.write_table(_table(items), beside, compression="zstd"))
-    count = tally.pop(("", "read"), 0)
-    dropped = sorted([language, reason, n] for (language, reason), n in tally.items())
-    rows = Counter(item.language for item in items)
-    io.put_json(where, {"rows": rows, "read": count, "dropped": dropped, "faults": faults})
-
-
-def _table(items: list[Pair | Labelled]) -> pa.Table:
-    """The rows of pairs (query, passage) or labelled examples, and their language."""
-    form = _LABELLED if items and isinstance(items[0], Labelled) else _PAIRS
-    return pa.table({name: [getattr(item, name) for item in items] for name in form.names}, schema=form)
-
-
-def _put_together(card: cards.Card, side: Path, about: dict, reports: list[dict]) -> None:
-    """One shard per language of all files' rows, and, last of all, the manifest."""
-    dropped: Counter = Counter()
-    for report in reports:
-        dropped.update({(language, reason): n for language, reason, n in report["dropped"]})
-    tables = [pq.read_table(report["file"]) for report in reports if report["rows"]]
-    if not tables:
-        first = "; ".join(f"{reason} {n}" for (_, reason), n in dropped.most_common(3)) or "the files are empty"
-        fault = next((fault for report in reports for fault in report["faults"]), first)
-        raise Me5Error(f"card {card.name}: none of the {sum(r['read'] for r in reports)} rows drawn makes a pair "
-                       f"({fault}): mend the card")
-    table = pa.concat_tables(tables)
-    if "exact" in card.filters:
-        table = _distinct(table, dropped)
-    if "instruction" in table.column_names and table["instruction"].null_count == table.num_rows:
-        table = table.drop_columns("instruction")  # no row brings its own: the card's holds
-    kept, written = {}, {}
-    for language in sorted(pc.unique(table["language"]).to_pylist()):
-        own = table.filter(pc.equal(table["language"], language)).drop_columns("language")
-        written[language] = shards.write(own, side / language).sha256
-        kept[language] = own.num_rows
-    counts: dict[str, dict[str, int]] = {}
-    for (language, reason), n in sorted(dropped.items()):
-        counts.setdefault(language, {})[reason] = n
-    io.put_json(side / shards.MANIFEST, about | {
-        "read": sum(report["read"] for report in reports), "rows": kept, "dropped": counts,
-        "faults": [fault for report in reports for fault in report["faults"]], "sha256": written})
-
-
-def _distinct(table: pa.Table, dropped: Counter) -> pa.Table:
-    """The table without rows whose two sides are those of an earlier one; `dropped` counts them."""
-    other = table.column_names[1]  # passage, or positives
-    seen, keep = set(), []
-    for batch in table.to_batches(10_000):
-        columns = (batch[name].to_pylist() for name in ("query", other, "language"))
-        for query, side, language in zip(*columns, strict=True):
-            key = (text_key(query), text_key(side if isinstance(side, str) else "\n".join(side)))
-            keep.append(key not in seen)
-            seen.add(key)
-            if not keep[-1]:
-                dropped[language, "exact duplicate"] += 1
-    return table.filter(pa.array(keep))
+    def tasks(self) -> list:
+        """None: there is nothing to look at during training but the loss."""
+        return []

@@ -1,42 +1,88 @@
-"""Building a card's shards at scale: which stages there are, in which folder, and what the manifest says at the end.
+"""From a card's files to shards, by datatrove: all rows (`me5 mixture build`), or so many pairs (`me5 fetch`).
 
     build = prepare(cards.load("nllb"), out, Options(tasks=64))     # checks everything, does no work
-    run(build)                                                      # or slurm=…, ray=…
+    run(build)                                                      # or run(build, "slurm", slurm=Slurm(…)), or "ray"
+    draw(cards.load("nllb"), 100_000)                               # the same with a limit: a task per stream
 
-Stages (executors.py runs them, steps.py and whole.py say what a task does): 1 read, make pairs, filter, sign; 2 find
-exact duplicates; 3–5 near ones; 6 shards; 7 seal. A card has those that it names.
+Stages: 1 read, make pairs, filter; 2 find exact duplicates; 3–5 near ones (not of a drawing); 6 shards; 7 seal. A card
+has those that it names. Tasks that are finished are in `completions` of a stage's logs, which datatrove writes last of
+all: a build killed at any moment goes on with those that are not, and ends with the same bytes. What a task leaves is
+written beside and renamed when it is done.
 
     <out>/<card>/<language>/part-<rank>-<n>/      shards, and
-    <out>/<card>/manifest.json                    what they are: written last; without it a build is not finished
+    <out>/<card>/manifest.json                    what they are, and what was dropped and why: written last
     <out>/<card>/.build/<key>/                    logs, counts and (until it is sealed) intermediate files
 
-The key hashes the card, the options that shape the shards and the list of files (with sizes and dates or blob ids): a
-changed card or input is another build, and the shards of the last finished one stay until that one is sealed.
-A build killed at any moment goes on with the tasks that were not finished, and ends with the same bytes.
+The key hashes the card, the options that shape the shards and the list of files: a changed card or input is another
+build, and the shards of the last finished one stay until that one is sealed. A drawing keeps its plan instead, so that
+it goes on at the same commits though a branch has moved. The manifest holds no time and no path of a machine.
 
-Cost: disk for the intermediate files, about the size of the compressed text, while it runs.
+datatrove's readers leave out what they cannot parse without a count, and its writers make no file for a task without
+documents, which then reads another's: so rows and items are read and written here. Its pool waits for ever for a worker
+that the system killed: so there is another.
+
+Near duplicates: MinHash over character 5-grams of the normalised passage (ours; words would need a tokenizer per
+language), a sketch: at the threshold 0.8 a pair of Jaccard similarity 0.5 / 0.6 / 0.7 / 0.8 / 0.9 is taken for a
+duplicate with probability 0.06 / 0.24 / 0.61 / 0.95 / 1.00.
+
+Cost: disk about the size of the compressed text while it runs, and per item 14 bytes for `exact`, 1.1 kB for `near`;
+`exact` 20 µs an item, `near` 1 ms a passage of 1,000 signs; memory of `HELD` bytes of text a task.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
+import multiprocessing
 import os
-from collections import Counter
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from me5lib import __version__
-from me5lib.data import filters, inputs, manifests
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datatrove.data import Document
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup import exact_dedup as exact
+from datatrove.pipeline.dedup import minhash
+from datatrove.utils.word_tokenizers import WhitespaceTokenizer
+from filelock import FileLock, Timeout
+from loguru import logger
+from tqdm import tqdm
+
+from me5lib import __version__, io
+from me5lib.data import filters, hub, shards
+from me5lib.data.builders import BUILDERS, Builder
 from me5lib.data.cards import Card
-from me5lib.io import Me5Error, cache
-
-if TYPE_CHECKING:
-    from me5lib.data.executors import Slurm, Stage
+from me5lib.data.shards import splitmix64
+from me5lib.io import Me5Error
+from me5lib.pairs import Pair, normalise, text_key
 
 VERSION = 2  # of the build; raise it with any change that gives other shards
+MANIFEST, SEALED = "manifest.json", "sealed.json"  # SEALED, in .build: key of the build whose shards are in place
+READ = 20  # rows a drawing reads at most for a pair that is wanted: a filter that refuses all must not read all
+PART = 256_000_000  # bytes of text after which a part of a shard is written (ours)
+HELD = 1_000_000_000  # bytes of text in all languages that a task holds (ours): the largest part is then written early
+GROUP = 2_000  # rows of an intermediate file, or of a chunk in memory, at once
+NGRAM = 5  # characters (ours)
+_TEXTS = pa.list_(pa.string())
+_ITEMS = pa.schema([("query", pa.string()), ("positives", _TEXTS), ("negatives", _TEXTS), ("language", pa.string()),
+                    ("labelled", pa.bool_()), ("instruction", pa.string())])
+Documents = Iterator[Document]  # each with a row of `_ITEMS` under metadata["row"]
 
 
 class Options(NamedTuple):
@@ -47,203 +93,520 @@ class Options(NamedTuple):
     limit: int | None = None
 
 
-class Prepared(NamedTuple):
+class Build(NamedTuple):
     """A build that may start: everything was looked at."""
 
     card: Card
-    options: Options
-    out: Path  # <out>/<card>
-    folder: Path  # <out>/<card>/.build/<key>
-    files: list[inputs.Input]
-    commits: list[str]
-    absent: list[str]
-    builders: list[tuple[Callable, Mapping[str, Any]]]
+    out: Path  # of shards and manifest
+    key: str
+    shares: list[list[hub.File]]  # of each task
+    commits: list[str]  # by entry of the card
+    builders: dict[str, Builder]
+    facts: dict[str, Any]  # what the manifest says beside the counts
+    mirror: Path | None = None
+    per_file: int | None = None  # rows read of each file at most
+    pairs: int | None = None  # of a drawing: how many are wanted
 
     @property
-    def per_file(self) -> int | None:
-        """Rows read of each file at most: the limit shared evenly."""
-        return None if self.options.limit is None else -(-self.options.limit // len(self.files))
+    def folder(self) -> Path:
+        """Of logs, counts and intermediate files."""
+        return self.out / ".build" / self.key
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return manifests.is_sealed(self.out, self.folder)
+        """Whether the shards in place are this build's."""
+        with contextlib.suppress(OSError, ValueError):
+            return (self.out / MANIFEST).is_file() and io.read_json(self.out / ".build" / SEALED) == self.key
+        return False
 
 
-def home() -> Path:
-    """Where mixtures are built if nothing else is said."""
-    return cache() / "mixture"
-
-
-def known_builders() -> dict[str, Callable]:
-    """Every builder by the name that cards use."""
-    from me5lib.data import labelled, sources
-
-    return {**sources.BUILDERS, **labelled.BUILDERS}
-
-
-def prepare(card: Card, out: Path, options: Options, builders: Mapping[str, Callable] | None = None) -> Prepared:
+def prepare(card: Card, out: Path, options: Options, builders: Mapping[str, Builder] | None = None) -> Build:
     """Look at card, options and files before any work. Raises `Me5Error`, one line, where something is wrong."""
-    if not card.hub:
-        raise Me5Error(f"card {card.name} is no hub source: `me5 packs` fetches the offline ones")
+    known = dict(builders or BUILDERS)
+    hub.refuse_nonsense(card, known)
     if options.tasks < 1 or (options.limit is not None and options.limit < 1):
         raise Me5Error(f"--tasks {options.tasks} and --limit {options.limit}: both must be at least 1")
-    known = known_builders() if builders is None else builders
-    for hub in card.hub:
-        if hub.builder not in known:
-            raise Me5Error(f"data card {card.name}.md: builder {hub.builder!r} is none: there are {', '.join(known)}")
-    filters.sift(card.name, card.filters)
-    files, commits, absent = inputs.listed(card, options.mirror)
-    key = _key(card, options, files, commits)
-    here = (Path(out) / card.name).expanduser().resolve()
-    return Prepared(card, options, here, here / ".build" / key, files, commits, absent,
-                    [(known[hub.builder], hub.options) for hub in card.hub])
-
-
-def _key(card: Card, options: Options, files: list[inputs.Input], commits: list[str]) -> str:
+    files, commits, absent = hub.list_files(card, options.mirror)
     given = [VERSION, __version__, card.sha256, options.tasks, options.limit, files, commits]
-    return hashlib.sha256(json.dumps(given).encode("utf8")).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(given).encode("utf8")).hexdigest()[:16]
+    facts = _facts(card, files, commits) | {"absent": absent, "tasks": options.tasks, "limit": options.limit}
+    per_file = None if options.limit is None else -(-options.limit // len(files))
+    place = (Path(out) / card.name).expanduser().resolve()
+    return Build(card, place, key, share(files, options.tasks), commits, known, facts, options.mirror, per_file)
 
 
-def stages(build: Prepared) -> list[Stage]:
-    """What is to be run, in order."""
-    from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
+def draw(card: Card, pairs: int, temperature: float = 0.5, progress: bool = True,
+         builders: Mapping[str, Builder] | None = None) -> Path:
+    """The folder of a card's drawing of (at most) so many pairs, made first where the cache does not have it.
 
-    from me5lib.data import whole
-    from me5lib.data.executors import Stage, unheard
-
-    at, tasks = build.folder, build.options.tasks
-    steps = filters.whole(build.card.name, build.card.filters)
-    with unheard():  # datatrove reminds of a number of tasks that is right
-        found = [("pairs", _first(build, "exact" in steps), tasks)]
-    if "exact" in steps:
-        finder = ExactFindDedups(str(at / "exact/signatures"), str(at / "exact/found"), whole.exact_config())
-        found.append(("exact duplicates", [finder], tasks))
-    if "near" in steps:
-        found += _near(build, steps["near"], "exact" in steps)
-    found.append(("shards", _last(build, steps), tasks))
-    found.append(("seal", [_seal(build)], 1))
-    return [Stage(name, parts, n, at / "logs" / f"{i:02d}-{name.replace(' ', '-')}")
-            for i, (name, parts, n) in enumerate(found)]
-
-
-def _first(build: Prepared, exact: bool) -> list:
-    """Steps from a row to an intermediate file of items, and their signatures."""
-    from datatrove.pipeline.dedup.exact_dedup import ExactDedupSignature
-
-    from me5lib.data import steps, whole
-
-    at, card, ledger = build.folder, build.card, str(build.folder / "counts")
-    shares = inputs.share(build.files, build.options.tasks)
-    readers = [steps.Rows(card.name, entry, hub.columns, inputs.folder(hub, commit, build.options.mirror), shares,
-                          build.per_file, ledger)
-               for entry, (hub, commit) in enumerate(zip(card.hub, build.commits, strict=True))]
-    found = [*readers, steps.Build(card.name, build.builders, card.filters, ledger), steps.Keep(str(at / "items"))]
-    if exact:
-        found.append(ExactDedupSignature(str(at / "exact/signatures"), whole.exact_config(), build.options.tasks))
-    return found
+    Raises `Me5Error`, `hub.Unreachable` among them; the same call then goes on from there.
+    """
+    place, known = hub.home(card, pairs, temperature), dict(builders or BUILDERS)
+    hub.refuse_nonsense(card, known)
+    if (place / MANIFEST).is_file():
+        return place
+    kept = place / ".build" / "plan.json"
+    if not kept.is_file():
+        io.put_json(kept, hub.plan(card, pairs, temperature))
+    streams, commits, _ = io.read_json(kept)
+    shares = [[hub.File(*file) for file in stream] for stream in streams]
+    facts = _facts(card, [file for files in shares for file in files], commits) | {
+        "version": hub.VERSION, "asked": pairs, "temperature": temperature,
+        "left out": [name for name in card.filters if name == "near"]}
+    run(Build(card, place, "drawing", shares, commits, known, facts, pairs=pairs), workers=1, progress=progress)
+    return place
 
 
-def _again(build: Prepared, exact: bool, near: bool) -> list:
-    """Steps that read the items again, without the duplicates found so far."""
-    from datatrove.pipeline.dedup.exact_dedup import ExactDedupFilter
-    from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
-
-    from me5lib.data import steps, whole
-
-    at, ledger = build.folder, str(build.folder / "counts")
-    found: list = [steps.Again(build.card.name, str(at / "items"))]
-    if exact:
-        inner = ExactDedupFilter(str(at / "exact/found"), whole.exact_config())
-        found.append(steps.Counted(inner, "exact duplicate", ledger))
-    if near:
-        found.append(steps.Counted(MinhashDedupFilter(str(at / "near/remove")), "near duplicate", ledger))
-    return found
-
-
-def _near(build: Prepared, options: filters.Near, exact: bool) -> list[tuple]:
-    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster
-
-    from me5lib.data import whole
-
-    at, config = build.folder / "near", whole.near_config(options)
-    sign = [*_again(build, exact, False), whole.NearSignature(str(at / "signatures"), options)]
-    buckets = MinhashDedupBuckets(str(at / "signatures"), str(at / "pairs"), config=config)
-    cluster = MinhashDedupCluster(str(at / "pairs"), str(at / "remove"), config)
-    return [("near signatures", sign, build.options.tasks), ("near pairs", [buckets], config.num_buckets),
-            ("near clusters", [cluster], 1)]
-
-
-def _last(build: Prepared, given: Mapping[str, Any]) -> list:
-    from me5lib.data import steps
-
-    shards = steps.Shards(build.card.name, str(build.folder / "shards"), str(build.folder / "counts"))
-    return [*_again(build, "exact" in given, "near" in given), shards]
-
-
-def _seal(build: Prepared) -> Any:
-    from me5lib.data import seal
-
-    return seal.Seal(str(build.out), str(build.folder), describe(build))
-
-
-def describe(build: Prepared) -> dict[str, Any]:
+def _facts(card: Card, files: list[hub.File], commits: list[str]) -> dict[str, Any]:
     """What a manifest says of a build before anything was read."""
-    files, size = Counter(f.entry for f in build.files), Counter()
-    for file in build.files:
-        size[file.entry] += file.size
-    repositories = [{"repository": hub.repository, "revision": commit, "glob": hub.files, "files": files[entry],
-                     "bytes": size[entry]}
-                    for entry, (hub, commit) in enumerate(zip(build.card.hub, build.commits, strict=True))]
-    return {"card": build.card.name, "card_sha256": build.card.sha256, "me5": __version__, "build": VERSION,
-            "revision": "; ".join(dict.fromkeys(f"{each['repository']}@{each['revision']}" for each in repositories)),
-            "repositories": repositories, "absent": build.absent, "tasks": build.options.tasks,
-            "limit": build.options.limit}
+    repositories = []
+    for number, (entry, commit) in enumerate(zip(card.hub, commits, strict=True)):
+        sizes = [file.size for file in files if file.entry == number]
+        repositories.append({"repository": entry.repository, "revision": commit, "glob": entry.files,
+                             "files": len(sizes), "bytes": sum(sizes)})
+    revision = "; ".join(dict.fromkeys(f"{each['repository']}@{each['revision']}" for each in repositories))
+    return {"card": card.name, "card_sha256": card.sha256, "me5": __version__, "build": VERSION, "revision": revision,
+            "repositories": repositories}
 
 
-def run(build: Prepared, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,
+def share(files: list[hub.File], tasks: int) -> list[list[hub.File]]:
+    """The files of each task: the largest first, always to the task with the fewest bytes so far. None is split."""
+    loads, shares = [0] * tasks, [[] for _ in range(tasks)]
+    for file in sorted(files, key=lambda each: (-each.size, each.entry, each.path)):
+        task = loads.index(min(loads))
+        shares[task].append(file)
+        loads[task] += file.size
+    return [sorted(own, key=lambda each: each[:3]) for own in shares]
+
+
+# ── what a task does ──
+
+
+class Step(PipelineStep):
+    """A function of (…, documents, rank) as a step of datatrove's. It is pickled to other processes, and machines."""
+
+    type = "me5"
+
+    def __init__(self, function: Callable, *arguments: Any):
+        super().__init__()
+        self.name, self.function = function.__name__, partial(function, *arguments)
+
+    def run(self, data: Documents | None = None, rank: int = 0, world_size: int = 1) -> Documents:
+        """What the function yields."""
+        yield from self.function(data, rank)
+
+
+def document(row: tuple) -> Document:
+    """datatrove's document of a row of `_ITEMS`; its text is the first passage."""
+    return Document(text=row[1][0], id="", metadata={"row": row})
+
+
+def make_items(build: Build, progress: bool, _: Documents | None, rank: int) -> Documents:
+    """The items of a task's files. Of a drawing a file gives what its stream lacks, if `READ` rows a pair have it."""
+    book, kept = hub.Ledger(logger.warning), 0
+    bar = tqdm(total=build.pairs, unit="pair", desc=f"{build.card.name} {rank + 1}/{len(build.shares)}", leave=False,
+               file=sys.__stderr__, disable=not progress)
+    for file in build.shares[rank]:
+        most, lacking = build.per_file, None
+        if file.due is not None:
+            most, lacking = max(READ * file.due - book.total("read"), 0), max(file.due - kept, 0)
+        if most == 0 or lacking == 0:
+            continue
+        entry = build.card.hub[file.entry]
+        rows = hub.read(hub.folder(entry, build.commits[file.entry], build.mirror), file.path, entry.columns)
+        try:
+            for item in islice(hub.make(build.card, file, islice(rows, most), build.builders, book), lacking):
+                kept += 1
+                bar.update()
+                if isinstance(item, Pair):
+                    yield document((item.query, [item.passage], [], item.language, False, None))
+                else:
+                    yield document((item.query, list(item.positives), list(item.negatives), item.language, True,
+                                    item.instruction))
+        except hub.Broken as error:
+            logger.error(f"card {build.card.name}, {file.path}: unreadable: {error}")
+            book.broken.append({"file": file.path, "why": str(error)})
+    bar.close()
+    book.save(build.folder / "counts" / "items" / f"{rank:05d}.json")
+
+
+def _table(rows: list[tuple]) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(_ITEMS)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, _ITEMS, strict=True)], _ITEMS)
+
+
+def keep(folder: Path, data: Documents, rank: int) -> Documents:
+    """Write the items of a task to an intermediate file and hand them on."""
+    path, waiting = folder / f"{rank:05d}.parquet", []
+    folder.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path.with_suffix(".part"), _ITEMS, compression="zstd") as writer:
+        for each in data:
+            waiting.append(each.metadata["row"])
+            if len(waiting) == GROUP:
+                writer.write_table(_table(waiting))
+                waiting.clear()
+            yield each
+        writer.write_table(_table(waiting))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def again(folder: Path, _: Documents | None, rank: int) -> Documents:
+    """Read what `keep` wrote, in the same order."""
+    with pq.ParquetFile(folder / f"{rank:05d}.parquet") as file:
+        for batch in file.iter_batches(GROUP):
+            yield from map(document, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+class Excluded:
+    """Where datatrove's filters write the documents that they leave out: here they are counted."""
+
+    def __init__(self, reason: str, folder: Path):
+        self.reason, self.folder, self.book, self.rank = reason, folder, hub.Ledger(), None
+
+    def __enter__(self) -> Excluded:
+        return self
+
+    def write(self, left_out: Document, rank: int = 0) -> None:
+        """Count one."""
+        self.rank = rank
+        self.book.count("dropped", left_out.metadata["row"][3], self.reason)
+
+    def __exit__(self, *_: object) -> None:
+        if self.rank is not None:
+            self.book.save(self.folder / self.reason.replace(" ", "-") / f"{self.rank:05d}.json")
+
+
+def exact_content(given: Document) -> bytes:
+    """What two items must share to be the same: the keys of the query and of every positive."""
+    query, positives, *_ = given.metadata["row"]
+    return b"".join(text_key(text).to_bytes(8, "little", signed=True) for text in (query, *positives))
+
+
+class NearSignature(minhash.MinhashDedupSignature):
+    """MinHash of a passage's character n-grams, in any language."""
+
+    def __init__(self, folder: str, config: minhash.MinhashConfig):
+        super().__init__(folder, config, language=WhitespaceTokenizer())  # which is not used
+
+    def get_shingles(self, text: str) -> np.ndarray:
+        """Hashes of the different n-grams of the normalised text, uint64 [n, 1]; none where it is shorter than one."""
+        signs = np.frombuffer(normalise(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        grams = np.lib.stride_tricks.sliding_window_view(signs, NGRAM) if len(signs) >= NGRAM else np.empty((0, NGRAM))
+        hashes = np.zeros(len(grams), dtype=np.uint64)
+        for column in grams.astype(np.uint64).T:
+            hashes = splitmix64(hashes ^ column)
+        return np.unique(hashes).reshape(-1, 1)
+
+
+def near_config(options: filters.Near) -> minhash.MinhashConfig:
+    """datatrove's of these options."""
+    buckets, hashes = options.bands
+    return minhash.MinhashConfig(n_grams=NGRAM, num_buckets=buckets, hashes_per_bucket=hashes)
+
+
+def write_shards(build: Build, data: Documents, rank: int) -> Documents:
+    """Write the items of a task, by language, as shards `<language>/part-<rank>-<n>`; nothing goes on."""
+    for stale in (build.folder / "shards").glob(f"*/part-{rank:05d}-*"):
+        shutil.rmtree(stale)
+    rows, tables, size, written = defaultdict(list), defaultdict(list), Counter(), []
+
+    def flush(language: str) -> None:
+        """Write what is held of a language as its next part."""
+        number = sum(part["language"] == language for part in written)
+        held = pa.concat_tables([*tables.pop(language, ()), _table(rows.pop(language))])
+        written.append(_write_part(build, held, language, rank, number))
+        del size[language]
+
+    for each in data:
+        row = each.metadata["row"]
+        language = row[3]
+        rows[language].append(row)
+        size[language] += sum(len(text.encode()) for text in (row[0], *row[1], *row[2])) + 1
+        if len(rows[language]) == GROUP:  # packed: small Python strings take three times the memory of their text
+            tables[language].append(_table(rows[language]))
+            rows[language] = []
+        if size[language] >= PART or size.total() >= HELD:
+            flush(max(size, key=size.get))
+    for language in sorted(size):
+        flush(language)
+    io.put_json(build.folder / "counts" / "parts" / f"{rank:05d}.json", written, sort_keys=True)
+    return iter(())
+
+
+def _write_part(build: Build, table: pa.Table, language: str, rank: int, number: int) -> dict[str, Any]:
+    """One part; what the manifest says of it."""
+    kinds = set(table["labelled"].to_pylist())
+    if len(kinds) > 1:
+        raise Me5Error(f"card {build.card.name}, language {language}: its builders make pairs and labelled examples: "
+                       "give each a card of its own")
+    if kinds == {True}:
+        own = ["instruction"] if table["instruction"].null_count < table.num_rows else []
+        table = table.select(["query", "positives", "negatives", *own])
+    else:
+        passages = pa.chunked_array([chunk.flatten() for chunk in table["positives"].chunks], pa.string())
+        table = pa.table({"query": table["query"], "passage": passages})
+    name = f"{language}/part-{rank:05d}-{number:04d}"
+    done = shards.write(table, build.folder / "shards" / name, seed=rank * 10_000 + number)
+    return {"folder": name, "language": language, "rows": done.rows, "columns": list(done.columns),
+            "bytes": done.bytes, "sha256": done.sha256}
+
+
+def seal(build: Build, _: Documents | None, rank: int) -> Documents:
+    """Put the shards of a build in their place, write its manifest, and remove what is no longer needed.
+
+    One task, which may be killed anywhere: whatever it finds half done it does again to the same end. Raises `Me5Error`
+    for counts that do not add up, and for a drawing of no pairs.
+    """
+    out, folder = build.out, build.folder
+    files = sorted((folder / "counts" / "parts").glob("*.json"))
+    parts = sorted((part for file in files for part in io.read_json(file)), key=lambda part: part["folder"])
+    manifest = build.facts | counted(build, parts)
+    if build.pairs and not parts:
+        reasons = {reason: sum(n.values()) for each in ("unfit", "dropped") for reason, n in manifest[each].items()}
+        why = [f"{each['file']}: {each['why']}" for each in manifest["unreadable"][:1]]
+        why = why or [f"{reason} {n}" for reason, n in Counter(reasons).most_common(3)] or ["the files are empty"]
+        raise Me5Error(f"card {build.card.name}: none of the {manifest['read']} rows drawn makes a pair "
+                       f"({'; '.join(why)}): mend the card")
+    (out / MANIFEST).unlink(missing_ok=True)
+    _clear(build, {part["folder"] for part in parts})
+    for part in parts:
+        made, place = folder / "shards" / part["folder"], out / part["folder"]
+        if made.exists():
+            place.parent.mkdir(exist_ok=True)
+            os.replace(made, place)
+        shards.open_shard(place)
+    io.put_json(out / ".build" / SEALED, build.key)
+    io.put_json(out / MANIFEST, manifest, sort_keys=True)
+    for name in ("items", "exact", "near", "shards"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return iter(())
+
+
+def _clear(build: Build, ours: set[str]) -> None:
+    """Remove other builds of the card, and every shard in place that is not of this one."""
+    for other in (build.out / ".build").glob("*/"):
+        if other != build.folder:
+            shutil.rmtree(other)
+    for shard in list(build.out.glob("[!.]*/part-*")):
+        name = f"{shard.parent.name}/{shard.name}"
+        if name not in ours or (build.folder / "shards" / name).exists():
+            shutil.rmtree(shard)
+    for language in list(build.out.glob("[!.]*/")):
+        with contextlib.suppress(OSError):
+            language.rmdir()  # where it is empty
+
+
+def counted(build: Build, parts: list[dict]) -> dict[str, Any]:
+    """What a manifest says of its shards and of all else, in the units of `hub.Ledger`.
+
+    `rows`: items kept, also by language; `read`, `built`: rows of files; `unfit`: reason → language → rows; `made`:
+    items; `dropped`: reason → language → items; `unreadable`: files; `first`: where a reason was first met.
+    """
+    totals, first, broken, languages = Counter(), {}, [], Counter()
+    for book in sorted(build.folder.glob("counts/*/*.json")):
+        if book.parent.name != "parts":
+            given = io.read_json(book)
+            totals.update({(what, reason, language): n for what, reason, language, n in given["counts"]})
+            first, broken = given["first"] | first, broken + given["broken"]
+    for part in parts:
+        languages[part["language"]] += part["rows"]
+    number = Counter({"kept": languages.total()})
+    reasons = {"unfit": defaultdict(dict), "dropped": defaultdict(dict)}
+    for (what, reason, language), n in totals.items():
+        number[what] += n
+        if what in reasons:
+            reasons[what][reason][language] = n
+    if number["read"] != number["unfit"] + number["built"] or number["made"] != number["dropped"] + number["kept"]:
+        raise Me5Error(f"card {build.card.name}: the counts do not add up ({dict(number)}): delete {build.folder} and "
+                       "build again")
+    return {"rows": number["kept"], "languages": dict(languages), "read": number["read"], "built": number["built"],
+            "made": number["made"], **reasons, "first": first, "shards": parts,
+            "unreadable": sorted(broken, key=lambda each: each["file"])}
+
+
+# ── stages, and what runs them ──
+
+
+def stages(build: Build, progress: bool = False) -> list[tuple[str, list[PipelineStep], int]]:
+    """What is to be run, in order: name, steps, tasks."""
+    at, tasks, whole = build.folder, len(build.shares), filters.whole(build.card.name, build.card.filters)
+    finders = tasks if build.pairs is None else 1
+    make, reread = [Step(make_items, build, progress), Step(keep, at / "items")], [Step(again, at / "items")]
+    found = [("pairs", make, tasks)]
+    if "exact" in whole:
+        signs, duplicates = str(at / "exact/signatures"), str(at / "exact/found")
+        config = exact.ExactDedupConfig(content_getter=exact_content)  # one false hit in 1,400 sets of 160 M items
+        make.append(exact.ExactDedupSignature(signs, config, finders))
+        found.append(("exact duplicates", [exact.ExactFindDedups(signs, duplicates, config)], finders))
+        reread.append(exact.ExactDedupFilter(duplicates, config, Excluded("exact duplicate", at / "counts")))
+    if "near" in whole and build.pairs is None:
+        signs, pairs, remove = (str(at / "near" / name) for name in ("signatures", "pairs", "remove"))
+        config = near_config(whole["near"])
+        found += [("near signatures", [*reread, NearSignature(signs, config)], tasks),
+                  ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=config)], config.num_buckets),
+                  ("near clusters", [minhash.MinhashDedupCluster(pairs, remove, config)], 1)]
+        reread.append(minhash.MinhashDedupFilter(remove, Excluded("near duplicate", at / "counts")))
+    return [*found, ("shards", [*reread, Step(write_shards, build)], tasks), ("seal", [Step(seal, build)], 1)]
+
+
+class _Quiet:
+    """Mixed into an executor: a task writes to its log file alone."""
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        with open(os.devnull, "w", encoding="utf8") as nowhere, contextlib.redirect_stderr(nowhere):
+            logger.enable("datatrove")
+            try:
+                return super()._run_for_rank(rank, local_rank, node_rank)
+            finally:
+                logger.remove()  # datatrove has added stderr again, which is about to close
+                logger.disable("datatrove")
+
+
+class _Local(_Quiet, LocalPipelineExecutor):
+    """datatrove's executor of one machine, over a pool that notices a worker that the system killed."""
+
+    def run(self) -> None:
+        """Run the tasks that are not finished, each with steps of its own."""
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                copy.deepcopy(self)._run_for_rank(rank)
+            return
+        context = multiprocessing.get_context(self.start_method)
+        with ProcessPoolExecutor(min(self.workers, len(ranks)), context, _end_with_parent) as pool:
+            jobs = [pool.submit(self._run_for_rank, rank) for rank in ranks]
+            try:
+                for job in tqdm(as_completed(jobs), total=len(jobs), unit="task", leave=False, disable=None):
+                    job.result()
+            except BaseException as error:  # an interrupt reached the workers too; else those at work end first, or
+                pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)  # they would meet the next try's
+                raise
+
+
+class _Ray(_Quiet, RayPipelineExecutor):
+    """datatrove's executor for Ray."""
+
+
+def _end_with_parent() -> None:
+    """In a worker: end this process once the build's is gone, so that no two write one file."""
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Slurm(NamedTuple):
+    """What `sbatch` is told. `mem`: GB a task; `more`: further options, as {"qos": "long"}."""
+
+    time: str = "24:00:00"
+    partition: str = ""
+    account: str = ""
+    mem: int = 4
+    env_command: str = ""
+    more: Mapping[str, str] = {}
+
+
+def run(build: Build, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,
         memory: float = 2.0, progress: bool = True) -> str | None:
     """Do what is not done yet. `workers`: tasks at a time (None: local, one a processor; else no limit); `memory`: GB.
 
     Returns the last job's id for Slurm, which goes on alone. Raises `Me5Error`, one line.
     """
+    if executor not in ("local", "slurm", "ray"):
+        raise Me5Error(f"--executor {executor!r}: choose local, slurm or ray")
     if build.finished:
         return None
-    from me5lib.data import executors
-
     with _alone(build):
+        found = stages(build, progress and build.pairs is not None and sys.stderr.isatty())
+        logs = [str(build.folder / "logs" / f"{i:02d}-{name.replace(' ', '-')}") for i, (name, *_) in enumerate(found)]
         if executor == "slurm":
-            return executors.run_slurm(build.card.name, stages(build), workers or -1, slurm or executors.Slurm())
-        if executor == "ray":
-            executors.run_ray(build.card.name, stages(build), workers or -1, memory, progress)
-        elif executor == "local":
-            executors.run_local(build.card.name, stages(build), workers or processors(build.options.tasks), progress)
-        else:
-            raise Me5Error(f"--executor {executor!r}: choose local, slurm or ray")
+            return _submit(build.card.name, found, logs, workers or -1, slurm or Slurm())
+        for number, (name, steps, tasks) in enumerate(found):
+            title = f"{build.card.name} {number + 1}/{len(found)} {name}"
+            _finish(title, _executor(executor, steps, tasks, logs[number], workers, memory))
+            if progress and build.pairs is None:
+                print(f"{title}: {tasks} tasks", file=sys.stderr)
     return None
 
 
-def processors(most: int) -> int:
-    """Processors that this process may use, `most` at most."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(most, usable)
+def _executor(kind: str, steps: list, tasks: int, logs: str, workers: int | None, memory: float) -> Any:
+    """What runs a stage on this machine, or on the Ray cluster that it belongs to (or a new one of this machine)."""
+    if kind == "local":
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        return _Local(steps, tasks, workers or min(tasks, usable), logs, start_method=method)
+    try:
+        import ray
+    except ImportError:
+        raise Me5Error("--executor ray needs Ray: pip install 'ray[default]'") from None
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    return _Ray(steps, tasks, workers or -1, logging_dir=logs, mem_per_cpu_gb=memory)
+
+
+def _finish(title: str, executor: Any) -> None:
+    """Run what a stage still lacks. Raises `Me5Error` naming the log of a task that is not finished after it."""
+    if not executor.get_incomplete_ranks():
+        return
+    why = ""
+    try:
+        executor.run()
+    except Me5Error:
+        raise
+    except Exception as error:
+        died = type(error).__name__ == "BrokenProcessPool"
+        said = "a worker was killed: too little memory? Try fewer --workers" if died else " ".join(str(error).split())
+        why = f" ({type(error).__name__}: {said[:200]})"
+    if (missing := executor.get_incomplete_ranks()) or why:
+        log = executor.logging_dir.resolve_paths(f"logs/task_{(missing or [0])[0]:05d}.log")
+        raise Me5Error(f"card {title}: {len(missing)} tasks are not finished{why}: see {log}; the same command goes on "
+                       "from there")
+
+
+def _submit(card: str, found: list[tuple], logs: list[str], workers: int, slurm: Slurm) -> str:
+    """Submit the stages, each an array job that waits for the one before and skips what is done; the last job's id.
+
+    Raises `Me5Error` where there is no `sbatch`, or it refuses.
+    """
+    if not shutil.which("sbatch"):
+        raise Me5Error("there is no sbatch here: start the build on a login node, or choose --executor local")
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        raise Me5Error("this is a task of a Slurm array: start the build on a login node")
+    if not slurm.partition:
+        raise Me5Error("--executor slurm needs --partition")
+    before, more = None, ({"account": slurm.account} if slurm.account else {}) | dict(slurm.more)
+    for (name, steps, tasks), folder in zip(found, logs, strict=True):
+        before = SlurmPipelineExecutor(
+            steps, tasks, slurm.time, slurm.partition, mem_per_cpu_gb=slurm.mem, workers=workers, qos="",
+            job_name=f"me5-{card}-{name.replace(' ', '-')}", env_command=slurm.env_command or None, sbatch_args=more,
+            depends=before, logging_dir=folder,
+        )  # fmt: skip
+    try:
+        before.run()
+    except subprocess.CalledProcessError as error:
+        raise Me5Error(f"card {card}: sbatch refused the job (exit code {error.returncode}): see its message above"
+                       ) from None
+    return str(before.job_id)
 
 
 @contextlib.contextmanager
-def _alone(build: Prepared) -> Iterator[None]:
-    """One build of a card at a time in one folder. (A build on Slurm holds it only while it is submitted.)"""
-    from filelock import FileLock, Timeout
-
+def _alone(build: Build) -> Iterator[None]:
+    """One build of a card at a time in one folder (on Slurm: while it is submitted), datatrove's own messages unheard.
+    """
+    lock = FileLock(build.out / ".build" / "lock")
     try:
         build.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(build.out / ".build" / "lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise Me5Error(f"another process builds {build.card.name} in {build.out}: wait for it, or choose another --out"
                        ) from None
     except OSError as error:
-        raise Me5Error(f"cannot write to {build.out} ({error.strerror}): choose another folder with --out") from None
+        raise Me5Error(f"cannot write to {build.out} ({error.strerror}): choose another folder with --out or ME5_CACHE"
+                       ) from None
+    logger.disable("datatrove")
     try:
         yield
     finally:
+        logger.enable("datatrove")
         lock.release()

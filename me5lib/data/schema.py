@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-_PLAIN = {"string": str, "int64": int, "float64": (float, int), "bool": bool}
+_PYTHON = {"string": str, "int64": int, "float64": (float, int), "bool": bool, "list": list, "struct": Mapping}
 _TOKEN = re.compile(r"\s*([A-Za-z_][\w .()-]*?(?=\s*[:<>,?]|\s*$)|[<>:,?])")
 
 
@@ -34,10 +34,30 @@ def parse(text: str) -> Kind:
     tokens = _TOKEN.findall(text)
     if "".join(tokens).replace(" ", "") != text.replace(" ", ""):
         raise ValueError(f"type {text!r} has signs that no type is written with")
-    kind, rest = _kind(tokens, text)
-    if rest:
-        raise ValueError(f"type {text!r} goes on after its end: {' '.join(rest)}")
-    return kind
+
+    def take(expected: str = "") -> str:
+        """The next token, which must be `expected`, if that is given."""
+        if not tokens or (expected and tokens[0] != expected):
+            raise ValueError(f"type {text!r} lacks {expected or 'a type'!r} before {' '.join(tokens) or 'its end'}")
+        return tokens.pop(0).strip()
+
+    def kind() -> Kind:
+        """The type at the head of the tokens."""
+        word, parts = take(), []
+        if word not in _PYTHON:
+            raise ValueError(f"type {text!r} has the unknown word {word!r}: use {', '.join(_PYTHON)}")
+        if word in ("list", "struct"):
+            take("<")
+            while not parts or (word == "struct" and tokens[:1] == [","] and take()):
+                name = take() if word == "struct" else "item"
+                parts.append((name, kind() if word == "list" or take(":") else None))
+            take(">")
+        return Kind(word, tuple(parts), tokens[:1] == ["?"] and bool(take()))
+
+    found = kind()
+    if tokens:
+        raise ValueError(f"type {text!r} goes on after its end: {' '.join(tokens)}")
+    return found
 
 
 def arrow(kind: Kind) -> pa.DataType:
@@ -46,24 +66,19 @@ def arrow(kind: Kind) -> pa.DataType:
         return pa.list_(arrow(kind.parts[0][1]))
     if kind.word == "struct":
         return pa.struct([(name, arrow(part)) for name, part in kind.parts])
-    return {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}[kind.word]
+    return pa.type_for_alias(kind.word)
 
 
 def fault(kind: Kind, value: Any) -> str | None:
     """Why `value`, as pyarrow or JSON gives it, is not of this type; None where it is."""
     if value is None:
         return None if kind.nullable else "null"
+    if not isinstance(value, _PYTHON[kind.word]) or (isinstance(value, bool) and kind.word != "bool"):
+        return f"not {kind.word} but {type(value).__name__}"
     if kind.word == "list":
-        if not isinstance(value, list):
-            return f"not list but {type(value).__name__}"
         return next((f"{found} in it" for item in value if (found := fault(kind.parts[0][1], item))), None)
-    if kind.word == "struct":
-        if not isinstance(value, Mapping):
-            return f"not struct but {type(value).__name__}"
-        faults = ((name, fault(part, value.get(name))) for name, part in kind.parts)
-        return next((f"{name}: {found}" for name, found in faults if found), None)
-    right = isinstance(value, _PLAIN[kind.word]) and not (isinstance(value, bool) and kind.word != "bool")
-    return None if right else f"not {kind.word} but {type(value).__name__}"
+    faults = ((name, fault(part, value.get(name))) for name, part in kind.parts)
+    return next((f"{name}: {found}" for name, found in faults if found), None)
 
 
 def row_fault(columns: Mapping[str, str], row: Mapping[str, Any]) -> str | None:
@@ -75,31 +90,3 @@ def row_fault(columns: Mapping[str, str], row: Mapping[str, Any]) -> str | None:
         if found := fault(kind, row.get(name)):
             return f"{name}: {found}"
     return None
-
-
-def _kind(tokens: list[str], text: str) -> tuple[Kind, list[str]]:
-    """The type at the head of `tokens`, and what is left of them."""
-    word, rest = (tokens[0].strip(), tokens[1:]) if tokens else ("", [])
-    parts: list[tuple[str, Kind]] = []
-    if word in ("list", "struct"):
-        rest = _expect("<", rest, text)
-        while True:
-            name = "item"
-            if word == "struct":
-                name, rest = (rest[0].strip(), _expect(":", rest[1:], text)) if rest else ("", rest)
-            part, rest = _kind(rest, text)
-            parts.append((name, part))
-            if word == "list" or rest[:1] != [","]:
-                break
-            rest = rest[1:]
-        rest = _expect(">", rest, text)
-    elif word not in _PLAIN:
-        raise ValueError(f"type {text!r} has the unknown word {word!r}: use {', '.join(_PLAIN)}, list<…>, struct<…>")
-    nullable = rest[:1] == ["?"]
-    return Kind(word, tuple(parts), nullable), rest[1:] if nullable else rest
-
-
-def _expect(sign: str, tokens: list[str], text: str) -> list[str]:
-    if tokens[:1] != [sign]:
-        raise ValueError(f"type {text!r} lacks {sign!r} before {' '.join(tokens) or 'its end'}")
-    return tokens[1:]

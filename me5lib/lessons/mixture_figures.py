@@ -9,18 +9,18 @@ from me5lib.lessons.figures import COLOURS, GREY, canvas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from me5lib.data.manifests import Stage
+    from me5lib.data.hub import StageMixture
 
 SHOWN = 60  # languages that have room (ours)
 
 
-def picture(stage: Stage, threshold: float) -> Figure:
+def picture(stage: StageMixture, threshold: float) -> Figure:
     """Left, rows of each source, built (bar) and wanted by the paper (mark); right, languages by their share of draws.
 
     Both axes are logarithmic. Languages below `threshold` are in the warning colour; beyond `SHOWN` only the poorest
     and the richest are drawn.
     """
-    names = [source.name for source in stage.sources] + list(stage.absent)
+    names = list(stage.wanted)
     codes = list(stage.languages)
     drawn = codes if len(codes) <= SHOWN else codes[: SHOWN // 2] + codes[-(SHOWN - SHOWN // 2):]
     height = max(2.6, 0.9 + 0.3 * len(names))
@@ -36,9 +36,9 @@ def picture(stage: Stage, threshold: float) -> Figure:
     return figure
 
 
-def _sources(axis, stage: Stage, names: list[str]) -> None:
-    rows = [source.rows for source in stage.sources] + [0] * len(stage.absent)
-    wanted = [source.wanted for source in stage.sources] + list(stage.absent.values())
+def _sources(axis, stage: StageMixture, names: list[str]) -> None:
+    rows = [sum(stage.built.get(name, {}).values()) for name in names]
+    wanted = [stage.wanted[name] for name in names]
     axis.barh(range(len(names)), rows, color=COLOURS[0], height=0.6, label="built")
     marked = [(count, place) for place, count in enumerate(wanted) if count]
     axis.plot([count for count, _ in marked], [place for _, place in marked], "|", color=COLOURS[1], markersize=14,
@@ -48,7 +48,7 @@ def _sources(axis, stage: Stage, names: list[str]) -> None:
     axis.set(xscale="log", xlim=(1, 3 * max(filter(None, [*rows, *wanted, 1]))), xlabel="rows")
 
 
-def _languages(axis, stage: Stage, drawn: list[str], threshold: float) -> None:
+def _languages(axis, stage: StageMixture, drawn: list[str], threshold: float) -> None:
     shares = [stage.languages[code][1] for code in drawn]
     colours = [COLOURS[1] if share < threshold else COLOURS[0] for share in shares]
     axis.bar(range(len(drawn)), shares, color=colours, width=0.7)

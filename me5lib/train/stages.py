@@ -31,7 +31,7 @@ from me5lib import io
 from me5lib.config import Model, Scale, Stage
 from me5lib.data import cards
 from me5lib.data.corpus import Corpus, open_corpus
-from me5lib.data.hub_corpus import HubCorpus
+from me5lib.data.hub import HubCorpus
 from me5lib.device import autocast, best_device, precision
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder

@@ -1,25 +1,49 @@
-"""Builders of the paper's Table 1: a raw row of a hub source, as its data card describes it, to pairs.
+"""Builders: a raw row of a hub source, as its data card describes it, to pairs (Table 1) or labelled ones (Table 2).
 
-One pure function a source, listed by name in `BUILDERS`. A builder trusts that the row has the types of its card (the
-pipeline checks them first), gives bare texts without prefixes, and says with a `Drop` why a row, or a part of it, gives
-none: every part of a row ends as a pair or as a counted drop. Values of a row that only the builder sees, as Reddit's
-score, are judged here, by the options of the card's hub entry. What the paper leaves open is explained on the cards.
+A builder is a pure function of a row and of its `Origin`, listed by name in `PAIRS` or `LABELLED`. It trusts that the
+row has the types of its card (`hub.make` checks them first), gives bare stripped texts without prefixes, and says with
+a `Drop` why a row, or a part of it, gives none: every part of a row ends as an item or as a counted drop. Values of a
+row that only the builder sees, as Reddit's score, are judged here, by the options of the card's hub entry. What the
+paper leaves open is explained on the cards.
 
-Cost: 1 to 5 µs a row; 0.03 ms for a Wikipedia article of 10,000 characters, 2 ms for that much HTML.
+One builder of labelled examples serves all repositories whose rows have one form. A positive that was there already
+goes, and so does a negative that is a positive, the query or another negative, by `text_key`: it would be pushed away
+from what it should be near.
+
+Cost: 1 to 5 µs a row; 0.03 ms for a Wikipedia article of 10,000 characters, 2 ms for that much HTML, 0.2 ms for 30
+labelled passages of 650 characters.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from html.parser import HTMLParser
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from me5lib.data import text
-from me5lib.data.origin import Drop, Origin, Row
-from me5lib.pairs import Pair
+from me5lib.data.text import language
+from me5lib.pairs import Labelled, Pair, text_key
 
-Builder = Callable[[Row, Origin], Iterator[Pair | Drop]]
+Row = Mapping[str, Any]  # as the hub has it: columns of `cards.Hub.columns`
+
+
+class Origin(NamedTuple):
+    """Where a row comes from."""
+
+    card: str
+    language: str = ""  # ISO 639; "" where the row itself tells it
+    options: Mapping[str, Any] = MappingProxyType({})  # of the card's hub entry
+
+
+class Drop(NamedTuple):
+    """Why a row, or a part of it, gives no pair: "empty title", "score below 1"."""
+
+    reason: str
+
+
+Builder = Callable[[Row, Origin], Iterator[Pair | Labelled | Drop]]
 
 _HEADING = re.compile(r"(#{1,6})\s+(.*?)[\s#]*$")
 _FENCE = re.compile(r"\s*(```|~~~)")
@@ -27,7 +51,7 @@ _END_TAG = re.compile(r"</[a-zA-Z][a-zA-Z0-9]*>|<[bh]r\s*/?>")
 _BLOCKS = frozenset("p div br hr li ul ol dl dt dd pre blockquote table tr h1 h2 h3 h4 h5 h6 section article".split())
 _SILENT = frozenset(("script", "style"))
 _GONE = frozenset(("[deleted]", "[removed]", "[deleted by user]"))  # what Reddit shows of a withdrawn text
-_NONE = frozenset(("und", "mul", "mis", "zxx"))  # ISO 639 codes that name no language
+NO_LANGUAGE = frozenset(("und", "mul", "mis", "zxx"))  # ISO 639 codes that name no language
 _DIALECTS = {"prs": "fa", "pbt": "ps", "quy": "qu"}  # of NLLB, which CLDR leaves apart or knows only by region
 
 
@@ -218,7 +242,7 @@ def _number(value: object) -> float | None:
 def _code(tag: str) -> str | None:
     """The ISO code of an NLLB tag; None for one that is unknown."""
     base = tag.split("_")[0].casefold()
-    return _DIALECTS.get(base) or (None if base in _NONE else text.language(tag))
+    return _DIALECTS.get(base) or (None if base in NO_LANGUAGE else language(tag))
 
 
 def _pair(query: str, passage: str, origin: Origin, language: str = "") -> Pair | Drop:
@@ -245,8 +269,66 @@ def _of_reddit(query: str, passage: str, origin: Origin) -> Pair | Drop:
     return _pair(query, passage, origin)
 
 
-BUILDERS: dict[str, Builder] = {
-    builder.__name__: builder
-    for builder in (wikipedia, mc4, cc_news, ccmatrix, nllb, reddit, reddit_post, s2orc, stackexchange,
-                    stackexchange_title, xp3, columns)
+def passages(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+    """A query and passages with titles: the form of Tevatron (its docs/datasets.md), which Mr. TyDi shares."""
+    right, wrong = ([document(each) for each in row[f"{kind}_passages"] or ()] for kind in ("positive", "negative"))
+    yield example(origin, row["query"], right, wrong)
+
+
+def lists(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+    """A query and lists of texts. Options `positives`, `negatives` (columns; default "positive", "negative"),
+    `instruction` (column of the row's own instruction; none by default)."""
+    right, wrong = (row[origin.options.get(f"{kind}s", kind)] for kind in ("positive", "negative"))
+    told = row.get(origin.options["instruction"]) if "instruction" in origin.options else None
+    yield example(origin, row["query"], right or (), wrong or (), instruction=(told or "").strip() or None)
+
+
+def triplet(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+    """One text a column. Options `query`, `positive` (default "anchor", "positive"), `negatives`: names of the columns
+    with wrong texts (default ["negative"]; []: none)."""
+    options = origin.options
+    wrong = [row.get(name) for name in options.get("negatives", ["negative"])]
+    yield example(origin, row[options.get("query", "anchor")], [row[options.get("positive", "positive")]], wrong)
+
+
+def translations(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+    """The pairs of `nllb`, one a direction, as examples without negatives."""
+    for pair in nllb(row, origin):
+        yield pair if isinstance(pair, Drop) else Labelled(pair.query, (pair.passage,), (), pair.source, pair.language)
+
+
+def document(passage: Mapping[str, Any]) -> str:
+    """Title, a space, text; the text alone where the title has no letter or digit ("-" stands for none in MS MARCO).
+    "" where there is no text: a title alone answers nothing. (As the authors' evaluation does: unilm, e5.)"""
+    title, text = ((passage.get(part) or "").strip() for part in ("title", "text"))
+    return f"{title} {text}" if text and any(map(str.isalnum, title)) else text
+
+
+def example(origin: Origin, query: str | None, positives: Iterable[str | None], negatives: Iterable[str | None], *,
+            instruction: str | None = None) -> Labelled | Drop:
+    """The labelled example of these texts, tidied as the module says; a `Drop` without a query or a positive."""
+    query = (query or "").strip()
+    right = _distinct(positives)
+    if not query or not right:
+        return Drop("no positive" if query else "empty query")
+    wrong = _distinct(negatives, but={*right, text_key(query)})
+    return Labelled(query, tuple(right.values()), tuple(wrong.values()), origin.card, origin.language,
+                    instruction=instruction)
+
+
+def _distinct(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[int, str]:
+    """Key → text of those that are not empty and not in `but`; of equal ones the first, in the order given."""
+    found: dict[int, str] = {}
+    for text in texts:
+        if text and (stripped := text.strip()):
+            found.setdefault(text_key(stripped), stripped)
+    return {key: text for key, text in found.items() if key not in but}
+
+
+PAIRS: dict[str, Builder] = {
+    each.__name__: each
+    for each in (wikipedia, mc4, cc_news, ccmatrix, nllb, reddit, reddit_post, s2orc, stackexchange,
+                 stackexchange_title, xp3, columns)
 }
+LABELLED: dict[str, Builder] = {each.__name__: each for each in (passages, lists, triplet, translations)}
+BUILDERS = PAIRS | LABELLED  # every builder by its name in the cards
