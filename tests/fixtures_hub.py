@@ -1,7 +1,7 @@
 """Random rows of a hub source's schema, and fake repositories of them: what builders and loading code are tested on.
 
-Everything follows from `cards.Hub.columns` and a seed; nothing is read from anywhere. Texts are words of ten scripts,
-now and then an empty string or nothing but white space; nullable values are now and then null; lists may be empty.
+Everything follows from `cards.Hub.columns` and a seed. Texts are words of eight scripts, now and then an empty string
+or nothing but white space; nullable values are now and then null; lists may be empty.
 """
 
 from __future__ import annotations
@@ -34,18 +34,12 @@ query_prefix: 'query: '
 passage_prefix: 'passage: '
 faults: []
 """  # of a card, all but its repositories and filters
-ALPHABETS = {  # script → its letters, from the first to the last; CJK by a range of common signs
-    "latin": "abcdefghijklmnopqrstuvwxyzäéñøšž", "cyrillic": "абвгдежзийклмнопрстуфхцчшщъыьэюя",
-    "greek": "αβγδεζηθικλμνξοπρστυφχψω", "arabic": "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
-    "hebrew": "אבגדהוזחטיכלמנסעפצקרשת", "devanagari": "कखगघचछजझटठडढणतथदधनपफबभमयरलवशषसह",
-    "thai": "กขคงจฉชซญฎฏฐณดตถทธนบปผฝพฟภมยรลวศษสหอฮ",
-    "hangul": "가나다라마바사아자차카타파하고노도로모보소오조초코토포호",
-    "kana": "あいうえおかきくけこさしすせそたちつてとなにぬねの", "cjk": "".join(map(chr, range(0x4E00, 0x4E60))),
-}
+ALPHABETS = ("abcdefghijklmnopqrstuvwxyzäéñøšž", "абвгдежзийклмнопрстуфхцчшщъыьэюя", "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
+             "कखगघचछजझटठडढणतथदधनपफबभमयरलवशषसह", "กขคงจฉชซญฎฏฐณดตถทธนบปผฝพฟภมยรลวศษสหอฮ",
+             "가나다라마바사아자차카타파하고노도로모보소오조초코", "あいうえおかきくけこさしすせそたちつてとなにぬねの",
+             "".join(map(chr, range(0x4E00, 0x4E60))))
 JOINTS = {" ": 80, "\n": 6, "\n## ": 1, "\n#### ": 1, "\n| ": 1, "<p>": 1, "</p> & ": 1, "\n```\n": 1}  # and how often
 CODES = ("de", "en", "hi", "ja", "sw", "zh", "eng_Latn", "deu_Latn", "zho_Hans", "und", "xx")  # two that are none
-TELLS_LANGUAGE = re.compile(r"lang(uage)?(_code)?\d?")
-TELLS_SCORE = re.compile(r"(\w+_)?score")
 
 
 def rows(hub: cards.Hub, n: int, seed: int) -> list[dict[str, Any]]:
@@ -55,7 +49,7 @@ def rows(hub: cards.Hub, n: int, seed: int) -> list[dict[str, Any]]:
     return [{name: value(kind, source, name) for name, kind in kinds.items()} for _ in range(n)]
 
 
-def value(kind: schema.Kind, source: random.Random, name: str = "") -> Any:
+def value(kind: schema.Kind, source: random.Random, name: str) -> Any:
     """One random value of a type; `name` is its column's."""
     if kind.nullable and source.random() < 0.1:
         return None
@@ -63,82 +57,66 @@ def value(kind: schema.Kind, source: random.Random, name: str = "") -> Any:
         return [value(kind.parts[0][1], source, name) for _ in range(source.choice((0, 1, 1, 2, 3, 5)))]
     if kind.word == "struct":
         return {part: value(inner, source, part) for part, inner in kind.parts}
-    if kind.word == "string":
-        return worded(source, name)
-    if kind.word == "bool":
-        return source.random() < 0.5
-    return source.randint(-3, 60) if kind.word == "int64" else source.uniform(-1, 2)
-
-
-def worded(source: random.Random, name: str) -> str:
-    """A text, or what a column called `name` holds as text: a language code, a score."""
-    if TELLS_LANGUAGE.fullmatch(name):
+    if kind.word == "string" and re.fullmatch(r"lang(uage)?(_code)?\d?", name):
         return source.choice(CODES)
-    if TELLS_SCORE.fullmatch(name):
+    if kind.word == "string" and re.fullmatch(r"(\w+_)?score", name):
         return source.choice((str(source.randint(-1, 20)), str(source.randint(-1, 20)), "", "?"))
-    return text(source)
+    if kind.word == "string":
+        return text(source)
+    return {"bool": source.random() < 0.5, "int64": source.randint(-3, 60), "float64": source.uniform(-1, 2)}[kind.word]
 
 
 def text(source: random.Random) -> str:
     """A few words in one script, now and then over several lines, with a Markdown heading or an HTML tag between them;
     one in twenty is empty, one in forty only white space.
     """
-    if source.random() < 0.05:
-        return ""
-    if source.random() < 0.025:
-        return " \n\t"
-    letters = ALPHABETS[source.choice(sorted(ALPHABETS))]
+    if source.random() < 0.075:
+        return source.choice(("", "", " \n\t"))
+    letters = source.choice(ALPHABETS)
     words = ("".join(source.choices(letters, k=source.randint(1, 9))) for _ in range(source.choice((1, 3, 8, 40))))
     joints = source.choices(list(JOINTS), list(JOINTS.values()), k=40)
     joined = "".join(word + joint for word, joint in zip(words, joints, strict=False))
     return joined + source.choice(("", ".", "?", "\n"))
 
 
-def write_repository(root: Path, hub: cards.Hub, rows_per_file: int, files: int) -> list[Path]:
+def write_repository(root: Path, hub: cards.Hub, rows_per_file: int, files: int) -> None:
     """Write `root/datasets/<owner>/<name>/…` with `files` files that `hub.files` matches (of each of the first three
-    languages, where it names them; one where it has no wildcard). Returns their paths; the i-th has the rows of seed i.
+    languages, where it names them; one where it has no wildcard); the i-th has the rows of seed i.
     """
-    written = []
+    written = 0
     for language in list(hub.languages.values())[:3] or [""]:
         pattern = hub.files.replace("{language}", language)
         for number in range(files if "*" in pattern else 1):
-            path = root / "datasets" / hub.repository / named(pattern, number, files)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, hub, rows(hub, rows_per_file, len(written)))
-            written.append(path)
-    return written
+            write(root / "datasets" / hub.repository / named(pattern, number, files), hub,
+                  rows(hub, rows_per_file, written))
+            written += 1
 
 
 def named(pattern: str, number: int, files: int) -> str:
     """The `number`-th of `files` names that a glob matches."""
     first, star, last = pattern.rpartition("*")
-    filled = f"{number:05d}-of-{files:05d}" if star else ""
-    return first.replace("**", "all").replace("*", "all") + filled + last
+    return first.replace("**", "all").replace("*", "all") + (f"{number:05d}-of-{files:05d}" if star else "") + last
 
 
 def write(path: Path, hub: cards.Hub, given: Iterable[dict[str, Any]]) -> None:
     """Write rows to a file of the kind that its name says: Parquet with the card's types, or (packed) JSON lines."""
-    given = list(given)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         types = pa.schema([(name, schema.arrow(schema.parse(text))) for name, text in hub.columns.items()])
-        pq.write_table(pa.Table.from_pylist(given, schema=types), path)
+        pq.write_table(pa.Table.from_pylist(list(given), schema=types), path)
         return
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in given).encode("utf8")
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines, mtime=0))
-    elif path.suffix == ".zst":
+    if path.suffix == ".zst":
         with pa.CompressedOutputStream(str(path), "zstd") as stream:
             stream.write(lines)
     else:
-        path.write_bytes(lines)
+        path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == ".gz" else lines)
 
 
-def write_rows(root: Path, dial: config.Scale, rows: int, wanted: Callable[[dict], bool] = lambda row: True) -> None:
+def write_rows(root: Path, cfg: config.Scale, rows: int, wanted: Callable[[dict], bool] = lambda row: True) -> None:
     """The repositories of all cards that the scale names: of each card's first two languages a file of made-up rows."""
-    for name in (*dial.data.sources, *dial.data.labelled):
+    for name in (*cfg.data.sources, *cfg.data.labelled):
         for number, entry in enumerate(cards.load(name).hub):
             for code, tag in list(entry.languages.items())[:2] or [(entry.language or "", "")]:
                 path = root / "datasets" / entry.repository / named(entry.files.replace("{language}", tag), 0, 1)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write(path, entry, [row for row in fake_rows.raw(entry, code, rows, f"{name} {number} {code}")
-                                    if wanted(row)])
+                write(path, entry, filter(wanted, fake_rows.raw(entry, code, rows, f"{name} {number} {code}")))

@@ -38,8 +38,8 @@ Made up by the tests.
 """
 
 
-def write_mirror(folder: Path, rows: int = 1_500) -> Path:
-    """Parquet files of three languages, two each, with empty titles, copies and near copies of texts."""
+def write_mirror(folder: Path, rows: int, card: str) -> Path:
+    """The card, and Parquet files of three languages, two each, with empty titles, copies and near copies of texts."""
     source = random.Random(7)
     words = ["".join(source.choices("abcdefghijklmnop", k=source.randint(2, 9))) for _ in range(400)]
     for language in ("de", "en", "sw"):
@@ -50,13 +50,14 @@ def write_mirror(folder: Path, rows: int = 1_500) -> Path:
             path = folder / "lab/proof" / language / f"{part}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"title": titles + titles[:50], "text": texts + texts[:50]}), path)
+    (folder / "card.md").write_text(card, encoding="utf8")
     return folder
 
 
 def build(out: Path, mirror: Path) -> None:
     """The build that is killed."""
-    pipeline.run(pipeline.prepare(cards.parse("proof", CARD), out, pipeline.Options(5, mirror)), workers=2,
-                 progress=False)
+    card = cards.parse("proof", (mirror / "card.md").read_text(encoding="utf8"))
+    pipeline.run(pipeline.prepare(card, out, pipeline.Options(5, mirror)), workers=2, progress=False)
 
 
 def start(out: Path, mirror: Path) -> subprocess.Popen:
@@ -83,9 +84,10 @@ def hashes(folder: Path) -> dict[str, str]:
             if file.is_file() and ".build" not in file.parts}
 
 
-def prove(folder: Path, kills: int, seed: int = 0, alone: bool = True, rows: int = 1_500) -> int:
+def prove(folder: Path, kills: int, seed: int = 0, alone: bool = True, rows: int = 1_500,
+          card: str = CARD) -> int:
     """Kill `kills` times, in one build after another (`alone`) or all in one; how often. Raises on a difference."""
-    mirror = write_mirror(folder / "mirror", rows)
+    mirror = write_mirror(folder / "mirror", rows, card)
     began = time.monotonic()
     assert start(folder / "whole", mirror).wait() == 0
     usual, expected = time.monotonic() - began, hashes(folder / "whole/proof")
