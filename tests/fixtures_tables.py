@@ -86,6 +86,29 @@ def tiny(folder: Path) -> Path:
     return folder
 
 
+def me5_like(where: Path, tokenizer, seed: int = 0, xlm: bool = False) -> Path:
+    """A small random model: mE5-small is a BertModel that calls token 0 padding and has spare rows, the larger ones are
+    XLM-R (`xlm`)."""
+    import torch
+    from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+             "initializer_range": 0.2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if xlm:
+            model = XLMRobertaModel(XLMRobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, type_vocab_size=1,
+                                                     max_position_embeddings=514, **shape))
+        else:
+            model = BertModel(BertConfig(vocab_size=len(tokenizer) + 35, pad_token_id=0, type_vocab_size=2,
+                                         max_position_embeddings=512, **shape))
+            model.get_input_embeddings().weight.data[0] = 1.0  # torch leaves a padding row at zero: trained it is not
+    model.save_pretrained(where)
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(where)
+    return where
+
+
 def write_tables(root: Path) -> None:
     """MIRACL's five small languages, BUCC and Tatoeba as mteb expects them on the hub, a few made-up rows each."""
     datasets = root / "datasets" / "mteb"

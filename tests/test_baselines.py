@@ -26,16 +26,17 @@ def grams(text: str) -> Counter:
     return Counter(padded[i : i + 3] for i in range(len(padded) - 2))
 
 
-def cosines(queries: list[str], documents: list[str], features=grams) -> np.ndarray:
-    """TF-IDF cosines with dictionaries; idf over both columns."""
-    bags = [features(text) for text in [*queries, *documents]]
+def cosines(queries: list[str], documents: list[str], rare_in: list[str] | None = None) -> np.ndarray:
+    """TF-IDF cosines of trigrams with dictionaries; idf over `rare_in`, by default both columns."""
+    bags = [grams(text) for text in rare_in or [*queries, *documents]]
     df = Counter(key for bag in bags for key in bag)
-    weighed = []
-    for bag in bags:
-        row = {key: math.log1p(n) * math.log((1 + len(bags)) / (1 + df[key])) for key, n in bag.items()}
-        norm = math.sqrt(sum(v * v for v in row.values()))
-        weighed.append({key: v / norm for key, v in row.items()} if norm else {})
-    left, right = weighed[: len(queries)], weighed[len(queries) :]
+
+    def weighed(text: str) -> dict[str, float]:
+        row = {key: math.log1p(n) * math.log((1 + len(bags)) / (1 + df[key])) for key, n in grams(text).items()}
+        norm = math.sqrt(sum(v * v for v in row.values())) or 1.0
+        return {key: v / norm for key, v in row.items()}
+
+    left, right = ([weighed(text) for text in side] for side in (queries, documents))
     return np.array([[sum(v * d.get(k, 0) for k, v in q.items()) for d in right] for q in left])
 
 
@@ -54,27 +55,22 @@ def test_trigram_counts_are_those_of_a_dictionary():
     assert baselines.count_trigrams([]).shape[0] == 0 and baselines.count_trigrams([""]).nnz == 0
 
 
-def test_trigram_cosines_against_brute_force():
-    one, two = columns(baselines.Trigrams(), GERMAN, ENGLISH)
-    np.testing.assert_allclose(baselines.Trigrams().similarity(one, two), cosines(GERMAN, ENGLISH), atol=1e-5)
-    pairwise = baselines.Trigrams().similarity_pairwise(one, two)
-    np.testing.assert_allclose(pairwise, np.diag(cosines(GERMAN, ENGLISH)), atol=1e-5)
-
-
-def test_a_slice_keeps_the_rarity_of_its_column():
-    one, two = columns(baselines.Trigrams(), GERMAN, ENGLISH)
-    whole = baselines.Trigrams().similarity(one, two)
-    np.testing.assert_array_equal(baselines.Trigrams().similarity(one[2:4], two), whole[2:4])
-    np.testing.assert_array_equal(baselines.Trigrams().similarity(one, two[[5, 0]]), whole[:, [5, 0]])
+def test_trigram_cosines_against_brute_force_and_a_slice_keeps_the_rarity_of_its_column():
+    model = baselines.Trigrams()
+    one, two = columns(model, GERMAN, ENGLISH)
+    whole, expected = model.similarity(one, two), cosines(GERMAN, ENGLISH)
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
+    np.testing.assert_allclose(model.similarity_pairwise(one, two), np.diag(expected), atol=1e-5)
+    np.testing.assert_array_equal(model.similarity(one[2:4], two), whole[2:4])
+    np.testing.assert_array_equal(model.similarity(one, two[[5, 0]]), whole[:, [5, 0]])
 
 
 def test_digits_sees_runs_of_digits_in_any_script_and_nothing_else():
     texts = ["room 12 of 7", "غرفة ١٢ من ٧", "zimmer 127", "no number", "७ कमरा १२"]
     digits = baselines.Digits()
-    one, two = columns(digits, texts, texts)
-    found = digits.similarity(one, two)
-    assert found[0, 1] == pytest.approx(1) and found[0, 4] == pytest.approx(1)
-    assert found[0, 2] == 0 and not found[3].any()
+    cosine = digits.similarity(*columns(digits, texts, texts))
+    assert cosine[0, 1] == pytest.approx(1) and cosine[0, 4] == pytest.approx(1)
+    assert cosine[0, 2] == 0 and not cosine[3].any()
 
 
 def test_digits_alone_solve_numbered_texts_and_fail_without():
@@ -100,20 +96,7 @@ def trained(language: str) -> tuple[list[str], list[str]]:
 def test_translation_memory_answers_with_the_english_of_the_nearest_trained_string():
     memory = baselines.TranslationMemory(trained)
     english, foreign = trained("de")
-    # idf from the trained strings alone: the query's own bag adds nothing to it
-    bags = [grams(text) for text in foreign]
-    df = Counter(key for bag in bags for key in bag)
-
-    def weighed(bag):
-        row = {k: math.log1p(n) * math.log((1 + len(bags)) / (1 + df[k])) for k, n in bag.items()}
-        norm = math.sqrt(sum(v * v for v in row.values())) or 1.0
-        return {k: v / norm for k, v in row.items()}
-
-    expected = []
-    for text in GERMAN:
-        query = weighed(grams(text))
-        alike = [sum(v * weighed(bag).get(k, 0) for k, v in query.items()) for bag in bags]
-        expected.append(english[alike.index(max(alike))])
+    expected = [english[i] for i in cosines(GERMAN, foreign, rare_in=foreign).argmax(1)]
     assert memory.reworded(GERMAN, "de-en") == memory.reworded(GERMAN, "en-de") == expected
 
 

@@ -6,8 +6,9 @@ import re
 import pandas as pd
 import pytest
 
+from me5lib.data import cards
 from me5lib.evaluate import compare as comparing
-from me5lib.evaluate import contamination, paper
+from me5lib.evaluate import paper
 from me5lib.evaluate.compare import compare
 from me5lib.io import Me5Error
 
@@ -243,10 +244,10 @@ def test_sets_whose_training_part_was_in_the_mixture_are_flagged():
         "XQuADRetrieval": "related set", "ClimateFEVER": "related set", "SciFact": "same source",
         "CQADupstackRetrieval": "same source", "STSBenchmark": "", "Banking77Classification": "", "TRECCOVID": "",
     }  # fmt: skip
-    found = contamination.flags(expected)
+    found = comparing.contamination(expected)
     assert found.set_index("task")["flag"].to_dict() == expected and all(found["evidence"][found["flag"] != ""])
     assert found.set_index("task").loc["MrTidyRetrieval", "cards"] == "mrtydi, wikipedia"
-    marked = contamination.joined(compare(published(3, "base"), 3))
+    marked = comparing.with_contamination(compare(published(3, "base"), 3))
     assert marked.set_index("task").loc["FEVER", "trained on"] == "training part" and marked.attrs["table"] == 3
     assert comparing.latex(marked).count("training part") == comparing.markdown(marked).count("training part") == 5
 
@@ -255,5 +256,16 @@ def test_flags_are_those_that_mteb_itself_gives_to_me5():
     from mteb.models.model_implementations.e5_models import ME5_TRAINING_DATA
 
     tasks = set(paper.expected(3, "small")["task"]) | {"MIRACLRetrieval", "BUCC", "Tatoeba"}
-    flagged = contamination.flags(sorted(tasks)).set_index("task")["flag"]
+    flagged = comparing.contamination(sorted(tasks)).set_index("task")["flag"]
     assert set(flagged.index[flagged == "training part"]) == (ME5_TRAINING_DATA & tasks) | {"QuoraRetrieval"}
+
+
+def test_the_evidence_of_a_flag_is_what_the_cards_say():
+    """A fault that a card no longer has, or another number of rows, makes the table stale."""
+    known = cards.hub()
+    bonds = ("SPECTER, arXiv 2004.07180", "BEIR, arXiv 2104.08663", "mteb counts it among", "Stack Overflow is a site")
+    for row in paper.csv_table("contamination").itertuples():
+        for name in row.cards.split(", "):
+            card = known[name]
+            said = [*card.faults, f"{card.title}; {card.paper.rows or 0:,} rows, Table {card.paper.table}"]
+            assert any(f"{name}: {text}" in row.evidence for text in said) or any(map(row.evidence.__contains__, bonds))

@@ -2,17 +2,16 @@
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures_tables import me5_like
 from loopback import Loopback, missing
 
 from me5lib.evaluate import models
 from me5lib.evaluate.models import open_model
-from me5lib.evaluate.protocol import Protocol
 from me5lib.io import Me5Error
 from me5lib.model import resolve
 from me5lib.model.resolve import full_id
@@ -21,27 +20,10 @@ from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 TEXTS = ["kal mel", "nel pol rel sel tal ul " * 20, "mel", "a title and a body", ""]
 
 
-@cache
-def tokenizer_like_xlm_rs():
-    return train_tokenizer([f"{a}{b} {b}{a} title body" for a in "klmnoprstu" for b in "aeiou"] * 4, 400)
-
-
 def small(where: Path, seed: int = 0) -> Path:
-    """mE5-small in little: a BertModel whose configuration calls token 0 padding, XLM-R's tokenizer, spare rows."""
-    from transformers import BertConfig, BertModel
-
-    tokenizer = tokenizer_like_xlm_rs()
-    config = BertConfig(vocab_size=len(tokenizer) + 35, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=64, max_position_embeddings=512, type_vocab_size=2, pad_token_id=0,
-                        initializer_range=0.2)  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = BertModel(config)
-        model.get_input_embeddings().weight.data[0] = 1.0  # torch leaves a padding row at zero: trained it is not
-        model.save_pretrained(where)
-    tokenizer.model_max_length = 512
-    tokenizer.save_pretrained(where)
-    return where
+    """mE5-small in little."""
+    texts = [f"{a}{b} {b}{a} title body" for a in "klmnoprstu" for b in "aeiou"] * 4
+    return me5_like(where, train_tokenizer(texts, 400), seed)
 
 
 @pytest.fixture(scope="module")
@@ -63,30 +45,6 @@ def baseline(tmp_path_factory) -> Path:
     return where / "LaBSE"
 
 
-def by_hand(folder: Path, texts: list[str], prefix: str) -> np.ndarray:
-    """Each text alone, so that nothing is padded; the mean of its token vectors; unit length."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    found = []
-    for text in texts:
-        ids = tokenizer(prefix + text, max_length=512, truncation=True, return_tensors="pt")["input_ids"]
-        assert tokenizer.pad_token_id not in ids and ids[0, 0] == 0
-        with torch.no_grad():
-            mean = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].mean(0)
-        found.append(mean / mean.norm())
-    return torch.stack(found).numpy()
-
-
-def test_a_model_shaped_as_me5_small_is_read_right(folder):
-    """Its padding id is 0 in the configuration and 1 in the tokenizer, its table has more rows than the vocabulary."""
-    opened = open_model(str(folder), device="cpu")
-    inner = opened.encoder.encoder
-    assert inner.backbone.config.pad_token_id == 0 != inner.tokenizer.pad_token_id == 1
-    assert len(inner.tokenizer) == inner.backbone.config.vocab_size - 35 and inner.max_tokens == 512
-    np.testing.assert_allclose(opened.encoder.encode(TEXTS, QUERY), by_hand(folder, TEXTS, QUERY), atol=1e-5)
-
-
 def test_no_text_is_read_further_than_512_tokens_and_the_tokenizer_is_xlm_rs(folder, tmp_path):
     """The hub's mE5-small says so by the tokenizer's class; a BERT tokenizer would lower case and split on its own."""
     from transformers import BertConfig, BertModel
@@ -98,28 +56,22 @@ def test_no_text_is_read_further_than_512_tokens_and_the_tokenizer_is_xlm_rs(fol
         content = json.loads((copy / name).read_text(encoding="utf8")) | changes
         (copy / name).write_text(json.dumps(content), encoding="utf8")
     BertModel(BertConfig.from_pretrained(copy)).save_pretrained(copy)
-    encoder = open_model(str(copy), device="cpu").encoder.encoder
+    for where in (folder, copy):
+        encoder = open_model(str(where), device="cpu").encoder.encoder
+        assert encoder.max_tokens == 512 and encoder.backbone.config.pad_token_id == 0
     tokenizer = encoder.tokenizer
-    assert encoder.max_tokens == 512
     assert (tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id) == (0, 1, 2)
     assert "Bert" not in type(tokenizer).__name__ and tokenizer.tokenize("kal")[0].startswith("▁")
 
 
-def test_name_and_revision_of_a_folder(folder, tmp_path):
-    opened, again = open_model(str(folder), device="cpu"), open_model(str(folder), device="cpu")
+def test_name_revision_and_precision_of_a_folder(folder, tmp_path):
+    opened, again = open_model(str(folder), device="cpu"), open_model(str(folder), dtype="bf16", device="cpu")
     assert opened.name == "me5/stage-2" and opened.revision == again.revision and len(opened.revision) == 16
-    assert not opened.instruct
+    assert not opened.instruct and (opened.dtype, again.dtype) == ("fp32", "bf16")
     assert open_model(str(small(tmp_path / "other", 5)), device="cpu").revision != opened.revision
-    model = Protocol(opened.encoder, opened.name, revision=opened.revision, instruct=opened.instruct)
-    assert (model.mteb_model_meta.name, model.mteb_model_meta.revision) == (opened.name, opened.revision)
-
-
-def test_bf16_is_near_and_options_win(folder):
-    exact = open_model(str(folder), device="cpu").encoder.encode(TEXTS, QUERY)
-    rough = open_model(str(folder), dtype="bf16", device="cpu").encoder
-    near = rough.encode(TEXTS, QUERY)
+    exact, near = (each.encoder.encode(TEXTS, QUERY) for each in (opened, again))
     assert (near * exact).sum(1).min() > 0.999 and not np.array_equal(near, exact)
-    np.testing.assert_array_equal(rough.encode(TEXTS, QUERY, precision="fp32"), exact)
+    np.testing.assert_array_equal(again.encoder.encode(TEXTS, QUERY, precision="fp32"), exact)
 
 
 def test_another_model_encodes_as_sentence_transformers_does_with_its_own_prompts(baseline, tmp_path):
@@ -198,7 +150,9 @@ def test_short_names():
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (({"where": "./nowhere"}), "no model folder .*nowhere: check the path"),
-    (({"where": ""}), "no model given"),
+    (({"where": ""}), "no model given"), (({"where": "~nobody-of-this-name/x"}), "is the name of no model"),
+    (({"where": "x" * 5000}), "is the name of no model"), (({"where": "@x"}), "is the name of no model"),
+    (({"where": "me5-small-q4@abc"}), "is a released model, which has no revisions"),
     (({"where": "{empty}"}), r"no model in .* \(config.json is missing\)"),
     (({"where": "{folder}", "revision": "main"}), "is a folder, which has no revisions"),
     (({"where": "{folder}", "dtype": "int8"}), "unknown dtype 'int8': choose one of fp32, bf16, fp16"),
@@ -272,16 +226,6 @@ def test_models_of_a_hub(folder, baseline, tmp_path, client):
         "someone/empty on the hub holds no model (config.json is missing)"]
     assert not [path for path in paths if path.endswith((".bin", ".onnx", "onnx/config.json"))]
     assert again == small and unseen.startswith("someone/else is not in the cache and the hub is out of reach")
-
-
-@pytest.mark.parametrize(("name", "line"), [
-    ("~nobody-of-this-name/x", "is the name of no model"), ("x" * 5000, "is the name of no model"),
-    ("me5-small-q4@abc", "is a released model, which has no revisions"), ("@x", "is the name of no model"),
-])  # fmt: skip
-def test_names_of_nothing_are_one_line(name, line):
-    with pytest.raises(Me5Error, match=line) as caught:
-        open_model(name, device="cpu")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("status", "calls"), [(503, 3), (418, 1)])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from fixtures_tables import me5_like
 from mteb._create_dataloaders import create_dataloader
 from mteb.mocks.mock_tasks import (
     bitext_mining,
@@ -159,25 +160,10 @@ def reference(folder: Path, texts: list[str], unit: bool) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["as mE5-small", "as mE5-base"])
 def folder(request, tmp_path_factory) -> Path:
-    """A small random model: mE5-small is a BertModel that calls token 0 padding, the larger ones are XLM-R."""
-    from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
-
     texts = [f"This is a positive sentence {a}{b} of another body" for a in "klmnoprstu" for b in "aeiou"]
     tokenizer = train_tokenizer([*texts, *(row["instruct_query"] for row in committed())], 700)
     where = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-             "initializer_range": 0.2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if request.param == "as mE5-small":
-            model = BertModel(BertConfig(vocab_size=len(tokenizer) + 35, pad_token_id=0, type_vocab_size=2,
-                                         max_position_embeddings=512, **shape))
-        else:
-            model = XLMRobertaModel(XLMRobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, type_vocab_size=1,
-                                                     max_position_embeddings=514, **shape))
-    model.save_pretrained(where)
-    tokenizer.save_pretrained(where)
-    return where
+    return me5_like(where, tokenizer, xlm=request.param == "as mE5-base")
 
 
 @pytest.fixture(scope="module")

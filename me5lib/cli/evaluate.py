@@ -73,11 +73,10 @@ def evaluate(
     known = {task.metadata.name for task in of_tables}
     named = benchmarks.named_tasks([name for name in _words(tasks) if name not in known])
     chosen, where = benchmarks.narrowed([*of_tables, *named], _words(languages)), _devices(devices)
-    cost = benchmarks.Cost(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
+    hours, lines = benchmarks.plan(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
     if plan:
-        print("\n".join(cost.lines()))
+        print("\n".join(lines))
         return
-    hours = cost.all_hours()
     if not yes and not hours <= LONG:
         long = "a time that cannot be told" if hours != hours else f"about {hours:,.1f} hours"
         raise Me5Error(f"this takes {long}: look at it with --plan, then add --yes")
@@ -96,7 +95,7 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
     """What the protocol is worth where both were run, and what was measured beside the published values, where there
     are some of this model, or of the one that its weights were made from; of the tables `numbers` also a line, a file
     each and the log. Tasks that were trained on are marked in the files."""
-    from me5lib.evaluate import compare, contamination, paper, runs
+    from me5lib.evaluate import compare, paper, runs
 
     home = runs.home(out, protocol, opened.dtype)
     print(f"results in mteb's format: {home / 'results'}")
@@ -123,7 +122,7 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
             continue
         rows = compare.compare(measured if number in numbers else named, number, whose)
         if number in numbers:
-            table = compare.markdown(contamination.joined(rows)) + "\n"
+            table = compare.markdown(compare.with_contamination(rows)) + "\n"
             (home / f"table{number}.md").write_text(table, encoding="utf8")
             compare.log_line(out, rows, _command())
         print(compare.by_task(rows).to_string(index=False, float_format="{:.2f}".format))

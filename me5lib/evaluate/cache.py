@@ -4,14 +4,11 @@
     encoder.encode(texts, "passage: ")          # reads the chunks that are there, encodes and writes the others
 
 The different texts of a call are sorted by length and cut into chunks. A chunk is one `.npy` file, named by a hash of
-all that decides its vectors: model, dtype, code, prefix, norm, options and its texts in order. Nothing is indexed: the
-same list of texts is read back in any task (ClimateFEVER has FEVER's corpus), another list with some of the same texts
-is encoded.
+all that decides its vectors: model, dtype, code, prefix, norm, options and its texts in order. The same list of texts
+is read back in any task (ClimateFEVER has FEVER's corpus), another list with some of the same texts is encoded.
 
 Vectors of half precision are kept, and returned, rounded to fp16 (by at most 2⁻¹¹ of a value, less than bf16 loses):
-half the disk, and the same scores whether they come from the encoder or from the file.
-
-`Workers` encode on several devices: one process each, which does nothing else. With one device none is started.
+the same scores whether they come from the encoder or from the file. `Workers` encode on several devices.
 Cost: 4 × width bytes of disk a text, or 2 × width; memory for the vectors of one call, twice.
 """
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from me5lib.evaluate import protocol
-from me5lib.evaluate.paper import COORDINATES, MODELS, expected, model_named
+from me5lib.evaluate.paper import COORDINATES, MODELS, csv_table, expected, model_named
 from me5lib.io import Me5Error, checkout
 from me5lib.model.text import PASSAGE
 
@@ -47,12 +47,12 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
     """The values of Table `table` (3, 4 or 5) as published and as measured, and whether they agree.
 
     `measured` has `paper.COORDINATES`, per cent, one run of one model; rows of other tables are left alone. `model` is
-    whose published values it is held against (`small`, `mE5-small`, a hub id); "": its own, which must then be a model
-    of the paper. Where several models were measured, `model` also chooses the one.
+    whose published values it is held against (`small`, `mE5-small`, a hub id; "": its own); where several models were
+    measured it also chooses the one.
 
     Returned: `COLUMNS`, a row per published or measured value, then the table's averages (over all their rows, or NaN).
-    `delta` is measured − expected. `attrs` holds the run (`ONE_RUN`), `table`, `against`, the `expected_dtype` and
-    `expected_mteb` of the published run, `tolerance`, `summary`.
+    `attrs` holds the run (`ONE_RUN`), `table`, `against`, the `expected_dtype` and `expected_mteb` of the published
+    run, `tolerance`, `summary`.
 
     Raises `Me5Error` for a frame that mixes runs or data revisions, that has a value twice, that lacks a column or any
     row of the table, for an unknown dtype, and for a model that the paper does not have.
@@ -61,14 +61,14 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
     import pandas as pd
 
     cells = expected(table, MODELS["mE5-small"]).query("not mean")[_KEY]
-    found = _of_table(_complete(measured), table, cells, model)
-    run = {name: _single(found[name], name) for name in ONE_RUN}
+    results = _of_table(_complete(measured), table, cells, model)
+    run = {name: _single(results[name], name) for name in ONE_RUN}
     if run["dtype"] not in TOLERANCE:
         raise Me5Error(f"no tolerance is set for dtype {run['dtype']!r}: measure in one of fp32, fp16, bf16")
-    for task, revisions in found.groupby("task")["dataset_revision"]:
+    for task, revisions in results.groupby("task")["dataset_revision"]:
         _single(revisions, f"dataset_revision of {task}")
     published, tolerance = expected(table, model or run["model"]), TOLERANCE[run["dtype"]]
-    rows = _values(found, published, cells)
+    rows = _values(results, published, cells)
     rows = pd.concat([rows, _means(rows, published, cells, table)], ignore_index=True)
     rows["delta"] = rows["measured"] - rows["expected"]
     close = rows["delta"].abs() <= tolerance + 1e-9
@@ -90,11 +90,11 @@ def _complete(measured: pd.DataFrame) -> pd.DataFrame:
 
 def _single(values: pd.Series, name: str) -> str:
     """The one value of a coordinate, "" where it is not recorded. Raises `Me5Error` where there are several."""
-    found = sorted(set(values.astype(object).where(values.notna(), "").astype(str)))
-    if len(found) > 1:
-        shown = " and ".join(value or "(not recorded)" for value in found[:3]) + (" and others" if found[3:] else "")
+    distinct = sorted(set(values.astype(object).where(values.notna(), "").astype(str)))
+    if len(distinct) > 1:
+        shown = " and ".join(value or "(not recorded)" for value in distinct[:3]) + " and others" * (len(distinct) > 3)
         raise Me5Error(f"these results mix {name} {shown}: compare one at a time, or measure again into a new folder")
-    return found[0] if found else ""
+    return distinct[0] if distinct else ""
 
 
 def _of_table(measured: pd.DataFrame, table: int, cells: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -125,22 +125,23 @@ def _of_table(measured: pd.DataFrame, table: int, cells: pd.DataFrame, model: st
     return pd.concat([rows[~forum], mean])
 
 
-def _values(found: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+def _values(results: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One row per value, published, measured or both, in the order of the table; others after it. No delta yet."""
     import pandas as pd
 
-    twice = found[found.duplicated(_KEY)]
+    twice = results[results.duplicated(_KEY)]
     if len(twice):
         task, split, subset, metric = twice.iloc[0][_KEY]
         raise Me5Error(f"{task} ({split}, {subset}, {metric}) was measured twice: which of the two is meant?")
-    own = found[[*_KEY, "value", "dataset_revision"]].set_axis([*_KEY, "measured", "ours"], axis=1)
+    ours = results[[*_KEY, "value", "dataset_revision"]].set_axis([*_KEY, "measured", "our_data"], axis=1)
     theirs = published.query("not mean")[[*_KEY, "value", "dataset_revision"]]
-    rows = cells.merge(theirs.set_axis([*_KEY, "expected", "data"], axis=1), "left", _KEY).merge(own, "left", _KEY)
-    extra = own.merge(rows[_KEY], "left", _KEY, indicator=True).query("_merge == 'left_only'").drop(columns="_merge")
+    theirs = theirs.set_axis([*_KEY, "expected", "their_data"], axis=1)
+    rows = cells.merge(theirs, "left", _KEY).merge(ours, "left", _KEY)
+    extra = ours.merge(rows[_KEY], "left", _KEY, indicator=True).query("_merge == 'left_only'").drop(columns="_merge")
     rows = pd.concat([rows, extra], ignore_index=True) if len(extra) else rows
-    rows = rows[rows["expected"].notna() | rows["measured"].notna()].fillna({"ours": "", "data": ""})
+    rows = rows[rows["expected"].notna() | rows["measured"].notna()].fillna({"our_data": "", "their_data": ""})
     rows["note"] = [f"data {ours[:8]}, published of {data[:8]}" if ours and data and ours != data else ""
-                    for ours, data in zip(rows["ours"], rows["data"], strict=True)]
+                    for ours, data in zip(rows["our_data"], rows["their_data"], strict=True)]
     return rows
 
 
@@ -150,10 +151,12 @@ def _means(rows: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame, tab
 
     have, lines = cells.merge(rows[[*_KEY, "measured"]], "left", _KEY), []
     for mean in published.query("mean").to_dict("records"):
-        own = have[(have["metric"] == mean["metric"]) & ((have["task"] == mean["task"]) | (table == 3))]["measured"]
-        note = mean["source"].partition("; ")[2] if own.notna().all() else f"{own.count()} of {len(own)} are measured"
+        values = have[(have["metric"] == mean["metric"]) & ((have["task"] == mean["task"]) | (table == 3))]["measured"]
+        note = mean["source"].partition("; ")[2]
+        if values.isna().any():
+            note = f"{values.count()} of {len(values)} are measured"
         lines.append({**{key: mean[key] for key in _KEY}, "expected": mean["value"],
-                      "measured": own.mean(skipna=False), "note": note})
+                      "measured": values.mean(skipna=False), "note": note})
     return pd.DataFrame(lines)
 
 
@@ -163,11 +166,11 @@ def overall(rows: pd.DataFrame) -> str:
 
     Values that nobody published count for nothing; where there are no others, `not published`.
     """
-    found, about = set(rows["verdict"]) - {NOT_PUBLISHED}, rows.attrs
-    if not found:
+    verdicts, about = set(rows["verdict"]) - {NOT_PUBLISHED}, rows.attrs
+    if not verdicts:
         return NOT_PUBLISHED
-    if found != {AGREES}:
-        return DIFFERS if DIFFERS in found else "incomplete"
+    if verdicts != {AGREES}:
+        return DIFFERS if DIFFERS in verdicts else "incomplete"
     same = (about["model"] == about["against"] and about["revision"] and about["weights"] == "full"
             and about["protocol"] == "paper" and about["dtype"] == about["expected_dtype"] != "")
     return "reproduced" if same else AGREES
@@ -195,9 +198,9 @@ def _summary(rows: pd.DataFrame) -> str:
         ours = about["mteb_version" if name == "mteb" else name]
         words.append(f"{name} {ours or 'not recorded'}" + f" (published: {theirs or 'not stated'})" * (ours != theirs))
     against = "" if about["against"] == about["model"] else f" against {about['against']}"
-    said = {AGREES: f"agree within {about['tolerance']:g}", DIFFERS: "differ", NOT_MEASURED: NOT_MEASURED,
-            NOT_PUBLISHED: NOT_PUBLISHED}
-    verdicts = ", ".join(f"{counts[name]} {verdict}" for name, verdict in said.items() if name in counts)
+    phrases = {AGREES: f"agree within {about['tolerance']:g}", DIFFERS: "differ", NOT_MEASURED: NOT_MEASURED,
+               NOT_PUBLISHED: NOT_PUBLISHED}
+    verdicts = ", ".join(f"{counts[name]} {verdict}" for name, verdict in phrases.items() if name in counts)
     return f"Table {about['table']}, {about['model']}{against} ({', '.join(words)}): {overall(rows)} ({verdicts})"
 
 
@@ -285,11 +288,10 @@ def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_
                    instruct: bool | None = None) -> pd.DataFrame:
     """What the protocol alone is worth: `task`, `subsets`, `paper`, `mteb`, `delta` (mteb minus paper), `why`.
 
-    `measured` has `paper.COORDINATES`, values in per cent. A task's value is the mean over the splits and subsets that
-    both protocols have (`subsets`: how many); a task that one of them lacks is left out. `instruct`: whether the model
-    reads instructions; None: whether its name says so. Raises `Me5Error` where a protocol is missing, where nothing is
-    common, and where the two are of different models, revisions, precisions, data sets' revisions or versions of mteb:
-    that would be a difference of more than the protocol.
+    A task's value is the mean over the splits and subsets that both protocols have (`subsets`: how many). `instruct`:
+    whether the model reads instructions; None: whether its name says so. Raises `Me5Error` where a protocol is missing,
+    where nothing is common, and where the two are of different models, revisions, precisions, data sets' revisions or
+    versions of mteb: that would be a difference of more than the protocol.
     """
     measured = _complete(measured)
     rows = measured[(measured["metric"] == metric) & (measured["model"].isin([model]) if model else True)]
@@ -343,3 +345,25 @@ def why(task: str, instruct: bool = False) -> str:
     if paper.normalise != now.normalise:
         reasons.append("normalised before the classifier")
     return "; ".join(reasons) or NOTHING
+
+
+def contamination(tasks: Iterable[str]) -> pd.DataFrame:
+    """Which evaluation sets were seen in training, a row per task, in order: `task`, `flag`, `cards`, `evidence`.
+
+    `training part`: the set's own training split is in the mixture (Table 2, or the instruct model's). `related set`: a
+    labelled set of the mixture shares texts with it. `same source`: stage 1 read pages of the site or collection that
+    it was made of. "": no card says anything of it, which is not: known to be clean. The table was read off the data
+    cards' names and known faults, for every task of mteb 2.26; what they say is the evidence, of mE5's mixture only.
+    """
+    import pandas as pd
+
+    rows = pd.DataFrame({"task": list(dict.fromkeys(tasks))})
+    return rows.merge(csv_table("contamination"), "left", "task").fillna("")
+
+
+def with_contamination(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` (any frame with a column `task`) with a column `trained on`: each task's flag, "" where there is none."""
+    flags = contamination(rows["task"]).set_index("task")["flag"]
+    marked = rows.assign(**{"trained on": rows["task"].map(flags)})
+    marked.attrs = dict(rows.attrs)
+    return marked

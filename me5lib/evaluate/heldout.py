@@ -6,15 +6,13 @@
     measure(tests, cosines(encoder, tests, max_tokens=96))   # {"dev": [0.5, 1.0, 0.33, ...], ...}
     corpus_texts(corpus)                                     # what no training row may hold (`me5 mixture check`)
 
-A `Bitext` becomes an `AbsTaskBitextMining` with two subsets per language (`de-en`: which English text translates this
-German one? and `en-de`), a `Retrieval` an `AbsTaskRetrieval`, a `Classification` an `AbsTaskClassification`, each with
-a subset per language. The main scores are mteb's: weighted F1 (bitext, as in the paper's Table 5), nDCG@10, accuracy.
-`dataset.revision` in the metadata is a hash of the texts, so that a kept result is never taken for other data.
+A task has a subset per language, a bitext two (`de-en`: which English text translates this German one? and `en-de`).
+The main scores are mteb's: weighted F1 (bitext, as in the paper's Table 5), nDCG@10, accuracy. `dataset.revision` in
+the metadata is a hash of the texts, so that a kept result is never taken for other data.
 
 Searches give every query a score, in seconds, for experiments. `dev`: the labelled questions that stage 2 never saw,
 the answer looked for among all passages of the test in the same source and language. `xquad`: questions and paragraphs
-of Wikipedia, of a kind that nothing was trained on. `bitext`: held-out translations of a few languages, as they are
-watched while a model trains.
+of a kind that nothing was trained on. `bitext`: held-out translations, as they are watched while a model trains.
 """
 
 from __future__ import annotations
@@ -54,12 +52,10 @@ def build(material: Iterable[Any]) -> list[AbsTask]:
     Raises TypeError for anything but its three kinds.
     """
     kinds = {"Bitext": _bitext, "Retrieval": _retrieval, "Classification": _classification}
-    tasks = []
-    for item in material:
-        if (kind := type(item).__name__) not in kinds:
-            raise TypeError(f"no task is known for a {kind}: one of {', '.join(kinds)} is wanted")
-        tasks.append(kinds[kind](item))
-    return tasks
+    material = list(material)
+    if unknown := {type(item).__name__ for item in material} - kinds.keys():
+        raise TypeError(f"no task is known for a {unknown.pop()}: one of {', '.join(kinds)} is wanted")
+    return [kinds[type(item).__name__](item) for item in material]
 
 
 def _bitext(material: Any) -> AbsTask:
@@ -146,14 +142,14 @@ def _task(base: type, material: Any, kind: str, score: str, subsets: Mapping[str
 def language_script(language: str) -> str:
     """mteb's name of a language (`deu-Latn`), of a code such as `de`, `pt-br`, `zh-hant`, `sr-latn` or `yor`.
 
-    The script is the code's own, else mteb's default for the language, else `Zyyy` (undetermined).
+    The script is the code's script, else mteb's default for the language, else `Zyyy` (undetermined).
     """
     from mteb.languages import iso_mappings
 
     base, *rest = language.split("-")
     three = iso_mappings._get_iso1_to_iso3().get(base, base)
-    own = next((part.title() for part in rest if len(part) == 4), None)
-    return f"{three}-{own or iso_mappings._get_iso3_to_default_script().get(three, 'Zyyy')}"
+    script = next((part.title() for part in rest if len(part) == 4), None)
+    return f"{three}-{script or iso_mappings._get_iso3_to_default_script().get(three, 'Zyyy')}"
 
 
 class Search(NamedTuple):
@@ -177,11 +173,11 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
     dev, xquad = [], []
     rows = corpus.labelled("dev")
     for source, language in sorted({(row.source, row.language) for row in rows}):
-        own = [row for row in rows if (row.source, row.language) == (source, language)]
-        pool = passages(own)
+        of_language = [row for row in rows if (row.source, row.language) == (source, language)]
+        pool = passages(of_language)
         keys = np.array([text_key(text) for text in pool])
-        relevant = np.array([np.isin(keys, [text_key(text) for text in row.positives]) for row in own])
-        dev.append(Search([row.query for row in own], pool, relevant, prefixes(source)))
+        relevant = np.array([np.isin(keys, [text_key(text) for text in row.positives]) for row in of_language])
+        dev.append(Search([row.query for row in of_language], pool, relevant, prefixes(source)))
     for queries, documents, right in next(task for task in corpus.tasks() if task.name == "xquad").sets.values():
         texts = [f"{title} {text}".strip() for title, text in documents.values()]
         relevant = np.array([[document in right[query] for document in documents] for query in queries])
@@ -193,18 +189,17 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
 
 def measure(tests: Mapping[str, Sequence[Search]], scorer: Scorer) -> dict[str, np.ndarray]:
     """The score of every query, float64: its reciprocal rank; of `bitext` whether the translation comes first."""
-    found = {}
+    scores = {}
     for name, parts in tests.items():
         ranks = np.concatenate([reciprocal_ranks(scorer(part), part.relevant) for part in parts])
-        found[name] = (ranks == 1).astype(np.float64) if name == "bitext" else ranks
-    return found
+        scores[name] = (ranks == 1).astype(np.float64) if name == "bitext" else ranks
+    return scores
 
 
 def reciprocal_ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """1 / the place of the best relevant passage of each query, float64 [n], of `scores` and `relevant` (bool) [n, m].
 
-    Other relevant passages are no rivals. A wrong one with the same score takes half a place: where all scores are
-    equal the relevant passage stands in the middle, not first.
+    Other relevant passages are no rivals. A wrong one with the same score takes half a place.
     """
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     above, level = ((scores > best) & ~relevant).sum(axis=1), ((scores == best) & ~relevant).sum(axis=1)
@@ -212,10 +207,9 @@ def reciprocal_ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 
 
 def cosines(encoder: Encoder, tests: Mapping[str, Sequence[Search]], max_tokens: int | None = None) -> Scorer:
-    """Cosines by `encoder` in these tests, in the precision that training has on this machine.
+    """Cosines by `encoder` in these tests, in training's precision, of at most `max_tokens` of a text.
 
-    It reads at most `max_tokens` of a text. All texts are encoded at once, each once per prefix: a call per language
-    would cost three times as much.
+    All texts are encoded at once, each once per prefix: a call per language would cost three times as much.
     """
     from me5lib.device import precision
 
@@ -254,17 +248,17 @@ def corpus_texts(corpus: Any) -> dict[tuple[str, str], list[str]]:
 
     Of `intents`, the texts that a classifier is tested on: those it is trained on are evaluation data too.
     """
-    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    texts: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for task in corpus.tasks():
         for language, of in task.sets.items():
             if hasattr(of, "queries"):
-                own = [*of.queries.values(), *(text for _, text in of.documents.values())]
+                evaluated = [*of.queries.values(), *(text for _, text in of.documents.values())]
             else:
-                own = of[1] if len(of) == 2 else [*of[0], *of[2]]
-            found[task.name, language] |= dict.fromkeys(own)
+                evaluated = of[1] if len(of) == 2 else [*of[0], *of[2]]
+            texts[task.name, language] |= dict.fromkeys(evaluated)
             if len(of) == 2:
-                found[task.name, "en"] |= dict.fromkeys(of[0])
-    return {key: list(texts) for key, texts in found.items()}
+                texts[task.name, "en"] |= dict.fromkeys(of[0])
+    return {key: list(held) for key, held in texts.items()}
 
 
 def task_texts(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:
@@ -275,7 +269,7 @@ def task_texts(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     """
     import mteb
 
-    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    by_language: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for name in names:
         try:
             task = mteb.get_task(name)
@@ -287,8 +281,8 @@ def task_texts(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:
             spoken = codes.get(subset, codes.get("default", [])) if isinstance(codes, Mapping) else codes
             texts = [text for split in set(task.metadata.eval_splits) & set(held) for text in _strings(held[split])]
             for language in {short(code.split("-")[0]) for code in spoken} or {""}:
-                found[name, language] |= dict.fromkeys(texts)
-    return {key: list(texts) for key, texts in found.items()}
+                by_language[name, language] |= dict.fromkeys(texts)
+    return {key: list(texts) for key, texts in by_language.items()}
 
 
 def _strings(held: Any) -> Iterator[str]:

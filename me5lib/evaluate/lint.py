@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,6 +64,11 @@ def check(result: TaskResult, path: Path, record: Record | None,
     protocol, _, dtype = path.parents[3].name.rpartition("-")
     there = {"protocol": protocol, "dtype": dtype} | coordinates(result)
     return [*faults, *(Fault(f"{fault.what} as run.json says") for fault in other(there, record.coordinates))]
+
+
+def refusal(faults: Sequence[Fault]) -> str:
+    """The first three faults for which a file is refused, in words; "" for none."""
+    return " and ".join([fault.what for fault in faults if fault.refused][:3])
 
 
 def coordinates(result: TaskResult) -> dict[str, str]:

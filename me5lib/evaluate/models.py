@@ -38,24 +38,12 @@ DTYPES = ("fp32", "bf16", "fp16")
 FOUR_BITS = "4-bit (Q4_0)"
 
 
-class Known(NamedTuple):
-    """What the model cards say of a model."""
-
-    parameters: int  # all of them, embeddings too
-    layers: int
-    width: int
-    instruct: bool = False
-
-
-KNOWN = {
-    "intfloat/multilingual-e5-small": Known(118_000_000, 12, 384),
-    "intfloat/multilingual-e5-base": Known(278_000_000, 12, 768),
-    "intfloat/multilingual-e5-large": Known(560_000_000, 24, 1024),
-    "intfloat/multilingual-e5-large-instruct": Known(560_000_000, 24, 1024, instruct=True),
-    **{f"intfloat/e5-{size}{version}": known for version in ("", "-v2") for size, known in (
-        ("small", Known(33_000_000, 12, 384)), ("base", Known(109_000_000, 12, 768)),
-        ("large", Known(335_000_000, 24, 1024)))},
-}  # fmt: skip
+KNOWN = {  # hub id → layers and width, of the model cards
+    **{f"intfloat/{family}-{size}{version}": shape
+       for family, version in (("multilingual-e5", ""), ("e5", ""), ("e5", "-v2"))
+       for size, shape in {"small": (12, 384), "base": (12, 768), "large": (24, 1024)}.items()},
+    "intfloat/multilingual-e5-large-instruct": (24, 1024),
+}
 
 
 class Opened(NamedTuple):
@@ -82,10 +70,7 @@ class E5:
 
 
 class SentenceModel:
-    """A sentence-transformers model, encoding as it stands: its own pooling, its own norm or none, its own prompts.
-
-    `own_prompts` are what the hub's files, or mteb's list of models, give it: names of sides, tasks or types.
-    """
+    """A sentence-transformers model, encoding as it stands: its own pooling, its own norm or none, its own prompts."""
 
     def __init__(self, model: SentenceTransformer, own_prompts: Mapping[str, str]) -> None:
         self.model, self.own_prompts = model, dict(own_prompts)
@@ -125,8 +110,8 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
         if commit:
             snapshot(name, commit, (*SMALL_FILES, "model*.safetensors"))
         encoder = _e5(f"{ref.name}@{commit}" if commit else folder, dtype, target)
-        known, prompts = KNOWN.get(name), described.prompts(folder)
-        instruct = known.instruct if known else _instructs(prompts) or (not prompts and "instruct" in name.lower())
+        by_name, prompts = "instruct" in name.lower(), described.prompts(folder)
+        instruct = by_name if name in KNOWN or not prompts else _instructs(prompts)
     else:
         encoder, instruct = _sentence_model(name, ref.name, commit, dtype, target), False
     return Opened(name, commit or fingerprint_of(folder), encoder, instruct, weights, published, dtype)
@@ -175,8 +160,7 @@ def is_e5(name: str, folder: Path) -> bool:
     """Whether a model reads `query: ` and `passage: ` (or instructions) and pools by average, from its JSON files.
 
     A known name does. Else its prompts tell, if it has any. Else, if it pools by average and has no further layer, one
-    with `e5` in its name does, and one without the files of sentence-transformers (ours). A folder and a hub id are
-    told apart by nothing.
+    with `e5` in its name does, and one without the files of sentence-transformers (ours).
     """
     if name in KNOWN:
         return True

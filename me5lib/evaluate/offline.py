@@ -6,15 +6,14 @@
     summary(scores)                                                  # mean over languages, bootstrap interval
     margin(scores, "heldout", "stage 1 + stage 2")                   # over the better lexical row
 
-Each (model, task) is kept as mteb's own result JSON under `<folder>/results/<model>/<fingerprint>/<task>.json`. A
-killed run goes on where it stopped; other weights, other texts, other code of a row or another mteb are evaluated anew.
-Rows that no training changes are kept once for all runs of a user, in the cache, under the fingerprint of the task's
-texts. A result that is being made is locked, so two processes share the work, one from either end (`standard_scores`).
+Each (model, task) is kept as mteb's own result JSON under `<folder>/results/<model>/<fingerprint>/<task>.json`; other
+weights, texts, code of a row or mteb are evaluated anew. Rows that no training changes are kept once for all runs of a
+user, in the cache, under the fingerprint of the task's texts. A result that is being made is locked, so two processes
+share the work, one from either end.
 
-Intervals (ours; the paper gives none): percentile bootstrap over languages, seeded. They say how far a mean would move
-with other languages of the same kind, not with another training seed. Cost: mteb itself takes 11 ms of one core per
-subset (two per language and bitext task) and 0.5 ms per document, 15 s for a row of the whole offline table. A real
-model of mE5-small's size reads 3 million tokens there: nine minutes of two cores in bf16, once.
+Intervals (ours; the paper gives none): bootstrap over languages. They say how far a mean would move with other
+languages of the same kind, not with another training seed. Cost: 15 s of mteb's own for a row; a real model of
+mE5-small's size reads 3 million tokens: nine minutes of two cores in bf16, once.
 """
 
 from __future__ import annotations
@@ -138,11 +137,10 @@ def _scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
 def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, Any]:
     """The rows of every offline table: random weights, lexical rows, USE-multilingual, the real model, checkpoints.
 
-    `corpus` gives the translation memory. Checkpoints are looked for in `out` (`stage1`, `stage2-only`, `stage2`); one
-    that is missing, and USE without its package, is left out with a printed line. Without any checkpoint there is no
-    vocabulary for random weights either: raises `Me5Error`. Encoders run in bf16 where the machine has it natively
-    (the authors' scripts run in fp16), and one that started from random weights reads no further than it was trained
-    to (ours: later positions are still random).
+    `corpus` gives the translation memory. A checkpoint that is missing in `out`, and USE without its package, is left
+    out with a printed line; without any there is no vocabulary for random weights either: raises `Me5Error`. Encoders
+    run in bf16 where the machine has it natively (the authors' scripts run in fp16), and one that started from random
+    weights reads no further than it was trained to (ours: later positions are still random).
     """
     from me5lib.device import best_device, precision
     from me5lib.model.encoder import Encoder

@@ -15,9 +15,8 @@ are those of CLDR, held against Babel by a test.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from me5lib.io import Me5Error
 
@@ -36,22 +35,18 @@ TABLES = (3, 4, 5)  # those that have results
 NOT_COMPARABLE = "not comparable: other tasks, other pools, other size of model and of data"
 
 
-def csv_table(name: str) -> pd.DataFrame:
-    """The committed CSV `name` of evaluate/tables, a copy.
+def csv_table(name: str, **options: Any) -> pd.DataFrame:
+    """The committed CSV `name` of evaluate/tables; `options` of `pandas.read_csv`.
 
     `bucc`, `tatoeba_per_language`: F1 of the four models (and accuracy) in per cent, from the cards and from mteb's
     results repository. `datasets`: the revision of each task's data that the cards' values were made of (not of
     English retrieval: there the cards say "None", for mteb 1.0.2 took it from BEIR's archives). `metric_changes`: where
     a number of today's mteb is not the paper's, whatever the protocol, and which files of the two packages say so.
     """
-    return _read(name).copy()
-
-
-@cache
-def _read(name: str) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.read_csv(Path(__file__).parent / "tables" / f"{name}.csv", encoding="utf8", float_precision="round_trip")
+    path = Path(__file__).parent / "tables" / f"{name}.csv"
+    return pd.read_csv(path, encoding="utf8", **{"float_precision": "round_trip"} | options)
 
 
 def paper_table(number: int) -> pd.DataFrame:
@@ -106,11 +101,10 @@ def model_named(name: str) -> str:
 def expected(number: int, model: str = "") -> pd.DataFrame:
     """The published values behind Table 3, 4 or 5, one a row, per cent, with the coordinates they were made at.
 
-    Columns: `COORDINATES`, then `mean` (True: an average as the table prints it; its `subset` is "mean of n") and
-    `source` (of an average that its own rows do not give, also what they give). A coordinate that nobody published is
-    "". Table 3: 56 tasks a size, from the cards; 4: 16 languages and two metrics, one decimal, from Table 6; 5: 4 and
-    112 pairs, from the cards. The tables' other models have averages only (those of Table 4: languages, too). With
-    `model` (a name as `model_named` takes) its rows alone.
+    Columns: `COORDINATES` ("" where nobody published one), then `mean` (True: an average as the table prints it; its
+    `subset` is "mean of n") and `source` (of an average that its own rows do not give, also what they give). Table 3:
+    56 tasks a size; 4: 16 languages, one decimal; 5: 4 and 112 pairs. Other models have averages only (in Table 4:
+    languages, too). With `model` (a name as `model_named` takes) its rows alone.
 
     Raises `Me5Error` for another table or model, and for a model that the table does not have.
     """
@@ -126,11 +120,10 @@ def expected(number: int, model: str = "") -> pd.DataFrame:
 
 
 def repository(number: int, size: str, head: bool = False) -> pd.DataFrame:
-    """What mteb's public results repository holds of a size, in the form of a measured frame (`COORDINATES`).
+    """What mteb's public results repository holds of a size (Table 3 or 5), in the form of a measured frame.
 
     Other people's runs under mteb's own rules of their day: real figures to try `compare` on. Table 3: those of mteb
-    1.12, or with `head` the repository's newest, which mix versions; Table 5: as last seen. It has no Table 4 here.
-    The dtype of those runs is not recorded ("").
+    1.12, or with `head` the repository's newest, which mix versions. The dtype of those runs is not recorded ("").
     """
     if number not in (3, 5) or size not in SIZES:
         raise Me5Error(f"no such runs are kept here: Table 3 or 5, and a size of {', '.join(SIZES)}")
@@ -141,10 +134,7 @@ def repository(number: int, size: str, head: bool = False) -> pd.DataFrame:
 
 def _results(name: str, column: str, value: str, **constant: str) -> pd.DataFrame:
     """The rows of a CSV of results whose `column` has `value`: `COORDINATES` and what other columns it has."""
-    import pandas as pd
-
-    path = Path(__file__).parent / "tables" / f"{name}.csv"
-    table = pd.read_csv(path, encoding="utf8", dtype=str, keep_default_na=False)
+    table = csv_table(name, dtype=str, keep_default_na=False)
     table = table[table[column] == value].drop(columns=column).assign(weights="full", **constant)
     table["value"] = table["value"].astype(float)
     more = [column for column in table.columns if column not in COORDINATES]
@@ -163,9 +153,9 @@ def totals() -> pd.DataFrame:
 def recomputation() -> pd.DataFrame:
     """Every average of Tables 3 to 5 that has finer rows: `table`, `model`, `metric`, `printed`, `recomputed`, `holds`
     (equal at the printed precision: within half of the last digit), `from`."""
-    found = csv_table("averages").dropna(subset="recomputed").rename(columns={"value": "printed"})
-    found["holds"] = (found["printed"] - found["recomputed"]).abs() <= 0.05 + 1e-9
-    return found[["table", "model", "metric", "printed", "recomputed", "holds", "from"]].reset_index(drop=True)
+    table = csv_table("averages").dropna(subset="recomputed").rename(columns={"value": "printed"})
+    table["holds"] = (table["printed"] - table["recomputed"]).abs() <= 0.05 + 1e-9
+    return table[["table", "model", "metric", "printed", "recomputed", "holds", "from"]].reset_index(drop=True)
 
 
 def inconsistencies() -> pd.DataFrame:

@@ -57,9 +57,8 @@ class Rule(NamedTuple):
 def paper_rule(task_type: str, name: str) -> Rule:
     """The rule of the authors' scripts (microsoft/unilm `e5`, mteb 1.0.2) for the models with prefixes.
 
-    Retrieval: `query: ` and, on title and text, `passage: `; QuoraRetrieval's documents are questions, so they are
-    queries, without titles. Everything else, rerankings and bitext included: `query: ` on both sides. Classification
-    alone goes without the L2 norm (and, ours, what also fits a linear model and is unknown to the scripts).
+    QuoraRetrieval's documents are questions: queries, without titles. What also fits a linear model, as classification
+    does, and is unknown to the scripts goes without the L2 norm, too (ours).
     """
     if task_type in ("Retrieval", "InstructionRetrieval"):
         quora = name.startswith("QuoraRetrieval")
@@ -68,9 +67,8 @@ def paper_rule(task_type: str, name: str) -> Rule:
 
 
 def paper_instruct_rule(task_type: str, name: str) -> Rule:
-    """The same scripts' rule for the instruct model: `Instruct: …`, a line break, `Query: `.
+    """The same scripts' rule for the instruct model; documents of retrieval are bare: title and text, Quora's too.
 
-    On every text of every type but retrieval, whose documents are bare: title and text without anything, Quora's too.
     Raises `Me5Error` for a task that the scripts have no instruction for.
     """
     before = text.instruct(instruction(task_type, name), "")
@@ -79,20 +77,14 @@ def paper_instruct_rule(task_type: str, name: str) -> Rule:
 
 
 def mteb_rule(task_type: str, name: str) -> Rule:
-    """The rule of mteb 2's own wrapper for the mE5 models: prompts by side only, and always unit length.
-
-    A text has a side in retrieval and reranking only; all other tasks get no prefix at all (since mteb 1.16).
-    """
+    """The rule of mteb 2's own wrapper for the mE5 models: prompts by side only (since 1.16), always unit length."""
     sided = task_type in SIDED
     return Rule(QUERY if sided else "", PASSAGE if sided else "", title=True, normalise=True)
 
 
 def mteb_instruct_rule(metadata: TaskMetadata) -> Rule:
-    """The rule of mteb 2.26's `InstructSentenceTransformerModel` for the instruct model, documents without instruction.
-
-    The instruction is the task's own in mteb (`metadata.prompt`), else its type's; every vector gets unit length.
-    Rerankings have documents to mteb, so theirs are bare (PAPER.md §5.3).
-    """
+    """The rule of mteb 2.26's `InstructSentenceTransformerModel` for the instruct model: the task's instruction in mteb
+    (`metadata.prompt`), else its type's; documents bare, those of rerankings too (PAPER.md §5.3)."""
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.types import PromptType
 
@@ -136,10 +128,7 @@ def instruction(task_type: str, name: str) -> str:
 
 
 class TextEncoder(Interface):
-    """What a `Protocol` needs of a model: `me5lib.model.encoder.Encoder` has it.
-
-    One with `own_prompts` (a mapping, empty for most) is no E5: its own prompts replace the protocol's prefixes.
-    """
+    """What a `Protocol` needs of a model. One with `own_prompts` is no E5: they replace the protocol's prefixes."""
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True) -> np.ndarray:
         """[n, width] vectors of `texts` with `prefix` before each, in order."""
@@ -160,10 +149,7 @@ def fingerprint(encoder: Any) -> str:
 
 
 def describe(name: str, revision: str) -> ModelMeta:
-    """mteb's description of a model; `name` and `revision` name its folder of results.
-
-    A name without an owner gets this project's (`me5/…`); a model that mteb knows keeps what mteb knows of it.
-    """
+    """mteb's description of a model, what mteb knows of it kept; a name without an owner becomes `me5/…`."""
     from mteb.models import ModelMeta
     from mteb.models.model_implementations import MODEL_REGISTRY
 

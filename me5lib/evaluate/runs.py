@@ -107,10 +107,10 @@ def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
         return None
     now = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
     faults = [*lint.other(lint.coordinates(result), now), *lint.check(result, path, record_of(path))]
-    if not any(fault.refused for fault in faults):
+    if not (refusal := lint.refusal(faults)):
         return result
     if not again:
-        raise Me5Error(f"the result file {path} {_refusal(faults)}: choose another --out, or add --again to replace it")
+        raise Me5Error(f"the result file {path} {refusal}: choose another --out, or add --again to replace it")
     path.unlink()
     return None
 
@@ -118,11 +118,10 @@ def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
 def measured(out: Path) -> pd.DataFrame:
     """Every result under `out`: `COORDINATES`, a row per task, split, subset and metric; `value` in per cent.
 
-    Metrics: `main_score` of every task, and those of `METRICS`. Models, revisions, protocols and dtypes stand beside
-    each other, told apart by their columns; `weights` is "full", another word of run.json, or "" without a record.
-    Every file goes through `lint.check`; what is no reason to refuse it is said on the error stream. Raises `Me5Error`,
-    naming the file, for one that cannot be read, that is faulty, or that lies in the folder of another revision than
-    `model_meta.json` there says; and for a folder without results.
+    Metrics: `main_score` of every task, and those of `METRICS`. `weights` is "full", another word of run.json, or ""
+    without a record. Every file goes through `lint.check`; what is no reason to refuse it is said on the error stream.
+    Raises `Me5Error`, naming the file, for one that cannot be read, that is faulty, or that lies in the folder of
+    another revision than `model_meta.json` there says; and for a folder without results.
     """
     import pandas as pd
 
@@ -137,19 +136,14 @@ def measured(out: Path) -> pd.DataFrame:
                            "again, which makes it again") from None
         record = record_of(path)
         faults = lint.check(result, path, record, benchmarks.whole(result.task_name))
-        if any(fault.refused for fault in faults):
-            raise Me5Error(f"the result file {path} {_refusal(faults)}: delete it, or run the same `me5 evaluate` with "
-                           "--again")
+        if refusal := lint.refusal(faults):
+            raise Me5Error(f"the result file {path} {refusal}: delete it, or run the same `me5 evaluate` with --again")
         for fault in faults:
             print(f"me5: the result file {path} {fault.what}", file=sys.stderr)
         rows += _rows(result, path, record.weights if record else "")
     if not rows:
         raise Me5Error(f"no results in {out}: run `me5 evaluate --model ... --out {out}` first")
     return pd.DataFrame(rows, columns=COORDINATES)
-
-
-def _refusal(faults: Sequence[lint.Fault]) -> str:
-    return " and ".join([fault.what for fault in faults if fault.refused][:3])
 
 
 def _rows(result: TaskResult, path: Path, weights: str) -> Iterator[tuple]:

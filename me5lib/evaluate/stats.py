@@ -55,12 +55,12 @@ def resampled(stack: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndarra
     arms, seeds, queries = stack.shape
     rng = np.random.default_rng(seed)
     of_seeds = weights(rng, seeds, max(1, seeds - 1), draws)
-    flat, found = stack.reshape(arms * seeds, queries), np.empty((arms, draws))
+    flat, means = stack.reshape(arms * seeds, queries), np.empty((arms, draws))
     for start in range(0, draws, BLOCK):
         part = slice(start, min(start + BLOCK, draws))
         by_seed = flat @ weights(rng, queries, queries, part.stop - part.start).T
-        found[:, part] = np.einsum("asd,ds->ad", by_seed.reshape(arms, seeds, -1), of_seeds[part])
-    return found
+        means[:, part] = np.einsum("asd,ds->ad", by_seed.reshape(arms, seeds, -1), of_seeds[part])
+    return means
 
 
 def weights(rng: np.random.Generator, units: int, drawn: int, draws: int) -> np.ndarray:
