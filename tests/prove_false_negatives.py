@@ -181,7 +181,7 @@ def cases(world: World, plants: dict[str, tuple[str, str, str]], vectors: dict[s
     if not units:
         return found
     asked = [(unit, query) for unit in units for query in world.sections[unit][0]]
-    rows, _ = mining.top_k(np.stack([vectors[query] for _, query in asked]),
+    rows, _ = search.top_k(np.stack([vectors[query] for _, query in asked]),
                            np.stack([vectors[text] for text in pool]), NEAREST + 1)
     for (unit, query), near in zip(asked, rows, strict=True):
         others = [(TRUE[1], pool[j]) for j in near if units[j] != unit][:NEAREST]
@@ -194,14 +194,14 @@ def cases(world: World, plants: dict[str, tuple[str, str, str]], vectors: dict[s
 class Half(NamedTuple):
     """Cases as a search would have found them, had it found just their candidates; padded to the longest."""
 
-    found: mining.Found
+    found: search.SearchResult
     kind: np.ndarray  # int [cases, depth], index into KINDS; -1: nothing
     same: np.ndarray  # bool [cases, depth]: the text's key is the query's or the positive's, which all filters drop
 
 
 def half_of(cases: list[Case], pool: list[str], vectors: dict[str, np.ndarray], depth: int) -> Half:
     """Some cases of one world, whose passages are `pool`."""
-    index, place = mining.Index(np.stack([vectors[text] for text in pool])), {text: i for i, text in enumerate(pool)}
+    index, place = search.Index(np.stack([vectors[text] for text in pool])), {text: i for i, text in enumerate(pool)}
     asked, right = (np.stack([vectors[text] for text in texts])
                     for texts in ([case.query for case in cases], [case.positive for case in cases]))
     shape = len(cases), depth
@@ -211,17 +211,17 @@ def half_of(cases: list[Case], pool: list[str], vectors: dict[str, np.ndarray], 
         rows[i, own] = [place[text] for _, text in case.candidates]
         kind[i, own] = [KINDS.index(name) for name, _ in case.candidates]
         same[i, own] = [text_key(text) in map(text_key, (case.query, case.positive)) for _, text in case.candidates]
-    likeness = search.likeness_of(rows, np.arange(len(cases)), right, index)
+    ratio = search.margin_ratio_of(rows, np.arange(len(cases)), right, index)
     scores = np.einsum("qpd,qd->qp", index.vectors[rows], asked)
     positive = np.einsum("qd,qd->q", right, asked)
-    return Half(mining.Found(rows, scores, positive, likeness=likeness), kind, same)
+    return Half(search.SearchResult(rows, scores, positive, margin_ratio=ratio), kind, same)
 
 
 def joined(parts: list[Half]) -> Half:
     """All worlds' cases of one half."""
     arrays = [np.concatenate([getattr(part.found, name) for part in parts])
-              for name in ("rows", "scores", "positive", "likeness")]
-    found = mining.Found(*arrays[:3], likeness=arrays[3])
+              for name in ("rows", "scores", "positive", "margin_ratio")]
+    found = search.SearchResult(*arrays[:3], margin_ratio=arrays[3])
     return Half(found, *(np.concatenate([getattr(part, name) for part in parts]) for name in ("kind", "same")))
 
 

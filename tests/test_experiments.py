@@ -19,7 +19,8 @@ from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.io import Me5Error
 from me5lib.lessons import experiments
 from me5lib.lessons.experiments import arms, plan
-from me5lib.train import finetune_plan, groups, loop, negatives, stages
+from me5lib.train import labelled as train_labelled
+from me5lib.train import loop, stages
 
 SMALL = ["train.steps=4", "train.batch=16", "finetune.steps=2", "finetune.batch=8", "finetune.teacher_steps=2"]
 
@@ -159,7 +160,7 @@ def test_negatives_differ_in_one_thing_at_a_time():
             assert dataclasses.replace(arm, name="", teacher=False, against="") == dataclasses.replace(
                 other, name="", against="")
     assert found["mined, filtered"].filtered and not found["mined"].filtered
-    assert {arm.negatives for arm in found.values()} == set(negatives.KINDS)
+    assert {arm.negatives for arm in found.values()} == set(train_labelled.KINDS)
 
 
 def test_together_the_differences_hold_at_95_percent():
@@ -291,15 +292,15 @@ def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path
 
 def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, tmp_path, corpus):
     seen, made = [], []
-    work, make = stages.work_of, groups.make
+    work, make = stages.work_of, train_labelled.make_groups
     monkeypatch.setattr(stages, "work_of", lambda rows, *a: seen.append(rows) or work(rows, *a))
-    monkeypatch.setattr(groups, "make", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    monkeypatch.setattr(train_labelled, "make_groups", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
     dial = small()
     folder = arms.mixed(dial, 0, tmp_path, corpus, "mixed")
-    drawn, examples = corpus.mixture(dial, 0), finetune_plan.tidy(corpus.labelled())[0]
-    labelled = finetune_plan.Plan(examples, dial.finetune, 0, dial.data.language_temperature)
+    drawn, examples = corpus.mixture(dial, 0), train_labelled.drop_invalid(corpus.labelled())[0]
+    labelled = train_labelled.Plan(examples, dial.finetune, 0, dial.data.language_temperature)
     right = [drawn.batch(k) for k in range(4)]
-    right += [[made[0].group(i, turn, 3) for i, turn in labelled.draws(k)] for k in range(2)]
+    right += [made[0].batch(labelled, k, 3) for k in range(2)]
     assert Counter(map(tuple, seen)) == Counter(map(tuple, right))
     assert len(loop.read(folder).steps) == 6
     assert arms.mixed(dial, 0, tmp_path, corpus, "mixed") == folder and len(made) == 1  # found again

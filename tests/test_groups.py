@@ -7,20 +7,17 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from me5lib import config
-from me5lib.cli import teach as teach_cli
-from me5lib.data.hub import HubCorpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, text_key
-from me5lib.train import distill, finetune_plan, groups, mining, negatives, stages, teach, teaching
+from me5lib.train import labelled, teacher
 from me5lib.train.distributed import Team, launch
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
@@ -44,12 +41,12 @@ def encoder():
     return Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 48), train_tokenizer(texts, 400), 0)
 
 
-def make(encoder, folder, rows=ROWS, kind="labelled", dev=(), stage=None, **options):
+def make(encoder, folder, rows=ROWS, kind="labelled", dev=None, stage=None, team=None, progress=False, faults=None):
     folder.mkdir(exist_ok=True)
-    stage = stage or stage_of()
-    plan = finetune_plan.Plan(rows, stage, 0, 1.0)
-    given = {"mines": False, "with_teacher": False, "progress": False} | options
-    return groups.make(encoder, rows, plan, stage, folder, kind=kind, dev=dev, prefixes=sides, seed=0, **given), plan
+    stage, team = stage or stage_of(), team or Team.alone(torch.device("cpu"))
+    plan = labelled.Plan(rows, stage, 0, 1.0)
+    task = labelled.Task(stage, plan, sides, folder, 0, team, progress)
+    return labelled.make_groups(encoder, rows, task, kind, dev, faults), plan
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------------
@@ -59,10 +56,8 @@ def test_what_was_drawn_from_the_hub_is_gone_through_as_often_as_the_dial_says()
     """6,234 steps of 512 are two passes over 1,596k; here 24 steps of 10 over 120 rows in three sets of unlike size."""
     sizes = {"large": 70, "middle": 40, "small": 10}
     rows = [Labelled(f"{name} {i}", ("a",), (), name, "en") for name, n in sizes.items() for i in range(n)]
-    corpus = HubCorpus.__new__(HubCorpus)
-    heat = stages._heat(config.load("tiny"), corpus)
-    plan = finetune_plan.Plan(rows, stage_of(steps=24, batch=10), 0, heat)
-    times = Counter(i for step in range(24) for i in plan.batch(step))
+    plan = labelled.Plan(rows, stage_of(steps=24, batch=10), 0, 1.0)  # as `finetune` has it for a HubCorpus
+    times = Counter(i for step in range(24) for i, _ in plan.draws(step))
     assert set(times) == set(range(120)) and set(times.values()) == {2}
     hub = config.load("workshop").finetune
     assert hub.steps * hub.batch == pytest.approx(2 * 1_596_000, rel=1e-3)
@@ -72,53 +67,40 @@ def test_every_pass_over_an_example_has_the_next_of_its_negatives(encoder, tmp_p
     made, plan = make(encoder, tmp_path / "w")
     seen = {i: [] for i in range(24)}
     for step in range(6):
-        for i, turn in plan.draws(step):
+        for (i, turn), row in zip(plan.draws(step), made.batch(plan, step, 2), strict=True):
             assert turn == len(seen[i])
-            seen[i].append(made.group(i, turn, 2).negatives)
+            seen[i].append(row.negatives)
     assert list(seen.values()) == [[row.negatives[:2], row.negatives[2:4]] for row in ROWS]
-    assert plan.passes() == dict.fromkeys(range(24), 2) and plan.used() == list(range(24))
+    assert plan.passes() == dict.fromkeys(range(24), 2)
 
 
 def test_fewer_negatives_than_passes_want_come_round_again_with_their_scores():
     row = Labelled("q", ("p", "other"), ("a", "b", "c"), "s", "en", (9.0, 1.0, 2.0, 3.0))
-    assert finetune_plan.turned(row, 2, 0)[2::3] == (("a", "b"), (9.0, 1.0, 2.0))
-    assert finetune_plan.turned(row, 2, 1)[2::3] == (("c", "a"), (9.0, 3.0, 1.0))
-    assert finetune_plan.turned(row, 2, 2)[2::3] == (("b", "c"), (9.0, 2.0, 3.0))
-    assert finetune_plan.turned(row, 3, 5) == row
+    for turn, right in enumerate([(("a", "b"), (9.0, 1.0, 2.0)), (("c", "a"), (9.0, 3.0, 1.0))]):
+        assert labelled.negatives_for_pass(row, 2, turn)[2::3] == right
+    assert labelled.negatives_for_pass(row, 3, 5) == row
 
 
 def test_mining_finds_as_many_as_all_passes_want(encoder):
     bare = [row._replace(negatives=()) for row in ROWS]
     stage = stage_of(margin=10.0)
-    one, report = negatives.pick(bare, "mined", encoder, stage, sides, 0)
-    found, _, filling = negatives.over_passes(bare, "mined", encoder, stage, sides, 0, [3] * 12 + [1] * 12)
+    one, report, _ = labelled.add_negatives(bare, "mined", encoder, stage, sides, 0)
+    found, _, filling = labelled.add_negatives(bare, "mined", encoder, stage, sides, 0, [3] * 12 + [1] * 12)
     assert [len(row.negatives) for row in found] == [6] * 12 + [2] * 12 and not filling and report.short == 0
     assert all(a.negatives[:2] == b.negatives for a, b in zip(found, one, strict=True))  # the first pass is as ever
     assert all(len(set(row.negatives)) == len(row.negatives) for row in found)
-    many, *_ = negatives.over_passes(bare, "random", None, stage, sides, 0, [3] * 24)
+    many, *_ = labelled.add_negatives(bare, "random", None, stage, sides, 0, [3] * 24)
     assert all(len(set(row.negatives)) == 6 for row in many)
-
-
-def batches(team, made, plan):
-    """The examples of every step, as the stage asks for them."""
-    seen = []
-    encoder = SimpleNamespace(tokenize=lambda texts, *_: seen.append(list(texts)) or [[0]])
-    prepare = stages._stage2(encoder, team, plan, made, stage_of(), 0, stages.Budget(9, 9), sides)
-    for step in (3, 0, 5, 3):
-        prepare(step)
-    return seen
 
 
 def test_any_world_size_and_a_resume_meet_the_same_groups(encoder, tmp_path):
     made, plan = make(encoder, tmp_path / "w")
     again, _ = make(None, tmp_path / "w")
     assert again == made
-    whole = batches(Team.alone(torch.device("cpu")), made, plan)
-    assert whole[:2] == whole[6:] != whole[2:4]
-    for world in (2, 3):
-        ranks = [batches(Team(r, world, torch.device("cpu"), lambda model: model), made, plan)
-                 for r in range(world)]
-        assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
+    for step in (3, 0, 5):
+        whole = made.batch(plan, step, 2)
+        for world in (2, 3):
+            assert sum((made.batch(plan, step, 2, rank, world) for rank in range(world)), []) == whole
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -129,12 +111,12 @@ def test_bad_examples_are_dropped_and_counted():
     rows = [good, good._replace(positives=()), good._replace(query=" "), good._replace(positives=("", "right")),
             good._replace(positives=(" ",)),
             good._replace(negatives=("RED  answer 0", good.query.upper(), "wrong", ""))]  # fmt: skip
-    kept, faults = finetune_plan.tidy(rows)
+    kept, faults = labelled.drop_invalid(rows)
     assert kept == [good, good._replace(positives=("right",)), rows[-1]._replace(negatives=rows[-1].negatives[:3])]
     assert faults == {"examples without a positive": 2, "examples without a query": 1, "empty passages": 2,
                       "negatives that are a positive too": 1, "negatives that are the query": 1}
-    assert negatives.own_negatives(kept[-1]) == ["wrong"]
-    assert finetune_plan.tidy(ROWS) == (ROWS, {})
+    assert labelled.own_negatives(kept[-1]) == ["wrong"]
+    assert labelled.drop_invalid(ROWS) == (ROWS, {})
 
 
 def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsys):
@@ -146,11 +128,11 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
     told = capsys.readouterr().out
     counts = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["filling"]
     short = [row for row in few if len(row.negatives) < 2]
-    assert counts[negatives.SHORT] == len(short) + 3
-    assert counts[negatives.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4
-    assert counts[negatives.ELSEWHERE] == 4
-    assert counts[negatives.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
-    assert "7 empty passages" in told and f"{counts[negatives.RANDOM]} random passages filled in" in told
+    assert counts[labelled.SHORT] == len(short) + 3
+    assert counts[labelled.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4
+    assert counts[labelled.ELSEWHERE] == 4
+    assert counts[labelled.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
+    assert "7 empty passages" in told and f"{counts[labelled.RANDOM]} random passages filled in" in told
     assert made.rows[25].negatives == ("nein", "nein")
     for row in made.rows.values():
         assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
@@ -159,19 +141,19 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
 def test_an_example_to_which_nothing_is_wrong_is_refused():
     rows = [Labelled("a", ("yes",), (), "s", "en"), Labelled("b", ("Yes ",), (), "t", "de")]
     with pytest.raises(Me5Error, match="no wrong answer to 'a'"):
-        negatives.pick(rows, "labelled", None, stage_of(), sides, 0)
+        labelled.add_negatives(rows, "labelled", None, stage_of(), sides, 0)
 
 
 @pytest.mark.parametrize(("scores", "fault"), [
-    ((1.0, 2.0), "2 with another number of scores than passages"), ((1.0,) * 6, "2 with another number"),
-    ((1.0, float("nan"), 0, 0, 0), "2 with scores that are no numbers"), (None, "2 without scores"),
+    ((1.0, 2.0), "2 with another number of scores than passages"), (None, "2 without scores"),
+    ((1.0, float("nan"), 0, 0, 0), "2 with scores that are no numbers"),
 ])  # fmt: skip
 def test_kept_scores_that_do_not_fit_are_counted_and_refused(tmp_path, scores, fault):
     rows = [row._replace(negatives=row.negatives[:4], teacher_scores=(1.0, 0.0, 0.5, 0.2, 0.1)) for row in ROWS]
     rows[3:5] = [row._replace(teacher_scores=scores) for row in rows[3:5]]
-    groups._write(tmp_path, dict(enumerate(rows)), "report.json", {})
+    labelled._write(tmp_path, dict(enumerate(rows)), {}, "report.json")
     with pytest.raises(Me5Error, match=f"of 24 groups {fault}"):
-        groups._read(tmp_path)
+        labelled.read_groups(tmp_path)
 
 
 # ---- teachers --------------------------------------------------------------------------------------------------------
@@ -201,11 +183,11 @@ class Told:
 @pytest.fixture
 def told(monkeypatch, tmp_path):
     """Puts a teacher in the place of the hub's."""
-    monkeypatch.setattr(teaching, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(teacher.io, "cache", lambda: tmp_path / "cache")
 
-    def put(teacher):
-        monkeypatch.setattr(distill, "open_teacher", lambda name, device: teacher)
-        return teacher
+    def put(one):
+        monkeypatch.setattr(teacher, "open_teacher", lambda name, device: one)
+        return one
 
     return put
 
@@ -215,45 +197,45 @@ HELD = [row._replace(query=f"held out: {row.query}") for row in ROWS]  # no pair
 
 
 def test_a_better_teacher_scores_every_group_of_every_pass_and_is_in_the_report(encoder, tmp_path, told, capsys):
-    teacher = told(Told())
-    made, plan = make(encoder, tmp_path / "w", stage=NAMED, with_teacher=True, dev=HELD, progress=True)
+    only = told(Told())
+    made, plan = make(encoder, tmp_path / "w", stage=NAMED, dev=HELD, progress=True)
     output = capsys.readouterr().out
     said = re.search(r"the told one (\S+), start model (\S+) first of 8 .24 held-out", output)
     assert f"the told one: 120 pairs scored here, 0 read from {tmp_path / 'cache' / 'scores'}\n" in output
-    assert made.taught and float(said[1]) > float(said[2])
+    assert made.scored and float(said[1]) > float(said[2])
     for i, row in made.rows.items():
         right = [Told.of(row.query, text) for text in (row.positives[0], *row.negatives)]
         assert row.teacher_scores == pytest.approx(right, abs=1e-4) and len(right) == 5
-        turned = made.group(i, 1, 2)
+        turned = labelled.negatives_for_pass(made.rows[i], 2, 1)
         assert turned.teacher_scores == pytest.approx([right[0], *right[3:]], abs=1e-4)
     report = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["teacher"]
     assert report["trusted"] and report["queries"] == 24 and report["weights"] == {"model": "told"}
-    assert len(teacher.asked) == len(set(teacher.asked))
+    assert len(only.asked) == len(set(only.asked))
 
 
 def test_a_teacher_that_is_no_better_is_not_used_and_one_that_nobody_can_judge_only_if_it_was_named(
     encoder, tmp_path, told, capsys
 ):
     told(Told(sign=-1.0))
-    made, _ = make(encoder, tmp_path / "w", stage=NAMED, with_teacher=True, dev=ROWS, progress=True)
-    assert not made.taught and "not used" in capsys.readouterr().out
+    made, _ = make(encoder, tmp_path / "w", stage=NAMED, dev=ROWS, progress=True)
+    assert not made.scored and "not used" in capsys.readouterr().out
     assert all(row.teacher_scores is None for row in made.rows.values())
-    made, _ = make(encoder, tmp_path / "v", stage=NAMED, with_teacher=True, progress=True)
-    assert made.taught and "no held-out example judges it; used all the same" in capsys.readouterr().out
-    made, _ = make(encoder, tmp_path / "u", with_teacher=True)
-    assert not made.taught
+    made, _ = make(encoder, tmp_path / "v", stage=NAMED, dev=(), progress=True)
+    assert made.scored and "no held-out example judges it; used all the same" in capsys.readouterr().out
+    made, _ = make(encoder, tmp_path / "u", dev=())
+    assert not made.scored
 
 
 def test_interrupted_scoring_goes_on_with_the_block_without_mining_again(encoder, tmp_path, told, monkeypatch):
-    options = {"stage": NAMED, "with_teacher": True, "dev": HELD[:6], "kind": "mined", "mines": True}
-    monkeypatch.setattr(teaching, "BLOCK", 5)  # of held-out groups: 40 and 8 pairs; of the others: 25 each
+    options = {"stage": NAMED, "dev": HELD[:6], "kind": "mined"}
+    monkeypatch.setattr(teacher, "BLOCK", 5)  # of held-out groups: 40 and 8 pairs; of the others: 25 each
     whole = told(Told())
     right, _ = make(encoder, tmp_path / "whole", **options)
     first = told(Told(stop=100))
     first.identity = {"model": "told", "revision": 2}
     with pytest.raises(KeyboardInterrupt):
         make(encoder, tmp_path / "part", **options)
-    monkeypatch.setattr(mining, "dense", lambda *_, **__: pytest.fail("mined again"))
+    monkeypatch.setattr(labelled, "mine", lambda *_, **__: pytest.fail("mined again"))
     second = told(Told())
     second.identity = first.identity
     made, _ = make(encoder, tmp_path / "part", **options)
@@ -265,11 +247,11 @@ def test_interrupted_scoring_goes_on_with_the_block_without_mining_again(encoder
 def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_interrupted(
     encoder, tmp_path, monkeypatch
 ):
-    options = {"stage": stage_of(teacher_steps=3), "with_teacher": True, "dev": HELD[:6]}
-    monkeypatch.setattr(teaching, "BLOCK", 5)
-    monkeypatch.setattr(distill.Verdict, "trusted", True)
+    options = {"stage": stage_of(teacher_steps=3), "dev": HELD[:6]}
+    monkeypatch.setattr(teacher, "BLOCK", 5)
+    monkeypatch.setattr(teacher.Verdict, "trusted", True)
     right, _ = make(encoder, tmp_path / "whole", **options)
-    asked, pieces, stop = [], distill.Teacher.pieces, [100]
+    asked, pieces, stop = [], teacher.Teacher.pieces, [100]
 
     def noting(self, pairs, lengths):
         for at, scores in pieces(self, pairs, lengths):
@@ -278,12 +260,12 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
             asked.extend(pairs[i] for i in at)
             yield at, scores
 
-    monkeypatch.setattr(distill, "piece_tokens", lambda device: 60)
-    monkeypatch.setattr(distill.Teacher, "pieces", noting)
+    monkeypatch.setattr(teacher, "piece_tokens", lambda device: 60)
+    monkeypatch.setattr(teacher.Teacher, "pieces", noting)
     with pytest.raises(KeyboardInterrupt):
         make(encoder, tmp_path / "part", **options)
     assert 100 <= len(asked) < 110
-    monkeypatch.setattr(teaching, "train_teacher", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(teacher, "train_teacher", lambda *_: pytest.fail("trained again"))
     stop[0] = math.inf
     made, _ = make(encoder, tmp_path / "part", **options)
     again = len(asked) - len(set(asked))
@@ -298,13 +280,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_groups as the
-from me5lib.train import distill, distributed, teaching
+from me5lib.train import distributed, teacher
 folder, team = Path(sys.argv[1]), distributed.join(2)
-teacher, teaching.BLOCK = the.Told(), 4
-teaching.cache, distill.open_teacher = lambda: folder / "cache", lambda name, device: teacher
-made, _ = the.make(the.Bare(), folder / "w", stage=the.NAMED, with_teacher=True, team=team)
+told, teacher.BLOCK = the.Told(), 4
+teacher.io.cache, teacher.open_teacher = lambda: folder / "cache", lambda name, device: told
+made, _ = the.make(the.Bare(), folder / "w", stage=the.NAMED, dev=(), team=team)
 (folder / f"rank{team.rank}.txt").write_text(repr(made), encoding="utf8")
-(folder / f"asked{team.rank}.json").write_text(the.json.dumps(teacher.asked), encoding="utf8")
+(folder / f"asked{team.rank}.json").write_text(the.json.dumps(told.asked), encoding="utf8")
 team.barrier()
 distributed.leave()
 """
@@ -319,64 +301,12 @@ class Bare:
 def test_two_processes_score_half_each_and_have_what_one_has(tmp_path, told, monkeypatch):
     launch([[sys.executable, "-c", RANK, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, timeout=120)
     alone = told(Told())
-    right, _ = make(Bare(), tmp_path / "alone", stage=NAMED, with_teacher=True)
-    assert right.taught and all((tmp_path / f"rank{r}.txt").read_text(encoding="utf8") == repr(right) for r in range(2))
+    right, _ = make(Bare(), tmp_path / "alone", stage=NAMED, dev=())
+    assert right.scored and all((tmp_path / f"rank{r}.txt").read_text(encoding="utf8") == repr(right) for r in range(2))
     asked = [json.loads((tmp_path / f"asked{r}.json").read_text(encoding="utf8")) for r in range(2)]
     assert [len(pairs) for pairs in asked] == [24 * 5 / 2] * 2  # three blocks of four groups each
     assert sorted(map(tuple, asked[0] + asked[1])) == sorted(alone.asked)
-    monkeypatch.setattr(teaching, "BLOCK", 4)
+    monkeypatch.setattr(teacher, "BLOCK", 4)
     alone = told(Told())
-    assert make(Bare(), tmp_path / "later", stage=NAMED, with_teacher=True)[0] == right
+    assert make(Bare(), tmp_path / "later", stage=NAMED, dev=())[0] == right
     assert not alone.asked  # their blocks are those of one process
-
-
-# ---- me5 teach -------------------------------------------------------------------------------------------------------
-
-
-def written(path, rows, listed=False):
-    lines = [json.dumps([i, *row]) if listed else json.dumps({"query": row.query, "positives": row.positives,
-             "negatives": row.negatives}) for i, row in enumerate(rows)]  # fmt: skip
-    path.write_text("\n".join(lines) + "\n", encoding="utf8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def many():
-    wrong = {colour: tuple(f"{other} answer" for other in COLOURS if other != colour) for colour in COLOURS}
-    return [Labelled(f"which {colour} thing is number {i}", (f"{colour} answer",), wrong[colour], teach.OWN, "und")
-            for i in range(30) for colour in COLOURS]  # fmt: skip
-
-
-def test_a_teacher_is_trained_judged_kept_and_loaded_again(encoder, many, tmp_path, capsys):
-    encoder.save(tmp_path / "start")
-    data = written(tmp_path / "groups.jsonl", [*many, many[0]._replace(positives=())])
-    dials = ["finetune.teacher_steps=60", "finetune.batch=16", "finetune.lr=0.003", "finetune.query_tokens=16",
-             "finetune.passage_tokens=16"]  # fmt: skip
-    teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, dials)
-    told = capsys.readouterr().out
-    shown = re.search(r"teacher (\S+), its start (\S+), chance 0.125; stage 2 would listen", told)
-    assert shown and float(shown[1]) > 0.9 > float(shown[2]) + 0.2 and "1 examples without a positive" in told
-    teacher = distill.open_teacher(str(tmp_path / "out"), encoder.device)
-    held = [row for row in many if text_key(row.query) < int(teach.DEV_SHARE * 2**64) - 2**63]
-    scores = teacher.score([row.query for row in held], [[row.positives[0], *row.negatives] for row in held],
-                           ("query: ", "passage: "), (16, 16))  # fmt: skip
-    assert 5 < len(held) < 40 and (scores.argmax(1) == 0).mean() > 0.9
-    about = json.loads((tmp_path / "out" / "teacher.json").read_text(encoding="utf8"))
-    assert about["verdict"]["teacher"] == pytest.approx(float(shown[1]), abs=1e-3)
-    with pytest.raises(Me5Error, match="is there already"):
-        teach_cli.teach(data, str(tmp_path / "start"), tmp_path / "out")
-
-
-def test_examples_are_read_from_both_forms_and_bad_lines_are_named(many, tmp_path):
-    plain = list(teach.examples(written(tmp_path / "a.jsonl", many)))
-    listed = list(teach.examples(written(tmp_path / "b.jsonl", many, listed=True)))
-    assert plain == listed == many
-    (tmp_path / "c.jsonl").write_text('{"query": "q", "positive": "p", "language": "de"}\n\n', encoding="utf8")
-    assert list(teach.examples(tmp_path / "c.jsonl")) == [Labelled("q", ("p",), (), teach.OWN, "de")]
-    bad = ("{", "[1, 2]", '{"query": "q"}', '{"query": 3, "positives": ["p"]}', '{"query": "q", "positives": [3]}')
-    for line in bad:
-        (tmp_path / "d.jsonl").write_text(f'{{"query": "q", "positives": ["p"]}}\n{line}\n', encoding="utf8")
-        with pytest.raises(Me5Error, match="line 2 is no example"):
-            list(teach.examples(tmp_path / "d.jsonl"))
-    with pytest.raises(Me5Error, match="there is no file"):
-        list(teach.examples(tmp_path / "none.jsonl"))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from me5lib.lessons import run
 
 VERSIONS = {"data.corpus": {"corpus"}, "data.hub": {"drawing"}, "evaluate.baselines": {"baselines"},
             "evaluate.protocol": {"protocol"}, "evaluate.cache": {"vectors"}, "lessons.run": {"run"},
-            "model.encoder": {"protocol", "vectors", "scores"}, "train.score_cache": {"scores"}}
+            "model.encoder": {"protocol", "vectors", "scores"}, "train.teacher": {"scores"}}
 
 
 def keys(folder):
@@ -24,13 +25,14 @@ def keys(folder):
     from me5lib.evaluate import baselines, cache, models, protocol
     from me5lib.model.encoder import Encoder
     from me5lib.model.text import train_tokenizer
-    from me5lib.train import score_cache
+    from me5lib.train import teacher
 
     words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
     encoder = Encoder.new(config.load("smoke").model, train_tokenizer(words, 330), 0)
     cached = cache.CachedEncoder(models.E5(encoder), folder / "vectors", {"revision": "a1"})
     shutil.rmtree(folder / "scores", ignore_errors=True)
-    score_cache.block_scores([("a", "b")], lambda pairs: [([0], [1.0])], "a teacher", folder / "scores", {})
+    told = SimpleNamespace(name="a teacher", identity={}, pieces=lambda pairs, lengths: [([0], [1.0])])
+    teacher.block_scores([("a", "b")], told, (9, 9), folder / "scores")
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {
         "corpus": corpus.fingerprint(config.load("tiny").data),

@@ -1,141 +1,62 @@
-"""Mining against brute force; the rules that keep a right answer from being called wrong."""
+"""The rules that keep a right answer from being called wrong, the report, its diagnosis; and `me5 mine`."""
 
-import unicodedata
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from me5lib import device
+from me5lib import config, io
+from me5lib.cli import mine as commands
+from me5lib.cli.app import Plain
 from me5lib.io import Me5Error
-from me5lib.train import exact, mining, search
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
+from me5lib.pairs import Labelled, text_key
+from me5lib.train import mining, search
+from me5lib.train.mining import (
+    Dropped,
+    MiningReport,
+    absolute_margin,
+    choose,
+    max_score,
+    near_positive,
+    relative_margin,
+)
+from me5lib.train.search import Index, Pool, SearchResult
 
 RNG = np.random.default_rng(0)
+PASSAGES = [f"p{i}" for i in range(8)]
+SCORES = [0.95, 0.86, 0.84, 0.79, 0.70, 0.60, 0.50, -0.20]
 
 
-def unit(n, d=8, rng=RNG):
-    vectors = rng.standard_normal((n, d)).astype(np.float32)
+def unit(n, d=16):
+    vectors = RNG.standard_normal((n, d)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def brute(queries, passages, k):
-    """Rows of the k largest products of each query, all of them sorted; the lower row first of equal ones."""
-    return [sorted(range(len(passages)), key=lambda j: (-float(query @ passages[j]), j))[:k] for query in queries]
+def by_hand(scores, positive):
+    """What a search found for one query: passages 0, 1, 2 … with these scores."""
+    return SearchResult(np.arange(len(scores))[None], np.array([scores], np.float32), np.array([positive], np.float32))
 
 
-@pytest.fixture(params=["bf16", "fp32"])
-def way(request, monkeypatch):
-    """Both ways to the same result: a sieve in bf16, as where the CPU has it, and fp32 alone."""
-    monkeypatch.setattr(device, "precision", lambda _: device.Precision(request.param, ""))
-    return request.param
+def row(query="q", positives=("right",), negatives=(), language="en"):
+    return Labelled(query, positives, negatives, "s", language)
 
 
-@pytest.mark.parametrize(("q", "p", "k"), [(5, 40, 7), (9, 40, 40), (3, 4, 10), (1, 1, 1), (6, 700, 2), (6, 700, 30),
-                                           (0, 5, 2), (9, 65, 4), (9, 64, 4)])
-def test_top_k_is_exact_across_blocks(monkeypatch, way, q, p, k):
-    monkeypatch.setattr(exact, "BLOCK_QUERIES", 4)
-    monkeypatch.setattr(exact, "BLOCK_PASSAGES", 64)
-    queries, passages = unit(q), unit(p)
-    rows, scores = mining.top_k(queries, passages, k)
-    assert rows.shape == scores.shape == (q, min(k, p)) and rows.tolist() == brute(queries, passages, k)
-    for i in range(q):
-        assert scores[i] == pytest.approx([queries[i] @ passages[j] for j in rows[i]], abs=1e-6)
+def kept(positive=0.9, rules=(), scores=SCORES, n=8, draw_seed=None):
+    """Which of `PASSAGES` a query with a positive of this score keeps of all, and the report."""
+    (texts,), report = choose(by_hand(scores, positive), [row()], Pool(PASSAGES), n, rules, draw_seed)
+    return [int(name[1:]) for name in texts], report
 
 
-@pytest.mark.parametrize("spread", [3e-1, 3e-2, 3e-3])
-def test_scores_that_bf16_cannot_tell_apart_are_told_apart(way, spread):
-    """Vectors about a common direction, as mE5's: cosines differ by less and less, down to a part of bf16's step."""
-    rng = np.random.default_rng(2)
-    common = rng.standard_normal(64)
-    passages = common / np.linalg.norm(common) + spread * rng.standard_normal((5000, 64)) / 8
-    queries = passages[:40] + spread * rng.standard_normal((40, 64)) / 8
-    passages, queries = ((v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (passages, queries))
-    rows, _ = mining.top_k(queries, passages, 20)
-    true = queries.astype(np.float64) @ passages.astype(np.float64).T
-    best = np.argsort(-true, axis=1)[:, :20]
-    gaps = np.take_along_axis(true, best, 1) - np.take_along_axis(true, rows, 1)
-    assert np.abs(gaps).max() < 5e-7  # the same rows, but where fp32 itself sees a tie
-    near = exact._Coarse.of(passages).sweep(queries, 20)
-    assert (near is not None) == (spread == 3e-1)  # of the narrower ones bf16 leaves too many open
-    if near is not None:
-        assert 20 < near.shape[1] <= exact.WIDE * 20
-        assert all(set(row) <= set(own) for row, own in zip(best.tolist(), near.tolist(), strict=True))
-
-
-def test_where_bf16_tells_nothing_apart_fp32_does(way):
-    """All passages within one step of bf16: the sieve gives up, the result stands."""
-    passages = np.ones((3000, 4), np.float32)
-    passages[:, 0] += np.random.default_rng(3).permutation(3000) * np.float32(1e-6)
-    passages[:, 1] = np.linspace(-1, 1, 3000, dtype=np.float32)  # the mean of which is no passage
-    queries = np.array([[1, 0, 0, 0], [-1, 0, 0, 0]], np.float32)
-    if way == "bf16":
-        assert exact._Coarse.of(passages).sweep(queries, 3) is None
-    rows, _ = mining.top_k(queries, passages, 3)
-    assert rows.tolist() == brute(queries, passages, 3)
-
-
-def test_equal_scores_are_given_in_the_order_of_the_passages(monkeypatch, way):
-    monkeypatch.setattr(exact, "BLOCK_PASSAGES", 32)
-    passages = np.ones((80, 2), np.float32)
-    rows, _ = mining.top_k(passages[:2], passages, 2)
-    assert rows.tolist() == [[0, 1]] * 2
-    rows, _ = mining.top_k(passages[:2], passages, 5)
-    assert rows.tolist() == [[0, 1, 2, 3, 4]] * 2
-    passages[[70, 75]] *= 2
-    rows, _ = mining.top_k(passages[:2], passages, 4)
-    assert rows.tolist() == [[70, 75, 0, 1]] * 2
-
-
-def test_scores_that_are_equal_in_fp32_only_are_too(way):
-    """All products are exactly 1, though bf16 sees them differ."""
-    parts = np.random.default_rng(4).integers(1, 4096, 60).astype(np.float32) / 4096
-    rows, scores = mining.top_k(np.ones((1, 2), np.float32), np.stack([parts, 1 - parts], axis=1), 5)
-    assert rows.tolist() == [[0, 1, 2, 3, 4]] and (scores == 1).all()
-
-
-def test_best_passages_that_come_last_are_found(monkeypatch, way):
-    """Scores that rise with the row are the worst case: every block beats all before it."""
-    monkeypatch.setattr(exact, "BLOCK_PASSAGES", 48)
-    passages = np.linspace(0, 1, 500, dtype=np.float32)[:, None]
-    rows, _ = mining.top_k(np.ones((3, 1), np.float32), passages, 3)
-    assert rows.tolist() == [[499, 498, 497]] * 3
-    rows, _ = mining.top_k(-np.ones((3, 1), np.float32), passages, 3)
-    assert rows.tolist() == [[0, 1, 2]] * 3  # and all scores below zero
-
-
-def test_vectors_that_do_not_fit_are_refused():
-    with pytest.raises(Me5Error, match="queries have 8 dimensions and passages 9"):
-        mining.top_k(unit(2), unit(2, 9), 1)
-    spoilt = unit(5)
-    spoilt[3, 2] = np.nan
-    with pytest.raises(Me5Error, match=r"passage 3 is not finite \(1 of 5"):
-        mining.top_k(unit(2), spoilt, 1)
-    with pytest.raises(Me5Error, match="query 3 is not finite"):
-        mining.top_k(spoilt, unit(2), 1)
-
-
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_approximate_index_says_what_it_misses(kind):
-    rng = np.random.default_rng(1)
-    passages, queries = unit(3000, 32, rng), unit(50, 32, rng)
-    index = mining.Index(passages, kind)
-    rows, scores = index.search(queries, 10)
-    exact, _ = mining.top_k(queries, passages, 10)
-    hits = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)])
-    assert index.recall(queries, 10) == pytest.approx(hits) and 0.1 < hits
-    assert scores[0, 0] == pytest.approx(queries[0] @ passages[rows[0, 0]], abs=1e-6)
-    with pytest.raises(Me5Error, match="queries have 8 dimensions"):
-        index.search(unit(2), 10)
-    right = mining.nearest(queries, np.arange(50), queries, index, 10)
-    _, report = mining.choose(right, [f"q{i}" for i in range(50)], [["right"]] * 50, [str(i) for i in range(3000)], 2)
-    assert report.recall == pytest.approx(hits) and any("recall" in line for line in mining.lines(report))
-
-
-def test_a_large_pool_is_searched_approximately_a_small_one_exactly(monkeypatch):
-    assert mining.Index(unit(300), "auto").kind == "exact" and mining.Index(unit(300)).recall(unit(3), 5) is None
-    monkeypatch.setattr(search, "LARGE", 200)
-    assert mining.Index(unit(300), "auto").kind == "ivf"
-    with pytest.raises(Me5Error, match="there is no index 'pq': choose one of exact, ivf, hnsw"):
-        mining.Index(unit(3), "pq")
+# ---- the choice ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("score", "limit"), [(0.8, 0.76), (0.0, 0.0), (-0.8, -0.84)])
@@ -143,259 +64,89 @@ def test_the_margin_lies_below_the_positive_whatever_its_sign(score, limit):
     assert mining.ceiling(np.array([score]), 0.95)[0] == pytest.approx(limit)
 
 
-def hand(scores, positive):
-    """What a search found for one query: passages 0, 1, 2 … with these scores."""
-    return mining.Found(np.arange(len(scores))[None], np.array([scores], np.float32), np.array([positive], np.float32))
-
-
-def test_the_rules_by_hand():
-    passages = ["Paris", "PARIS ", "capital of France?", "Lyon", "Nice", "Lille", "lyon"]
-    found = hand([0.99, 0.98, 0.97, 0.90, 0.85, 0.70, 0.60], 0.92)
-    negatives, report = mining.choose(found, ["Capital of  France?"], [["Paris"]], passages, n=2, margin=0.95)
+def test_the_same_text_is_no_negative_and_the_rest_is_counted():
+    pool = Pool(["Paris", "PARIS ", "capital of France?", "Lyon", "Nice", "Lille", "lyon"])
+    found = by_hand([0.99, 0.98, 0.97, 0.90, 0.85, 0.70, 0.60], 0.92)
+    negatives, report = choose(found, [row("Capital of  France?", ("Paris",))], pool, 2, [relative_margin(0.95)])
     assert negatives == [["Nice", "Lille"]]  # the limit is 0.95 × 0.92 = 0.874
     assert report.dropped == {"same text": 4, "relative margin": 1, "not needed": 0}  # lyon reads like Lyon
     assert (report.queries, report.candidates, report.kept, report.short) == (1, 7, 2, 0)
-    assert report.examples == [mining.Dropped("Capital of  France?", "Paris", "Lyon", "relative margin",
-                                              pytest.approx(0.90), pytest.approx(0.92))]
-
-
-def test_a_negative_positive_score_still_drops_what_lies_above_it():
-    found = hand([-0.50, -0.82, -0.90], -0.80)
-    negatives, report = mining.choose(found, ["q"], [["right"]], ["a", "b", "c"], n=3, margin=0.95)
-    assert negatives == [["c"]] and report.dropped["relative margin"] == 2 and report.short == 1
-
-
-def test_every_candidate_is_accounted_for():
-    passages = [f"text {i % 30}" for i in range(40)]
-    queries = [f"query {i}" for i in range(6)]
-    rows, scores = mining.top_k(unit(6), unit(40), 20)
-    found = mining.Found(rows, scores, np.full(6, 0.5, np.float32))
-    negatives, report = mining.choose(found, queries, [["text 3"]] * 6, passages, n=4, margin=0.95)
-    assert report.candidates == 120 == report.kept + sum(report.dropped.values())
-    assert report.kept == sum(map(len, negatives)) and all(len(set(row)) == len(row) for row in negatives)
-    assert not any("text 3" in row for row in negatives)
-
-
-def test_dense_scores_the_best_positive_and_skips_the_first():
-    vectors = {f"p{i}": vector for i, vector in enumerate(unit(12))}
-    asked = {"q": unit(1)[0]}
-
-    def query(texts):
-        return np.stack([asked[text] for text in texts])
-
-    def passage(texts):
-        return np.stack([vectors[text] for text in texts])
-
-    ranked = sorted(vectors, key=lambda name: -float(asked["q"] @ vectors[name]))
-    found = mining.dense(["q"], [("p4", "p7")], list(vectors), query, passage, depth=3, skip=2)
-    assert [f"p{i}" for i in found.rows[0]] == ranked[2:5]
-    assert found.positive[0] == pytest.approx(max(asked["q"] @ vectors["p4"], asked["q"] @ vectors["p7"]))
-
-
-def test_bm25_finds_shared_words_and_nothing_else():
-    passages = ["the capital of France is Paris", "trains in France", "東京は日本の首都です", "nothing here", "Paris"]
-    found = mining.bm25(["capital of France", "日本の首都", "zzz", "?"], [["Paris"]] * 4, passages, depth=4)
-    assert found.rows[0, 0] == 0 and set(found.rows[0, 1:]) == {1, -1}
-    assert found.rows[1].tolist() == [2, -1, -1, -1]
-    assert (found.rows[2:] == -1).all()
-    outside = mining.bm25(["capital"], [["a capital answer"]], passages, depth=2)
-    assert outside.positive[0] > 0  # a positive that is not among the passages is scored too
-
-
-def test_bm25_scores_against_its_formula():
-    texts = ["a a b", "b c", "c c c d"]
-    found = mining.bm25(["a c"], [["b c"]], texts, depth=3)
-    documents = [text.split() for text in texts]
-    average, n = np.mean([len(d) for d in documents]), len(texts)
-
-    def score(d):
-        total = 0.0
-        for term in ("a", "c"):
-            df, tf = sum(term in other for other in documents), d.count(term)
-            total += np.log(1 + (n - df + 0.5) / (df + 0.5)) * tf / (tf + 1.5 * (0.25 + 0.75 * len(d) / average))
-        return total
-
-    assert found.positive[0] == pytest.approx(score(documents[1]), rel=1e-5)
-    assert found.scores[0] == pytest.approx(sorted((score(d) for d in documents), reverse=True), rel=1e-5)
-
-
-SPELT = {  # words that are one, in scripts whose vowels or points are marks
-    "Devanagari": "किताब क़लम हिन्दी", "Bengali": "বাংলা ভাষা কৌতূহল", "Tamil": "தமிழ் மொழி", "Telugu": "తెలుగు భాష",
-    "Sinhala": "ශ්‍රී ලංකාව සිංහල", "Malayalam": "മലയാളം അവന്‍", "Tibetan": "བོད སྐད ཡིག", "Hebrew": "שָׁלוֹם עֲלֵיכֶם",
-    "Arabic": "العَرَبِيَّةُ لُغَةٌ", "Persian": "می‌خواهم کتاب", "Vietnamese": "tiếng việt nam", "Yoruba": "ẹ̀kọ́ yorùbá",
-}
-
-
-@pytest.mark.parametrize("script", SPELT)
-def test_marks_stay_with_their_letter_in_words(script):
-    """However the text is composed."""
-    for form in ("NFC", "NFD"):
-        text = unicodedata.normalize(form, SPELT[script])
-        assert search.words(f"«{text}»!") == [unicodedata.normalize("NFKC", word) for word in text.split()]
-
-
-@pytest.mark.parametrize(("text", "pairs"), [
-    ("ภาษาไทย", "ภา าษ ษา าไ ไท ทย"), ("ที่นี่", "ที่นี่"), ("ດີຫຼາຍ", "ດີຫຼ ຫຼາ າຍ"), ("ភាសាខ្មែរ", "ភាសា សាខ្ ខ្មែ មែរ"),
-    ("မြန်မာစာ", "မြန် န်မာ မာစာ"), ("日本語の本", "日本 本語 語の の本"), ("か゚き", "か゚き"), ("本", "本"),
-])
-def test_marks_stay_with_their_letter_in_pairs_of_unspaced_scripts(text, pairs):
-    assert search.words(text) == unicodedata.normalize("NFKC", pairs).split()
-
-
-def test_signs_that_nobody_sees_and_turkish_capitals_do_not_part_a_word():
-    assert search.words("Donau\u00addampf ❤\ufe0f 1\ufe0f\u20e3 İSTANBUL istanbul don't 😀") == [
-        "donaudampf", "1", "istanbul", "istanbul", "don", "t"]
-
-
-def test_texts_without_a_word_find_nothing_and_are_found_by_nothing():
-    found = mining.bm25(["😀", "word"], [["🤐"], ["a word"]], ["🤐", "!", "a word"], depth=3)
-    assert found.rows.tolist() == [[-1, -1, -1], [2, -1, -1]] and found.positive[0] == 0 < found.positive[1]
-    found = mining.bm25(["😀", "🤐"], [["🤐"], ["!"]], ["🤐", "!"], depth=2)
-    assert (found.rows == -1).all() and not found.positive.any()
-    _, report = mining.choose(found, ["😀", "🤐"], [["🤐"], ["!"]], ["🤐", "!"], 1)
-    assert (report.candidates, report.kept, report.short) == (0, 0, 2)
-
-
-@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
-def test_equal_passages_come_lowest_row_first_in_every_index(kind):
-    one = unit(200, 16, np.random.default_rng(5))
-    index, queries = mining.Index(np.concatenate([one, one, one]), kind), one[:40]
-    assert index.kind == kind
-    rows, scores = index.search(queries, 3)
-    assert rows.tolist() == [[i, 200 + i, 400 + i] for i in range(40)] and (np.diff(scores, axis=1) <= 0).all()
-
-
-@pytest.mark.parametrize("n", [1, 5, 15, 200])
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_too_few_passages_for_an_index_are_searched_exactly(kind, n):
-    passages, queries = unit(n), unit(3)
-    index = mining.Index(passages, kind)
-    assert index.kind == "exact" and index.recall(queries, 2) is None
-    assert index.search(queries, 4)[0].tolist() == brute(queries, passages, 4)
-
-
-def test_random_negatives_are_the_same_every_time_and_spread_over_the_pool():
-    queries, passages = [f"q{i}" for i in range(400)], [f"p{i}" for i in range(10)]
-    first, again, other = (mining.random(queries, passages, 5, seed) for seed in (1, 1, 2))
-    assert (first.rows == again.rows).all() and (first.rows != other.rows).any()
-    turned = mining.random(queries[::-1], passages, 5, 1)
-    assert (turned.rows[::-1] == first.rows).all()  # a query's draw does not depend on its neighbours
-    counts = np.bincount(first.rows.ravel(), minlength=10)
-    assert counts.min() > 140 and counts.max() < 260  # 200 each, four standard deviations
-
-
-def test_spread_takes_other_than_the_hardest_and_is_stable():
-    found = hand(np.linspace(0.9, 0.1, 50), 2.0)
-    passages = [f"p{i}" for i in range(50)]
-    hard, _ = mining.choose(found, ["q"], [["right"]], passages, n=5)
-    spread, _ = mining.choose(found, ["q"], [["right"]], passages, n=5, spread=True)
-    again, _ = mining.choose(found, ["q"], [["right"]], passages, n=5, spread=True)
-    assert hard == [passages[:5]] and spread != hard and spread == again
-
-
-def test_planted_copies_of_the_answer_are_caught():
-    """A search that ranks by meaning finds the planted paraphrase on top; the margin keeps it out."""
-    answers = unit(30, 16)
-    paraphrases = answers + 0.02 * unit(30, 16)
-    paraphrases /= np.linalg.norm(paraphrases, axis=1, keepdims=True)
-    queries = answers + 0.1 * unit(30, 16)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    texts = [f"answer {i}" for i in range(30)] + [f"paraphrase {i}" for i in range(30)]
-    vectors = dict(zip(texts, np.concatenate([answers, paraphrases]), strict=True))
-    asked = dict(zip([f"q{i}" for i in range(30)], queries, strict=True))
-    found = mining.dense(list(asked), [[f"answer {i}"] for i in range(30)], texts,
-                         lambda names: np.stack([asked[n] for n in names]),
-                         lambda names: np.stack([vectors[n] for n in names]), depth=10)
-    kept, _ = mining.choose(found, list(asked), [[f"answer {i}"] for i in range(30)], texts, 3, margin=None)
-    assert sum(f"paraphrase {i}" in row for i, row in enumerate(kept)) == 30
-    kept, _ = mining.choose(found, list(asked), [[f"answer {i}"] for i in range(30)], texts, 3, margin=0.95)
-    assert sum(f"paraphrase {i}" in row for i, row in enumerate(kept)) == 0
-
-
-PASSAGES = [f"p{i}" for i in range(8)]
-SCORES = [0.95, 0.86, 0.84, 0.79, 0.70, 0.60, 0.50, -0.20]
-
-
-def kept(positive=0.9, margin=None, scores=SCORES, **options):
-    """Which of `PASSAGES` a query with a positive of this score keeps of all, and the report."""
-    passages = options.pop("passages", PASSAGES)
-    (found,), report = mining.choose(hand(scores, positive), ["q"], [["right"]], passages, 8, margin, **options)
-    return [int(name[1:]) for name in found], report
+    assert report.examples == [Dropped("Capital of  France?", "Paris", "Lyon", "relative margin", pytest.approx(0.90),
+                                       pytest.approx(0.92), "en")]
 
 
 def test_each_rule_by_hand():
     assert kept()[0] == list(range(8))
-    assert kept(margin=0.95)[0] == list(range(2, 8))  # 0.855
-    assert kept(rules=[mining.absolute_margin(0.1)])[0] == list(range(3, 8))  # 0.8: 0.84 is within 0.1 of 0.9
-    assert kept(0.5, rules=[mining.absolute_margin(0.0)])[0] == [7]  # equal to the positive is dropped
-    assert kept(rules=[mining.max_score(0.6)])[0] == [5, 6, 7]  # as high is not above
-    assert kept(-0.1, margin=0.5)[0] == [7]  # -0.15
-    _, report = kept(margin=0.95, rules=[mining.absolute_margin(0.1), mining.max_score(0.65)])
+    assert kept(rules=[relative_margin(0.95)])[0] == list(range(2, 8))  # 0.855
+    assert kept(rules=[absolute_margin(0.1)])[0] == list(range(3, 8))  # 0.8: 0.84 is within 0.1 of 0.9
+    assert kept(0.5, [absolute_margin(0.0)])[0] == [7]  # equal to the positive is dropped
+    assert kept(rules=[max_score(0.6)])[0] == [5, 6, 7]  # as high is not above
+    assert kept(-0.1, [relative_margin(0.5)])[0] == [7]  # -0.15
+    _, report = kept(rules=[relative_margin(0.95), absolute_margin(0.1), max_score(0.65)])
     assert report.dropped == {"same text": 0, "relative margin": 2, "absolute margin": 1, "maximum score": 2,
                               "not needed": 0}  # each counts what those before it left
-    assert [example.rule for example in report.examples] == ["relative margin", "absolute margin", "maximum score"]
-    assert [example.passage for example in report.examples] == ["p0", "p2", "p3"]
+    assert [(one.rule, one.passage) for one in report.examples] == [
+        ("relative margin", "p0"), ("absolute margin", "p2"), ("maximum score", "p3")]
+    few, report = kept(rules=[max_score(0.55)])  # nothing is padded
+    assert few == [6, 7] and (report.kept, report.short) == (2, 1)
 
 
 def test_what_is_like_a_positive_is_dropped_however_it_scores():
-    """Pairs of near-copies among unrelated texts; the likeness against its formula, each pair of texts at a time."""
-    rng = np.random.default_rng(5)
-    base = unit(30, 16, rng)
-    copies = base + 0.05 * unit(30, 16, rng)
-    passages = np.concatenate([base, copies / np.linalg.norm(copies, axis=1, keepdims=True)])
-    names = [f"p{i}" for i in range(60)]
-    owner, right = np.array([0, 0, 1]), passages[[3, 7, 11]]
-    found = mining.nearest(unit(2, 16, rng), owner, right, mining.Index(passages), 60, likeness=True)
-    cosine = passages @ passages.T
-    crowd = [np.sort(np.delete(row, i))[-4:].mean() for i, row in enumerate(cosine)]
-    for i, own in enumerate(([3, 7], [11])):
-        for j, row in enumerate(found.rows[i]):
-            expected = max(cosine[row, one] / ((crowd[row] + crowd[one]) / 2) for one in own)
-            assert found.likeness[i, j] == pytest.approx(expected, abs=1e-4)
-    rules = [mining.near_positive()]
-    kept, report = mining.choose(found, ["q", "r"], [["p3", "p7"], ["p11"]], names, 60, None, rules=rules)
-    assert not {"p33", "p37"} & set(kept[0]) and "p41" not in kept[1]
-    assert report.dropped["near a positive"] <= 5 and report.kept >= 112
-    with pytest.raises(Me5Error, match="likeness=True"):
-        mining.choose(hand(SCORES, 0.9), ["q"], [["right"]], PASSAGES, 8, None, rules=rules)
-
-
-def test_bad_input_is_named():
-    found = hand(SCORES, 0.9)
-    with pytest.raises(Me5Error, match=r"query 0 \('what\?'\) has no positive \(1 of 1"):
-        mining.choose(found, ["what?"], [[]], PASSAGES, 2)
-    with pytest.raises(Me5Error, match="query 1 .* has no positive"):
-        mining.bm25(["a", "b"], [["c"], []], ["c"], 1)
-    with pytest.raises(Me5Error, match="2 queries, but candidates of 1"):
-        mining.choose(found, ["a", "b"], [["c"], ["d"]], PASSAGES, 2)
-    with pytest.raises(Me5Error, match="2 queries and positives of 1"):
-        mining.choose(found, ["a", "b"], [["c"]], PASSAGES, 2)
-    with pytest.raises(Me5Error, match=r"score of query 0 \('a'\) is NaN"):
-        mining.choose(hand([0.9, np.nan], 0.9), ["a"], [["c"]], PASSAGES, 2)
-    with pytest.raises(Me5Error, match="is NaN"):
-        mining.choose(hand([0.9, 0.8], np.nan), ["a"], [["c"]], PASSAGES, 2)
-
-
-def test_too_few_are_counted_and_nothing_is_padded():
-    found, report = kept(rules=[mining.max_score(0.55)])
-    assert found == [6, 7] and (report.kept, report.short) == (2, 1)
+    """Copies of the answers, which a search by meaning finds on top."""
+    answers = unit(30)
+    copies = answers + 0.02 * unit(30)
+    copies /= np.linalg.norm(copies, axis=1, keepdims=True)
+    pool = Pool([f"answer {i}" for i in range(30)] + [f"copy {i}" for i in range(30)])
+    rows = [row(f"q{i}", (f"answer {i}",)) for i in range(30)]
+    queries = answers + 0.1 * unit(30)
+    found = search.dense(rows, pool, Index(np.concatenate([answers, copies])), lambda _: queries, 10,
+                         margin_ratio=True)
+    copied = [sum(f"copy {i}" in texts for i, texts in enumerate(choose(found, rows, pool, 3, rules)[0]))
+              for rules in ([], [relative_margin(0.95)], [near_positive()])]
+    assert copied == [30, 0, 0]
+    with pytest.raises(Me5Error, match="margin_ratio=True"):
+        kept(rules=[near_positive()])
 
 
 def test_own_negatives_come_first_and_are_not_mined_again():
-    (found,), report = mining.choose(hand(SCORES, 2.0), ["q"], [["right"]], PASSAGES, 4, own=[["P1", "x"]])
-    assert found == ["P1", "x", "p0", "p2"] and (report.kept, report.short) == (2, 0)
-    assert report.dropped == {"same text": 1, "not needed": 5}
-    (found,), report = mining.choose(hand(SCORES, 2.0), ["q"], [["right"]], PASSAGES, 1, own=[["P1", "x"]])
-    assert found == ["P1"] and (report.kept, report.short) == (0, 0)
+    for n, texts, dropped in ((4, ["P1", "x", "p0", "p2"], {"same text": 1, "not needed": 5}),
+                              ([1], ["P1"], {"same text": 1, "not needed": 7})):
+        (found,), report = choose(by_hand(SCORES, 2.0), [row(negatives=("P1", "x"))], Pool(PASSAGES), n)
+        assert found == texts and report.dropped == dropped and report.short == 0
+
+
+def test_a_draw_takes_other_than_the_hardest_and_differs_from_query_to_query():
+    rows = [row(f"q{i}") for i in range(60)]
+    found = SearchResult(np.tile(np.arange(40), (60, 1)),
+                         np.tile(np.linspace(0.9, 0.1, 40, dtype=np.float32), (60, 1)), np.full(60, 2.0, np.float32))
+    drawn, again, other = (choose(found, rows, Pool([f"p{i}" for i in range(40)]), 4, draw_seed=seed)[0]
+                           for seed in (0, 0, 1))
+    assert drawn == again != other
+    assert len({name for texts in drawn for name in texts}) > 35 and len({tuple(texts) for texts in drawn}) > 55
+
+
+def test_bad_input_is_named():
+    found, pool = by_hand(SCORES, 0.9), Pool(PASSAGES)
+    with pytest.raises(Me5Error, match=r"query 0 \('what\?'\) has no positive \(1 of 1"):
+        choose(found, [row("what?", ())], pool, 2)
+    with pytest.raises(Me5Error, match="2 queries, but candidates of 1"):
+        choose(found, [row(), row("r")], pool, 2)
+    for bad in (by_hand([0.9, np.nan], 0.9), by_hand([0.9, 0.8], np.nan)):
+        with pytest.raises(Me5Error, match=r"score of query 0 \('q'\) is NaN"):
+            choose(bad, [row()], pool, 2)
+
+
+# ---- report and diagnosis --------------------------------------------------------------------------------------------
 
 
 def two_languages():
     """A report of four queries in two languages over six passages in three."""
     rows = np.array([[0, 1, 2], [1, 2, 3], [4, 5, 0], [5, 4, -1]])
     scores = np.array([[0.9, 0.5, 0.4], [0.5, 0.4, 0.3], [0.8, 0.2, 0.1], [0.7, 0.6, -np.inf]], np.float32)
-    found = mining.Found(rows, scores, np.full(4, 0.75, np.float32), np.array([0.1, 0.1, 0.3, 0.3], np.float32))
-    return mining.choose(found, list("abcd"), [["r"]] * 4, [f"p{i}" for i in range(6)], 2, 1.0,
-                         languages=["de", "de", "fr", "fr"], passage_languages=["de", "de", "en", "en", "fr", "fr"])
+    found = SearchResult(rows, scores, np.full(4, 0.75, np.float32), np.array([0.1, 0.1, 0.3, 0.3], np.float32))
+    queries = [row(query, language=language) for query, language in zip("abcd", ("de", "de", "fr", "fr"), strict=True)]
+    pool = Pool([f"p{i}" for i in range(6)], ["de", "de", "en", "en", "fr", "fr"])
+    return choose(found, queries, pool, 2, [relative_margin(1.0)])
 
 
 def test_the_report_tells_the_languages_apart():
@@ -410,34 +161,279 @@ def test_the_report_tells_the_languages_apart():
     scores = [0.5, 0.4, 0.5, 0.4, 0.2, 0.1, 0.7, 0.6]
     assert report.scores == pytest.approx({"scored": 8, "above": 0, "positive": 0.75, "negative": np.mean(scores),
                                            "chance": 0.2})
-    text = "\n".join(mining.lines(report))
+    text = "\n".join(mining.lines(report._replace(recall=0.5)))
     assert "de       2 queries, 6 candidates: 4 kept" in text and "0.900, the right answer 0.750" in text
+    assert "recall 0.500" in text
 
 
 def test_reports_of_parts_merge_to_the_report_of_the_whole():
     _, whole = two_languages()
-    _, other = kept(margin=0.95)
-    merged = mining.merge([whole, whole, other])
-    assert merged.queries == 9 and merged.dropped["relative margin"] == 6
+    _, other = kept(rules=[relative_margin(0.95)])
+    merged = mining.merge([whole, whole._replace(recall=0.9), other])
+    assert merged.queries == 9 and merged.dropped["relative margin"] == 6 and merged.recall == 0.9
+    assert merged.candidates == 30 == merged.kept + sum(merged.dropped.values())
     assert merged.by_language["de"]["candidates"] == 12 and merged.languages["fr"] == {"de": 2, "fr": 6}
     assert merged.scores["scored"] == 22 and "chance" not in merged.scores  # one of them does not know it
     assert merged.scores["negative"] == pytest.approx((2 * 3.4 + sum(SCORES[2:])) / 22)
-    assert mining.merge([]) == mining.MiningReport(0, 0, 0, 0, {"same text": 0, "not needed": 0}, [])
-    import json
-
-    assert json.loads(json.dumps(merged._replace(examples=[])._asdict()))["kept"] == 22
+    assert mining.merge([]) == MiningReport()
+    assert json.loads(json.dumps(mining.as_json(merged)))["kept"] == 22
 
 
-def test_bm25_gives_equal_scores_in_the_order_of_the_passages():
-    passages = ["dog", "cat one", "cat two", "cat red", "cat"]
-    assert mining.bm25(["cat"], [["cat"]], passages, depth=3).rows.tolist() == [[4, 1, 2]]
-    assert mining.bm25(["cat"], [["cat"]], passages, depth=2, skip=1).rows.tolist() == [[1, 2]]
-    assert mining.bm25(["cat"], [["cat"]], passages, depth=9, skip=3).rows.tolist() == [[3, -1]]
+HEALTHY = MiningReport(
+    90, 900, 90, 0, by_language={code: {"queries": 30} for code in ("de", "fr", "en")},
+    languages={code: {code: 30} for code in ("de", "fr", "en")},
+    scores={"scored": 90, "above": 3, "positive": 0.8, "negative": 0.6, "chance": 0.2})  # fmt: skip
 
 
-def test_a_draw_differs_from_query_to_query():
-    found = mining.Found(np.tile(np.arange(40), (60, 1)), np.tile(np.linspace(0.9, 0.1, 40, dtype=np.float32), (60, 1)),
-                         np.full(60, 2.0, np.float32))
-    negatives, _ = mining.choose(found, [f"q{i}" for i in range(60)], [["r"]] * 60, [f"p{i}" for i in range(40)], 4,
-                                 spread=True)
-    assert len({name for row in negatives for name in row}) > 35 and len({tuple(row) for row in negatives}) > 55
+@pytest.mark.parametrize(("spoilt", "finding"), [
+    ({}, None),
+    ({"scores": HEALTHY.scores | {"above": 9}}, "10.0% of the negatives score above the right answer"),
+    ({"scores": HEALTHY.scores | {"negative": 0.23}},
+     "0.570 below the right answer, 95% of the gap that random passages have (0.600)"),
+    ({"languages": {code: {"en": 30} for code in ("de", "fr", "en")}}, "100% of the negatives are in en, but only 33%"),
+    ({"languages": {"de": {"de": 90}}}, "100% of the negatives belong to queries in de, but only 33%"),
+    ({"kept": 0, "scores": {}, "languages": {}}, None),
+    ({"scores": HEALTHY.scores | {"chance": 0.9}}, None),  # the encoder is at fault, not the mining
+])  # fmt: skip
+def test_a_mining_that_went_wrong_says_so(spoilt, finding):
+    found = mining.diagnose(HEALTHY._replace(**spoilt))
+    assert found == [] if finding is None else len(found) == 1 and finding in found[0], found
+
+
+# ---- me5 mine --------------------------------------------------------------------------------------------------------
+
+app = typer.Typer(cls=Plain, rich_markup_mode=None)
+app.callback()(lambda: None)
+app.command()(commands.mine)
+FACTS = {"en": ("capital", "currency", "river", "king"), "de": ("Hauptstadt", "Währung", "Fluss", "König")}
+LANDS = ("France", "Spain", "Norway", "Peru", "Chad", "Japan", "Iraq", "Cuba", "Mali", "Togo")
+
+
+def pairs():
+    """Eighty rows in two languages; each has one positive, some a negative of their own."""
+    rows = [{"query": f"{fact} {land}?", "positive": f"the {fact} of {land} is {fact[:3]}{land[:3]}", "language": code}
+            for code, facts in FACTS.items() for land in LANDS for fact in facts]
+    rows[0]["negatives"] = ["an own wrong answer", "another one"]
+    return rows
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "pairs.jsonl", pairs())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with an untrained encoder: the same words give near vectors."""
+    texts = [text for row in pairs() for text in (row["query"], row["positive"])]
+    shape = dataclasses.replace(config.load("smoke").model, layers=1)
+    folder = tmp_path_factory.mktemp("model") / "untrained"
+    Encoder.new(shape, train_tokenizer(texts, 400), seed=1).save(folder)
+    return folder
+
+
+def mine(*arguments):
+    return CliRunner().invoke(app, ["mine", *map(str, arguments)], catch_exceptions=False)
+
+
+def rows_of(out):
+    return [json.loads(line) for path in sorted(out.glob("shard-*.jsonl"))
+            for line in path.read_text(encoding="utf8").splitlines()]
+
+
+def files(out):
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def refused(done, *words):
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 2 and line.startswith("me5: ") and all(word in line for word in words), line
+
+
+def test_mined_rows_are_those_of_a_search_written_down_here(data, model, tmp_path):
+    """Cosines of the language's passages; what is liker the positive than both are to their four nearest left out, the
+    best that remain."""
+    out = tmp_path / "mined"
+    done = mine("--data", data, "--model", model, "--out", out, "--negatives", 3, "--depth", 30, "--shard", 30,
+                "--near", 1)
+    assert done.exit_code == 0, done.output
+    found, encoder = rows_of(out), Encoder.load(model)
+    assert [row["query"] for row in found] == [row["query"] for row in pairs()]
+    for language in FACTS:
+        own = [row for row in pairs() if row["language"] == language]
+        texts = list(dict.fromkeys(text for row in own for text in (row["positive"], *row.get("negatives", []))))
+        vectors, asked = encoder.encode(texts, PASSAGE), encoder.encode([row["query"] for row in own], QUERY)
+        alike = vectors @ vectors.T
+        knn_mean = np.sort(alike, axis=1)[:, -5:-1].mean(axis=1)
+        for query, row in zip(asked, own, strict=True):
+            scores, wrong = vectors @ query, row.get("negatives", [])
+            right = texts.index(row["positive"])
+            best = [texts[j] for j in np.argsort(-scores, kind="stable")[:30]
+                    if alike[j, right] <= (knn_mean[j] + knn_mean[right]) / 2
+                    and texts[j] not in (row["positive"], *wrong)]
+            (mined,) = [one for one in found if one["query"] == row["query"]]
+            assert mined == {"query": row["query"], "positives": [row["positive"]], "language": language,
+                             "negatives": [*wrong, *best][:3]}
+    report = json.loads((out / "report.json").read_text(encoding="utf8"))
+    assert report["kept"] == sum(len(row["negatives"]) for row in found) - 2
+    assert report["dropped"]["near a positive"] > 0
+    assert report["candidates"] == 80 * 30 == report["kept"] + sum(report["dropped"].values())
+    assert set(report["by_language"]) == set(FACTS) and f"{report['kept']:,} kept" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["report.json", "settings.json", *(f"shard-0000{i}.json{end}" for i in range(3) for end in ("", "l"))])
+
+
+@pytest.mark.parametrize("by", ["bm25", "random", "dense"])
+def test_within_a_language_or_across(by, data, model, tmp_path):
+    german, mixed = {row["positive"] for row in pairs() if row["language"] == "de"}, {}
+    for way in ("--within-language", "--across"):
+        near = [] if way == "--across" else ["--near", 0]
+        done = mine("--data", data, "--by", by, "--model", model, "--out", tmp_path / way, way, "--negatives", 4, *near)
+        assert done.exit_code == 0, done.output
+        mixed[way] = sum((text in german) != (row["language"] == "de") for row in rows_of(tmp_path / way)
+                         for text in row["negatives"] if "own" not in text and "another" not in text)
+    assert mixed["--within-language"] == 0 < mixed["--across"]
+    settings = json.loads((tmp_path / "--across" / "settings.json").read_text(encoding="utf8"))
+    assert (settings["near"], settings["margin"]) == (1.06 if by == "dense" else None, None)
+
+
+class Crash(Exception):
+    """What stands for a process that is killed."""
+
+
+def test_after_a_crash_at_any_file_the_same_command_gives_the_same_bytes(data, model, tmp_path, monkeypatch):
+    command = ["--data", data, "--model", model, "--shard", 25, "--negatives", 3, "--out"]
+    assert mine(*command, tmp_path / "whole").exit_code == 0
+    whole, rename, shards = files(tmp_path / "whole"), io.rename, mining.mine
+    for crash in range(11):
+        out, writes, searched = tmp_path / f"crash-{crash}", [], []
+
+        def failing(first, second, writes=writes, crash=crash):
+            writes.append(second)
+            if len(writes) == crash + 1:
+                raise Crash
+            rename(first, second)
+
+        monkeypatch.setattr(io, "rename", failing)
+        with pytest.raises(Crash):
+            mine(*command, out)
+        monkeypatch.setattr(io, "rename", rename)
+        finished = len(list(out.glob("shard-*.json")))
+        monkeypatch.setattr(mining, "mine", lambda *given, seen=searched: seen.append(1) or shards(*given))
+        assert mine(*command, out).exit_code == 0
+        monkeypatch.setattr(mining, "mine", shards)
+        assert len(searched) == 4 - finished and files(out) == whole  # what was finished is not mined again
+    assert len(writes) == 11  # settings, vectors, four shards of two files, the report
+
+
+def test_the_shard_does_not_change_what_is_mined(data, tmp_path):
+    for by in ("bm25", "random"):
+        one, many = tmp_path / f"{by}-one", tmp_path / f"{by}-many"
+        for out, shard in ((one, 1000), (many, 7)):
+            mine("--data", data, "--by", by, "--out", out, "--shard", shard)
+        assert rows_of(one) == rows_of(many)
+
+
+def test_what_was_begun_otherwise_is_refused(data, model, tmp_path):
+    out, other = tmp_path / "mined", tmp_path / "other"
+    command = ["--data", data, "--model", model, "--out", out]
+    assert mine(*command).exit_code == 0
+    before = files(out)
+    refused(mine(*command, "--depth", 9), "begun with another depth (200, not 9)", "--out")
+    Encoder.new(config.load("smoke").model, Encoder.load(model).tokenizer, seed=2).save(other)
+    refused(mine("--data", data, "--model", other, "--out", out), "begun with another model")
+    changed = write(tmp_path / "changed.jsonl", pairs()[1:])
+    refused(mine("--data", changed, "--model", model, "--out", out), "begun with another data")
+    assert files(out) == before
+
+
+def test_what_is_wrong_with_the_file_is_named_and_counted(tmp_path):
+    rows = pairs()[1:20]
+    rows += [{"query": "nothing right?", "positive": ""}, {"query": "", "positive": "an answer"},
+             {**rows[0], "negatives": [rows[0]["positive"].upper(), "fine", rows[0]["query"]]},
+             {"query": rows[1]["query"].upper(), "positive": "a second answer", "negatives": ["wrong"]}]
+    rows[5]["language"] = "x-klingon"
+    rows[6]["positive"] += " \ud83d"  # a text cut within an emoji
+    out = tmp_path / "mined"
+    done = mine("--data", write(tmp_path / "bad.jsonl", rows), "--by", "bm25", "--out", out, "--negatives", 60)
+    assert done.exit_code == 0, done.output
+    for what, where in (("no positive passage", 20), ("no query", 21), ("half a character", 7),
+                        ("a negative that is a positive of its query", 22), ("a negative that repeats its query", 22),
+                        ("a language that is not known", 6)):
+        assert any(line.startswith(f"not used: 1 × {what}") and line.endswith(f"(line {where})")
+                   for line in done.stdout.splitlines()), what
+    report, found = json.loads((out / "report.json").read_text(encoding="utf8")), rows_of(out)
+    assert report["not_used"]["no positive passage"] == [1, "line", [20]]
+    assert len(found) == 19 == report["short"] and "19 queries are short" in done.stdout
+    assert found[0]["negatives"][0] == "fine" and all(len(row["negatives"]) < 60 for row in found)
+    assert found[1]["positives"][1:] == ["a second answer"] and found[1]["negatives"][0] == "wrong"
+    for row in found:
+        keys = [text_key(text) for text in (row["query"], *row["positives"], *row["negatives"])]
+        assert len(set(keys)) == len(keys)
+    assert {row["language"] for row in found} == {"en", "und"} and found[6]["positives"][0].endswith(" \ufffd")
+    assert mining.read(out / "shard-00000.jsonl")[1] == {}  # no file that me5 writes is one that it cannot read
+
+
+def test_columns_of_other_names_are_named(tmp_path):
+    frame = pd.DataFrame(pairs()[:20]).rename(columns={"query": "prompt", "positive": "größe", "language": "l"})
+    frame["l"] = "English"
+    frame.drop(columns="negatives").assign(wrong="no answer").to_csv(tmp_path / "x.csv", index=False, encoding="cp1252")
+    command = ["--data", tmp_path / "x.csv", "--by", "bm25", "--out", tmp_path / "out", "--encoding", "cp1252"]
+    refused(mine(*command), "which column is the query", "'prompt'", "--query-column")
+    columns = ["--query-column", "prompt", "--passage-column", "größe", "--negative-columns", "wrong",
+               "--language-column", "l"]
+    assert mine(*command, *columns).exit_code == 0
+    first = rows_of(tmp_path / "out")[0]
+    assert first["positives"] == [pairs()[0]["positive"]] and first["negatives"][0] == "no answer"
+    assert first["language"] == "en"
+    refused(mine(*command, *columns[:-2]), "begun with another columns")
+
+
+def test_csv_with_names_that_are_guessed_and_texts_without_a_word_are_mined(tmp_path, model):
+    path = tmp_path / "faq.csv"
+    with path.open("w", encoding="utf8", newline="") as file:
+        csv.writer(file).writerows([["question", "answer"], *([row["query"], row["positive"]] for row in pairs()[:12])])
+    assert mine("--data", path, "--by", "bm25", "--out", tmp_path / "out").exit_code == 0
+    assert len(rows_of(tmp_path / "out")) == 12
+    emoji = [{"query": chr(0x1F600 + i), "positive": chr(0x1F900 + i)} for i in range(12)]
+    done = mine("--data", write(tmp_path / "x.jsonl", emoji), "--by", "bm25", "--out", tmp_path / "emoji")
+    assert done.exit_code == 0 and "12 queries are short" in done.stdout
+    rows = [row for i, row in enumerate(pairs()) if row["language"] == "en" or i % 8 == 0]
+    done = mine("--data", write(tmp_path / "y.jsonl", rows), "--model", model, "--index", "ivf",
+                "--out", tmp_path / "few")
+    assert done.exit_code == 0 and {row["language"] for row in rows_of(tmp_path / "few") if row["negatives"]} == {
+        "en", "de"}
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_is_left(data, model, tmp_path):
+    """On a file system of 16 kB, where one may be made without rights."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces without rights here")
+    (tmp_path / "disk").mkdir()
+    code = 'mount -t tmpfs -o size=16k none disk && "$@"; code=$?; ls -A disk/out; exit $code'
+    command = [sys.executable, "-m", "me5lib", "mine", "--data", data, "--model", model, "--out", tmp_path / "disk/out"]
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", code, "sh", *map(str, command)], capture_output=True,
+                          encoding="utf8", cwd=tmp_path)
+    assert done.returncode == 2 and "free some space" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.split() == ["settings.json"]
+
+
+def test_wrong_commands_are_one_line(data, model, tmp_path):
+    out = tmp_path / "out"
+    refused(mine("--data", data, "--out", out), "--model")
+    refused(mine("--data", data, "--out", out, "--by", "tfidf"), "--by tfidf", "dense, bm25, random")
+    refused(mine("--data", data, "--out", out, "--by", "bm25", "--near", 0.9), "--near")
+    refused(mine("--data", data, "--out", out, "--model", model, "--index", "pq"), "--index pq", "hnsw")
+    refused(mine("--data", tmp_path / "no.jsonl", "--out", out, "--by", "bm25"), "there is no file")
+    refused(mine("--data", data, "--out", out, "--model", tmp_path / "none"), "no model folder")
+    lists = [{"query": ["Find the answer.", row["query"]], "positive": row["positive"]} for row in pairs()[:20]]
+    refused(mine("--data", write(tmp_path / "x.jsonl", lists), "--by", "bm25", "--out", out),
+            "no query with a positive", "20 × a value that is no text, or a query that is a list (line 1, 2")
+    assert not out.exists()
+    out.write_text("", encoding="utf8")
+    refused(mine("--data", data, "--out", out, "--by", "bm25"), "cannot write")

@@ -14,9 +14,10 @@ from me5lib.data.corpus import open_corpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
-from me5lib.train import distributed, finetune_plan, groups, loop, monitor, negatives, stages
+from me5lib.train import distributed, labelled, loop, monitor, stages
 from me5lib.train import loss as losses
 from me5lib.train.distributed import Team
+from me5lib.train.search import Pool
 
 SMALL = ["train.steps=6", "train.batch=32", "finetune.steps=3", "finetune.batch=8", "finetune.teacher_steps=3"]
 WHOLE = stages.Budget(2**20, 2**20)  # everything in one piece
@@ -193,17 +194,17 @@ def report(folder):
 
 def test_stage_2_says_what_was_mined_and_whether_the_teacher_was_better(stage2):
     found = report(stage2 / "stage2")
-    assert found["mining"]["queries"] == len(groups._read(stage2 / "stage2").rows)
+    assert found["mining"]["queries"] == len(labelled.read_groups(stage2 / "stage2").rows)
     teacher = found["teacher"]
     assert teacher["trusted"] == (teacher["teacher"] > teacher["student"]) and teacher["queries"] > 100
-    assert groups._read(stage2 / "stage2").taught == teacher["trusted"]
+    assert labelled.read_groups(stage2 / "stage2").scored == teacher["trusted"]
     assert report(stage2 / "stage2-only")["mining"]["queries"] == 0  # random weights mine nothing
 
 
 def test_every_group_has_the_same_size_and_no_right_answer_among_its_negatives(stage2, corpus):
     rows = corpus.labelled()
     for stage in ("stage2", "stage2-only"):
-        made = groups._read(stage2 / stage).rows
+        made = labelled.read_groups(stage2 / stage).rows
         assert made
         for i, row in made.items():
             assert (row.query, row.positives) == (rows[i].query, rows[i].positives)
@@ -236,13 +237,13 @@ ROWS = [Labelled(f"question {i} about {w}", (f"answer {i} {w}",), (f"wrong {i}",
         for i, w in enumerate(["cars", "trains", "ships", "planes", "bikes"] * 4)]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", negatives.KINDS)
+@pytest.mark.parametrize("kind", labelled.KINDS)
 def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, base):
     encoder = Encoder.load(base / "stage1")
     other = [row._replace(language="de", query=row.query + " de") for row in ROWS[:3]]
     other = [row._replace(positives=(row.positives[0] + " de",), negatives=()) for row in other]
-    found, _ = negatives.pick([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
-    pools = {"en": set(negatives.passages(ROWS)), "de": set(negatives.passages(other))}
+    found, *_ = labelled.add_negatives([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
+    pools = {"en": set(Pool.of(ROWS).texts), "de": set(Pool.of(other).texts)}
     for row, before in zip(found, [*ROWS, *other], strict=True):
         assert len(row.negatives) == 3 and set(row.negatives) <= pools[row.language]
         assert not set(row.negatives) & set(before.positives)
@@ -256,23 +257,23 @@ def stages_prefixes(source):
 
 def test_the_plan_uses_every_example_of_a_stream_before_any_comes_again():
     stage = small("finetune.steps=10", "finetune.batch=4").finetune
-    plan = finetune_plan.Plan(ROWS, stage, 0, 0.5)
-    drawn = [i for step in range(10) for i in plan.batch(step)]
+    plan = labelled.Plan(ROWS, stage, 0, 0.5)
+    drawn = [i for step in range(10) for i, _ in plan.draws(step)]
     assert sorted(drawn[:20]) == list(range(20)) == sorted(drawn[20:])
-    assert plan.used() == list(range(20)) and plan.fingerprint != finetune_plan.Plan(ROWS, stage, 1, 0.5).fingerprint
+    assert list(plan.passes()) == list(range(20)) and plan.fingerprint != labelled.Plan(ROWS, stage, 1, 0.5).fingerprint
 
 
 def test_a_wrong_answer_that_reads_like_a_right_one_is_left_out():
     row = Labelled("Which?", ("Two ",), ("two", "Three", "which?", "THREE", "four"), "s", "en")
-    assert negatives.own_negatives(row) == ["Three", "four"]
+    assert labelled.own_negatives(row) == ["Three", "four"]
 
 
 def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():
-    found = negatives.dev_groups(ROWS, 0, limit=10, size=6)
+    found = labelled.dev_groups(ROWS, 0, limit=10, size=6)
     assert len(found) == 10 and all(len(row.negatives) == 5 for row in found)
     assert all(row.negatives[0].startswith("wrong") for row in found)
     assert all(row.positives[0] not in row.negatives for row in found)
-    assert negatives.dev_groups([], 0) == []
+    assert labelled.dev_groups([], 0) == []
 
 
 def test_the_watched_languages_are_of_different_scripts(corpus):

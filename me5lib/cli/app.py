@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib.cli import data, mine, model, teach, train
+from me5lib.cli import data, mine, model, train
 from me5lib.cli.evaluate import evaluate
 from me5lib.cli.experiment import experiment
 from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
@@ -137,7 +137,7 @@ def _bundle(dial: Scale, seed: int, folder: Path, export: Path | None, source: P
 app.command()(train.pretrain)
 app.command()(train.finetune)
 app.command()(mine.mine)
-app.command()(teach.teach)
+app.command()(mine.teach)
 app.command()(experiment)
 app.command()(model.export)
 

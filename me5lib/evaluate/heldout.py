@@ -167,14 +167,14 @@ Scorer = Callable[[Search], np.ndarray]  # scores [n, m] of a search, higher is 
 def searches(corpus: Corpus) -> dict[str, list[Search]]:
     """The tests by name; every query has at least one relevant passage in its pool."""
     from me5lib.train.monitor import watched
-    from me5lib.train.negatives import passages
+    from me5lib.train.search import Pool
     from me5lib.train.stages import prefixes
 
     dev, xquad = [], []
     rows = corpus.labelled("dev")
     for source, language in sorted({(row.source, row.language) for row in rows}):
         of_language = [row for row in rows if (row.source, row.language) == (source, language)]
-        pool = passages(of_language)
+        pool = Pool.of(of_language).texts
         keys = np.array([text_key(text) for text in pool])
         relevant = np.array([np.isin(keys, [text_key(text) for text in row.positives]) for row in of_language])
         dev.append(Search([row.query for row in of_language], pool, relevant, prefixes(source)))

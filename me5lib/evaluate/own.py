@@ -21,8 +21,7 @@ import pandas as pd
 
 from me5lib.evaluate import baselines
 from me5lib.evaluate.stats import Interval, bootstrap
-from me5lib.train import mining
-from me5lib.train.search import words
+from me5lib.train.search import BM25Index, largest, top_k, words
 
 if TYPE_CHECKING:
     from me5lib.data.corpus import RetrievalSet
@@ -64,12 +63,12 @@ def compare(corpus: OwnCorpus, models: Mapping[str, Encoder], **options: Any) ->
     relevant = _relevant(dev)
     found = {"random": chance([len(each) for each in relevant], len(passages))}
     found["character trigrams"] = figures(trigrams(queries, passages), relevant)
-    found["BM25"] = figures(_words(queries, passages, relevant), relevant)
+    found["BM25"] = figures(_words(queries, passages), relevant)
     sides = corpus.prefixes()
     for name, encoder in models.items():
         asked, given = (encoder.encode(texts, side, **options)
                         for texts, side in zip((queries, passages), sides, strict=True))
-        found[name] = figures(mining.top_k(asked, given, DEPTH)[0], relevant)
+        found[name] = figures(top_k(asked, given, DEPTH)[0], relevant)
     table = pd.DataFrame({name: each.mean(0) for name, each in found.items()}, index=list(METRICS)).T
     wordless = sum(not words(query) for query in queries)
     return Comparison(table, _difference(list(models), found), len(queries), len(passages), wordless)
@@ -129,6 +128,9 @@ def trigrams(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _words(queries: Sequence[str], passages: Sequence[str], relevant: Sequence[set[int]]) -> np.ndarray:
-    right = [[passages[row] for row in rows] for rows in relevant]
-    return mining.bm25(queries, right, passages, DEPTH).rows
+def _words(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+    index, found = BM25Index(passages), np.full((len(queries), min(DEPTH, len(passages))), -1)
+    for row, query in zip(found, queries, strict=True):
+        best = largest(index.scores(query), DEPTH)
+        row[: len(best)] = best
+    return found

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from me5lib import io
 from me5lib.io import Me5Error
-from me5lib.train import distill, distributed
+from me5lib.train import distributed
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, launch, local_slice, sizes
 from me5lib.train.gradcache import cached_step
 from me5lib.train.loss import Relations, total_loss
+from me5lib.train.teacher import group_scores, kl_divergence
 
 ROWS, VOCABULARY, WIDTH, TEMPERATURE, BUDGET = 32, 64, 8, 0.05, 40
 ALPHA, STEPS, RATE = 0.2, 5, 1e-2  # the weight of InfoNCE beside KL; AdamW's steps and learning rate
@@ -123,8 +124,8 @@ class Task(NamedTuple):
         """The sum over `rows`, whose own vectors these are, of KL to the teacher (0 without one)."""
         if self.loss != STAGE_2 or not len(queries):
             return queries.sum() * 0
-        scores = distill.group_scores(queries, passages, TEMPERATURE)
-        return distill.kl(scores, self.teacher[rows].to(scores.device)) * len(queries)
+        scores = group_scores(queries, passages, TEMPERATURE)
+        return kl_divergence(scores, self.teacher[rows].to(scores.device)) * len(queries)
 
 
 def toy_task(seed: int, mine: slice, loss: str) -> Task:

@@ -38,9 +38,10 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.save_load import DRY_RUN
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import Labelled, Pair
-from me5lib.train import checkpoint, cost, distill, loop, stages
+from me5lib.train import checkpoint, cost, loop, stages
 from me5lib.train.distributed import Team
 from me5lib.train.monitor import bitext_accuracy
+from me5lib.train.teacher import TRAINED
 
 STEPS, BATCH = 2, 8  # ours: a step in each leg, of a few pairs
 ROWS = 16  # ours: of every stream
@@ -103,7 +104,7 @@ def shrunk(scale: Scale, shape: Model, backbone: Path) -> Scale:
     return dataclasses.replace(
         scale, model=dataclasses.replace(shape, backbone=str(backbone)),
         train=dataclasses.replace(scale.train, **few),
-        finetune=dataclasses.replace(scale.finetune, **few, teacher=distill.TRAINED),  # nothing of the hub is there
+        finetune=dataclasses.replace(scale.finetune, **few, teacher=TRAINED),  # nothing of the hub is there
     )  # fmt: skip
 
 

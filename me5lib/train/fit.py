@@ -30,7 +30,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import local, pinned, resolve
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import text_key
-from me5lib.train import negatives, stages
+from me5lib.train import labelled, stages
 from me5lib.train.distributed import Team
 
 MODEL = "intfloat/multilingual-e5-small"
@@ -164,7 +164,7 @@ def mined(folder: Path) -> str:
     dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
     said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \
            f"(dropped: {dropped or 'none'})"
-    if (drawn := filling.get(negatives.RANDOM, 0)) > filling["there"] / 2:
+    if (drawn := filling.get(labelled.RANDOM, 0)) > filling["there"] / 2:
         said += (f"; {drawn:,} of {filling['there']:,} negatives are random ones, for want of others: if a filter "
                  "dropped most, loosen it (--set finetune.near=1.2)")
     return said

@@ -1,42 +1,65 @@
 """Hard negatives: passages that a search finds for a query although they are not its answer, and which of them lie.
 
-    found = dense(queries, positives, passages, encode, encode, depth=30, likeness=True)  # or bm25(...), random(...)
-    negatives, report = choose(found, queries, positives, passages, n=3, rules=[near_positive(1.06)])
-    print(*lines(report), sep="\n")                                        # what every rule dropped, with samples
+    results = search.dense(rows, pool, index, encode_query, depth=30, margin_ratio=True)    # or bm25, random
+    negatives, report = choose(results, rows, pool, n=3, rules=[near_positive(1.06)])
+    print(*lines(report), *diagnose(report), sep="\\n")        # what every rule dropped, and whether that is healthy
 
 A search gives the best `depth` passages of every query, and the score of the query's own positive by the same measure.
 `choose` then drops what is probably right after all: the same text as a positive or as the query, and whatever a `Rule`
-says: likeness to a positive, NV-Retriever's relative margin (Moreira et al. 2024), others. Both ends are pure functions
-of their inputs: no random state, and nothing is padded: a query that is left with fewer gets fewer, and is counted.
+says: likeness to a positive, NV-Retriever's relative margin (Moreira et al. 2024), others. Nothing is padded: a query
+that is left with fewer gets fewer, and is counted. `mine` does this pool by pool, `mine_file` (`me5 mine`) for a file:
 
+    out/settings.json               what was asked for: another command is refused here
+    out/shard-00000.jsonl, .json    rows, and what became of their candidates
+    out/report.json                 the whole, written last
+
+A shard is renamed into place, so that the same command goes on after a crash with the missing ones, to the same bytes.
 Cost: `choose` holds a few times what was found; a text's key is its dearest part, some µs a passage.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from me5lib import io
 from me5lib.data.shards import splitmix64
+from me5lib.device import best_device
 from me5lib.io import Me5Error
-from me5lib.pairs import text_key
-from me5lib.train.exact import top_k
-from me5lib.train.search import Found, Index, Words, bm25, dense, nearest, random, refuse_without_positive
-
-__all__ = ["Found", "Index", "Words", "bm25", "dense", "nearest", "random", "top_k"]  # mining is search and choice
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import PASSAGE, QUERY
+from me5lib.pairs import Labelled, text_key
+from me5lib.train import search
+from me5lib.train.search import BM25Index, Index, Pool, SearchResult
 
 FIRST, LAST = "same text", "not needed"  # the rules that always are, around those that are asked for
 BLOCK = 1024  # queries whose candidates' texts are compared at a time
+WAYS = ("dense", "bm25", "random")
+NEAR = 1.06  # where CCMatrix (Schwenk et al. 2021) takes two sentences for translations
+SHARD = 10_000  # ours: queries of a shard
+AT_ONCE = 16_384  # ours: passages that are encoded between two looks at the bar
+VECTORS = "passages.npy"
+COUNTS = ("queries", "candidates", "kept", "short", "dropped", "by_language", "languages")  # of a report
+ABOVE = 0.05  # ours: share of the negatives above their positive that is a finding; a margin leaves none of its own
+EASY = 0.9  # ours: how near the gap to the positive may come to the gap that random passages have
+ONE = 0.9  # ours: share of the negatives in one language that is a finding, where the right answers have less by half
+
+PoolKey = tuple[str, str]  # source and language; of the one pool across all, ("", "")
+Faults = dict[str, tuple[int, str, list[int]]]  # reason → how many rows or texts, "line" or "row", the first numbers
 
 
 class Rule(NamedTuple):
-    """A false-negative filter: which candidates of `found` may not be negatives, of those that are still `left`."""
+    """A false-negative filter: which candidates of a search may not be negatives, of those that are still `left`."""
 
     name: str
-    drops: Callable[[Found, np.ndarray], np.ndarray]  # (found, left: bool [Q, depth]) → bool [Q, depth]
+    drops: Callable[[SearchResult, np.ndarray], np.ndarray]  # (results, left: bool [Q, depth]) → bool [Q, depth]
 
 
 class Dropped(NamedTuple):
@@ -55,16 +78,43 @@ class MiningReport(NamedTuple):
     """What became of the candidates of all queries: kept, dropped by a rule, or not needed (`LAST`). JSON types but for
     `examples`."""
 
-    queries: int
-    candidates: int
-    kept: int
-    short: int  # queries that got fewer negatives than were asked for
-    dropped: dict[str, int]  # rule → candidates
-    examples: list[Dropped]  # some that the score rules dropped: probably right answers
-    by_language: dict[str, dict[str, Any]] = {}  # language of the query → the five counts above
-    languages: dict[str, dict[str, int]] = {}  # language of the query → of the passage → negatives kept
-    scores: dict[str, float] = {}  # mean `positive`, `negative`, `chance` of the `scored` kept; how many are `above`
+    queries: int = 0
+    candidates: int = 0
+    kept: int = 0
+    short: int = 0  # queries that got fewer negatives than were asked for
+    dropped: Mapping[str, int] = {FIRST: 0, LAST: 0}  # rule → candidates
+    examples: Sequence[Dropped] = ()  # some that the score rules dropped: probably right answers
+    by_language: Mapping[str, dict[str, Any]] = {}  # language of the query → the five counts above
+    languages: Mapping[str, dict[str, int]] = {}  # language of the query → of the passage → negatives kept
+    scores: Mapping[str, float] = {}  # mean `positive`, `negative`, `chance` of the `scored` kept; how many are `above`
     recall: float | None = None  # lowest of the searches; None: all exact
+
+
+class Mining(NamedTuple):
+    """What decides what is mined; `shard` only how it is cut."""
+
+    by: str = "dense"
+    depth: int = 200  # candidates of a query
+    skip: int = 0  # of the best before them
+    negatives: int = 7  # of a query, its own included
+    near: float | None = None
+    margin: float | None = None
+    absolute_margin: float | None = None
+    max_score: float | None = None
+    within: bool = True  # passages of the query's source and language, or all
+    spread: bool = False  # drawn among the candidates that are left (SimLM samples from its top 200), or the hardest
+    index: str = "auto"
+    seed: int = 0
+    shard: int = SHARD
+
+    def rules(self) -> list[Rule]:
+        """The filters that are asked for, in their order."""
+        makers = {relative_margin: self.margin, absolute_margin: self.absolute_margin, max_score: self.max_score,
+                  near_positive: self.near}
+        return [make(value) for make, value in makers.items() if value is not None]
+
+
+# Rules
 
 
 def ceiling(positive: np.ndarray, margin: float) -> np.ndarray:
@@ -91,227 +141,416 @@ def max_score(highest: float) -> Rule:
     return Rule("maximum score", lambda found, _: found.scores > highest)
 
 
-def near_positive(highest: float = 1.06) -> Rule:
-    """Drops what is like a positive, a copy, an edit or a translation of the answer: `Found.likeness` above `highest`.
+def near_positive(highest: float = NEAR) -> Rule:
+    """Drops what is like a positive, a copy, an edit or a translation of the answer, however it scores with the query:
+    `SearchResult.margin_ratio` above `highest`."""
 
-    However it scores with the query. 1.06 is where CCMatrix (Schwenk et al. 2021) takes two sentences for translations.
-    """
-
-    def drops(found: Found, _: np.ndarray) -> np.ndarray:
-        """Likeness above the threshold; bool [Q, depth]."""
-        if found.likeness is None:
-            raise Me5Error("near_positive needs the candidates' likeness to the positives: dense(…, likeness=True)")
-        return found.likeness > highest
+    def drops(results: SearchResult, _: np.ndarray) -> np.ndarray:
+        """bool [Q, depth]."""
+        if results.margin_ratio is None:
+            raise Me5Error("near_positive needs the candidates' likeness to the positives: dense(…, margin_ratio=True)")
+        return results.margin_ratio > highest
 
     return Rule("near a positive", drops)
 
 
+# Choice
+
+
 def choose(
-    found: Found, queries: Sequence[str], positives: Sequence[Sequence[str]], passages: Sequence[str],
-    n: int, margin: float | None = None, spread: bool = False, seed: int = 0, examples: int = 20, *,
-    rules: Sequence[Rule] = (), own: Sequence[Sequence[str]] = (), languages: Sequence[str] = (),
-    passage_languages: Sequence[str] = (),
+    results: SearchResult, rows: Sequence[Labelled], pool: Pool, n: int | Sequence[int], rules: Sequence[Rule] = (),
+    draw_seed: int | None = None, examples: int = 20,
 ) -> tuple[list[list[str]], MiningReport]:
-    """Up to `n` negatives of every query out of what was found, and what was dropped by which rule.
+    """Up to `n` negatives of every row (or of each its own number), and what was dropped by which rule.
 
-    Dropped is the same text as a positive, the query or an earlier candidate; what `relative_margin(margin)` says
-    (None: nothing); then what `rules` say. Of the rest the hardest are taken, or with `spread` any, by a stateless draw
-    (SimLM samples from its top 200). The negatives that a query brings along, `own`, come first and count towards `n`.
-    `languages` of queries and passages are for the report. Raises `Me5Error` for a query without a positive and for NaN
-    among the scores.
+    A row's own negatives come first and count towards `n`. Dropped is the same text as one of them, a positive, the
+    query or an earlier candidate; then what the `rules` say. Of the rest the hardest are taken, or with `draw_seed`
+    any, by a stateless draw. Raises `Me5Error` for a row without a positive and for NaN among the scores.
     """
-    refuse_without_positive(queries, positives)
-    _refuse_nan(found, queries)
-    keys = np.array([text_key(text) for text in passages], dtype=np.int64)
-    asked = np.array([text_key(query) for query in queries], dtype=np.int64)
-    own = own if len(own) else [()] * len(queries)
-    left = found.rows >= 0
-    known = [[*right, *wrong] for right, wrong in zip(positives, own, strict=True)]
-    dropped = {FIRST: _same_text(found.rows, keys, asked, known)}
+    search.refuse_without_positive(rows)
+    _refuse_nan(results, rows)
+    left = results.rows >= 0
+    dropped = {FIRST: _same_text(results.rows, rows, pool.keys)}
     left &= ~dropped[FIRST]
-    for rule in [*([relative_margin(margin)] if margin is not None else []), *rules]:
-        out = rule.drops(found, left) & left
-        dropped[rule.name] = dropped[rule.name] | out if rule.name in dropped else out
+    for rule in rules:
+        out = rule.drops(results, left) & left
+        dropped[rule.name] = dropped.get(rule.name, False) | out
         left &= ~out
-    room = np.array([max(0, n - len(row)) for row in own], dtype=np.int64)
-    taken = _taken(left, _draws(found.rows, keys, asked, seed) if spread else None, room)
+    room = np.maximum(0, np.broadcast_to(n, len(rows)) - [len(row.negatives) for row in rows])
+    if draw_seed is None:
+        taken = left & (left.cumsum(axis=1) <= room[:, None])
+    else:  # by a hash of (seed, query, passage)
+        queries = np.array([text_key(row.query) for row in rows], dtype=np.int64).view(np.uint64)
+        queries = splitmix64(queries + np.uint64(draw_seed))
+        draws = splitmix64(pool.keys.view(np.uint64)[results.rows] ^ queries[:, None])
+        order = np.lexsort((draws, ~left), axis=1)  # those left come first
+        taken = np.zeros(left.shape, bool)
+        np.put_along_axis(taken, order, np.arange(left.shape[1]) < room[:, None], axis=1)
+        taken &= left
     dropped[LAST] = left & ~taken
-    chosen = [[*mine[:n], *(passages[j] for j in row[some])]
-              for mine, row, some in zip(own, found.rows, taken, strict=True)]
-    counts = _counts(found.rows, dropped, taken, room, languages)
-    shown = _examples(found, dropped, (queries, positives, passages, languages), examples)
-    return chosen, MiningReport(**counts[""], examples=shown, by_language={k: v for k, v in counts.items() if k},
-                                languages=_pairs(found.rows, taken, languages, passage_languages),
-                                scores=_scores(found, taken), recall=found.recall)
+    chosen = [[*row.negatives[:most], *(pool.texts[j] for j in found[some])] for row, most, found, some
+              in zip(rows, np.broadcast_to(n, len(rows)), results.rows, taken, strict=True)]
+    return chosen, _report(results, rows, pool, dropped, taken, room)._replace(
+        examples=_examples(results, rows, pool, dropped, examples))
 
 
-def _refuse_nan(found: Found, queries: Sequence[str]) -> None:
+def _refuse_nan(results: SearchResult, rows: Sequence[Labelled]) -> None:
     """Scores are all there, or (a search that does not score) none is."""
-    if len(found.rows) != len(queries):
-        raise Me5Error(f"{len(queries)} queries, but candidates of {len(found.rows)}: search with the same queries")
-    bad = (np.isnan(found.scores) & (found.rows >= 0)).any(axis=1) | np.isnan(found.positive)
-    if bad.any() and not (np.isnan(found.scores).all() and np.isnan(found.positive).all()):
+    if len(results.rows) != len(rows):
+        raise Me5Error(f"{len(rows)} queries, but candidates of {len(results.rows)}: search with the same queries")
+    bad = (np.isnan(results.scores) & (results.rows >= 0)).any(axis=1) | np.isnan(results.positive)
+    if bad.any() and not (np.isnan(results.scores).all() and np.isnan(results.positive).all()):
         first = int(np.flatnonzero(bad)[0])
-        raise Me5Error(f"a score of query {first} ({queries[first][:40]!r}) is NaN ({bad.sum()} of {len(queries)} "
+        raise Me5Error(f"a score of query {first} ({rows[first].query[:40]!r}) is NaN ({bad.sum()} of {len(rows)} "
                        "queries have one): mend what scores them")
 
 
-def _same_text(
-    rows: np.ndarray, keys: np.ndarray, asked: np.ndarray, positives: Sequence[Sequence[str]]
-) -> np.ndarray:
-    """bool [Q, depth]: candidates that read like the query, a positive or an earlier candidate of theirs."""
-    same = np.zeros(rows.shape, bool)
-    for start in range(0, len(rows), BLOCK):
+def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) -> np.ndarray:
+    """bool [Q, depth]: candidates that read like the query, a passage of its row or an earlier candidate."""
+    same = np.zeros(found.shape, bool)
+    for start in range(0, len(found), BLOCK):
         part = slice(start, start + BLOCK)
-        theirs = keys[rows[part]]
-        known = [np.array([key, *map(text_key, row)]) for key, row in zip(asked[part], positives[part], strict=True)]
+        theirs = keys[found[part]]
+        known = [[text_key(text) for text in (row.query, *row.positives, *row.negatives)] for row in rows[part]]
         wide = max(map(len, known))
-        table = np.stack([np.pad(row, (0, wide - len(row)), mode="edge") for row in known])
         order = theirs.argsort(axis=1, kind="stable")
         ranked = np.take_along_axis(theirs, order, axis=1)
         again = np.zeros(theirs.shape, bool)
         np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], axis=1)
-        for column in table.T:
+        for column in np.array([own + own[:1] * (wide - len(own)) for own in known], dtype=np.int64).T:
             again |= theirs == column[:, None]
         same[part] = again
-    return same & (rows >= 0)
+    return same & (found >= 0)
 
 
-def _draws(rows: np.ndarray, keys: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
-    """A hash of (seed, query, passage) for each candidate, uint64 [Q, depth]."""
-    return splitmix64(keys.view(np.uint64)[rows] ^ splitmix64(asked.view(np.uint64) + np.uint64(seed))[:, None])
+def by_pool(rows: Sequence[Labelled], within: bool = True) -> dict[PoolKey, list[int]]:
+    """The positions of the rows that are mined in each pool, sorted by its key."""
+    groups: dict[PoolKey, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        groups[(row.source, row.language) if within else ("", "")].append(i)
+    return dict(sorted(groups.items()))
 
 
-def _taken(left: np.ndarray, draws: np.ndarray | None, room: np.ndarray) -> np.ndarray:
-    """bool [Q, depth]: of those left, the first as many as there is `room` [Q] for; the first by `draws`, if given."""
-    if draws is None:
-        return left & (left.cumsum(axis=1) <= room[:, None])
-    order = np.lexsort((draws, ~left), axis=1)  # those left first, in the order of their draws
-    taken = np.zeros(left.shape, bool)
-    np.put_along_axis(taken, order, np.arange(left.shape[1]) < room[:, None], axis=1)
-    return left & taken
+def distinct(texts: Iterable[str]) -> list[str]:
+    """`texts` without those that say the same (`text_key`) as an earlier one."""
+    first: dict[int, str] = {}
+    for text in texts:
+        first.setdefault(text_key(text), text)
+    return list(first.values())
+
+
+def mine(
+    rows: Sequence[Labelled], cfg: Mining, n: int | Sequence[int],
+    open_pool: Callable[[PoolKey], tuple[Pool, Index | BM25Index | None]],
+    encode_query: Callable[[Sequence[str], str], np.ndarray],
+) -> tuple[list[list[str]], MiningReport]:
+    """Negatives of every row, its own first and then from its pool; and the report over all pools.
+
+    `open_pool` gives the pool of a key and what it is searched by (`cfg.by` random: None); `encode_query` gets texts
+    and their source.
+    """
+    chosen: list[list[str]] = [[] for _ in rows]
+    reports = []
+    for key, places in by_pool(rows, cfg.within).items():
+        own, (pool, index) = [rows[i] for i in places], open_pool(key)
+        if cfg.by == "random":
+            results = search.random([row.query for row in own], len(pool.texts), cfg.depth, cfg.seed)
+        elif cfg.by == "bm25":
+            results = search.bm25(own, pool, index, cfg.depth, cfg.skip)
+        else:
+            encode = functools.partial(encode_query, source=key[0])
+            results = search.dense(own, pool, index, encode, cfg.depth, cfg.skip, margin_ratio=cfg.near is not None)
+        most = n if isinstance(n, int) else [n[i] for i in places]
+        found, report = choose(results, own, pool, most, cfg.rules(), cfg.seed if cfg.spread else None)
+        reports.append(report)
+        for i, texts in zip(places, found, strict=True):
+            chosen[i] = texts
+    return chosen, merge(reports)
 
 
 # Report
 
 
-def _counts(
-    rows: np.ndarray, dropped: dict[str, np.ndarray], taken: np.ndarray, room: np.ndarray, languages: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Language → what `MiningReport` counts first; "" is all of them."""
-    spoken = np.array(languages)
-    found = {}
-    for language in ["", *sorted(set(languages))]:
-        own = spoken == language if language else np.ones(len(rows), bool)
-        by_rule = {name: int(mask[own].sum()) for name, mask in dropped.items()}
-        kept, candidates = taken[own].sum(axis=1), int((rows[own] >= 0).sum())
-        found[language] = {"queries": int(own.sum()), "candidates": candidates, "kept": int(kept.sum()),
-                           "short": int((kept < room[own]).sum()), "dropped": by_rule}  # fmt: skip
-    return found
+def _report(
+    results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], taken: np.ndarray,
+    room: np.ndarray,
+) -> MiningReport:
+    spoken = np.array([row.language for row in rows])
+    kept = taken.sum(axis=1)
 
+    def counts(own: np.ndarray) -> dict[str, Any]:
+        """The first five fields of the report, of some rows."""
+        return {"queries": int(own.sum()), "candidates": int((results.rows[own] >= 0).sum()),
+                "kept": int(kept[own].sum()), "short": int((kept < room)[own].sum()),
+                "dropped": {name: int(mask[own].sum()) for name, mask in dropped.items()}}
 
-def _pairs(
-    rows: np.ndarray, taken: np.ndarray, languages: Sequence[str], passage_languages: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    """`MiningReport.languages`; empty where the languages are not told."""
-    if not len(languages) or not len(passage_languages):
-        return {}
     query, place = np.nonzero(taken)
-    both = zip(np.array(languages)[query], np.array(passage_languages)[rows[query, place]], strict=True)
-    found: dict[str, dict[str, int]] = {}
-    for (left, right), times in sorted(Counter((str(q), str(p)) for q, p in both).items()):
-        found.setdefault(left, {})[right] = times
-    return found
-
-
-def _scores(found: Found, taken: np.ndarray) -> dict[str, float]:
-    """`MiningReport.scores`; empty where nothing was scored or kept."""
-    query, place = np.nonzero(taken)
-    if not len(query) or np.isnan(found.scores[query, place]).any():
-        return {}
-    theirs, own = found.scores[query, place], found.positive[query]
-    means = {"positive": own, "negative": theirs, **({} if found.chance is None else {"chance": found.chance[query]})}
-    return {"scored": len(query), "above": int((theirs > own).sum()),
-            **{name: float(values.mean(dtype=np.float64)) for name, values in means.items()}}
+    passages = [pool.languages[j] for j in results.rows[query, place]]
+    languages: dict[str, dict[str, int]] = {}
+    for (left, right), times in sorted(Counter(zip(spoken[query].tolist(), passages, strict=True)).items()):
+        languages.setdefault(left, {})[right] = times
+    scores, positive = results.scores[query, place], results.positive[query]
+    means = {"positive": positive, "negative": scores}
+    means |= {} if results.chance is None else {"chance": results.chance[query]}
+    scored = {"scored": len(query), "above": int((scores > positive).sum()),
+              **{name: float(values.mean(dtype=np.float64)) for name, values in means.items()}} if len(query) else {}
+    return MiningReport(**counts(np.ones(len(rows), bool)), languages=languages, recall=results.recall,
+                        by_language={one: counts(spoken == one) for one in sorted(set(spoken.tolist()))},
+                        scores={} if np.isnan(scores).any() else scored)
 
 
 def _examples(
-    found: Found, dropped: dict[str, np.ndarray], texts: tuple[Sequence, Sequence, Sequence, Sequence], limit: int
+    results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], limit: int
 ) -> list[Dropped]:
     """The best-scoring candidate that each rule on scores dropped, of `limit` queries spread evenly, a rule."""
-    queries, positives, passages, languages = texts
     shown = []
     for name, mask in dropped.items():
-        asked = np.flatnonzero(mask.any(axis=1)) if name not in (FIRST, LAST) else np.empty(0, int)
-        some = asked[np.linspace(0, len(asked) - 1, min(limit, len(asked))).astype(int)]
-        for i in some.tolist():
-            j = int(mask[i].argmax())
-            shown.append(Dropped(queries[i], positives[i][0], passages[found.rows[i, j]], name,
-                                 float(found.scores[i, j]), float(found.positive[i]),
-                                 languages[i] if len(languages) else ""))
+        for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist() if name not in (FIRST, LAST) else [], limit):
+            row, j = rows[i], int(mask[i].argmax())
+            shown.append(Dropped(row.query, row.positives[0], pool.texts[results.rows[i, j]], name,
+                                 float(results.scores[i, j]), float(results.positive[i]), row.language))
     return shown
+
+
+def _spread(items: Sequence[Any], limit: int) -> list[Any]:
+    """At most `limit` of them, spread evenly."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(limit, len(items))).astype(int)]
 
 
 def merge(reports: Sequence[MiningReport], examples: int = 20) -> MiningReport:
     """One report of several searches, with at most so many `examples` of each rule, spread evenly over the searches."""
-    names = sorted({language for report in reports for language in report.by_language})
-    by_language = {name: _added([report.by_language.get(name, {}) for report in reports]) for name in names}
-    languages = {query: dict(_summed([report.languages.get(query, {}) for report in reports]))
-                 for query in sorted({query for report in reports for query in report.languages})}
-    recalls = [report.recall for report in reports if report.recall is not None]
-    return MiningReport(**_added([report._asdict() for report in reports]), examples=_some(reports, examples),
-                        by_language=by_language, languages=languages, scores=_mean_scores(reports),
-                        recall=min(recalls, default=None))
-
-
-def _summed(counts: Sequence[dict[str, int]]) -> Counter[str]:
-    """The sums of all counts, zeros kept."""
-    found: Counter[str] = Counter()
-    for each in counts:
-        found.update(each)
-    return found
-
-
-def _added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    names = ("queries", "candidates", "kept", "short")
-    dropped = {FIRST: 0, **_summed([part.get("dropped", {}) for part in parts])}
-    last = dropped.pop(LAST, 0)
-    return {**{name: sum(part.get(name, 0) for part in parts) for name in names}, "dropped": {**dropped, LAST: last}}
-
-
-def _some(reports: Sequence[MiningReport], limit: int) -> list[Dropped]:
-    shown = [example for report in reports for example in report.examples]
-    found = []
-    for rule in dict.fromkeys(example.rule for example in shown):
-        own = [example for example in shown if example.rule == rule]
-        found += [own[i] for i in np.linspace(0, len(own) - 1, min(limit, len(own))).astype(int)]
-    return found
-
-
-def _mean_scores(reports: Sequence[MiningReport]) -> dict[str, float]:
+    if not reports:
+        return MiningReport()
+    added = {name: functools.reduce(_added, (getattr(report, name) for report in reports)) for name in COUNTS}
+    added |= {name: dict(sorted(added[name].items())) for name in ("by_language", "languages")}
     scored = [report.scores for report in reports if report.scores]
-    if not scored:
-        return {}
-    total = sum(each["scored"] for each in scored)
-    means = [name for name in ("positive", "negative", "chance") if all(name in each for each in scored)]
-    return {"scored": total, "above": sum(each["above"] for each in scored),
-            **{name: sum(each[name] * each["scored"] for each in scored) / total for name in means}}
+    scores = {name: sum(each[name] for each in scored) for name in ("scored", "above")} if scored else {}
+    for name in ("positive", "negative", "chance"):
+        if scored and all(name in each for each in scored):
+            scores[name] = sum(each[name] * each["scored"] for each in scored) / scores["scored"]
+    recall = min((report.recall for report in reports if report.recall is not None), default=None)
+    shown = _some([one for report in reports for one in report.examples], examples)
+    return MiningReport(**added, examples=shown, scores=scores, recall=recall)
+
+
+def _added(one: Any, other: Any) -> Any:
+    """Counts, nested alike, added up."""
+    if isinstance(one, Mapping):
+        both = {name: _added(one[name], other[name]) for name in one if name in other}
+        return {**one, **other, **both}
+    return one + other
+
+
+def _some(examples: Sequence[Dropped], limit: int) -> list[Dropped]:
+    """At most `limit` of each rule."""
+    return [one for rule in dict.fromkeys(example.rule for example in examples)
+            for one in _spread([example for example in examples if example.rule == rule], limit)]
 
 
 def lines(report: MiningReport, samples: int = 3) -> list[str]:
     """The report for human eyes: the counts, by language too, and some of what each rule dropped."""
-    found = [_line("all", report._asdict())]
-    found += [_line(language, counts) for language, counts in report.by_language.items()]
+    found = []
+    for name, counts in {"all": report._asdict(), **report.by_language}.items():
+        dropped = ", ".join(f"{rule} {times:,}" for rule, times in counts["dropped"].items())
+        found.append(f"{name:8} {counts['queries']:,} queries, {counts['candidates']:,} candidates: "
+                     f"{counts['kept']:,} kept; {dropped}; {counts['short']:,} queries are short of negatives")
     if report.recall is not None:
         found.append(f"approximate search: recall {report.recall:.3f} against the exact one")
-    for example in _some([report], samples):
-        found.append(f"{example.rule}: {example.score:.3f}, the right answer {example.positive_score:.3f}"
-                     + "".join(f"\n  {name:8} {' '.join(text.split())[:100]}" for name, text in (
-                         ("query", example.query), ("right", example.positive), ("dropped", example.passage))))
+    for example in _some(report.examples, samples):
+        found.append(f"{example.rule}: {example.score:.3f}, the right answer {example.positive_score:.3f}")
+        found += [f"  {name:8} {' '.join(text.split())[:100]}" for name, text in (
+            ("query", example.query), ("right", example.positive), ("dropped", example.passage))]
     return found
 
 
-def _line(name: str, counts: dict[str, Any]) -> str:
-    dropped = ", ".join(f"{rule} {times:,}" for rule, times in counts["dropped"].items())
-    return (f"{name:8} {counts['queries']:,} queries, {counts['candidates']:,} candidates: {counts['kept']:,} kept; "
-            f"{dropped}; {counts['short']:,} queries are short of negatives")
+def diagnose(report: MiningReport) -> list[str]:
+    """What is wrong with a mining, a sentence each that has the figure and what to do; a healthy one has none.
+
+    Three things go wrong: right answers among the negatives (the loss pushes away what it should pull), negatives as
+    easy as random ones (the loss is zero and teaches nothing), and negatives in one language (the language gives the
+    wrong answer away, nothing has to be understood).
+    """
+    found, scores = [], report.scores
+    if not report.kept:
+        return []
+    if scores and (share := scores["above"] / scores["scored"]) > ABOVE:
+        found.append(f"{share:.1%} of the negatives score above the right answer, so many of them probably are right: "
+                     "look at them, and filter more (`near`, lower than 1.06, or a margin)")
+    # Where random passages score as high as the positive, the encoder is at fault, not the mining.
+    if "chance" in scores and scores["positive"] > scores["chance"]:
+        gap, random = scores["positive"] - scores["negative"], scores["positive"] - scores["chance"]
+        if gap / random > EASY:
+            found.append(f"the negatives score {gap:.3f} below the right answer, {gap / random:.0%} of the gap that "
+                         f"random passages have ({random:.3f}), so they teach little more: skip fewer of the first "
+                         "passages, or mine with a better encoder or in a larger pool")
+    queries = Counter({language: counts["queries"] for language, counts in report.by_language.items()})
+    right = Counter({language: sum(theirs.values()) for language, theirs in report.languages.items()})
+    wrong = Counter()
+    for theirs in report.languages.values():
+        wrong.update(theirs)
+    if one := _one_language(wrong, right):
+        found.append(f"{one[1]:.0%} of the negatives are in {one[0]}, but only {one[2]:.0%} of the right answers, so "
+                     "the language alone tells them apart: mine within each language, or in a pool that has them all")
+    if one := _one_language(right, queries):
+        found.append(f"{one[1]:.0%} of the negatives belong to queries in {one[0]}, but only {one[2]:.0%} of the "
+                     "queries do, so the others learn from next to none: give their languages passages to mine, or "
+                     "mine across languages")
+    return found
+
+
+def _one_language(these: Counter[str], those: Counter[str]) -> tuple[str, float, float] | None:
+    """The language that nearly all of `these` are in, but less than half as many of `those`; its share of both."""
+    if not these.total() or not those.total():
+        return None
+    language, times = these.most_common(1)[0]
+    share, other = times / these.total(), those[language] / those.total()
+    return (language, share, other) if share > ONE and other < share / 2 else None
+
+
+# One's own file (`me5 mine`)
+
+
+def mine_file(
+    data: Path, out: Path, cfg: Mining, model: str, columns: dict[str, Any], encoding: str = "utf8",
+    progress: bool = False,
+) -> list[str]:
+    """Mine the pairs of a file into `out`; what is to be said of it, in lines. `columns`: see `userdata.choose`.
+
+    Raises `Me5Error`, before anything is read, for what cannot be asked for.
+    """
+    if cfg.by not in WAYS:
+        raise Me5Error(f"--by {cfg.by}: choose one of {', '.join(WAYS)}")
+    if cfg.by == "dense" and not model:
+        raise Me5Error("--by dense needs --model, a checkpoint folder or a hub id; or choose --by bm25")
+    if cfg.index not in (*search.KINDS, "auto"):
+        raise Me5Error(f"--index {cfg.index}: choose auto or one of {', '.join(search.KINDS)}")
+    if cfg.near is not None and cfg.by != "dense":
+        raise Me5Error("--near compares vectors: it goes with --by dense only")
+    rows, faults = read(data, encoding, **columns)
+    encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
+    mark = encoder_mark(encoder) if encoder else ""
+    begin(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()), "model": mark, "columns": columns,
+                "encoding": encoding})  # fmt: skip
+    report = mine_shards(rows, out, cfg, encoder, faults, progress)
+    return [*(f"not used: {times:,} × {why} ({unit} {', '.join(map(str, first))}{' …' if times > len(first) else ''})"
+              for why, (times, unit, first) in faults.items()),
+            *lines(report), *(f"look: {finding}" for finding in diagnose(report)),
+            f"{out}: shards, and report.json with samples of what was dropped"]  # fmt: skip
+
+
+def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], Faults]:
+    """One row a query, with all its positives; and what of the file is not used. `columns`: see `userdata.choose`.
+
+    Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
+    """
+    from me5lib.data import userdata
+
+    table = userdata.read_table(path, encoding)
+    examples, faults = userdata.examples(table, userdata.choose(table, **columns), userdata.name_of(table.path))
+    rows: dict[int, Labelled] = {}
+    for row in examples:
+        first = rows.setdefault(text_key(row.query), row)
+        rows[text_key(row.query)] = first._replace(negatives=tuple(distinct((*first.negatives, *row.negatives))))
+    if not rows:
+        raise Me5Error("; not used: ".join([f"{path} has no query with a positive passage: nothing can be mined",
+                                            *userdata.by_reason(faults, table.unit)]))
+    said, numbers = userdata.REASONS, defaultdict(list)
+    for fault in faults:
+        numbers[said[fault.why]].append(fault.number)
+    return list(rows.values()), {why: (len(some), table.unit, some[:5]) for why, some in numbers.items()}
+
+
+def begin(out: Path, settings: dict[str, Any]) -> None:
+    """The folder with its settings. Raises `Me5Error` where other ones were begun there, or it cannot be written."""
+    path = out / "settings.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            io.put_json(path, settings)
+        before = io.read_json(path)
+    except (OSError, ValueError) as error:
+        raise Me5Error(f"cannot write to {out} ({' '.join(str(error).split())[:120]}): choose another --out") from None
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise Me5Error(f"{out} was begun with another {name} ({before.get(name)}, not {value}): choose another "
+                           "--out, or delete it")
+
+
+def encoder_mark(encoder: Encoder) -> str:
+    """16 hexadecimal digits that tell a model from others: of its tensors' names, shapes and a sample of their values.
+
+    A sample, because hashing 560M weights takes longer than mining a small file.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(encoder.backbone.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, len(flat) // 1000)].cpu().float().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()
+
+
+def mine_shards(
+    rows: Sequence[Labelled], out: Path, cfg: Mining, encoder: Encoder | None = None, faults: Faults | None = None,
+    progress: bool = False,
+) -> MiningReport:
+    """Mine the shards of `rows` that are missing in `out`; the report of all, also in `out`/report.json."""
+    from tqdm.auto import tqdm
+
+    pools = {key: Pool.of([rows[i] for i in places]) for key, places in by_pool(rows, cfg.within).items()}
+    starts = {start: out / f"shard-{start // cfg.shard:05}.json" for start in range(0, len(rows), cfg.shard)}
+    missing = [start for start, path in starts.items() if not path.is_file()]
+    vectors = _vectors(pools, out / VECTORS, encoder, progress) if missing and cfg.by == "dense" else {}
+
+    @functools.cache  # made once, for all shards
+    def open_pool(key: PoolKey) -> tuple[Pool, Index | BM25Index | None]:
+        if cfg.by == "dense":
+            return pools[key], Index(vectors[key], cfg.index)
+        return pools[key], BM25Index(pools[key].texts) if cfg.by == "bm25" else None
+
+    def encode_query(texts: Sequence[str], source: str) -> np.ndarray:
+        return encoder.encode(texts, QUERY)
+
+    for start in tqdm(missing, disable=not progress, unit=" shards", desc="mine"):
+        own = rows[start : start + cfg.shard]
+        found, report = mine(own, cfg, cfg.negatives, open_pool, encode_query)
+        made = [{"query": row.query, "positives": row.positives, "negatives": texts, "language": row.language}
+                for row, texts in zip(own, found, strict=True)]
+        io.put_text(starts[start].with_suffix(".jsonl"),
+                    "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
+        io.put_json(starts[start], as_json(report))
+    (out / VECTORS).unlink(missing_ok=True)
+    parts = [MiningReport(**io.read_json(path)) for path in starts.values()]
+    report = merge([part._replace(examples=[Dropped(**one) for one in part.examples]) for part in parts])
+    io.put_json(out / "report.json", as_json(report) | {"not_used": faults or {}})
+    return report
+
+
+def as_json(report: MiningReport, examples: int | None = None) -> dict[str, Any]:
+    """The report as JSON types, with its first `examples` (None: all)."""
+    return report._asdict() | {"examples": [example._asdict() for example in report.examples[:examples]]}
+
+
+def _vectors(
+    pools: Mapping[PoolKey, Pool], path: Path, encoder: Encoder, progress: bool
+) -> dict[PoolKey, np.ndarray]:
+    """The vectors of every pool's passages, fp32 [P, d]; they are kept at `path` until all shards are mined."""
+    from tqdm.auto import tqdm
+
+    texts = [text for pool in pools.values() for text in pool.texts]
+
+    def write(beside: Path) -> None:
+        """Written, not mapped: to a map of a full disk the kernel ends the process by a signal."""
+        with beside.open("wb") as file, tqdm(total=len(texts), disable=not progress, unit=" passages",
+                                             desc="encode") as bar:  # fmt: skip
+            shape = {"descr": "<f4", "fortran_order": False, "shape": (len(texts), encoder.width)}
+            np.lib.format.write_array_header_1_0(file, shape)
+            for start in range(0, len(texts), AT_ONCE):
+                some = texts[start : start + AT_ONCE]
+                file.write(encoder.encode(some, PASSAGE).tobytes())
+                bar.update(len(some))
+
+    if not path.is_file():
+        io.put(path, write)
+    every = np.load(path, mmap_mode="c")  # "r" would make torch warn that it cannot be written
+    ends = np.cumsum([len(pool.texts) for pool in pools.values()])
+    return dict(zip(pools, np.split(every, ends[:-1]), strict=True))

@@ -1,9 +1,10 @@
-"""The search behind the mining of negatives: each query's best passages by an encoder, by shared words, or by chance.
+"""The search behind the mining of hard negatives: each query's best passages by an encoder, by shared words, by chance.
 
-    found = dense(queries, positives, passages, encode, encode, depth=30)      # or bm25(...), or random(...)
-    index = Index(passage_vectors, "ivf"); index.recall(query_vectors, 50)     # approximate, and what that costs
+    pool = Pool.of(rows)                                                   # all passages of labelled rows, once each
+    results = dense(rows, pool, Index(encode(pool.texts)), encode_query, depth=30)    # or bm25(…), or random(…)
+    rows, scores = top_k(query_vectors, passage_vectors, k=50)             # exact, BLOCK × BLOCK products at a time
 
-Cost: exact, and bounded in memory (`exact.top_k`). Past `LARGE` passages an approximate index of faiss stands in, whose
+Cost: memory does not grow with queries × passages. Past `LARGE` passages an approximate index of faiss stands in, whose
 recall against the exact search is measured each time. BM25 takes about a millisecond a query.
 """
 
@@ -11,17 +12,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from me5lib import device
 from me5lib.data.shards import splitmix64
 from me5lib.io import Me5Error
-from me5lib.pairs import text_key
-from me5lib.train.exact import BLOCK_PASSAGES, refuse_vectors, top_k
+from me5lib.pairs import Labelled, text_key
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 LARGE = 2_000_000  # ours: passages from which an approximate index is the default
@@ -30,19 +33,49 @@ FEW = 256  # ours: passages below which every index is exact: fewer than four in
 CHANCE = 64  # ours: random passages that every query is scored against, to know what an easy negative scores
 NEIGHBOURS = 4  # as Artetxe and Schwenk have it; a pool with many copies of every answer wants more
 SAMPLED = 200  # ours: queries on which the recall of an approximate index is measured
+BLOCK_QUERIES, BLOCK_PASSAGES = 1024, 4096
+AT_ONCE = 64  # queries whose candidates' vectors are held at once
+WIDE = 16  # ours: candidates that bf16 may leave open, in times k, before all products are taken in fp32
+COLUMNS = 16  # ours: passages of a block that share a maximum, by which most of them are passed over
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai … Han
 HIDDEN = re.compile("[\u00ad\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # soft hyphens and variation selectors
 WORDS_VERSION = 2  # of `words`: what was kept of another version is stale
 
 
-class Found(NamedTuple):
+class Pool:
+    """The passages that are searched: their texts, languages, and keys int64 [P]."""
+
+    def __init__(self, texts: Sequence[str], languages: Sequence[str] = ()) -> None:
+        self.texts, self.languages = list(texts), list(languages) or ["und"] * len(texts)
+        self.keys = np.array([text_key(text) for text in texts], dtype=np.int64)
+
+    @cached_property
+    def row_of(self) -> dict[int, int]:
+        """Key of a text → the first row that has it."""
+        return {key: i for i, key in reversed(list(enumerate(self.keys.tolist())))}
+
+    @classmethod
+    def of(cls, rows: Iterable[Labelled]) -> Pool:
+        """All positives and negatives of `rows`, each text (`text_key`) once, in order of appearance."""
+        first: dict[int, tuple[str, str]] = {}
+        for row in rows:
+            for text in (*row.positives, *row.negatives):
+                first.setdefault(text_key(text), (text, row.language))
+        return cls(*zip(*first.values(), strict=True)) if first else cls([])
+
+    def positives(self, row: Labelled) -> list[int]:
+        """The rows of a labelled row's positives, which must be in the pool."""
+        return [self.row_of[text_key(text)] for text in row.positives]
+
+
+class SearchResult(NamedTuple):
     """What a search gives Q queries: their best passages, best first, and their own positive's score."""
 
     rows: np.ndarray  # int64 [Q, depth], index into the passages; -1 where there is none
     scores: np.ndarray  # fp32 [Q, depth]
     positive: np.ndarray  # fp32 [Q], of the best-scoring positive; NaN when the search does not score (random)
     chance: np.ndarray | None = None  # fp32 [Q], mean score of random passages
-    likeness: np.ndarray | None = None  # fp32 [Q, depth], of the candidate to the nearest positive: see `likeness`
+    margin_ratio: np.ndarray | None = None  # fp32 [Q, depth], of the candidate to the nearest positive
     recall: float | None = None  # of an approximate index against the exact search, on a sample; None: exact
 
 
@@ -60,17 +93,14 @@ class Index:
         self.kind = kind if kind != "auto" else KINDS[len(vectors) >= LARGE]
         self.vectors = vectors
         self._faiss = None if self.kind == "exact" else _approximate(vectors, self.kind)
-        self._crowd: np.ndarray | None = None
 
-    @property
-    def crowd(self) -> np.ndarray:
-        """Mean score of each passage with its `NEIGHBOURS` nearest, fp32 [P]; searched for once, and kept."""
-        if self._crowd is None:
-            self._crowd = self.crowd_at(self.vectors)
-        return self._crowd
+    @cached_property
+    def knn_mean(self) -> np.ndarray:
+        """Mean score of each passage with its `NEIGHBOURS` nearest, fp32 [P]."""
+        return self.knn_mean_at(self.vectors)
 
-    def crowd_at(self, vectors: np.ndarray) -> np.ndarray:
-        """The same of any vectors that are in the index, fp32 [n]: the best found is taken for the vector itself."""
+    def knn_mean_at(self, vectors: np.ndarray) -> np.ndarray:
+        """The same of any vectors that are in the index, fp32 [n]: the best hit is taken for the vector itself."""
         scores = self.search(vectors, NEIGHBOURS + 1)[1][:, 1:]
         return np.nan_to_num(scores.mean(axis=1) if scores.size else np.zeros(len(vectors)), neginf=0.0)
 
@@ -116,59 +146,91 @@ def _approximate(vectors: np.ndarray, kind: str) -> Any:
 
 
 def dense(
-    queries: Sequence[str], positives: Sequence[Sequence[str]], passages: Sequence[str],
-    encode_query: Encode, encode_passage: Encode, depth: int, skip: int = 0, *, index: str = "auto",
-    likeness: bool = False,
-) -> Found:
-    """Search by cosine: each query's passages ranked `skip` … `skip + depth` by the given encoders (unit vectors).
+    rows: Sequence[Labelled], pool: Pool, index: Index, encode_query: Encode, depth: int, skip: int = 0,
+    margin_ratio: bool = False,
+) -> SearchResult:
+    """Search by cosine: each query's passages ranked `skip` … `skip + depth`; `index` holds the pool's unit vectors.
 
-    `index`: see `Index`. `likeness`: compare the candidates with the positives too, as `near_positive` needs it; that
-    takes two more searches, of the passages and of the positives among the passages.
+    `margin_ratio`: compare the candidates with the positives too, as `mining.near_positive` needs it; that takes two
+    more searches, of the passages and of the positives among the passages.
     """
-    refuse_without_positive(queries, positives)
-    owner = np.repeat(np.arange(len(queries)), [len(row) for row in positives])
-    right = encode_passage([text for row in positives for text in row])
-    return nearest(encode_query(queries), owner, right, Index(encode_passage(passages), index), depth, skip, likeness)
+    refuse_without_positive(rows)
+    owner = np.repeat(np.arange(len(rows)), [len(row.positives) for row in rows])
+    positives = index.vectors[[place for row in rows for place in pool.positives(row)]]
+    return nearest(encode_query([row.query for row in rows]), owner, positives, index, depth, skip, margin_ratio)
 
 
 def nearest(
-    asked: np.ndarray, owner: np.ndarray, right: np.ndarray, index: Index, depth: int, skip: int = 0,
-    likeness: bool = False,
-) -> Found:
-    """`dense` for vectors: queries [Q, d], positives `right` [N, d] and the query `owner` [N] (ascending) of each."""
-    rows, scores = (found[:, skip:] for found in index.search(asked, skip + depth))
-    own = np.full(len(asked), -np.inf, np.float32)
+    queries: np.ndarray, owner: np.ndarray, positives: np.ndarray, index: Index, depth: int, skip: int = 0,
+    margin_ratio: bool = False,
+) -> SearchResult:
+    """`dense` for vectors: queries [Q, d], positives [N, d] and the query `owner` [N] (ascending) of each."""
+    rows, scores = (found[:, skip:] for found in index.search(queries, skip + depth))
+    own = np.full(len(queries), -np.inf, np.float32)
     for start in range(0, len(owner), BLOCK_PASSAGES):
         part = slice(start, start + BLOCK_PASSAGES)
-        np.maximum.at(own, owner[part], np.einsum("nd,nd->n", asked[owner[part]], right[part]).astype(np.float32))
+        np.maximum.at(own, owner[part], np.einsum("nd,nd->n", queries[owner[part]], positives[part]).astype(np.float32))
     some = np.linspace(0, len(index.vectors) - 1, min(CHANCE, len(index.vectors))).astype(int)
-    chance = asked @ index.vectors[some].mean(0)
-    near = likeness_of(rows, owner, right, index) if likeness else None
-    return Found(rows, scores, own, chance.astype(np.float32), near, index.recall(asked, skip + depth))
+    chance = (queries @ index.vectors[some].mean(0)).astype(np.float32)
+    ratio = margin_ratio_of(rows, owner, positives, index) if margin_ratio else None
+    return SearchResult(rows, scores, own, chance, ratio, index.recall(queries, skip + depth))
 
 
-def likeness_of(rows: np.ndarray, owner: np.ndarray, right: np.ndarray, index: Index) -> np.ndarray:
+def margin_ratio_of(rows: np.ndarray, owner: np.ndarray, positives: np.ndarray, index: Index) -> np.ndarray:
     """How like one of its query's positives each candidate is: fp32 [Q, depth] of `rows` of the index.
 
     Their cosine, over the mean of what both have with their nearest neighbours (the ratio margin by which Artetxe and
     Schwenk 2019 mine translations): about 1 for neighbours like others, whatever the range of an encoder's cosines.
     """
-    near = np.full(rows.shape, -np.inf, np.float32)
-    for i, own, crowd in zip(owner.tolist(), right, index.crowd_at(right), strict=True):
-        around = np.maximum((index.crowd[rows[i]] + crowd) / 2, 1e-3)
-        near[i] = np.maximum(near[i], index.vectors[rows[i]] @ own / around)
-    return near
+    ratio = np.full(rows.shape, -np.inf, np.float32)
+    for i, positive, knn_mean in zip(owner.tolist(), positives, index.knn_mean_at(positives), strict=True):
+        around = np.maximum((index.knn_mean[rows[i]] + knn_mean) / 2, 1e-3)
+        ratio[i] = np.maximum(ratio[i], index.vectors[rows[i]] @ positive / around)
+    return ratio
 
 
-def bm25(
-    queries: Sequence[str], positives: Sequence[Sequence[str]], passages: Sequence[str], depth: int, skip: int = 0
-) -> Found:
-    """Search by shared words (BM25); words of scripts without spaces are cut into pairs of characters.
+def bm25(rows: Sequence[Labelled], pool: Pool, index: BM25Index, depth: int, skip: int = 0) -> SearchResult:
+    """Search by shared words: each query's passages ranked `skip` … `skip + depth`; -1 beyond those that share one.
 
-    The positives are scored by the statistics of `passages`; one that is not among them is added for that. One query's
-    scores are held at a time. Equal scores: the lower row comes first.
+    `index` is of the pool's texts. One query's scores are held at a time. Equal scores: the lower row comes first.
     """
-    return Words(passages, [text for row in positives for text in row]).search(queries, positives, depth, skip)
+    refuse_without_positive(rows)
+    shape = len(rows), max(0, min(skip + depth, len(pool.texts)) - skip)
+    found, scores = np.full(shape, -1), np.zeros(shape, np.float32)
+    own, chance = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
+    for i, row in enumerate(rows):
+        every = index.scores(row.query)
+        own[i] = every[pool.positives(row)].max()
+        chance[i] = every.mean() if every.size else 0.0
+        best = largest(every, skip + depth)[skip:]
+        found[i, : len(best)], scores[i, : len(best)] = best, every[best]
+    return SearchResult(found, scores, own, chance)
+
+
+class BM25Index:
+    """A BM25 index of texts; `split` gives a text's words."""
+
+    def __init__(self, texts: Sequence[str], split: Callable[[str], list[str]] | None = None) -> None:
+        import bm25s
+
+        self.size, self.split = len(texts), split or words
+        tokens = [self.split(text) for text in texts]
+        self._index = bm25s.BM25() if any(tokens) else None  # bm25s cannot index texts without any word
+        if self._index:
+            self._index.index(tokens, show_progress=False)
+
+    def scores(self, query: str) -> np.ndarray:
+        """BM25 of every text: fp32 [texts]; 0 where no word is shared."""
+        tokens = self.split(query) if self._index else []
+        return self._index.get_scores(tokens) if tokens else np.zeros(self.size, np.float32)
+
+
+def largest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the `k` largest scores above zero, best first, of equal ones the lower place first."""
+    some = np.flatnonzero(scores > 0)
+    if len(some) > k:
+        some = some[scores[some] >= np.partition(scores[some], -k)[-k]]
+    return some[np.argsort(-scores[some], kind="stable")][:k]
 
 
 def words(text: str) -> list[str]:
@@ -194,76 +256,170 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """
     marks = [code for code in range(0x300, 0x1F000) if unicodedata.category(chr(code)) in ("Mn", "Mc")]
     runs = [[code for _, code in run] for _, run in groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
-    on = "\u200c\u200d" + "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
+    on = "\u200c\u200d" + "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)  # single signs: half the speed
     return re.compile(rf"\w[\w{on}]*"), re.compile(rf"\w[{on}]*")
 
 
-class Words:
-    """A BM25 index of `passages`, and of `more` texts that are scored but not found; `split` gives a text's words."""
-
-    def __init__(self, passages: Sequence[str], more: Sequence[str] = (),
-                 split: Callable[[str], list[str]] = words) -> None:
-        import bm25s
-
-        self.size, self._split = len(passages), split
-        self._place = {text: i for i, text in reversed(list(enumerate(passages)))}
-        extra = list(dict.fromkeys(text for text in more if text not in self._place))
-        self._place |= {text: self.size + i for i, text in enumerate(extra)}
-        self._all = self.size + len(extra)
-        tokens = [self._split(text) for text in [*passages, *extra]]
-        self._index = bm25s.BM25() if any(tokens) else None  # bm25s cannot index texts without any word
-        if self._index:
-            self._index.index(tokens, show_progress=False)
-
-    def scores(self, query: str) -> np.ndarray:
-        """BM25 of the passages, then of the `more` texts: fp32 [all of them]; 0 where no word is shared."""
-        tokens = self._split(query) if self._index else []
-        return self._index.get_scores(tokens) if tokens else np.zeros(self._all, np.float32)
-
-    def best(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and scores of at most `k` passages that share a word, best first, of equal ones the lower row first."""
-        return _best(self.scores(query)[: self.size], k)
-
-    def search(
-        self, queries: Sequence[str], positives: Sequence[Sequence[str]], depth: int, skip: int = 0
-    ) -> Found:
-        """Each query's passages ranked `skip` … `skip + depth`; -1 beyond those that share a word with it."""
-        refuse_without_positive(queries, positives)
-        shape = len(queries), max(0, min(skip + depth, self.size) - skip)
-        rows, scores = np.full(shape, -1), np.zeros(shape, np.float32)
-        own, chance = np.empty(len(queries), np.float32), np.empty(len(queries), np.float32)
-        for i, query in enumerate(queries):
-            every = self.scores(query)
-            own[i] = max(every[self._place[text]] for text in positives[i])
-            chance[i] = every[: self.size].mean() if self.size else 0.0
-            near, theirs = (found[skip:] for found in _best(every[: self.size], skip + depth))
-            rows[i, : len(near)], scores[i, : len(near)] = near, theirs
-        return Found(rows, scores, own, chance)
-
-
-def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places and values of the `k` largest scores above zero, best first, of equal ones the lower place first."""
-    some = np.flatnonzero(scores > 0)
-    if len(some) > k:
-        some = some[scores[some] >= np.partition(scores[some], -k)[-k]]
-    some = some[np.argsort(-scores[some], kind="stable")][:k]
-    return some, scores[some]
-
-
-def random(queries: Sequence[str], passages: Sequence[str], depth: int, seed: int) -> Found:
-    """No search: passages drawn by a hash of (seed, query, draw), so that a query always gets the same ones."""
+def random(queries: Sequence[str], passages: int, depth: int, seed: int) -> SearchResult:
+    """No search: rows below `passages` drawn by a hash of (seed, query, draw), so a query always gets the same ones."""
     keys = np.array([text_key(query) for query in queries], dtype=np.int64).view(np.uint64)
     draws = np.arange(depth, dtype=np.uint64) + np.uint64(depth * seed + 1)
-    rows = (splitmix64(keys[:, None] ^ splitmix64(draws)[None]) % np.uint64(len(passages))).astype(np.int64)
-    shape = rows.shape
-    return Found(rows, np.full(shape, np.nan, np.float32), np.full(shape[0], np.nan, np.float32))
+    rows = (splitmix64(keys[:, None] ^ splitmix64(draws)[None]) % np.uint64(passages)).astype(np.int64)
+    nothing = np.full(rows.shape, np.nan, np.float32)
+    return SearchResult(rows, nothing, np.full(len(rows), np.nan, np.float32))
 
 
-def refuse_without_positive(queries: Sequence[str], positives: Sequence[Sequence[str]]) -> None:
+def refuse_without_positive(rows: Sequence[Labelled]) -> None:
     """Raise `Me5Error` that names the first query without a positive."""
-    if len(queries) != len(positives):
-        raise Me5Error(f"{len(queries)} queries and positives of {len(positives)}: give one list of positives a query")
-    empty = [i for i, row in enumerate(positives) if not len(row)]
+    empty = [i for i, row in enumerate(rows) if not row.positives]
     if empty:
-        raise Me5Error(f"query {empty[0]} ({queries[empty[0]][:40]!r}) has no positive ({len(empty)} of "
-                       f"{len(queries)} have none): leave it out")
+        raise Me5Error(f"query {empty[0]} ({rows[empty[0]].query[:40]!r}) has no positive ({len(empty)} of "
+                       f"{len(rows)} have none): leave it out")
+
+
+# Exact search
+
+
+def top_k(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The exact `k` largest dot products of each query: (rows int64, scores fp32), [Q, min(k, P)], best first.
+
+    Equal scores: the lower row comes first. Where the CPU multiplies bf16 natively, all products are first taken in
+    bf16, and those whose rounding leaves them a chance are taken again in fp32: same result, a fraction of the time.
+    Raises `Me5Error` for vectors of different width and for NaN.
+    """
+    refuse_vectors(queries, passages)
+    k = min(k, len(passages))
+    rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    if not rows.size:
+        return rows, scores
+    passages = torch.from_numpy(np.ascontiguousarray(passages, dtype=np.float32))
+    coarse = _rounded(passages) if device.precision(torch.device("cpu")).name == "bf16" else None
+    for start in range(0, len(queries), BLOCK_QUERIES):
+        part = slice(start, start + BLOCK_QUERIES)
+        block = torch.from_numpy(np.ascontiguousarray(queries[part], dtype=np.float32))
+        near = _candidates(block, coarse, k) if coarse else None
+        best, found = _sweep(block, passages, k) if near is None else _scored(block, passages, near, k)
+        rows[part], scores[part] = found.numpy(), best.numpy()
+    return rows, scores
+
+
+def _rounded(passages: Tensor) -> tuple[Tensor, float, float]:
+    """Passages in bf16, less their mean; the length of the longest rounding error, and of the longest vector.
+
+    The mean adds the same to all scores of a query, and rounding is as coarse as the vectors are long: without it,
+    cosines between 0.7 and 1 are told apart as well as those between -0.5 and 0.5.
+    """
+    mean = torch.from_numpy(passages.numpy().mean(axis=0, dtype=np.float64).astype(np.float32))
+    rounded = torch.empty(passages.shape, dtype=torch.bfloat16)
+    lost = longest = 0.0
+    for start in range(0, len(passages), BLOCK_PASSAGES):
+        part = slice(start, start + BLOCK_PASSAGES)
+        exact = passages[part] - mean
+        rounded[part] = exact
+        lost = max(lost, float((rounded[part] - exact).norm(dim=1).max()))
+        longest = max(longest, float(exact.norm(dim=1).max()))
+    return rounded, lost, longest
+
+
+def _candidates(queries: Tensor, coarse: tuple[Tensor, float, float], k: int) -> Tensor | None:
+    """Rows [B, more than k] among which each query's exact best k are, -1 for none; None where they are too many.
+
+    q·p differs from what bf16 gives for it, before the result is rounded, by at most |q̃| |p − p̃| + |q − q̃| |p|
+    (Cauchy-Schwarz), and by what is lost when d products are summed up in fp32.
+    """
+    passages, lost, longest = coarse
+    rounded = queries.bfloat16()
+    error = rounded.float().norm(dim=1) * lost + (queries - rounded).norm(dim=1) * longest
+    error += queries.shape[1] * 2.0**-23 * queries.norm(dim=1) * longest
+    found = _sweep(rounded, passages, k, 1.01 * error, 2.0**-8)
+    return found[1] if found else None
+
+
+def _sweep(
+    queries: Tensor, passages: Tensor, k: int, error: Tensor | float = 0.0, unit: float = 0.0
+) -> tuple[Tensor, Tensor] | None:
+    """Scores fp32 and rows [B, k] of the best passages of a block of queries [B, d], as the dtype gives them.
+
+    With the largest `error` [B] of a product, and the `unit` roundoff of its result, more than k: all that may be among
+    the best k. None where these are more than `WIDE` times k. A query's floor is the score below which nothing has a
+    chance: of a block of passages only what reaches it is looked at.
+    """
+    def floor_of(kth: Tensor) -> Tensor:
+        """What a passage must score at least when the k-th best score is `kth`: either may be off."""
+        return kth - 2 * (error + unit * 1.01 * (kth.abs() + error)) if unit else kth
+
+    scores, rows = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
+    floor = scores[:, -1]
+    width = -(-min(BLOCK_PASSAGES, len(passages)) // COLUMNS) * COLUMNS
+    products = torch.empty(len(queries), width, dtype=queries.dtype)
+    for start in range(0, len(passages), width):
+        part = passages[start : start + width]
+        torch.mm(queries, part.T, out=products[:, : len(part)])
+        products[:, len(part) :] = -torch.inf
+        query, column = _reaching(products, len(part), floor, k, floor_of)
+        scores, rows = _merged(scores, rows, query, products[query, column].float(), column + start)
+        floor = floor_of(scores[:, k - 1])
+        wide = max(k, int((scores >= floor[:, None]).sum(1).max())) if unit else k
+        if wide > WIDE * k and len(passages) > WIDE * k:
+            return None
+        scores, rows = scores[:, :wide], rows[:, :wide]
+    return scores, rows
+
+
+def _reaching(
+    products: Tensor, real: int, floor: Tensor, k: int, floor_of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(row, column) of the scores in the first `real` columns that reach the floor of their row, in that order.
+
+    Every column shares a maximum with `COLUMNS` − 1 others: one pass over the block, and most of it is out. In the
+    first block, where there is no floor, one lies below the k-th largest of the maxima: k scores reach that.
+    """
+    stride = products.shape[1] // COLUMNS
+    if stride < k:
+        return (products[:, :real] >= floor[:, None]).nonzero(as_tuple=True)
+    folded = products.view(len(products), COLUMNS, stride)
+    maxima = folded.amax(1)
+    if floor[0] == -np.inf:
+        floor = floor_of(maxima.float().topk(k).values[:, -1])
+    row, column = (maxima >= floor[:, None]).nonzero(as_tuple=True)
+    which, fold = (folded[row, :, column] >= floor[row, None]).nonzero(as_tuple=True)
+    row, column = row[which], fold * stride + column[which]
+    order = (row * products.shape[1] + column).argsort()
+    return row[order], column[order]
+
+
+def _merged(scores: Tensor, rows: Tensor, query: Tensor, more: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """`scores`, `rows` [B, n] with `more` scores of the passages `found`, sorted by query and row: best first."""
+    counts = torch.bincount(query, minlength=len(scores))
+    place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+    table = torch.full((len(scores), int(counts.max())), -torch.inf)
+    places = torch.full(table.shape, -1)
+    table[query, place], places[query, place] = more, found
+    both, order = torch.cat([scores, table], 1).sort(dim=1, descending=True, stable=True)
+    return both, torch.cat([rows, places], 1).gather(1, order)
+
+
+def _scored(queries: Tensor, passages: Tensor, near: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores in fp32 and rows [B, k] of the best among the rows `near` [B, some]; -1: none."""
+    near = near.sort(dim=1).values  # so that the lower row comes first of equal scores
+    scores, rows = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
+    for start in range(0, len(queries), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        vectors = passages[near[part].clamp(min=0)].numpy()
+        exact = torch.from_numpy(np.einsum("qpd,qd->qp", vectors, queries[part].numpy()))
+        exact[near[part] < 0] = -torch.inf
+        best, order = exact.sort(dim=1, descending=True, stable=True)
+        scores[part], rows[part] = best[:, :k], near[part].gather(1, order[:, :k])
+    return scores, rows
+
+
+def refuse_vectors(queries: np.ndarray, passages: np.ndarray) -> None:
+    """Raise `Me5Error` for vectors of different width, and for one that is not finite."""
+    if queries.shape[1] != passages.shape[1]:
+        raise Me5Error(f"queries have {queries.shape[1]} dimensions and passages {passages.shape[1]}: "
+                       "encode both with one model")
+    for name, vectors in (("query", queries), ("passage", passages)):
+        bad = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float32)))
+        if len(bad):
+            raise Me5Error(f"the vector of {name} {bad[0]} is not finite ({len(bad)} of {len(vectors)} are not): "
+                           "mend or leave out its text, or encode in fp32")

@@ -37,13 +37,15 @@ from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import pinned, resolve
 from me5lib.pairs import Labelled, Pair
-from me5lib.train import distill, finetune_plan, groups, loop
+from me5lib.train import labelled as examples
+from me5lib.train import loop
 from me5lib.train import loss as losses
 from me5lib.train.checkpoint import StageDir, stage_settings
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, sizes
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
+from me5lib.train.labelled import KINDS, Prefixes
 from me5lib.train.monitor import watch
-from me5lib.train.negatives import KINDS, Prefixes
+from me5lib.train.teacher import TRAINED, group_scores, kl_divergence, teacher_fingerprint
 
 Rows = Sequence[Pair] | Sequence[Labelled]
 BUDGET = "budget.json"
@@ -100,32 +102,26 @@ def finetune(
     corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
     sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
-    rows, faults = finetune_plan.tidy(corpus.labelled())
+    rows, faults = examples.drop_invalid(corpus.labelled())
     # What was drawn from the hub has the paper's sizes already, and its languages were tempered then.
     temperature = 1.0 if isinstance(corpus, HubCorpus) else scale.data.language_temperature
-    plan = finetune_plan.Plan(rows, stage, seed, temperature)
+    plan = examples.Plan(rows, stage, seed, temperature)
     place = StageDir(out, name, _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
-        start=_identity(start), teacher_files=distill.origin(stage.teacher) if teacher else "",
+        start=_identity(start), teacher_files=teacher_fingerprint(stage.teacher) if teacher else "",
     ))  # fmt: skip
     if place.finished(progress):
         return place.final
     encoder = _encoder(scale, seed, out, corpus, stage, team, start)
     team.main_process_first(place.open)
-    made = groups.make(
-        encoder, rows, plan, stage, place.part, kind=negatives, mines=start is not None, with_teacher=teacher,
-        faults=faults, dev=finetune_plan.tidy(corpus.labelled("dev"))[0], prefixes=sides, seed=seed,
-        progress=progress and team.main, team=team,
-    )  # fmt: skip
-
-    def rows_of(step: int) -> list[Labelled]:
-        drawn = plan.draws(step)
-        mine = drawn[len(drawn) * team.rank // team.world : len(drawn) * (team.rank + 1) // team.world]
-        return [made.group(i, turn, stage.hard_negatives) for i, turn in mine]
-
+    task = examples.Task(stage, plan, sides, place.part, seed, team, progress and team.main)
+    kind = "labelled" if negatives == "mined" and start is None else negatives
+    dev = examples.drop_invalid(corpus.labelled("dev"))[0] if teacher else None
+    made = examples.make_groups(encoder, rows, task, kind, dev, faults)
     run = loop.Run(place.part, seed, place.fingerprint, name, max(1, stage.steps // CHECKPOINTS),
                    evaluate or _look(corpus), progress=progress, team=team)
-    return _trained(encoder, rows_of, scale, stage, sides, place, run)
+    return _trained(encoder, lambda step: made.batch(plan, step, stage.hard_negatives, team.rank, team.world),
+                    scale, stage, sides, place, run)
 
 
 def _trained(
@@ -152,7 +148,7 @@ def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
     if negatives not in KINDS:
         raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(KINDS)}")
     stage, most = scale.finetune, scale.model.max_tokens
-    if teacher and stage.teacher == distill.TRAINED and stage.query_tokens + stage.passage_tokens > most:
+    if teacher and stage.teacher == TRAINED and stage.query_tokens + stage.passage_tokens > most:
         raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
                        f"must be at most model.max_tokens, {most}")
 
@@ -311,9 +307,9 @@ def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
     total = losses.total_loss(gather(queries, held.queries), gather(passages, held.passages),
                               gather_relations(related, held), stage.temperature, stage.loss, held.mine)
     if batch.teacher_scores is not None:
-        student = distill.group_scores(queries, passages, stage.temperature)
+        student = group_scores(queries, passages, stage.temperature)
         teacher = batch.teacher_scores.to(embeddings.device)
-        total = rows * distill.kl(student, teacher, stage.teacher_temperature) + stage.contrastive_weight * total
+        total = rows * kl_divergence(student, teacher, stage.teacher_temperature) + stage.contrastive_weight * total
     return global_mean(total, held.queries)
 
 

@@ -123,13 +123,14 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     """
     from me5lib.device import best_device
     from me5lib.model.encoder import Encoder
-    from me5lib.train import finetune_plan, groups, loop, stages
+    from me5lib.train import labelled as examples
+    from me5lib.train import loop, stages
     from me5lib.train.checkpoint import StageDir
     from me5lib.train.distributed import Team
 
-    rows, last = finetune_plan.tidy(corpus.labelled())[0], dial.finetune
+    rows, last = examples.drop_invalid(corpus.labelled())[0], dial.finetune
     stage = _longer(dial.train, dial.train.steps + last.steps)
-    batches, plan = corpus.mixture(dial, seed), finetune_plan.Plan(rows, last, seed, _temperature(dial))
+    batches, plan = corpus.mixture(dial, seed), examples.Plan(rows, last, seed, _temperature(dial))
     door = StageDir(out, name, {
         "mixed": [batches.fingerprint, plan.fingerprint], "seed": seed, "corpus": corpus.fingerprint,
         **{room: dataclasses.asdict(getattr(dial, room)) for room in ("model", "train", "finetune")},
@@ -138,16 +139,16 @@ def mixed(dial: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
         return door.final
     encoder = Encoder.new(dial.model, stages.vocabulary(corpus, dial, out), seed).to(best_device())
     work = door.open()
-    made = groups.make(encoder, rows, plan, last, work, kind="labelled", mines=False, with_teacher=False,
-                       dev=(), prefixes=stages.prefixes, seed=seed, progress=False)  # fmt: skip
-    turns = shuffled(dial.train.steps, last.steps, seed)
     team, budget = Team.alone(encoder.device), stages.Budget.on_cpu(dial.model)
+    task = examples.Task(last, plan, stages.prefixes, work, seed, team, progress=False)
+    made = examples.make_groups(encoder, rows, task, "labelled")
+    turns = shuffled(dial.train.steps, last.steps, seed)
 
     def prepare(step: int) -> Work:
         """The batch of `step`, tokenised, and how its gradient is computed."""
         labelled, turn = turns[step]
         if labelled:
-            drawn, own = [made.group(i, times, last.hard_negatives) for i, times in plan.draws(turn)], last
+            drawn, own = made.batch(plan, turn, last.hard_negatives), last
         else:
             drawn, own = batches.batch(turn), dial.train
         return stages.work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.prefixes)

@@ -1,0 +1,348 @@
+"""Labelled examples of stage 2: the valid ones, laid out over the steps, with hard negatives and a teacher's scores.
+
+    labelled examples ──► drop_invalid ──► Plan ──► add_negatives ──► teacher.add_scores ──► groups.jsonl
+
+The plan of all steps is known before the first, so that only examples which will be used are mined and scored.
+Negatives come from the passages of the same source and language; nothing is padded silently: what is filled in from
+elsewhere or repeated is counted. An example that the plan comes back to gets the next of its negatives in every pass,
+where there are as many; that follows from the plan alone, so it is the same for any number of processes and on resume.
+
+The result is written to `groups.jsonl`, so that a stage which is gone on with learns from the very same groups, and
+what was dropped, filled in or repeated to `report.json`. Interrupted before that, mining, the trained teacher and
+the blocks that it has scored are kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from me5lib import io
+from me5lib.config import Stage
+from me5lib.data.mixture import Mixture
+from me5lib.device import precision
+from me5lib.io import Me5Error, give_back
+from me5lib.model.encoder import Encoder
+from me5lib.pairs import Labelled, text_key
+from me5lib.train import search
+from me5lib.train.distributed import Team
+from me5lib.train.mining import Mining, MiningReport, PoolKey, as_json, by_pool, choose, distinct, mine
+from me5lib.train.search import BM25Index, Index, Pool
+
+KINDS = ("mined", "bm25", "random", "labelled")
+DEV_EXAMPLES, DEV_GROUP = 1000, 8  # ours: held-out examples that judge the teacher, and passages in each one's group
+SHORT, RANDOM, ELSEWHERE, REPEATED = (
+    "examples with fewer than asked for", "random passages filled in", "taken from other languages or sources",
+    "repeated in their group",
+)  # fmt: skip
+GROUPS, MINED, REPORT = "groups.jsonl", "mined.json", "report.json"
+
+Prefixes = Callable[[str], tuple[str, str]]  # source → before its queries, before its passages
+
+
+def drop_invalid(rows: Iterable[Labelled]) -> tuple[list[Labelled], dict[str, int]]:
+    """The examples that can be learnt from, in order, and what was wrong with others: fault → how many.
+
+    An example without a query or a positive is dropped, an empty passage is left out. Negatives that read like the
+    query or like a positive of their example are counted here; `own_negatives` leaves them out.
+    """
+    kept, faults = [], Counter()
+    for row in rows:
+        positives, negatives = (tuple(text for text in side if text.strip()) for side in (row.positives, row.negatives))
+        if not row.query.strip() or not positives:
+            faults["examples without a positive" if row.query.strip() else "examples without a query"] += 1
+            continue
+        faults["empty passages"] += len(row.positives) + len(row.negatives) - len(positives) - len(negatives)
+        known = {text_key(text) for text in positives}
+        for key in map(text_key, negatives):
+            faults["negatives that are a positive too"] += key in known
+            faults["negatives that are the query"] += key == text_key(row.query) and key not in known
+        kept.append(row._replace(positives=positives, negatives=negatives))
+    return kept, {fault: n for fault, n in sorted(faults.items()) if n}
+
+
+class Plan:
+    """Which examples make the batch of a step: stage 1's construction (`Mixture`) over the labelled examples.
+
+    Sources and languages are both weighted by rows ** `temperature`, so that a large set does not drown a small one
+    (ours: how mE5 mixed its labelled sets is known only by their sampled sizes).
+    """
+
+    def __init__(self, rows: Sequence[Labelled], stage: Stage, seed: int, temperature: float) -> None:
+        streams, self.steps = defaultdict(list), stage.steps
+        for i, row in enumerate(rows):
+            streams[row.source, row.language].append(i)
+        self._positions = {key: np.array(positions) for key, positions in streams.items()}
+        sizes = Counter(row.source for row in rows)
+        self._mixture = Mixture(
+            {key: SimpleNamespace(columns=("query", "passage"), rows=len(own)) for key, own in streams.items()},
+            steps=stage.steps, batch=stage.batch, seed=seed, temperature=temperature,
+            weights={source: size**temperature for source, size in sizes.items()},
+        )  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that the plan depends on."""
+        return self._mixture.fingerprint
+
+    def draws(self, step: int) -> list[tuple[int, int]]:
+        """Positions of the examples of `step`, each with its pass: how often its stream was exhausted before."""
+        spec, streams = self._mixture.plan(step), self._mixture.streams
+        drawn = zip(spec.stream.tolist(), spec.row.tolist(), spec.passes.tolist(), strict=True)
+        return [(int(self._positions[streams[i][:2]][row]), turn) for i, row, turn in drawn]
+
+    def passes(self) -> dict[int, int]:
+        """Position → number of passes, of all examples that any step uses, in order."""
+        last: dict[int, int] = {}
+        for step in range(self.steps):
+            for i, turn in self.draws(step):
+                last[i] = max(turn, last.get(i, 0))
+        return {i: turn + 1 for i, turn in sorted(last.items())}
+
+
+def negatives_for_pass(row: Labelled, n: int, turn: int) -> Labelled:
+    """`row` with `n` of its negatives, from place turn · n on, wrapping round, and with their scores."""
+    have = len(row.negatives)
+    places = [(turn * n + i) % have for i in range(n)] if have > n else range(have)
+    scores = row.teacher_scores and (row.teacher_scores[0], *(row.teacher_scores[1 + i] for i in places))
+    return row._replace(negatives=tuple(row.negatives[i] for i in places), teacher_scores=scores)
+
+
+# Negatives
+
+
+def own_negatives(row: Labelled) -> list[str]:
+    """The wrong answers that a row brings along, without any that reads like its query or a right answer of it."""
+    return distinct((row.query, *row.positives, *row.negatives))[len(distinct((row.query, *row.positives))) :]
+
+
+def add_negatives(
+    rows: Sequence[Labelled], kind: str, encoder: Encoder | None, stage: Stage, prefixes: Prefixes, seed: int,
+    passes: Sequence[int] | None = None,
+) -> tuple[list[Labelled], MiningReport, Counter[str]]:
+    """`rows` with `stage.hard_negatives` negatives for each of their `passes` (None: one), or fewer but for the first;
+    what was mined, over each source and language; and what was filled in, counted.
+
+    Own negatives come first ("mined", "labelled"); where a search leaves too few, random passages fill up.
+    """
+    n, passes = stage.hard_negatives, passes or [1] * len(rows)
+    own = kind in ("mined", "labelled")
+    chosen = [own_negatives(row)[: n * turns] if own else [] for row, turns in zip(rows, passes, strict=True)]
+    report = MiningReport()
+    if kind == "bm25" or (kind == "mined" and encoder is not None):
+        cfg = Mining("dense" if kind == "mined" else "bm25", stage.mine_depth, margin=stage.margin or None,
+                     near=(stage.near or None) if kind == "mined" else None)  # fmt: skip
+        chosen, report = _searched(rows, chosen, cfg, encoder, stage, prefixes, [n * turns for turns in passes])
+    elsewhere, filling = _everywhere(rows), Counter()
+    for places in by_pool(rows).values():
+        most = n * max(passes[i] for i in places) if kind == "random" else n
+        if all(len(chosen[i]) >= most for i in places):
+            continue
+        own = [rows[i] for i in places]
+        filled, counts = _filled(own, [chosen[i] for i in places], Pool.of(own), elsewhere, most, seed)
+        filling += counts
+        for i, texts in zip(places, filled, strict=True):
+            chosen[i] = texts
+    if kind == "random":  # asked for: nothing was short of them
+        del filling[SHORT], filling[RANDOM]
+    found = [row._replace(negatives=tuple(texts[: n * turns]), teacher_scores=None)
+             for row, texts, turns in zip(rows, chosen, passes, strict=True)]  # fmt: skip
+    return found, report, filling
+
+
+def _searched(
+    rows: Sequence[Labelled], own: Sequence[list[str]], cfg: Mining, encoder: Encoder | None, stage: Stage,
+    prefixes: Prefixes, n: Sequence[int],
+) -> tuple[list[list[str]], MiningReport]:
+    """`mining.mine` with the stage's prefixes, lengths and precision; a pool is held while it is searched. Each row's
+    `own` negatives come first, but all that the rows brought along are searched."""
+    places = by_pool(rows)
+
+    def encode(texts: Sequence[str], source: str, side: int = 0) -> np.ndarray:
+        """Unit vectors of queries (side 0) or passages (1); neighbours are sought, not scores reported."""
+        longest = (stage.query_tokens, stage.passage_tokens)[side]
+        return encoder.encode(texts, prefixes(source)[side], max_tokens=longest,
+                              precision=precision(encoder.device).name)  # fmt: skip
+
+    def open_pool(key: PoolKey) -> tuple[Pool, Index | BM25Index]:
+        pool = Pool.of(rows[i] for i in places[key])
+        return pool, BM25Index(pool.texts) if cfg.by == "bm25" else Index(encode(pool.texts, key[0], side=1))
+
+    given = [row._replace(negatives=tuple(texts)) for row, texts in zip(rows, own, strict=True)]
+    return mine(given, cfg, n, open_pool, encode)
+
+
+def _everywhere(rows: Sequence[Labelled]) -> Callable[[str | None], Pool]:
+    """The pool of a source over all its languages, or (None) of all sources; each made when it is first asked for."""
+    return functools.cache(lambda source: Pool.of(row for row in rows if source in (None, row.source)))
+
+
+def _filled(
+    rows: Sequence[Labelled], chosen: Sequence[list[str]], pool: Pool, elsewhere: Callable[[str | None], Pool], n: int,
+    seed: int,
+) -> tuple[list[list[str]], Counter[str]]:
+    """`chosen`, each with random passages of the pool added up to `n`; in a pool too small they come again. And how
+    many examples were short, how many passages were added, taken from elsewhere, repeated.
+
+    Where the pool holds nothing but right answers, the source in all languages is drawn on, then all sources; raises
+    `Me5Error` where even they hold none.
+    """
+    filled, counts = list(chosen), Counter()
+    short = [i for i, texts in enumerate(chosen) if len(texts) < n]
+    if not short:
+        return filled, counts
+    bare = [rows[i]._replace(negatives=()) for i in short]
+    draws = search.random([row.query for row in bare], len(pool.texts), 8 * n, seed)
+    for i, more in zip(short, choose(draws, bare, pool, 2 * n)[0], strict=True):
+        both = distinct([*chosen[i], *more])
+        if not both:
+            both = _wrong_elsewhere(rows[i], elsewhere)
+            counts[ELSEWHERE] += min(n, len(both))
+        counts[SHORT] += 1
+        counts[RANDOM] += min(n, len(both)) - len(chosen[i])
+        counts[REPEATED] += max(0, n - len(both))
+        filled[i] = [both[j % len(both)] for j in range(n)]
+    return filled, +counts
+
+
+def _wrong_elsewhere(row: Labelled, elsewhere: Callable[[str | None], Pool]) -> list[str]:
+    """Wrong answers to a row out of other languages of its source, else of other sources."""
+    for source in (row.source, None):
+        if texts := own_negatives(row._replace(negatives=tuple(elsewhere(source).texts))):
+            return texts
+    raise Me5Error(f"there is no wrong answer to {row.query[:60]!r} ({row.source}): every passage of the labelled "
+                   "examples is a right one; add examples with other passages")  # fmt: skip
+
+
+def dev_groups(rows: Sequence[Labelled], seed: int, limit: int = DEV_EXAMPLES, size: int = DEV_GROUP) -> list[Labelled]:
+    """At most `limit` held-out examples, spread evenly, each with `size` − 1 negatives: its own, then random ones."""
+    rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)] if rows else []
+    found, elsewhere = [], _everywhere(rows)
+    for key, places in by_pool(rows).items():
+        own = [rows[i] for i in places]
+        pool = Pool.of(own)
+        pool = pool if len(pool.texts) >= 2 * size else elsewhere(key[0])
+        filled, _ = _filled(own, [own_negatives(row)[: size - 1] for row in own], pool, elsewhere, size - 1, seed)
+        found += [row._replace(negatives=tuple(texts)) for row, texts in zip(own, filled, strict=True)]
+    return found
+
+
+# Groups
+
+
+class Groups(NamedTuple):
+    """The groups of a stage: position → example with the negatives of all its passes, and scores of its first positive
+    and of each of them."""
+
+    rows: dict[int, Labelled]
+    scored: bool  # whether the teacher's scores are there and used
+
+    def batch(self, plan: Plan, step: int, n: int, rank: int = 0, world: int = 1) -> list[Labelled]:
+        """This rank's examples of `step`, each with the `n` negatives of its pass."""
+        drawn = plan.draws(step)
+        mine = drawn[len(drawn) * rank // world : len(drawn) * (rank + 1) // world]
+        return [negatives_for_pass(self.rows[i], n, turn) for i, turn in mine]
+
+
+class Task(NamedTuple):
+    """What the preparation of a stage 2 works with, and who does it: every rank of `team`."""
+
+    stage: Stage
+    plan: Plan
+    prefixes: Prefixes
+    folder: Path  # of the unfinished stage
+    seed: int
+    team: Team
+    progress: bool = True
+
+
+def make_groups(
+    encoder: Encoder, rows: Sequence[Labelled], task: Task, kind: str, dev: Sequence[Labelled] | None = None,
+    faults: Mapping[str, int] | None = None,
+) -> Groups:
+    """The groups that the plan will use, made once and kept in `groups.jsonl`; a report beside them.
+
+    `encoder` is the start model: it mines, and a teacher that is trained here starts from a copy of it. `kind` is one
+    of `KINDS`; `dev` are the held-out examples that judge the teacher (None: no teacher); `faults` what `drop_invalid`
+    counted, for the report. Every rank of the team calls this: rank 0 mines, all of them score, rank 0 writes.
+    """
+    from me5lib.train import teacher
+
+    folder, team = task.folder, task.team
+
+    def mine_once() -> bool:
+        """Whether the groups had been made before; else there are mined ones now."""
+        if not (folder / REPORT).is_file() and not (folder / MINED).is_file():
+            _write(folder, *_mined(encoder, rows, task, kind, faults), MINED)
+            give_back()
+        return (folder / REPORT).is_file()
+
+    if not team.any(bool(team.by_main(mine_once))):
+        made, report = read_groups(folder).rows, io.read_json(folder / MINED)
+        for line in _summary(report) if task.progress else ():
+            print(line)
+        if dev is not None:
+            made, report["teacher"] = teacher.add_scores(encoder, made, task, dev)
+        team.by_main(lambda: (_write(folder, made, report, REPORT), (folder / MINED).unlink()))
+        give_back()  # the teacher and its optimiser: the stage that follows wants as much
+    return read_groups(folder)
+
+
+def _mined(
+    encoder: Encoder, rows: Sequence[Labelled], task: Task, kind: str, faults: Mapping[str, int] | None
+) -> tuple[dict[int, Labelled], dict[str, Any]]:
+    """Position → example with its negatives, and what was mined and filled in."""
+    passes = task.plan.passes()
+    found, report, filling = add_negatives([rows[i] for i in passes], kind, encoder, task.stage, task.prefixes,
+                                           task.seed, list(passes.values()))  # fmt: skip
+    counts = {"asked for": sum(passes.values()) * task.stage.hard_negatives,
+              "there": sum(len(row.negatives) for row in found), **filling}  # fmt: skip
+    return dict(zip(passes, found, strict=True)), {
+        "negatives": kind, "mining": as_json(report, 5), "filling": counts, "input": dict(faults or {}),
+        "teacher": None}  # fmt: skip
+
+
+def _summary(report: Mapping[str, Any]) -> list[str]:
+    """What was wrong with the examples and what was filled in, if anything was."""
+    filling = {name: n for name, n in report["filling"].items() if name not in ("asked for", "there")}
+    faults, filled = (", ".join(f"{n:,} {what}" for what, n in counts.items()) for counts in (report["input"], filling))
+    return [f"labelled examples: {faults}"] * bool(faults) + [
+        f"negatives: {filled} (of {report['filling']['there']:,})"] * bool(filled)  # fmt: skip
+
+
+def _write(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any], name: str) -> None:
+    """groups.jsonl first, then the JSON file `name`, which says that the groups are whole."""
+    def write(beside: Path) -> None:
+        with beside.open("w", encoding="utf8") as stream:
+            stream.writelines(json.dumps([i, *row], ensure_ascii=True) + "\n" for i, row in rows.items())
+
+    io.put(folder / GROUPS, write)
+    io.put_json(folder / name, report, sort_keys=True)
+
+
+def read_groups(folder: Path) -> Groups:
+    """What `make_groups` wrote. Raises `Me5Error`, with counts, for scores that do not fit their groups."""
+    rows, texts, counts = {}, {}, Counter()
+    with (folder / GROUPS).open(encoding="utf8") as stream:
+        for i, *fields in map(json.loads, stream):
+            row = Labelled(*(tuple(field) if isinstance(field, list) else field for field in fields))
+            rows[i] = row._replace(negatives=tuple(texts.setdefault(text, text) for text in row.negatives))
+    for row in rows.values():
+        scores = row.teacher_scores
+        if scores is None:
+            counts["without scores"] += 1
+        else:
+            counts["with another number of scores than passages"] += len(scores) != 1 + len(row.negatives)
+            counts["with scores that are no numbers"] += not all(map(math.isfinite, scores))
+    if (faults := +counts) and counts["without scores"] < len(rows):
+        said = ", ".join(f"{n} {fault}" for fault, n in faults.items())
+        raise Me5Error(f"{folder / GROUPS}: of {len(rows)} groups {said}: delete that folder to make them again")
+    return Groups(rows, bool(rows) and not faults)

@@ -1,0 +1,574 @@
+"""The teacher of stage 2, which reads query and passage together: had by name or trained here, judged, its scores kept.
+
+    teacher = open_teacher("BAAI/bge-reranker-v2-m3", device)      # a cross-encoder of the hub, or a folder
+    for places, scores in teacher.pieces([("Wie alt?", "Zwölf Jahre."), …], lengths=(192, 192)): …
+    train_on_file(Path("groups.jsonl"), "runs/tiny/seed-0/stage1", Path("my-teacher"), cfg.finetune)      # `me5 teach`
+
+The paper's stage 2 learns from a cross-encoder's scores: KL(teacher ‖ student) over each query's own group (its
+positive and its hard negatives) plus α · InfoNCE over the batch (form from E5 and SimLM's code; mE5's teacher is not
+public). A teacher that is no better than the student teaches nothing: `Verdict` measures both on held-out groups, and
+stage 2 trusts the teacher only if it wins.
+
+Cost: a joint input per passage: four passages a query cost about twice what embedding them apart costs, by our own
+teacher; at the paper's size 24 M pairs go through it. Scores are kept in blocks of groups (4 bytes a pair), one `.npy`
+file each, named by a hash of the teacher and the texts: a run that was killed loses one block.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from me5lib import io
+from me5lib.config import Stage
+from me5lib.data import cards
+from me5lib.device import autocast, best_device, precision
+from me5lib.io import Me5Error, sha256
+from me5lib.model import encoder as encoders
+from me5lib.model import save_load
+from me5lib.model.encoder import Encoder, average_pool, by_length, piece_tokens
+from me5lib.model.resolve import resolve, snapshot
+from me5lib.model.text import PASSAGE, QUERY, clean
+from me5lib.pairs import Labelled, text_key
+from me5lib.train import checkpoint, labelled, loop
+from me5lib.train.labelled import Plan, Prefixes, Task, dev_groups, negatives_for_pass
+from me5lib.train.loss import widen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
+PIECE = 4096  # padded tokens at once in training (ours)
+AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
+BLOCK = 512  # ours: groups in a file of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
+TRAINED = "trained"  # `finetune.teacher`: a small one of one's own
+SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
+ABOUT, HEAD = "teacher.json", "head.safetensors"
+DEV_SHARE = 0.1  # ours: of the examples of `me5 teach`, to judge the teacher by
+OWN = "own data"  # the source of an example that names none
+
+TextPair = tuple[str, str]
+Joint = tuple[list[int], int]  # token ids of a query and a passage, as the teacher reads them; where the passage begins
+Scored = Iterator[tuple[np.ndarray, np.ndarray]]  # piece by piece: positions among the pairs, and their logits
+
+
+class Verdict(NamedTuple):
+    """Accuracy of teacher and student on the same held-out groups: how often the positive comes first of `size`."""
+
+    teacher: float
+    student: float
+    queries: int
+    size: int
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the teacher is better."""
+        return self.teacher > self.student
+
+
+class Teacher(nn.Module):
+    """A cross-encoder over a copy of `encoder`'s backbone: one joint input `<s> query: … </s> passage: … </s>`.
+
+    Its logit is the cosine of the two segments' mean vectors, after they have attended to each other, over τ, plus a
+    small network on [q, p, |q − p|, q ∘ p] whose last layer starts at zero: before its first step it knows about what
+    the encoder knows that it starts from. It is trained with SimLM's listwise softmax, on texts with their prefixes.
+    """
+
+    prefixed = True
+
+    def __init__(self, encoder: Encoder, temperature: float, seed: int) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        self.temperature = temperature
+        self.name, self.identity = "the teacher trained here", {}  # which weights: known when it is loaded
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            first, last = nn.Linear(4 * encoder.width, encoder.width), nn.Linear(encoder.width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(first, nn.GELU(), last)
+        self.to(encoder.device)
+
+    def tokenize(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> list[Joint]:
+        """Joint inputs of pairs with their prefixes on; both sides cut to `lengths` tokens."""
+        _refuse_longer(self.name, self.encoder.max_tokens, lengths)
+        queries, passages = (self.encoder.tokenize(side, "", most)
+                             for side, most in zip(zip(*pairs, strict=True), lengths, strict=True))
+        return [(q + p[1:], len(q)) for q, p in zip(queries, passages, strict=True)]
+
+    def forward(self, rows: Sequence[Joint], size: int) -> Tensor:
+        """Scores (logits, higher is better) of B groups of `size` passages, the positive first: fp32 [B, size]."""
+        self.encoder.choose_attention()
+        pieces = list(by_length([len(ids) for ids, _ in rows], PIECE))
+        scores = torch.cat([self._piece([rows[i] for i in piece]) for piece in pieces])
+        back = np.argsort(np.concatenate(pieces), kind="stable")
+        return scores[torch.from_numpy(back).to(scores.device)].view(-1, size)
+
+    def _piece(self, rows: Sequence[Joint]) -> Tensor:
+        device, padding = self.encoder.device, self.encoder.tokenizer.pad_token_id
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, _ in rows], True, padding).to(device)
+        place = torch.arange(ids.shape[1], device=device)
+        mask = (place < torch.tensor([len(ids) for ids, _ in rows], device=device)[:, None]).long()
+        left = place < torch.tensor([cut for _, cut in rows], device=device)[:, None]
+        hidden = self.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        query, passage = average_pool(hidden, mask * left), average_pool(hidden, mask * ~left)
+        cosine = nn.functional.cosine_similarity(query, passage) / self.temperature
+        features = torch.cat([query, passage, (query - passage).abs(), query * passage], dim=-1)
+        return widen(cosine) + widen(self.head(features).squeeze(-1))
+
+    def pieces(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> Scored:
+        """Logits of `pairs`, prefixes on, piece by piece: (places [n], fp32 [n]); sides are cut to `lengths` tokens."""
+        self.eval()
+        self.encoder.choose_attention()
+        rows = self.tokenize(pairs, lengths)
+        for places in by_length([len(ids) for ids, _ in rows], piece_tokens(self.encoder.device)):
+            with torch.inference_mode(), autocast(self.encoder.device, precision(self.encoder.device).name):
+                logits = self._piece([rows[i] for i in places]).cpu().numpy()
+            yield places, logits
+
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write a folder that `Teacher.load` and `finetune.teacher` take: safetensors and JSON, whole or not at all.
+
+        `about` (JSON types) is kept in its `teacher.json`: what it was made of, and how good it is.
+        """
+        from safetensors.torch import save_file
+
+        beside = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(beside, ignore_errors=True)
+        self.encoder.save(beside / "encoder")
+        try:
+            save_file({name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}, beside / HEAD)
+            io.write_json(beside / ABOUT, {**(about or {}), "temperature": self.temperature})
+            io.replace(beside, folder)
+        except OSError as error:
+            raise io.unwritten(folder, error) from None
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Teacher:
+        """A teacher that `save` wrote. Raises `Me5Error` for a folder that is none, or is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            about = io.read_json(folder / ABOUT)
+            teacher = cls(Encoder.load(folder / "encoder").to(device), about["temperature"], 0)
+            teacher.head.load_state_dict(load_file(folder / HEAD))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            why = save_load.first_line(error)
+            raise Me5Error(f"{folder} is no whole teacher ({why}): make it again with `me5 teach`") from None
+        teacher.name, teacher.identity = str(folder), {"files": files_fingerprint(folder)}
+        return teacher.eval()
+
+
+class Reranker:
+    """A cross-encoder of the hub, or of a folder of that form: one logit a pair of bare texts, by its own tokenizer."""
+
+    prefixed = False
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, identity: dict[str, Any]
+    ) -> None:
+        """`identity` says which weights these are, in JSON types."""
+        self.model, self.tokenizer, self.name, self.identity = model.eval(), tokenizer, name, identity
+        self.raw = tokenizer.backend_tokenizer
+        self.raw.no_truncation(), self.raw.no_padding()
+
+    @classmethod
+    def load(cls, name: str, device: torch.device) -> Reranker:
+        """The cross-encoder of a folder or a hub id (`id@revision`: of that one), in fp32, on `device`.
+
+        Raises `Me5Error` where it cannot be had (offline: it was not fetched), has no safetensors, is no cross-encoder
+        (no classifier among its weights), or gives more than one logit.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder, identity = _fetched(name)
+        try:
+            with save_load.quiet():
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    str(folder), dtype="float32", use_safetensors=True, output_loading_info=True
+                )
+                tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            why = save_load.first_line(error)
+            raise Me5Error(f"the teacher {name} cannot be read ({why}): a cross-encoder with weights as safetensors is "
+                           "wanted") from None
+        if report["missing_keys"] or model.config.num_labels != 1:
+            raise Me5Error(f"{name} is no cross-encoder with one logit a pair: choose a reranker, or "
+                           "finetune.teacher=trained")
+        return cls(model.to(device), tokenizer, name, identity)
+
+    def pieces(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> Scored:
+        """Logits of `pairs` piece by piece: (places [n], fp32 [n]); each side is cut to its number of `lengths` tokens,
+        special ones not counted (which `CrossEncoder.predict` cannot: it cuts the longer side)."""
+        room = save_load.positions(self.model) - self.raw.num_special_tokens_to_add(True)
+        _refuse_longer(self.name, room, lengths)
+        sides = []
+        for side, most in zip(zip(*pairs, strict=True), lengths, strict=True):
+            texts = list(dict.fromkeys(side))  # the same query comes with each passage of its group
+            encodings = self.raw.encode_batch(clean(texts)[0], add_special_tokens=False)
+            for encoding in encodings:
+                encoding.truncate(most)
+            known = dict(zip(texts, encodings, strict=True))
+            sides.append([known[text] for text in side])
+        rows = [self.raw.post_process(query, passage) for query, passage in zip(*sides, strict=True)]
+        fields = {"input_ids": "ids", "token_type_ids": "type_ids"}
+        for places in by_length([len(row.ids) for row in rows], piece_tokens(self.model.device)):
+            batch = self.tokenizer.pad({name: [getattr(rows[i], field) for i in places] for name, field
+                                        in fields.items() if name in self.tokenizer.model_input_names},
+                                       return_tensors="pt").to(self.model.device)  # fmt: skip
+            with torch.inference_mode(), autocast(self.model.device, precision(self.model.device).name):
+                logits = self.model(**batch).logits.squeeze(-1).float().cpu().numpy()
+            yield places, logits
+
+
+def open_teacher(name: str, device: torch.device) -> Teacher | Reranker:
+    """The teacher that `finetune.teacher` names: a folder of `me5 teach`, or a cross-encoder by folder or hub id."""
+    folder = Path(name).expanduser()
+    return Teacher.load(folder, device) if (folder / ABOUT).is_file() else Reranker.load(name, device)
+
+
+def teacher_fingerprint(name: str) -> str:
+    """What tells one teacher from another before it is loaded: the hash of its folder's files, or its hub id."""
+    if name == TRAINED or (ref := resolve(name)).kind != "folder":
+        return name
+    return files_fingerprint(ref.folder)
+
+
+def files_fingerprint(folder: Path) -> str:
+    """16 hex digits of the files of a model's folder that decide what it says: weights, JSON, vocabulary."""
+    files = sorted({file for pattern in SAFE for file in folder.rglob(pattern)})
+    return checkpoint.fingerprint([[file.relative_to(folder).as_posix(), sha256(file)] for file in files])
+
+
+def _fetched(name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a reranker, from the hub client's cache or the hub itself, and which weights are in it."""
+    ref = resolve(name)
+    if ref.kind == "released":
+        raise Me5Error(f"{name} is an encoder, no cross-encoder: make a teacher of it with `me5 teach --from {name}`")
+    if ref.kind == "folder":
+        return ref.folder, {"files": files_fingerprint(ref.folder)}
+    try:
+        folder = snapshot(ref.name, ref.revision, SAFE)
+    except Me5Error as error:
+        raise Me5Error(f"the teacher {error}; or set finetune.teacher=trained") from None
+    return folder, {"model": ref.name, "revision": folder.name}
+
+
+def _refuse_longer(name: str, room: int, lengths: tuple[int, int]) -> None:
+    if sum(lengths) > room:
+        raise Me5Error(f"{name} reads {room} tokens of query and passage together: set finetune.query_tokens and "
+                       f"finetune.passage_tokens, {lengths[0]} and {lengths[1]} now, to less")
+
+
+# Losses
+
+
+def listwise(scores: Tensor) -> Tensor:
+    """Listwise softmax: −log of the positive's share of its group, mean over groups; scores [B, G], positive first."""
+    return -widen(scores).log_softmax(1)[:, 0].mean()
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher ‖ student) over each group, mean over the groups: Σ_g t_g (log t_g − log s_g), a scalar.
+
+    Both [B, G] logits; the student's are cosines over its own τ, the teacher's are divided by `temperature`.
+    """
+    target = (widen(teacher) / temperature).log_softmax(1)
+    return (target.exp() * (target - widen(student).log_softmax(1))).sum(1).mean()
+
+
+def group_scores(queries: Tensor, passages: Tensor, temperature: float) -> Tensor:
+    """The student's logits over each query's own group: [B, G] of queries [B, d], passages [B·G, d]."""
+    groups = widen(passages).view(len(queries), -1, passages.shape[-1])
+    return torch.einsum("bd,bgd->bg", widen(queries), groups) / temperature
+
+
+# Scores
+
+
+def score_pairs(
+    pairs: Sequence[TextPair], pieces: Callable[[Sequence[TextPair]], Scored], name: str = "the teacher"
+) -> np.ndarray:
+    """The scores of `pairs`, fp32 [n]; `pieces` gets each different pair once.
+
+    Raises `Me5Error` for pairs that it gives no finite score, with their number and the first one's query, and for a
+    piece with another number of scores than pairs; `name` is the teacher's in the message.
+    """
+    place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+    distinct = list(place)
+    scores = np.full(len(distinct), np.nan, np.float32)
+    for at, logits in pieces(distinct):
+        if len(at) != len(logits):
+            raise Me5Error(f"{name} gave {len(logits)} scores for {len(at)} pairs: one a pair is wanted")
+        scores[at] = logits
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if len(wrong):
+        raise Me5Error(f"{name} gave {len(wrong)} of {len(distinct)} pairs no finite score (the first: query "
+                       f"{distinct[wrong[0]][0][:60]!r}): choose another teacher (finetune.teacher), or learn without "
+                       "one")
+    return scores[[place[pair] for pair in pairs]]
+
+
+def block_scores(
+    pairs: Sequence[TextPair], teacher: Teacher | Reranker, lengths: tuple[int, int], folder: Path | None
+) -> tuple[np.ndarray, bool]:
+    """The scores of `pairs`, fp32 [n], and whether they were read from `folder`; if not, they are put there.
+
+    A file is named by all that a score depends on, and renamed into place: two processes that score a block at once do
+    no harm. Raises `Me5Error` as `score_pairs` does, and for a folder that cannot be written; None: nothing is kept.
+    """
+    pieces = functools.partial(teacher.pieces, lengths=lengths)
+    if folder is None:
+        return score_pairs(pairs, pieces, teacher.name), False
+    key = {"version": f"{VERSION}.{encoders.VERSION}", "teacher": {**teacher.identity, "limits": lengths},
+           "pairs": pairs}  # fmt: skip
+    path = folder / f"{checkpoint.fingerprint(key)}.npy"
+    scores = io.read_array(path, np.float32, len(pairs), 1, f"its {len(pairs):,} pairs are scored again")
+    if scores is not None:
+        return scores, True
+    try:  # before the teacher works for nothing
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise io.unwritten(folder, error) from None
+    scores = score_pairs(pairs, pieces, teacher.name)
+    io.put_array(path, scores, uuid.uuid4().hex)
+    return scores, False
+
+
+def score_groups(
+    teacher: Teacher | Reranker, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes, folder: Path | None = None,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """The teacher's logits of each row's first positive and its negatives, fp32 [1 + negatives] a row; kept in `folder`
+    block by block. Raises `Me5Error` for scores that are not finite; the blocks before them stay kept."""
+    from tqdm.auto import tqdm
+
+    groups, counts = [], {True: 0, False: 0}  # of pairs: read from `folder`, or scored
+    sizes = [1 + len(row.negatives) for row in rows]
+    with tqdm(total=sum(sizes), unit="pair", desc=teacher.name, disable=None if progress else True) as bar:
+        for start in range(0, len(rows), BLOCK):
+            pairs = _pairs(teacher, rows[start : start + BLOCK], prefixes)
+            scores, cached = block_scores(pairs, teacher, lengths_of(stage), folder)
+            groups += np.split(scores, np.cumsum(sizes[start : start + BLOCK])[:-1])
+            counts[cached] += len(pairs)
+            bar.update(len(pairs))
+    if progress:
+        print(f"{teacher.name}: {counts[False]:,} pairs scored here, {counts[True]:,} read from {folder}")
+    return groups
+
+
+def _pairs(teacher: Teacher | Reranker, rows: Sequence[Labelled], prefixes: Prefixes) -> list[TextPair]:
+    """Each row's query with its first positive and with each negative, as the teacher reads them."""
+    sides = {name: prefixes(name) if teacher.prefixed else ("", "") for name in {row.source for row in rows}}
+    return [(sides[row.source][0] + row.query, sides[row.source][1] + text)
+            for row in rows for text in (row.positives[0], *row.negatives)]
+
+
+def student_scores(encoder: Encoder, rows: Sequence[Labelled], prefixes: Prefixes, stage: Stage) -> np.ndarray:
+    """Cosines of each row's query with its first positive and its negatives (equally many): fp32 [B, G]."""
+    options = {"precision": precision(encoder.device).name}  # as the teacher has it
+    scores = np.empty((len(rows), 1 + len(rows[0].negatives)), np.float32)
+    for source in sorted({row.source for row in rows}):
+        places = [i for i, row in enumerate(rows) if row.source == source]
+        own, sides = [rows[i] for i in places], prefixes(source)
+        queries = encoder.encode([row.query for row in own], sides[0], max_tokens=stage.query_tokens, **options)
+        texts = [text for row in own for text in (row.positives[0], *row.negatives)]
+        passages = encoder.encode(texts, sides[1], max_tokens=stage.passage_tokens, **options)
+        scores[places] = np.einsum("bd,bgd->bg", queries, passages.reshape(len(own), -1, encoder.width))
+    return scores
+
+
+def first_place(scores: np.ndarray) -> np.ndarray:
+    """Whether the positive (column 0) beats every other of its group: bool [B]; a tie is no win."""
+    return scores[:, 0] > scores[:, 1:].max(1)
+
+
+def compare(
+    teacher: Teacher | Reranker, student: Encoder, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes,
+    folder: Path | None = None,
+) -> Verdict:
+    """How often each puts the positive of a held-out group first; the teacher's scores are kept in `folder`."""
+    if not rows:
+        return Verdict(0.0, 0.0, 0, 0)
+    ours = first_place(np.stack(score_groups(teacher, rows, stage, prefixes, folder)))
+    theirs = first_place(student_scores(student, rows, prefixes, stage))
+    return Verdict(float(ours.mean()), float(theirs.mean()), len(rows), 1 + len(rows[0].negatives))
+
+
+def lengths_of(stage: Stage) -> tuple[int, int]:
+    """Tokens of a query and of a passage."""
+    return stage.query_tokens, stage.passage_tokens
+
+
+# Training, and its part in stage 2
+
+
+def train_teacher(
+    encoder: Encoder, rows: Mapping[int, Labelled], plan: Plan, stage: Stage, prefixes: Prefixes, seed: int,
+    progress: bool = True,
+) -> Teacher:
+    """A teacher from a copy of `encoder`, trained for `stage.teacher_steps` on the plan's batches: listwise softmax."""
+    teacher, steps = Teacher(encoder, stage.temperature, seed), stage.teacher_steps
+
+    def prepare(step: int) -> loop.Work:
+        """A batch as the teacher reads it, source by source (one, where batches are homogeneous)."""
+        own = [negatives_for_pass(rows[i], stage.hard_negatives, turn) for i, turn in plan.draws(step % plan.steps)]
+        parts = []
+        for source in dict.fromkeys(row.source for row in own):
+            same = [row for row in own if row.source == source]
+            parts += [teacher.tokenize(_pairs(teacher, same[start : start + AT_ONCE], prefixes), lengths_of(stage))
+                      for start in range(0, len(same), AT_ONCE)]
+        size, sources = 1 + stage.hard_negatives, dict.fromkeys(row.source for row in own)
+        return loop.Work(lambda: _mean_loss(teacher, parts, size), "+".join(sources))
+
+    cfg = dataclasses.replace(stage, steps=steps, warmup=steps // 10)  # the student's learning rate: ours
+    loop.train(teacher, prepare, cfg, loop.Run(None, seed, name="teacher", progress=progress))
+    return teacher
+
+
+def _mean_loss(teacher: Teacher, parts: Sequence[Sequence[Joint]], size: int) -> Tensor:
+    """Mean over all groups of the batch, whatever sources they come from, detached; its gradient is accumulated part by
+    part, which is exact: no group's loss depends on another group."""
+    groups = [len(part) // size for part in parts]
+    total = 0.0
+    for part, n in zip(parts, groups, strict=True):
+        loss = listwise(teacher(part, size)) * (n / sum(groups))
+        loss.backward()
+        total = total + loss.detach()
+    return total
+
+
+def add_scores(
+    encoder: Encoder, rows: dict[int, Labelled], task: Task, dev: Sequence[Labelled]
+) -> tuple[dict[int, Labelled], dict[str, Any] | None]:
+    """The groups with the teacher's scores if it is better than the start model, else as they were; and its report.
+
+    One that was named (`finetune.teacher`) is used, too, where no held-out example can judge it. Every rank of the
+    team calls this and scores its share; what is returned is whole on rank 0 alone.
+    """
+    stage, team, prefixes = task.stage, task.team, task.prefixes
+    teacher, home = team.main_process_first(lambda: _stage_teacher(encoder, rows, task))
+    verdict = team.by_main(lambda: compare(teacher, encoder, dev_groups(dev, task.seed), stage, prefixes, home))
+    named = stage.teacher != TRAINED
+    used = team.any(verdict is not None and (verdict.trusted or named and not verdict.queries))
+    if task.progress and verdict and not verdict.queries:
+        print(f"{teacher.name}: no held-out example judges it; {'used all the same' if used else 'not used'}")
+    elif task.progress and verdict:
+        print(f"{teacher.name} {verdict.teacher:.3f}, start model {verdict.student:.3f} first of {verdict.size} "
+              f"({verdict.queries} held-out examples): {'used' if used else 'not used'}")
+    report = verdict and {**verdict._asdict(), "trusted": used, "name": stage.teacher, "weights": teacher.identity}
+    if not used:
+        return rows, report
+    places = sorted(rows)
+    share = [i for n, i in enumerate(places) if n // BLOCK % team.world == team.rank]  # the same blocks as alone
+    scores = score_groups(teacher, [rows[i] for i in share], stage, prefixes, home, task.progress)
+    team.barrier()
+    if team.main and team.world > 1:  # the blocks of all ranks are in `home` now
+        share, scores = places, score_groups(teacher, [rows[i] for i in places], stage, prefixes, home)
+    return {i: rows[i]._replace(teacher_scores=tuple(round(logit, 4) for logit in logits.tolist()))
+            for i, logits in zip(share, scores, strict=True)}, report  # fmt: skip
+
+
+def _stage_teacher(encoder: Encoder, rows: dict[int, Labelled], task: Task) -> tuple[Teacher | Reranker, Path]:
+    """The teacher, ready to score, and where its scores are kept: those of one that nobody else has, in the stage's own
+    folder. It is trained once, and saved there, so that an interrupted scoring goes on with the very same weights."""
+    if task.stage.teacher != TRAINED:
+        return open_teacher(task.stage.teacher, encoder.device), io.cache() / "scores"
+    home = task.folder / "teacher"
+    if not (home / ABOUT).is_file():
+        train_teacher(encoder, rows, task.plan, task.stage, task.prefixes, task.seed, task.progress).save(home)
+    teacher = Teacher.load(home, encoder.device)
+    teacher.name = "teacher"
+    return teacher, task.folder / "scores"
+
+
+# A teacher of one's own (`me5 teach`)
+
+
+def train_on_file(
+    data: Path, start: str | Path, out: Path, stage: Stage, seed: int = 0, progress: bool = True
+) -> list[str]:
+    """Train a teacher from the encoder `start` (folder or hub id) on the examples of `data`, and write it to `out`.
+
+    What became of it is returned, in lines.
+    `stage` is a stage 2's: `teacher_steps` (0: one pass over the examples), `batch`, `hard_negatives`, `lr`, the
+    temperature and the lengths. A tenth of the examples, by hash of the query, is kept out to judge the teacher by.
+    Raises `Me5Error` for what cannot be read, and for an `out` that is there already.
+    """
+    if out.exists():
+        raise Me5Error(f"{out} is there already: choose another --out, or delete it")
+    rows, faults = labelled.drop_invalid(read_examples(data))
+    edge = int(DEV_SHARE * 2**64) - 2**63
+    dev = [row for row in rows if text_key(row.query) < edge]
+    train = [row for row in rows if text_key(row.query) >= edge]
+    if not train or not dev:
+        raise Me5Error(f"{data} has {len(rows)} examples, {len(dev)} of them held out: too few to train a teacher and "
+                       "to judge it; give some dozens")
+    encoder = Encoder.load(start).to(best_device())
+    _refuse_longer(f"a teacher from {start}", encoder.max_tokens, lengths_of(stage))
+    steps = stage.teacher_steps or math.ceil(len(train) / stage.batch)
+    stage = dataclasses.replace(stage, steps=steps, teacher_steps=steps)
+    plan = Plan(train, stage, seed, 1.0)
+    passes = plan.passes()
+    chosen, _, filling = labelled.add_negatives([train[i] for i in passes], "labelled", None, stage, prefixes_of, seed,
+                                                list(passes.values()))  # fmt: skip
+    teacher = train_teacher(encoder, dict(zip(passes, chosen, strict=True)), plan, stage, prefixes_of, seed, progress)
+    verdict = compare(teacher, encoder, dev_groups(dev, seed), stage, prefixes_of)
+    teacher.save(out, {"data": sha256(data), "start": str(start), "seed": seed, "stage": dataclasses.asdict(stage),
+                       "verdict": {**verdict._asdict(), "trusted": verdict.trusted}})  # fmt: skip
+    advice = "stage 2 would listen to it"
+    if not verdict.trusted:
+        advice = "no better than its start: stage 2 would not listen"
+    return [
+        f"{len(rows):,} examples" + "".join(f", {n:,} {what}" for what, n in (faults | filling).items()),
+        f"first of {verdict.size} in {verdict.queries} held-out groups: teacher {verdict.teacher:.3f}, its start "
+        f"{verdict.student:.3f}, chance {1 / verdict.size:.3f}; {advice}",
+        f"written to {out}; for stage 2: --set finetune.teacher={out}",
+    ]  # fmt: skip
+
+
+def prefixes_of(source: str) -> tuple[str, str]:
+    """The prefixes of a source's two sides: its data card's, or "query: " and "passage: " where it has none."""
+    if source not in cards.names():
+        return QUERY, PASSAGE
+    card = cards.load(source)
+    return card.query_prefix, card.passage_prefix
+
+
+def read_examples(path: Path) -> Iterator[Labelled]:
+    """The labelled examples of a file of JSON lines: objects with query, positives (or positive) and negatives, source
+    and language if you like; or stage 2's own groups.jsonl. Raises `Me5Error` that names the line."""
+    if not path.is_file():
+        raise Me5Error(f"there is no file {path}: give --data, JSON lines of query, positives and negatives")
+    with path.open(encoding="utf8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield _example(json.loads(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise Me5Error(f"{path}: line {number} is no example ({type(error).__name__}: {error}): as "
+                                   '{"query": "…", "positives": ["…"], "negatives": ["…"]}') from None
+
+
+def _example(fields: Any) -> Labelled:
+    if isinstance(fields, list):  # of groups.jsonl: a position, then the fields of `Labelled`
+        fields = dict(zip(Labelled._fields, fields[1:], strict=True))
+    sides = fields["positives"] if "positives" in fields else fields["positive"], fields.get("negatives") or ()
+    positives, negatives = (((side,) if isinstance(side, str) else tuple(side)) for side in sides)
+    if not all(isinstance(text, str) for text in (fields["query"], *positives, *negatives)):
+        raise TypeError("a query or a passage is no text")
+    return Labelled(fields["query"], positives, negatives, fields.get("source") or OWN, fields.get("language") or "und")
