@@ -130,7 +130,7 @@ def mirror(tmp_path_factory) -> Path:
 
 def prepared(out: Path, mirror: Path, text: str = CARD, tasks: int = 3, **options) -> pipeline.Build:
     """A build of the card `toy` that may start."""
-    return pipeline.prepare(cards.parse("toy", text), out, pipeline.Options(tasks, mirror, **options), BUILDERS)
+    return pipeline.prepare(cards.parse("toy", text), out, tasks, mirror, **options, builders=BUILDERS)
 
 
 def built_of(out: Path, mirror: Path, text: str = CARD, workers: int = 1, **options) -> pipeline.Build:

@@ -195,8 +195,9 @@ def build(
         raise Me5Error(f"--sbatch {wrong[0]!r}: give key=value")
     more = dict(each.split("=", 1) for each in sbatch)
     slurm = pipeline.Slurm(time, partition, account, mem, env_command, more)
-    options = pipeline.Options(tasks, source.expanduser().resolve() if source else None, limit)
-    for each in [pipeline.prepare(cards.load(name), out or hub.built_home(), options) for name in card]:
+    mirror = source.expanduser().resolve() if source else None
+    builds = [pipeline.prepare(cards.load(name), out or hub.built_home(), tasks, mirror, limit) for name in card]
+    for each in builds:
         for absent in each.facts["absent"]:
             print(f"me5: card {each.card.name}: no files {absent}", file=sys.stderr)
         if idle := each.shares.count([]):

@@ -29,7 +29,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -127,6 +127,7 @@ class Ledger:
         io.put_json(path, {"counts": counts, "first": self.first, "broken": self.broken}, sort_keys=True)
 
 
+@cache
 def known_language(code: str) -> bool:
     """Whether `code` is a language's, in the project's spelling or ISO 639's."""
     return code not in NO_LANGUAGE and language_of(code) is not None

@@ -1,6 +1,6 @@
 """From a card's files to shards, by datatrove: all rows (`me5 mixture build`), or so many pairs (`me5 fetch`).
 
-    build = prepare(cards.load("nllb"), out, Options(tasks=64))     # checks everything, does no work
+    build = prepare(cards.load("nllb"), out, tasks=64)              # checks everything, does no work
     run(build)                                                      # or run(build, "slurm", slurm=Slurm(…)), or "ray"
     draw(cards.load("nllb"), 100_000)                               # the same with a limit: a task per stream
 
@@ -85,14 +85,6 @@ _ITEMS = pa.schema([("query", pa.string()), ("positives", _TEXTS), ("negatives",
 Documents = Iterator[Document]  # each with a row of `_ITEMS` under metadata["row"]
 
 
-class Options(NamedTuple):
-    """What shapes a build, beside the card. `mirror`: copy of the hub's files; `limit`: rows of the card, about."""
-
-    tasks: int = 8
-    mirror: Path | None = None
-    limit: int | None = None
-
-
 class Build(NamedTuple):
     """A build that may start: everything was looked at."""
 
@@ -120,29 +112,32 @@ class Build(NamedTuple):
         return False
 
 
-def prepare(card: Card, out: Path, options: Options, builders: Mapping[str, Builder] | None = None) -> Build:
-    """Look at card, options and files before any work. Raises `Me5Error`, one line, where something is wrong."""
-    known = dict(builders or BUILDERS)
-    hub.refuse_nonsense(card, known)
-    if options.tasks < 1 or (options.limit is not None and options.limit < 1):
-        raise Me5Error(f"--tasks {options.tasks} and --limit {options.limit}: both must be at least 1")
-    files, commits, absent = hub.list_files(card, options.mirror)
-    given = [VERSION, __version__, card.sha256, options.tasks, options.limit, files, commits]
+def prepare(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None, limit: int | None = None,
+            builders: Mapping[str, Builder] = BUILDERS) -> Build:
+    """Look at card, options and files before any work. Raises `Me5Error`, one line, where something is wrong.
+
+    `mirror`: a copy of the hub's files; `limit`: rows of the card, about.
+    """
+    hub.refuse_nonsense(card, builders)
+    if tasks < 1 or (limit is not None and limit < 1):
+        raise Me5Error(f"--tasks {tasks} and --limit {limit}: both must be at least 1")
+    files, commits, absent = hub.list_files(card, mirror)
+    given = [VERSION, __version__, card.sha256, tasks, limit, files, commits]
     key = hashlib.sha256(json.dumps(given).encode("utf8")).hexdigest()[:16]
-    facts = _facts(card, files, commits) | {"absent": absent, "tasks": options.tasks, "limit": options.limit}
-    per_file = None if options.limit is None else -(-options.limit // len(files))
+    facts = _facts(card, files, commits) | {"absent": absent, "tasks": tasks, "limit": limit}
+    per_file = None if limit is None else -(-limit // len(files))
     place = (Path(out) / card.name).expanduser().resolve()
-    return Build(card, place, key, share(files, options.tasks), commits, known, facts, options.mirror, per_file)
+    return Build(card, place, key, share(files, tasks), commits, dict(builders), facts, mirror, per_file)
 
 
 def draw(card: Card, pairs: int, temperature: float = 0.5, progress: bool = True,
-         builders: Mapping[str, Builder] | None = None) -> Path:
+         builders: Mapping[str, Builder] = BUILDERS) -> Path:
     """The folder of a card's drawing of (at most) so many pairs, made first where the cache does not have it.
 
     Raises `Me5Error`, `hub.Unreachable` among them; the same call then goes on from there.
     """
-    place, known = hub.home(card, pairs, temperature), dict(builders or BUILDERS)
-    hub.refuse_nonsense(card, known)
+    place = hub.home(card, pairs, temperature)
+    hub.refuse_nonsense(card, builders)
     if (place / MANIFEST).is_file():
         return place
     kept = place / ".build" / "plan.json"
@@ -153,7 +148,8 @@ def draw(card: Card, pairs: int, temperature: float = 0.5, progress: bool = True
     facts = _facts(card, [file for files in shares for file in files], commits) | {
         "version": hub.VERSION, "asked": pairs, "temperature": temperature,
         "left out": [name for name in card.filters if name == "near"]}
-    run(Build(card, place, "drawing", shares, commits, known, facts, pairs=pairs), workers=1, progress=progress)
+    build = Build(card, place, "drawing", shares, commits, dict(builders), facts, pairs=pairs)
+    run(build, workers=1, progress=progress)
     return place
 
 
