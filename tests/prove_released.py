@@ -8,6 +8,7 @@ FILE: JSON lines of text and ids of mE5's own tokenizer (default: the 36 sentenc
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,26 +38,6 @@ def loading(cache: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def scripts_of(texts: list[str]) -> int:
-    import unicodedata
-
-    return len({unicodedata.name(letter, "?").split()[0] for text in texts for letter in text if letter.isalpha()})
-
-
-def texts() -> list[str]:
-    """1,000 names and dates of CLDR, in languages of more than 20 scripts."""
-    from datetime import datetime
-
-    from babel import Locale, dates
-
-    codes = "de ru el hy ka he ar fa am hi bn ta te kn ml gu pa si th lo km my zh ja ko bo dz chr iu mn or ur".split()
-    found: list[str] = []
-    for code in codes:
-        names = list(Locale.parse(code).territories.values()) or list(Locale.parse(code).languages.values())
-        found += names[:33] + [dates.format_datetime(datetime(2024, 2, 5), "full", locale=code) + ", ".join(names[:20])]
-    return found[:1000]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--golden", type=Path)
@@ -66,21 +47,18 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     from me5lib.data import packs
-    from me5lib.model import released, xlmr
+    from me5lib.model import export, released, text
     from me5lib.model.encoder import Encoder
-    from me5lib.model.text import QUERY
 
     (pack,) = packs.fetch([released.NAME]).values()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
         (cache / "packs").mkdir(parents=True)
-        os.link(pack, cache / "packs" / pack.name) if os.stat(pack).st_dev == os.stat(cache).st_dev else \
-            (cache / "packs" / pack.name).write_bytes(pack.read_bytes())
+        shutil.copy(pack, cache / "packs")
         for which in ("first", "second", "third"):
             found = loading(str(cache))
             print(f"{which} load {found['seconds']:.1f} s after imports; memory above them: peak "
-                  f"{found['peak'] / 1e9:.2f} GB, afterwards {found['after'] / 1e9:.2f} GB "
-                  f"({found['after'] / 2**30:.2f} GiB)")
+                  f"{found['peak'] / 1e9:.2f} GB, afterwards {found['after'] / 1e9:.2f} GB")
         kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
         print(f"cache {kept / 1e6:.1f} MB")
 
@@ -88,16 +66,16 @@ def main() -> None:
         encoder.save(Path(folder) / "model")
         exported = str(Path(folder) / "model")
         model = SentenceTransformer(exported, device="cpu")
-        rows = [json.loads(line) for line in (golden_file or xlmr.GOLDEN).read_text(encoding="utf8").splitlines()]
+        rows = [json.loads(line) for line in (golden_file or text.GOLDEN).read_text(encoding="utf8").splitlines()]
         for name, tokenizer in (("pack", encoder.tokenizer), ("AutoTokenizer", AutoTokenizer.from_pretrained(exported)),
                                 ("sentence-transformers", model.tokenizer)):
             right = sum(tokenizer(row["text"])["input_ids"] == row["ids"] for row in rows)
             print(f"token ids, {name}: {right} of {len(rows)}")
-        sample = texts()
-        theirs = model.encode([QUERY + text for text in sample], batch_size=32)
-        worst = np.abs(encoder.encode(sample, QUERY) - theirs).max()
-        print(f"vectors of {len(sample)} texts in {scripts_of(sample)} scripts, sentence-transformers against Encoder, "
-              f"fp32: {worst:.1e} apart at most")
+        sample = export.check_texts(encoder.max_tokens)
+        theirs = model.encode([text.QUERY + each for each in sample], batch_size=32)
+        worst = np.abs(encoder.encode(sample, text.QUERY) - theirs).max()
+        print(f"vectors of {len(sample)} texts in {export.script_count()} scripts, sentence-transformers against "
+              f"Encoder, fp32: {worst:.1e} apart at most")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
 """`me5 mixture check`: the command over built shards and over an offline corpus; streams opened from a folder."""
 
 import csv
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from me5lib.cli.app import app
 from me5lib.data import shards
 from me5lib.data.mixture import Mixture
 from me5lib.io import Me5Error
 
 
-def check(*options, **env):
-    command = [sys.executable, "-m", "me5lib", "mixture", "check", "--scale", "smoke", *options]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf8", env={**os.environ, **env})
+def check(*options):
+    return CliRunner().invoke(app, ["mixture", "check", "--scale", "smoke", *options])
 
 
 @pytest.fixture
@@ -46,10 +44,10 @@ def test_an_empty_folder_says_how_to_build(tmp_path):
 
 def test_a_leak_into_built_shards_is_told_written_and_fails(built, tmp_path):
     clean = check("--out", str(built))
-    assert clean.returncode == 0 and "9 rows against" in clean.stdout and ": 0 leaks" in clean.stdout, clean.stderr
+    assert clean.exit_code == 0 and "9 rows against" in clean.stdout and ": 0 leaks" in clean.stdout, clean.stderr
     (tmp_path / "held.txt").write_text("Row DE 1 2 of a  book\nanother text\n", encoding="utf8")
     found = check("--out", str(built), "--texts", str(tmp_path / "held.txt"), "--report", str(tmp_path / "leaks.csv"))
-    assert found.returncode == 1 and ": 1 leaks" in found.stdout and "equal to" in found.stdout
+    assert found.exit_code == 1 and ": 1 leaks" in found.stdout and "equal to" in found.stdout
     with (tmp_path / "leaks.csv").open(encoding="utf8", newline="") as stream:
         (leak,) = csv.DictReader(stream)
     assert (leak["source"], leak["language"], leak["kind"], leak["task"]) == ("wikipedia", "de", "exact", "held.txt")
@@ -57,6 +55,6 @@ def test_a_leak_into_built_shards_is_told_written_and_fails(built, tmp_path):
 
 def test_the_offline_corpus_is_checked_and_a_missing_file_is_one_line(tmp_path):
     done = check()
-    assert done.returncode == 0 and ": 0 leaks" in done.stdout, done.stdout + done.stderr
+    assert done.exit_code == 0 and ": 0 leaks" in done.stdout, done.stdout + done.stderr
     missing = check("--texts", str(tmp_path / "no.txt"))
-    assert missing.returncode == 2 and missing.stderr.strip().count("\n") == 0 and "no such file" in missing.stderr
+    assert missing.exit_code == 2 and missing.stderr.strip().count("\n") == 0 and "no such file" in missing.stderr

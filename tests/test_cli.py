@@ -21,9 +21,14 @@ from me5lib.cli.app import app
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def invoke(*command: str, **environment: str):
+    """The command in this process: what is refused is refused before anything heavy is imported."""
+    return CliRunner().invoke(app, command, env=environment)
+
+
 def one_line(done, *words):
     """Exit code 2 and one line on stderr that holds `words`."""
-    assert done.returncode == 2, done.stdout + done.stderr
+    assert getattr(done, "exit_code", None) == 2 or done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("me5: ") and all(word in line for word in words), line
     assert done.stdout == ""
@@ -41,24 +46,20 @@ def test_help_is_quick_and_names_the_commands():
 @pytest.mark.parametrize("command", ["run", "pretrain", "finetune", "evaluate"])
 def test_bad_scales_and_dials_are_one_line(command, tmp_path):
     out = str(tmp_path)
-    one_line(me5(command, "--scale", "huge", ME5_OUT=out), "unknown scale 'huge'", "tiny, smoke")
-    one_line(me5(command, "--scale", "large", ME5_OUT=out), "scale large", "--scale smoke or tiny")
-    one_line(me5(command, "--scale", "smoke", "--set", "train.step=1", ME5_OUT=out), "did you mean train.steps")
+    one_line(invoke(command, "--scale", "huge", ME5_OUT=out), "unknown scale 'huge'", "tiny, smoke")
+    one_line(invoke(command, "--scale", "large", ME5_OUT=out), "scale large", "--scale smoke or tiny")
+    one_line(invoke(command, "--scale", "smoke", "--set", "train.step=1", ME5_OUT=out), "did you mean train.steps")
     assert list(tmp_path.iterdir()) == []
 
 
-SEEDED = [("run",), ("pretrain",), ("finetune",), ("evaluate",), ("report",),
-          ("teach", "--data", "x", "--from", "y", "--out", "z"),
-          ("mine", "--data", "x", "--by", "random", "--out", "z")]
-
-
-@pytest.mark.parametrize("command", SEEDED, ids=lambda command: command[0])
+@pytest.mark.parametrize("command", [
+    ("run",), ("pretrain",), ("finetune",), ("evaluate",), ("report",),
+    ("teach", "--data", "x", "--from", "y", "--out", "z"), ("mine", "--data", "x", "--by", "random", "--out", "z"),
+], ids=lambda command: command[0])
 def test_bad_seeds_are_one_line(command, tmp_path):
-    """Python alone answers, before anything is read or imported."""
     for seed in ("-1", "99999999999999999999"):
-        done = CliRunner().invoke(app, [*command, f"--seed={seed}"], env={"ME5_OUT": str(tmp_path)})
-        assert done.exit_code == 2 and done.stdout == ""
-        assert done.stderr == f"me5: a seed is a whole number from 0 to 4294967295, not {seed}\n"
+        done = invoke(*command, f"--seed={seed}", ME5_OUT=str(tmp_path))
+        one_line(done, f"a seed is a whole number from 0 to 4294967295, not {seed}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,24 +91,19 @@ def test_a_bundle_of_checkpoints_starts_a_notebook_anywhere(wheel_like, tmp_path
 
 def test_missing_things_are_one_line(tmp_path):
     out, cache = {"ME5_OUT": str(tmp_path / "out")}, {"ME5_CACHE": str(tmp_path / "cache")}
-    one_line(me5("finetune", "--scale", "smoke", **out), "no stage1 checkpoint", "me5 pretrain --scale smoke --seed 0")
-    one_line(me5("report", "--scale", "tiny", **out), "there is no run", "me5 run --scale tiny --seed 0")
+    smoke = ("finetune", "--scale", "smoke")
+    one_line(invoke(*smoke, **out), "no stage1 checkpoint", "me5 pretrain --scale smoke --seed 0")
+    one_line(invoke("report", "--scale", "tiny", **out), "there is no run", "me5 run --scale tiny --seed 0")
     assert not (tmp_path / "out" / "tiny").exists()  # asking leaves nothing behind
-    one_line(me5("run", "--scale", "smoke", "--only", "77", **out), "there is no notebook 77")
+    one_line(invoke("run", "--scale", "smoke", "--only", "77", **out), "there is no notebook 77")
     (tmp_path / "file").write_text("", encoding="utf8")
-    one_line(me5("finetune", "--out", str(tmp_path / "file" / "x")), "cannot write to", "--out")
-    if (ROOT / "data_cards" / "gettext.md").exists():
-        one_line(me5("packs", "--from", str(tmp_path / "nowhere"), **cache), "lacks", "me5 packs --export")
-        (tmp_path / "cache2").write_text("", encoding="utf8")
-        one_line(me5("packs", ME5_CACHE=str(tmp_path / "cache2")), "cannot write to", "ME5_CACHE")
-
-
-def test_packs_are_listed_without_network(tmp_path):
-    done = me5("packs", "--list", ME5_CACHE=str(tmp_path), PIP_NO_INDEX="1")
-    assert done.returncode == 0, done.stderr
+    one_line(invoke("finetune", "--out", str(tmp_path / "file" / "x")), "cannot write to", "--out")
+    one_line(invoke("packs", "--from", str(tmp_path / "nowhere"), **cache), "lacks", "me5 packs --export")
+    one_line(invoke("packs", ME5_CACHE=str(tmp_path / "file")), "cannot write to", "ME5_CACHE")
+    done = invoke("packs", "--list", PIP_NO_INDEX="1", **cache)
     files = [line.split()[-1] for line in done.stdout.splitlines()]
-    assert all(name.endswith((".whl", ".tar.gz")) for name in files)
-    assert "in the cache" not in done.stdout
+    assert done.exit_code == 0 and all(name.endswith((".whl", ".tar.gz")) for name in files)
+    assert files and "in the cache" not in done.stdout
 
 
 @pytest.fixture

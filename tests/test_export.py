@@ -1,251 +1,314 @@
-"""A saved folder: whole or absent, and the same vectors in sentence-transformers and transformers."""
+"""`me5 export`: the folder, its model card and its ONNX graph; what is refused."""
 
-import errno
+import dataclasses
+import importlib.util
 import json
-import unicodedata
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from huggingface_hub import EvalResult, ModelCard
+from torch.nn.functional import normalize
 
 from me5lib import config
-from me5lib.cli.model import export
+from me5lib.cli import model as command
+from me5lib.data import cards
+from me5lib.evaluate.models import fingerprint_of
 from me5lib.io import Me5Error
-from me5lib.model import check
-from me5lib.model.encoder import Encoder, average_pool
-from me5lib.model.save_load import instruct_prompts, write
-from me5lib.model.text import PASSAGE, QUERY, train_tokenizer, vocabulary_sha256
+from me5lib.model import card, onnx
+from me5lib.model import export as room
+from me5lib.model.encoder import Encoder
+from me5lib.model.save_load import PROMPTS, instruct_prompts
+from me5lib.model.text import QUERY, train_tokenizer
 
-LOCALES = ("en", "de", "ru", "uk", "zh", "zh_Hant", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "fa", "hi", "bn",
-           "ta", "te", "km", "my", "el", "si", "lo")  # fmt: skip
-
-
-def texts():
-    """Over 1,000 texts: names, and sentences with dates and numbers, of CLDR; then the awkward ones."""
-    from datetime import datetime
-
-    from babel import Locale, dates, numbers
-
-    found = []
-    for code in LOCALES:
-        locale = Locale.parse(code)
-        names = [*locale.territories.values(), *locale.languages.values()]
-        found += names[:: len(names) // 42]
-        moment = dates.format_datetime(datetime(2024, 2, 5, 14, 30), "full", locale=code)
-        found += [f"{moment}: {numbers.format_currency(1234.5, 'EUR', locale=code)} – {', '.join(names[:12])}."]
-    long = ["word " * 3000, "永和九年" * 2000, "x" * 9000, "x" * 99_999]
-    return [*found, *long, "", "   ", "\n\t", "a", "🎉🎉 \u200b ﬁ №５", "</s> <pad>"]
-
-
-def scripts(found):
-    """The scripts of the letters, by their Unicode names."""
-    return {unicodedata.name(c, "?").split()[0] for text in found for c in text if c.isalpha()}
+COMMIT = "a" * 40
+TEXTS = ["Wie bezahle ich?", "", "永和九年", "จ่ายเงินอย่างไร", "word " * 300, "a", "Как оплатить? " * 20, "</s> <pad> x"]
+needed = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in onnx.NEEDED),
+                            reason="needs the extra `export`")
 
 
 @pytest.fixture(scope="module")
-def corpus():
-    return texts()
+def encoder():
+    shape = dataclasses.replace(config.load("smoke").model, layers=2)
+    return Encoder.new(shape, train_tokenizer(room.check_texts(64), 3000), seed=1).eval()
 
 
 @pytest.fixture(scope="module")
-def encoder(corpus):
-    tokenizer = train_tokenizer(corpus, 4000)
-    return Encoder.new(config.load("smoke").model, tokenizer, seed=3).eval()
+def stage(encoder, tmp_path_factory):
+    """A stage 2 and the stage 1 that it went on from, as `me5` leaves them."""
+    out = tmp_path_factory.mktemp("run")
+    data = {"sources": ["cldr", "kolibri"], "labelled": ["cldr-facts"]}
+    for name, fingerprint, extra in (("stage1", "one", {}), ("stage2", "two", {"start": "one"})):
+        encoder.save(out / name)
+        settings = {"data": data, "model": {"backbone": "random"}, **extra}
+        made = {"fingerprint": fingerprint, "settings": settings}
+        (out / name / "stage.json").write_text(json.dumps(made), encoding="utf8")
+    return out / "stage2"
 
 
-@pytest.fixture
-def folder(encoder, tmp_path):
-    encoder.save(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
+# The card
 
 
-def test_sentence_transformers_gives_the_same_vectors(encoder, folder, corpus):
-    from sentence_transformers import SentenceTransformer
-
-    assert len(corpus) >= 1000 and len(scripts(corpus)) >= 10
-    theirs = SentenceTransformer(str(folder), device="cpu")
-    assert theirs.max_seq_length == encoder.max_tokens
-    np.testing.assert_allclose(theirs.encode_query(corpus), encoder.encode(corpus, QUERY), atol=1e-5)
-    np.testing.assert_allclose(theirs.encode_document(corpus), encoder.encode(corpus, PASSAGE), atol=1e-5)
-    np.testing.assert_allclose(theirs.encode(corpus), encoder.encode(corpus, ""), atol=1e-5)
-    assert theirs.prompts["passage"] == PASSAGE
+def about(**changes):
+    plain = card.About("my-e5", 384, 512, PROMPTS, license="mit", base_model="microsoft/Multilingual-MiniLM-L12-H384")
+    return plain._replace(**changes)
 
 
-def test_transformers_gives_the_same_vectors_and_misses_no_weight(encoder, folder, corpus):
-    from transformers import AutoModel, AutoTokenizer
-
-    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
-    assert not any(report.values()), report
-    batch = AutoTokenizer.from_pretrained(folder)(
-        [QUERY + text for text in corpus], padding=True, truncation=True, return_tensors="pt"
-    )
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    expected = torch.nn.functional.normalize(average_pool(hidden, batch["attention_mask"]), dim=-1)
-    np.testing.assert_allclose(expected.numpy(), encoder.encode(corpus, QUERY), atol=1e-5)
+SOURCES = (card.CitedSource("one", "One | two", "ODC-BY", "https://a.b", ("de", "zh-hant", "sw", "und-x"),
+                            ("a/b", "c/d")),
+           card.CitedSource("two", languages=("de", "kr-arab"), repositories=("c/d",)))
 
 
-def test_loading_gives_the_same_encoder(encoder, folder, corpus):
-    loaded = Encoder.load(folder)
-    np.testing.assert_array_equal(loaded.encode(corpus[:50]), encoder.encode(corpus[:50]))
-    assert loaded.max_tokens == encoder.max_tokens and not loaded.training
-    assert vocabulary_sha256(loaded.tokenizer) == vocabulary_sha256(encoder.tokenizer)
-    assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in encoder.named_parameters()]
+def results(*changes):
+    row = {"model": "me5/x", "revision": "f" * 16, "protocol": "paper", "dtype": "fp32", "task": "STSBenchmark",
+           "dataset_revision": COMMIT, "mteb_version": "2.26.24", "split": "test", "subset": "default",
+           "metric": "main_score", "value": 84.123456}  # fmt: skip
+    return card.eval_results(pd.DataFrame([row | change for change in changes]), lambda task: ("STS", "mteb/x"))
 
 
-def test_an_xlm_r_reads_two_positions_less_than_it_has(encoder, tmp_path):
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    config = XLMRobertaConfig(
-        vocab_size=len(encoder.tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=50, pad_token_id=1,
-    )  # fmt: skip
-    Encoder(XLMRobertaModel(config, add_pooling_layer=False), encoder.tokenizer, 512).save(tmp_path / "xlm-r")
-    loaded = Encoder.load(tmp_path / "xlm-r")
-    assert loaded.max_tokens == 48 and np.isfinite(loaded.encode(["word " * 500])).all()
-
-
-def test_saving_twice_gives_the_same_files(encoder, folder, tmp_path):
-    Encoder.load(folder).save(tmp_path / "again")
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
-
-
-def test_only_safetensors_and_json(folder):
-    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".safetensors", ".json"}
-    for path in folder.rglob("*.json"):
-        json.loads(path.read_text(encoding="utf8"))
+def test_the_hubs_reader_gets_everything_back():
+    measured = results({}, {"task": "Tatoeba", "subset": "deu-eng", "metric": "f1", "value": 97.1})
+    text = card.render(about(sources=SOURCES, results=measured))
+    data = ModelCard(text).data
+    assert data.language == ["multilingual", "de", "kr", "sw", "und", "zh"]
+    assert (data.license, data.base_model) == ("mit", "microsoft/Multilingual-MiniLM-L12-H384")
+    assert data.library_name == "sentence-transformers" and "sentence-transformers" in data.tags
+    assert data.datasets == ["a/b", "c/d"] and data.model_name == "my-e5"
+    tatoeba = EvalResult(
+        task_type="STS", dataset_type="mteb/x", dataset_name="MTEB Tatoeba (deu-eng)", dataset_config="deu-eng",
+        dataset_split="test", dataset_revision=COMMIT, metric_type="f1", metric_value=97.1,
+        metric_name="f1, paper protocol, fp32",
+        metric_args={"protocol": "paper", "dtype": "fp32", "mteb": "2.26.24"})  # fmt: skip
+    assert data.eval_results[1] == tatoeba and data.eval_results[0].metric_value == 84.1235
+    assert r"| One \| two | 4 | ODC-BY |" in text and "[a/b](https://huggingface.co/datasets/a/b), [c/d]" in text
+    assert "`query: ` before a query and `passage: ` before a document" in text
+    text = card.render(about(prompts=instruct_prompts("Find songs")))
+    assert "`Instruct: Find songs\\nQuery: ` before a query and nothing before a document" in text
 
 
-def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(encoder, folder, monkeypatch):
-    import safetensors.torch
-
-    before = (folder / "model.safetensors").read_bytes()
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    for target in (folder, folder.with_name("new")):
-        with pytest.raises(Me5Error, match="No space left"):
-            encoder.save(target)
-    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
-    assert (folder / "model.safetensors").read_bytes() == before
+def test_nothing_is_invented():
+    text = card.render(about(base_model="", license=card.UNKNOWN))
+    data = ModelCard(text).data.to_dict()
+    assert not {"model-index", "datasets", "language", "base_model"} & set(data) and data["license"] == "unknown"
+    assert "None were measured" in text and "Not stated." in text and "a backbone that is not stated" in text
+    with pytest.raises(ValueError, match="lacks the columns.*protocol"):
+        card.eval_results(pd.DataFrame({"task": ["x"]}), lambda task: ("STS", "x"))
+    with pytest.raises(ValueError, match="without a value"):
+        results({"value": float("nan")})
 
 
-def test_saving_over_an_older_checkpoint(encoder, folder):
-    (folder / "stale.json").write_text("{}", encoding="utf8")
-    encoder.save(folder)
-    assert not (folder / "stale.json").exists()
-    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+def test_two_ways_to_evaluate_stay_two_results_and_subsets_are_averaged():
+    measured = results({}, {"protocol": "mteb", "value": 80.0}, {"dtype": "bf16", "value": 84.0})
+    text = card.render(about(results=measured))
+    assert [(r.metric_args["protocol"], r.metric_args["dtype"], r.metric_value)
+            for r in ModelCard(text).data.eval_results] == [
+        ("paper", "fp32", 84.1235), ("mteb", "fp32", 80.0), ("paper", "bf16", 84.0)]  # fmt: skip
+    assert text.count("| STSBenchmark |") == 3
+    subsets = [{"task": "Tatoeba", "subset": f"x{i}-eng", "value": value} for i, value in enumerate((90.0, 70.0, 50.5))]
+    text = card.render(about(results=results(*subsets)))
+    assert f"| Tatoeba | test: main_score, paper protocol, fp32 | 3 | {np.mean([90.0, 70.0, 50.5]):.2f} |" in text
 
 
-def test_missing_and_empty_folders_are_said_in_one_line(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for where in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./nowhere", tmp_path / "empty"):
-        with pytest.raises(Me5Error, match="no model (folder|in) .*me5 pretrain") as caught:
-            Encoder.load(where)
-        assert "\n" not in str(caught.value)
+def test_every_data_card_can_be_cited():
+    text = card.render(about(sources=tuple(command.cited(name, strict=True) for name in cards.names())))
+    data = ModelCard(text).data
+    assert data.language[0] == "multilingual" and all(re.fullmatch("[a-z]{2,3}", code) for code in data.language[1:])
+    assert {"de", "sw", "zh"} <= set(data.language) and "cfli/bge-e5data" in data.datasets
+    table = [line for line in text.splitlines() if line.startswith("| ") and "](" in line]
+    assert len(table) == len(cards.names()) and all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in table)
 
 
-def test_damaged_checkpoints_are_said_in_one_line(folder):
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(weights[:1000])
-    with pytest.raises(Me5Error, match="cannot be read.*make it again"):
-        Encoder.load(folder)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(Me5Error, match="cannot be read.*make it again"):
-        Encoder.load(folder)
+@pytest.mark.parametrize(("settings", "base"), [
+    ({"model": {"backbone": "/anywhere/hub/models--intfloat--multilingual-e5-small/snapshots/abc"}},
+     ("intfloat/multilingual-e5-small", "")),
+    ({"model": {"backbone": "xlm-roberta-base"}}, ("xlm-roberta-base", "")),
+    ({"start": "a/b@c0ffee", "model": {"backbone": "x"}}, ("a/b", "")),
+    ({"start": "one", "model": {"backbone": "random"}}, ("", "random weights")),
+    ({"model": {"backbone": "/some/folder"}}, ("", "")), ({}, ("", "")),
+])  # fmt: skip
+def test_the_base_of_a_stage(settings, base):
+    assert card.base_of(settings) == base
 
 
-def test_weights_that_are_lacking_are_not_replaced_by_random_ones(folder):
-    import safetensors.torch
-
-    state = safetensors.torch.load_file(folder / "model.safetensors")
-    del state["encoder.layer.0.output.dense.weight"]
-    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Me5Error, match="lacks weights"):
-        Encoder.load(folder)
+@pytest.mark.parametrize("instruct", [False, True])
+def test_the_authors_models_are_credited_with_their_tables(instruct):
+    names = command.cards_of_authors(instruct)
+    assert {"nllb", "wikipedia", "miracl"} <= set(names) and ("synthetic" in names) == instruct
+    assert not {"cldr", "gettext"} & set(names)
 
 
-def test_hub_id_offline_is_one_clear_line(monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(Me5Error, match="multilingual-e5-small is not in the cache and the hub is out") as caught:
-        Encoder.load("intfloat/multilingual-e5-small")
-    assert "\n" not in str(caught.value)
+# The command
 
 
-def test_an_instruct_model_has_its_instruction_as_prompt(encoder, tmp_path):
-    from sentence_transformers import SentenceTransformer
-
-    write(encoder, tmp_path / "model", instruct_prompts("Find songs"))
-    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    texts = ["la la la", "ein Lied"]
-    expected = encoder.encode([f"Instruct: Find songs\nQuery: {text}" for text in texts], "")
-    np.testing.assert_allclose(theirs.encode_query(texts), expected, atol=1e-5)
-    np.testing.assert_allclose(theirs.encode_document(texts), encoder.encode(texts, ""), atol=1e-5)
-
-
-def test_what_fails_while_a_folder_is_completed_leaves_the_old_one(encoder, folder):
-    before = (folder / "model.safetensors").read_bytes()
-
-    def refuse(beside):
-        (beside / "README.md").write_text("half", encoding="utf8")
-        raise Me5Error("the export is refused")
-
-    for target in (folder, folder.with_name("new")):
-        with pytest.raises(Me5Error, match="the export is refused"):
-            write(encoder, target, also=refuse)
-    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
-    assert (folder / "model.safetensors").read_bytes() == before and not (folder / "README.md").exists()
-
-
-# me5 export
-
-
-def test_export_replaces_its_own_folder_and_nothing_else(encoder, folder, tmp_path):
-    export(model=str(folder), to=tmp_path / "mine")
-    np.testing.assert_array_equal(Encoder.load(tmp_path / "mine").encode(["a b"]), encoder.encode(["a b"]))
+def test_a_card_says_what_the_folder_says(stage, encoder, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "modules.json").write_text("{}", encoding="utf8")  # an earlier export: replaced
     (tmp_path / "mine" / "stale").write_text("", encoding="utf8")
-    export(model=str(folder), to=tmp_path / "mine")
-    assert not (tmp_path / "mine" / "stale").exists()
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1").write_text("years", encoding="utf8")
-    for target, said in (("thesis", "no earlier export"), ("thesis/chapter1", "no earlier export"),
-                         ("checkpoint", "is the model itself")):  # fmt: skip
-        with pytest.raises(Me5Error, match=said):
-            export(model=str(folder), to=tmp_path / target)
-    assert (tmp_path / "thesis" / "chapter1").read_text("utf8") == "years"
+    command.export(model=str(stage), to=tmp_path / "mine", license="apache-2.0")
+    loaded = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert loaded.data.license == "apache-2.0" and loaded.data.base_model is None and "random weights" in loaded.text
+    assert all(cards.load(name).title in loaded.text for name in ("cldr", "kolibri", "cldr-facts"))
+    assert set(loaded.data.language) >= {code for code in cards.load("kolibri").languages if len(code) == 2}
+    assert str(stage.parent) not in loaded.content and str(tmp_path) not in loaded.content
+    assert re.search(r"texts in \d\d scripts.*sentence-transformers \de-0\d, transformers", capsys.readouterr().out)
+    np.testing.assert_array_equal(Encoder.load(tmp_path / "mine").encode(["a b"]), encoder.encode(["a b"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not (tmp_path / "mine" / "stale").exists()
 
 
-def test_an_instruct_model_is_told_by_its_prompts(encoder, tmp_path):
-    write(encoder, tmp_path / "model", instruct_prompts("Find songs"))
-    export(model=str(tmp_path / "model"), to=tmp_path / "mine", instruction="Find poems")
+def test_what_is_told_goes_onto_the_card(encoder, tmp_path):
+    encoder.save(tmp_path / "model", instruct_prompts("Find songs"))
+    command.export(model=str(tmp_path / "model"), to=tmp_path / "mine", name="acme/e5", data="nllb, xp3",
+                   instruction="Find poems")  # fmt: skip
+    loaded = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert loaded.text.strip().startswith("# acme/e5") and loaded.data.license == "unknown"
+    assert loaded.data.datasets[0] == "slone/nllb-200-10M-sample" and "CLDR" not in loaded.text
     prompts = json.loads((tmp_path / "mine" / "config_sentence_transformers.json").read_text("utf8"))["prompts"]
     assert prompts == {"query": "Instruct: Find poems\nQuery: ", "passage": "", "document": ""}
 
 
-def test_a_failed_check_writes_nothing(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "TOLERANCE", 0.0)
-    with pytest.raises(Me5Error, match="the export is refused"):
-        export(model=str(folder), to=tmp_path / "mine")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+def test_measured_results_of_this_very_model_come_onto_its_card(stage, tmp_path):
+    name, revision = "me5/stage2", fingerprint_of(stage)
+
+    def lay(protocol, revision, score):
+        folder = tmp_path / "results" / f"{protocol}-fp32" / "results" / name.replace("/", "__") / revision
+        folder.mkdir(parents=True)
+        found = {"task_name": "STSBenchmark", "dataset_revision": COMMIT, "mteb_version": "2.26.24",
+                 "evaluation_time": 1,
+                 "scores": {"test": [{"main_score": score, "hf_subset": "default", "languages": ["eng-Latn"]}]}}
+        (folder / "STSBenchmark.json").write_text(json.dumps(found), encoding="utf8")
+        (folder / "model_meta.json").write_text(json.dumps({"name": name, "revision": revision}), encoding="utf8")
+
+    lay("paper", "0" * 16, 0.9)
+    with pytest.raises(Me5Error, match=f"no results of me5/stage2 at {revision[:12]}.*me5/stage2 at 0000"):
+        command.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
+    lay("paper", revision, 0.5)
+    lay("mteb", revision, 0.25)
+    command.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
+    found = ModelCard.load(tmp_path / "mine" / "README.md").data.eval_results
+    assert [(r.dataset_type, r.task_type, r.dataset_revision, r.metric_args["protocol"], r.metric_value)
+            for r in found] == [("mteb/stsbenchmark-sts", "STS", COMMIT, "mteb", 25.0),
+                                ("mteb/stsbenchmark-sts", "STS", COMMIT, "paper", 50.0)]  # fmt: skip
 
 
-def test_what_export_refuses_is_said_in_one_line(folder, tmp_path):
-    pooling = folder / "1_Pooling" / "config.json"
-    pooling.write_text(pooling.read_text("utf8").replace('"mean"', '"cls"'), encoding="utf8")
-    for options, said in (({}, "is no E5"), ({"license": "My own!"}, "no identifier"), ({"revision": "x"}, "revision")):
-        with pytest.raises(Me5Error, match=said) as caught:
-            export(model=str(folder), to=tmp_path / "mine", **options)
+def test_what_export_refuses_is_one_line_and_writes_nothing(stage, encoder, tmp_path, monkeypatch):
+    encoder.save(tmp_path / "model")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1").write_text("years", encoding="utf8")
+    cases = [({"to": "thesis"}, "no earlier export"), ({"to": "thesis/chapter1"}, "no earlier export"),
+             ({"to": "model"}, "is the model itself"), ({"license": "My own!"}, "no identifier"),
+             ({"revision": "x"}, "revision"), ({"instruction": "Find songs"}, "reads prefixes, not instructions"),
+             ({"data": "nllbb"}, "no data card 'nllbb'"), ({"model": str(tmp_path / "nowhere")}, "no model folder"),
+             ({"tolerance": 0.0}, "the export is refused"), ({"pooling": "cls"}, "is no E5")]  # fmt: skip
+    for options, line in cases:
+        monkeypatch.setattr(room, "TOLERANCE", options.pop("tolerance", 1e-4))
+        pooling = {"embedding_dimension": encoder.width, "pooling_mode": options.pop("pooling", "mean")}
+        (tmp_path / "model" / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf8")
+        to = tmp_path / options.pop("to", "mine")
+        with pytest.raises(Me5Error, match=line) as caught:
+            command.export(**{"model": str(tmp_path / "model"), "to": to, **options})
         assert "\n" not in str(caught.value)
-    with pytest.raises(Me5Error, match="no model folder"):
-        export(model=str(tmp_path / "nowhere"), to=tmp_path / "mine")
-    assert not (tmp_path / "mine").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "thesis"]
+    assert (tmp_path / "thesis" / "chapter1").read_text("utf8") == "years"
 
 
-def test_a_model_with_prefixes_takes_no_instruction(folder, tmp_path):
-    with pytest.raises(Me5Error, match="reads prefixes, not instructions"):
-        export(model=str(folder), to=tmp_path / "mine", instruction="Find songs")
+def test_the_code_on_the_card_runs(stage, tmp_path, monkeypatch):
+    there = all(importlib.util.find_spec(name) for name in onnx.NEEDED)
+    command.export(model=str(stage), to=tmp_path / "mine", onnx=there)
+    monkeypatch.chdir(tmp_path)
+    text = (tmp_path / "mine" / "README.md").read_text("utf8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 1 + there
+    spaces = [{} for _ in blocks]
+    for block, space in zip(blocks, spaces, strict=True):
+        exec(block, space)
+    wanted = Encoder.load(stage).encode(["How do I pay?"])
+    for space, name in zip(spaces, ("queries", "vectors"), strict=False):
+        np.testing.assert_allclose(space[name], wanted, atol=1e-5)
+
+
+# The graph
+
+
+def xlm_r(tokenizer):
+    """Its positions start behind the padding id."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    shape = XLMRobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                             intermediate_size=64, max_position_embeddings=66, pad_token_id=tokenizer.pad_token_id)
+    torch.manual_seed(2)
+    return Encoder(XLMRobertaModel(shape, add_pooling_layer=False), tokenizer, 64).eval()
+
+
+@pytest.fixture(scope="module", params=["bert", "xlm-r"])
+def exported(request, encoder, tmp_path_factory):
+    """An encoder, and a folder of it with its graph; the XLM-R's weights beside the graph, as of a large model."""
+    folder, limit = tmp_path_factory.mktemp("onnx") / "model", onnx.INLINE
+    if request.param == "xlm-r":
+        encoder, onnx.INLINE = xlm_r(encoder.tokenizer), 1000
+    before, attention = encoder.encode(TEXTS), encoder.backbone.config._attn_implementation
+    encoder.save(folder)
+    onnx.write_graph(encoder, folder)
+    onnx.INLINE = limit
+    assert encoder.backbone.config._attn_implementation == attention
+    np.testing.assert_array_equal(encoder.encode(TEXTS), before)  # exporting left it as it was
+    names = ["model.onnx", "model.onnx.data"] if request.param == "xlm-r" else ["model.onnx"]
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == names
+    folder.rename(folder.with_name("moved"))
+    return encoder, folder.with_name("moved")
+
+
+@needed
+def test_the_graph_gives_the_vectors_of_transformers_for_any_batch_and_length(exported):
+    encoder, folder = exported
+    session = onnx.session(folder / onnx.NAME)
+    for texts in (TEXTS[:7], TEXTS[5:6], TEXTS[:1], [QUERY + text for text in TEXTS[:7] * 3]):
+        batch = encoder.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        with torch.no_grad():
+            hidden = encoder.backbone(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        output = onnx.run_graph(session, batch)
+        assert output["token_embeddings"].shape == tuple(hidden.shape)
+        assert output["token_embeddings"].dtype == np.float32
+        expected = normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+        np.testing.assert_allclose(output["sentence_embedding"], expected, atol=1e-5)
+    batch = encoder.tokenizer(TEXTS[:1], return_tensors="np")
+    pad = {"input_ids": encoder.tokenizer.pad_token_id, "attention_mask": 0}  # before a text it is padding too
+    left = {name: np.pad(batch[name], ((0, 0), (5, 0)), constant_values=value) for name, value in pad.items()}
+    vectors = [onnx.run_graph(session, each)["sentence_embedding"] for each in (batch, left)]
+    np.testing.assert_allclose(*vectors, atol=1e-6)
+
+
+@needed
+def test_the_check_holds_and_refuses_another_vector(exported):
+    encoder, folder = exported
+    texts = room.check_texts(encoder.max_tokens)
+    assert room.script_count() >= 15 and "" in texts and max(map(len, encoder.tokenizer(texts)["input_ids"])) > 64
+    other = Encoder(type(encoder.backbone)(encoder.backbone.config, add_pooling_layer=False), encoder.tokenizer, 64)
+    other.backbone.load_state_dict(encoder.backbone.state_dict())
+    with torch.no_grad():
+        other.eval().backbone.encoder.layer[-1].output.dense.bias[0] += 0.01
+    for reader in (room.onnx, room.sentence_transformers, room.transformers):
+        assert reader(folder, encoder, PROMPTS) < 1e-5
+        with pytest.raises(Me5Error, match="gives other vectors than me5 for .* the export is refused"):
+            reader(folder, other, PROMPTS)
+
+
+@needed
+def test_the_file_is_whole_and_says_its_inputs(exported):
+    import onnx as library
+
+    model = library.load(str(exported[1] / "onnx" / "model.onnx"))
+    library.checker.check_model(model)
+    dims = {i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    assert list(dims) == ["input_ids", "attention_mask"] and all(all(names) for names in dims.values())
+    assert [output.name for output in model.graph.output] == ["token_embeddings", "sentence_embedding"]
+    assert {entry.domain for entry in model.opset_import} == {""} and model.opset_import[0].version == onnx.OPSET
+
+
+def test_a_missing_package_is_one_line(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(Me5Error, match=r"ONNX needs onnxscript: pip install 'me5\[export\]'"):
+        onnx.write_graph(encoder, tmp_path)
+    assert not list(tmp_path.iterdir())

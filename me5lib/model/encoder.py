@@ -12,7 +12,7 @@ fp32 whatever the backbone's dtype: at τ = 0.01 a cosine error of 4e-3 is 0.4 o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,9 +88,9 @@ class Encoder(nn.Module):
     def load(cls, model: str | Path) -> Encoder:
         """An encoder from a checkpoint folder, a hub id or `me5-small-q4`, in fp32 and in evaluation mode.
 
-        Raises `Me5Error`, one line, for what `export.read` cannot have, or would read wrongly.
+        Raises `Me5Error`, one line, for what `save_load.read_model` cannot have, or would read wrongly.
         """
-        return cls(*save_load.read(model)).eval()
+        return cls(*save_load.read_model(model)).eval()
 
     def trained_further(self) -> Encoder:
         """Itself; where it came in 4 bits, its configuration says from now on that it was trained since."""
@@ -100,36 +100,32 @@ class Encoder(nn.Module):
             self.backbone.config.derived_from = released.TUNED
         return self
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that `SentenceTransformer` and `AutoModel` load; whole or not at all (see `export.write`)."""
-        save_load.write(self, Path(folder))
+    def save(self, folder: str | Path, prompts: Mapping[str, str] = save_load.PROMPTS,
+             also: Callable[[Path], None] | None = None) -> None:
+        """Write a folder that `SentenceTransformer` and `AutoModel` load: see `save_load.write_model`."""
+        save_load.write_model(self.backbone, self.tokenizer, self.max_tokens, Path(folder), prompts, also)
 
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of `prefix + text` with `<s>` and `</s>`, at most `max_tokens` (the encoder's own if None).
 
         Cleaning comes first (`text.clean`: ValueError for None, naming its index) and is summed up in `counts`.
         """
-        limit = min(max_tokens or self.max_tokens, self.max_tokens)
-        return self._ids(self._clean(texts), prefix, limit)
+        return self._ids(self._clean(texts), prefix, max_tokens)
 
     def _clean(self, texts: Sequence[str]) -> list[str]:
         kept, counts = clean(texts)
         self.counts = self.counts + counts
         return kept
 
-    def _ids(self, texts: list[str], prefix: str, limit: int) -> list[list[int]]:
-        texts = [prefix + text for text in texts] if prefix else texts
-        ids = [encoding.ids for encoding in self._raw_tokenizer().encode_batch_fast(texts)]
-        return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
-
-    def _raw_tokenizer(self):
-        """The tokenizer below the tokenizer, with any leftover padding and truncation off: both are done here."""
+    def _ids(self, texts: list[str], prefix: str, max_tokens: int | None) -> list[list[int]]:
+        limit = min(max_tokens or self.max_tokens, self.max_tokens)
         raw = self.tokenizer.backend_tokenizer
-        if raw.truncation is not None:
+        if raw.truncation is not None:  # left over from whoever saved it
             raw.no_truncation()
         if raw.padding is not None:
             raw.no_padding()
-        return raw
+        ids = [encoding.ids for encoding in raw.encode_batch_fast([prefix + text for text in texts])]
+        return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
 
     def forward(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
         """Unit vectors, fp32 [n, width], of n rows of token ids, in their order and with gradient.
@@ -159,9 +155,7 @@ class Encoder(nn.Module):
             self._pool_piece(part if learns else look_up(part), lengths[piece])
             for part, piece in zip(parts, pieces, strict=True)
         ])  # fmt: skip
-        back = np.empty(len(ids), dtype=np.int64)
-        back[order] = np.arange(len(ids))
-        return pooled[torch.from_numpy(back).to(pooled.device)]
+        return pooled[torch.from_numpy(np.argsort(order)).to(pooled.device)]
 
     def choose_attention(self) -> None:
         """Plain attention where a CPU trains: in bf16 a step takes 0.6 of what torch's fused kernel takes (measured).
@@ -196,52 +190,45 @@ class Encoder(nn.Module):
         `token_budget` is padded tokens at once (None: what suits the device). Raises ValueError for None, naming its
         index.
         """
+        from tqdm.auto import tqdm
+
         if isinstance(texts, str):
             raise ValueError("texts is one string: pass a list of texts")
-        limit = min(max_tokens or self.max_tokens, self.max_tokens)
-        kept = self._clean(texts)
-        found = np.empty((len(kept), self.width), dtype=np.float32)
+        texts = self._clean(texts)
+        vectors = np.empty((len(texts), self.width), dtype=np.float32)
         compute = self.forward if normalise else self.pool
-        with self._reading(precision), _bar(len(kept), progress) as bar:
-            for start in range(0, len(kept), WINDOW):
-                part = slice(start, start + WINDOW)
-                found[part] = compute(self._ids(kept[part], prefix, limit), token_budget).cpu().numpy()
-                bar.update(len(kept[part]))
-        return found
+        bar = tqdm(total=len(texts), disable=not progress, unit=" texts", desc="encode")
+        with self._inference(precision), bar:
+            for start in range(0, len(texts), WINDOW):
+                ids = self._ids(texts[start : start + WINDOW], prefix, max_tokens)
+                vectors[start : start + WINDOW] = compute(ids, token_budget).cpu().numpy()
+                bar.update(len(ids))
+        return vectors
 
     @contextlib.contextmanager
-    def _reading(self, precision: str) -> Iterator[None]:
-        """Evaluation mode, no gradient, autocast as asked; the mode is put back afterwards."""
+    def _inference(self, precision: str) -> Iterator[None]:
+        """Evaluation mode, no gradient, autocast as asked; mode and hook are put back afterwards.
+
+        On a CPU, what goes from layer to layer is in half precision too: autocast alone leaves it in fp32 and casts it
+        before every product, 1.24 of the time (measured). On a GPU layer norms are fp32 by autocast's own rules.
+        """
         if precision not in HALVES and precision != "fp32":
             raise ValueError(f"precision {precision!r}: choose one of fp32, {', '.join(HALVES)}")
-        half, was_training = HALVES.get(precision), self.training
+        half, was_training, handle = HALVES.get(precision), self.training, None
+        embeddings = getattr(self.backbone, "embeddings", None)  # not of every backbone: T5 has none of that name
+        if half is not None and self.device.type == "cpu" and embeddings is not None:
+            handle = embeddings.register_forward_hook(lambda module, inputs, output: output.to(half))
         self.eval()
         try:
             with (
                 torch.inference_mode(),
                 torch.autocast(self.device.type, half or torch.bfloat16, enabled=half is not None),
-                self._flowing(half),
             ):
                 yield
         finally:
             self.train(was_training)
-
-    @contextlib.contextmanager
-    def _flowing(self, half: torch.dtype | None) -> Iterator[None]:
-        """On a CPU, what goes from layer to layer is in half precision too.
-
-        Autocast alone leaves it in fp32 and casts it before every product: 1.24 of the time (measured). On a GPU layer
-        norms are fp32 by autocast's own rules.
-        """
-        embeddings = getattr(self.backbone, "embeddings", None)  # not of every backbone: T5 has none of that name
-        if half is None or self.device.type != "cpu" or embeddings is None:
-            yield
-            return
-        handle = embeddings.register_forward_hook(lambda module, given, found: found.to(half))
-        try:
-            yield
-        finally:
-            handle.remove()
+            if handle is not None:
+                handle.remove()
 
 
 def average_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -282,11 +269,3 @@ def by_length(lengths: Sequence[int], token_budget: int) -> Iterator[np.ndarray]
         rows = max(1, token_budget // max(1, int(sizes[order[start]])))
         yield order[start : start + rows]
         start += rows
-
-
-@contextlib.contextmanager
-def _bar(total: int, shown: bool) -> Iterator:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, disable=not shown, unit=" texts", desc="encode") as bar:
-        yield bar

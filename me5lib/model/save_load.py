@@ -2,7 +2,7 @@
 
 Safetensors and JSON only, no pickle. Written beside and renamed into place, so a folder is whole or absent. The
 prefixes (of an instruct model: its instruction) are saved as prompts, which `encode_query` and `encode_document` of
-sentence-transformers add by themselves.
+sentence-transformers add by themselves. `encoder.Encoder` is made of what is read here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from me5lib import io
 from me5lib.io import Me5Error
-from me5lib.model import described, xlmr
-from me5lib.model.resolve import ModelRef, local, resolve
-from me5lib.model.text import PASSAGE, QUERY, instruct
+from me5lib.model import text
+from me5lib.model.resolve import (
+    NO_LIMIT,
+    ModelRef,
+    backbone_folder,
+    first_line,
+    local,
+    read_model_json,
+    refuse_unreadable,
+    resolve,
+    token_limit,
+)
+from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from me5lib.model.encoder import Encoder
 
 DRY_RUN = "dry run"  # in `derived_from` of a configuration: a table of XLM-R's size, and a vocabulary that is not
 PROMPTS = {"query": QUERY, "passage": PASSAGE, "document": PASSAGE}
@@ -33,50 +41,43 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 
 def instruct_prompts(task: str = INSTRUCTION) -> dict[str, str]:
     """Prompts of an instruct model: the instruction before a query, nothing before a document (the authors' card)."""
-    return {"query": instruct(task, ""), "passage": "", "document": ""}
+    return {"query": text.instruct(task, ""), "passage": "", "document": ""}
 
 
-def write(
-    encoder: Encoder, folder: Path, prompts: Mapping[str, str] = PROMPTS, also: Callable[[Path], None] | None = None
-) -> None:
-    """Write `encoder` to `folder`, replacing what was there in one step. Raises `Me5Error` when the disk refuses.
+def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_tokens: int, folder: Path,
+                prompts: Mapping[str, str] = PROMPTS, also: Callable[[Path], None] | None = None) -> None:
+    """Write a model to `folder`, replacing what was there in one step. Raises `Me5Error` when the disk refuses.
 
     `also(beside)` adds to the folder, or checks it, before it takes its place; when it raises, nothing is changed.
     """
-    from safetensors import SafetensorError
+    import safetensors.torch
 
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    config = backbone.config
+    config.architectures, config.dtype = [type(backbone).__name__], str(backbone.dtype).split(".")[1]
+    tokenizer.model_max_length = max_tokens
+    for circumstance in ("is_local", "local_files_only"):  # of an earlier load: no property of the tokenizer
+        tokenizer.init_kwargs.pop(circumstance, None)
     try:
         beside.mkdir(parents=True)
-        _write_files(encoder, beside, prompts)
+        safetensors.torch.save_file(state | _unused_pooler(config.hidden_size, state), beside / "model.safetensors",
+                                    metadata={"format": "pt"})
+        config.save_pretrained(str(beside))
+        tokenizer.save_pretrained(str(beside))
+        for name, content in sentence_transformers_files(config.hidden_size, prompts).items():
+            (beside / name).parent.mkdir(exist_ok=True)
+            (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf8")
         if also is not None:
             also(beside)
         io.replace(beside, folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise Me5Error(f"cannot write {folder} ({first_line(error)}): free some space or choose --out") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write_files(encoder: Encoder, folder: Path, prompts: Mapping[str, str]) -> None:
-    import safetensors.torch
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
-    state |= _unused_pooler(encoder.width, state)
-    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = encoder.backbone.config
-    config.architectures, config.dtype = [type(encoder.backbone).__name__], str(encoder.backbone.dtype).split(".")[1]
-    config.save_pretrained(str(folder))
-    encoder.tokenizer.model_max_length = encoder.max_tokens
-    for circumstance in ("is_local", "local_files_only"):  # of an earlier load: no property of the tokenizer
-        encoder.tokenizer.init_kwargs.pop(circumstance, None)
-    encoder.tokenizer.save_pretrained(str(folder))
-    for name, content in sentence_transformers_files(encoder.width, prompts).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf8")
-
-
-def _unused_pooler(width: int, state: dict) -> dict:
+def _unused_pooler(width: int, state: Mapping[str, Any]) -> dict[str, Any]:
     """BERT and XLM-R classes expect the layer over the first token that average pooling never asks for.
 
     Without it every load prints that weights are missing. It is the identity: nothing reads it.
@@ -91,7 +92,8 @@ def _unused_pooler(width: int, state: dict) -> dict:
 def sentence_transformers_files(width: int, prompts: Mapping[str, str] = PROMPTS) -> dict[str, object]:
     """The JSON files that make a transformers folder a sentence-transformers model: file name → content.
 
-    Average pooling with the prompt counted in, L2 norm, and the prompts: the two prefixes, unless others are given.
+    Average pooling with the prompt counted in, L2 norm, and the prompts. Written by hand: its `save_pretrained` would
+    load the weights a second time, and import for seconds at the end of every training.
     """
     package = "sentence_transformers"
     modules = (
@@ -99,26 +101,19 @@ def sentence_transformers_files(width: int, prompts: Mapping[str, str] = PROMPTS
         ("1_Pooling", f"{package}.sentence_transformer.modules.pooling.Pooling"),
         ("2_Normalize", f"{package}.base.modules.normalize.Normalize"),
     )
-    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    read = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
     return {
         "modules.json": [{"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(modules)],
-        "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction",
-            "modality_config": {"text": text},
-            "module_output_name": "token_embeddings",
-        },
+        "sentence_bert_config.json": {"transformer_task": "feature-extraction", "modality_config": read,
+                                      "module_output_name": "token_embeddings"},
         "1_Pooling/config.json": {"embedding_dimension": width, "pooling_mode": "mean", "include_prompt": True},
         "2_Normalize/config.json": {f"module_{way}_name": "sentence_embedding" for way in ("input", "output")},
-        "config_sentence_transformers.json": {
-            "model_type": "SentenceTransformer",
-            "prompts": dict(prompts),
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-    }
+        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "prompts": dict(prompts),
+                                              "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    }  # fmt: skip
 
 
-def read(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
+def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
     """Backbone (fp32, without its pooler), tokenizer and longest text in tokens, of any model that `resolve` knows.
 
     Raises `Me5Error`, one line, for what cannot be had or read, and for what would give other vectors than its makers
@@ -128,30 +123,31 @@ def read(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, i
     if ref.kind == "released":
         from me5lib.model import released
 
-        return released.load()
+        return released.load_released()
     folder = local(ref)
-    described.refuse_unreadable(ref.name, folder, on_hub=ref.kind == "hub")
-    backbone, tokenizer = _loaded(ref, folder)
+    refuse_unreadable(ref, folder)
+    backbone, tokenizer = _from_pretrained(ref, folder)
     if tokenizer.pad_token_id is None:
         raise Me5Error(f"the tokenizer of {ref.name} has no padding token: mE5 needs XLM-R's")
     rows = backbone.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise Me5Error(f"the tokenizer of {ref.name} has {len(tokenizer)} tokens and its table {rows} rows: tokens "
                        "were added and the table was not resized; take the tokenizer that its weights were saved with")
-    if rows in xlmr.VOCABULARIES and getattr(backbone.config, "derived_from", "") != DRY_RUN:
-        xlmr.check_golden(tokenizer, f"the tokenizer of {ref.name}")
-    return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, described.limit(folder))
+    if rows in text.VOCABULARIES and getattr(backbone.config, "derived_from", "") != DRY_RUN:
+        text.check_golden(tokenizer, f"the tokenizer of {ref.name}")
+    return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, token_limit(folder))
 
 
-def _loaded(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _from_pretrained(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    inner = described.backbone(folder)
-    where, at_hub = str(folder / inner), {}
+    inner = backbone_folder(folder)
+    where, at_hub = str(inner), {}
     if ref.kind == "hub":
-        where, at_hub = ref.name, {"revision": folder.name, "subfolder": inner}
-    loader = _loader(described.read_json(folder / inner / "config.json", {}), ref.name)
+        path = inner.relative_to(folder).as_posix()
+        where, at_hub = ref.name, {"revision": folder.name, "subfolder": "" if path == "." else path}
+    loader = _loader(read_model_json(inner / "config.json", {}), ref.name)
     only_safe = True if ref.kind == "folder" else None  # some hub models, MiniLM among them, have no safetensors
     with quiet():
         try:
@@ -185,16 +181,11 @@ def _loader(config: dict[str, Any], name: str) -> type:
     return AutoModel
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, on one line of at most 160 characters."""
-    return " ".join(str(error).split())[:160]
-
-
 def positions(model: PreTrainedModel) -> int:
     """Positions that a text may fill: XLM-R counts them from its padding id + 1 (514 → 512), BERT from 0."""
     tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
     padding = getattr(next(tables, None), "padding_idx", None)
-    most = getattr(model.config, "max_position_embeddings", described.NO_LIMIT)
+    most = getattr(model.config, "max_position_embeddings", NO_LIMIT)
     return most - (0 if padding is None else padding + 1)
 
 

@@ -1,27 +1,34 @@
-"""Text on its way in: prefixes, the instruction template, cleaning, and the vocabulary of the offline scales.
+"""Text on its way in: prefixes, the instruction template, cleaning; XLM-R's way to cut a text, and own vocabularies.
+
+    clean(texts)                                       # what a tokenizer can take, and what had to be done
+    tokenizer = fast_tokenizer(pieces, charsmap())     # XLM-R's layout; pieces: (text, log probability), special first
+    check_golden(tokenizer, "the tokenizer of x")      # raises where it cuts as XLM-R does not
+    tokenizer = train_tokenizer(texts, 32_000)         # of the offline scales
 
 Every text that mE5 reads begins with `query: ` or `passage: ` (the instruct model: with a task description), and the
-average pooling takes in the tokens of the prefix too. Texts are stored bare; the prefix is put on here, last.
+average pooling takes in the tokens of the prefix too. Texts are stored bare; the prefix is put on here, last. Token ids
+decide vectors, and a wrong tokenizer is silent: a library that knows none for a model may make one up.
 
-The vocabulary is a unigram model (as XLM-R's), trained by sentencepiece on one thread because the trainer of
-`tokenizers` gives another vocabulary at every run, and then written as a fast tokenizer with XLM-R's normaliser and
-layout (`model.xlmr`): a student finds the same characters and words as the released models do, and cuts them shorter.
-Cost: 100,000 interface strings make 32,000 pieces in about ten seconds on one core.
+An own vocabulary is a unigram model (as XLM-R's), trained by sentencepiece on one thread because the trainer of
+`tokenizers` gives another vocabulary at every run, with XLM-R's normaliser and layout: a student finds the same
+characters and words as the released models do, and cuts them shorter. 100,000 interface strings make 32,000 pieces in
+about ten seconds on one core.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import lzma
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from me5lib.io import Me5Error
-from me5lib.model import xlmr
+from me5lib.io import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,6 +37,15 @@ QUERY, PASSAGE = "query: ", "passage: "
 MAX_CHARS = 100_000  # a text is cut here before tokenising: 512 pieces of 16 characters are far less (ours)
 TRAINING_CHARS = 512  # a training text is read so far: words repeat, long texts would only slow the trainer (ours)
 TRAINING_TEXTS = 150_000  # more texts change few of 32,000 pieces (ours)
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # XLM-R's ids 0, 1, 2, 3; its <mask> comes last
+ROLES = {
+    "bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>",
+    "unk_token": "<unk>", "mask_token": "<mask>",
+    "model_input_names": ["input_ids", "attention_mask"],  # one segment: no token types
+}  # fmt: skip
+VOCABULARIES = range(250_002, 250_049)  # rows of the embedding tables of XLM-R, Multilingual-MiniLM and mE5
+GOLDEN = PACKAGE / "model" / "golden_ids.jsonl"  # sentences of ours, and the ids that mE5's own tokenizer gives them
 
 
 class Counts(NamedTuple):
@@ -60,11 +76,11 @@ def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> tuple[list[str], 
     pair become their character). Raises ValueError naming the index of anything that is not a string.
     """
     texts = list(texts)
-    try:
-        lengths = [str.__len__(text) for text in texts]
-    except TypeError:
-        index = next(i for i, text in enumerate(texts) if not isinstance(text, str))
-        raise ValueError(f"text {index} is {_kind(texts[index])}: every text must be a string") from None
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = "None" if text is None else f"of type {type(text).__name__}"
+            raise ValueError(f"text {index} is {kind}: every text must be a string")
+    lengths = [len(text) for text in texts]
     cut = sum(length > max_chars for length in lengths)
     kept = [text[:max_chars] for text in texts] if cut else texts
     repaired = 0
@@ -74,10 +90,6 @@ def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> tuple[list[str], 
         for i in bad:
             kept[i] = kept[i].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return kept, Counts(len(kept), lengths.count(0), cut, repaired)
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def _encodable(text: str) -> bool:
@@ -98,12 +110,58 @@ def vocabulary_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=True).encode("ascii")).hexdigest()
 
 
+@functools.lru_cache(maxsize=1)
+def charsmap() -> bytes:
+    """XLM-R's character map, as the normaliser `Precompiled` of `tokenizers` takes it: 224,711 rules.
+
+    It is sentencepiece's `nmt_nfkc` as it was in 2019 (Apache 2.0). Today's knows a later Unicode and keeps the
+    zero-width joiner, of which XLM-R makes a space, so it cannot stand in.
+    """
+    return lzma.decompress((PACKAGE / "model" / "xlmr_charsmap.xz").read_bytes())
+
+
+def fast_tokenizer(
+    pieces: Sequence[tuple[str, float]], charsmap: bytes, *, byte_fallback: bool = False
+) -> PreTrainedTokenizerFast:
+    """Pieces with log probabilities as a fast tokenizer: XLM-R's normaliser, word marks, special tokens, template.
+
+    `byte_fallback`: the pieces hold the 256 bytes, and what has no piece is spelt in them (XLM-R: `<unk>`).
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.Unigram(list(pieces), unk_id=SPECIAL.index("<unk>"), byte_fallback=byte_fallback))
+    raw.normalizer = normalizers.Sequence(
+        [normalizers.Precompiled(charsmap), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    marks = {"replacement": "▁", "prepend_scheme": "always"}
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**marks)])
+    words = decoders.Metaspace(**marks)
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), words]) if byte_fallback else words
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **ROLES)
+
+
+def check_golden(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Raise `Me5Error` where `tokenizer` gives other ids than mE5's own, on 36 sentences that are hard to cut."""
+    golden = [json.loads(line) for line in GOLDEN.read_text(encoding="utf8").splitlines()]
+    wrong = [row["text"] for row in golden if tokenizer(row["text"])["input_ids"] != row["ids"]]
+    if wrong:
+        raise Me5Error(f"{name} is not XLM-R's: it cuts {len(wrong)} of {len(golden)} test sentences otherwise (the "
+                       f"first: {wrong[0]!r}), so its vectors would be wrong: fetch its tokenizer.json again, or "
+                       "install the transformers of constraints.txt")
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None = None) -> PreTrainedTokenizerFast:
     """A unigram tokenizer of at most `vocabulary` pieces, the same for the same texts on every run.
 
     Of more than `TRAINING_TEXTS` texts every k-th is read. Written to `folder` when one is given. Raises `Me5Error`
     when there is no text to learn from, or too few pieces for its letters and the 256 bytes.
     """
+    import sentencepiece
+
     sample = _sample(texts)
     if not sample:
         raise Me5Error("no text to train a vocabulary on: check the sources of this scale")
@@ -112,7 +170,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None =
     except RuntimeError as error:  # sentencepiece's own words name a line of its source
         raise Me5Error(f"no vocabulary of {vocabulary} pieces can be trained on {len(sample)} texts: "
                        f"set model.vocabulary to 1,000 or more ({str(error).splitlines()[-1]})") from None
-    tokenizer = xlmr.fast_tokenizer(_pieces(model), xlmr.charsmap(), byte_fallback=True)
+    trained = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
+    tokenizer = fast_tokenizer(pieces, charsmap(), byte_fallback=True)
     if folder is not None:
         tokenizer.save_pretrained(str(folder))
     return tokenizer
@@ -125,7 +185,7 @@ def _sample(texts: Iterable[str]) -> list[str]:
     kept = list(dict.fromkeys(clean(list(texts), TRAINING_CHARS)[0]))
     kept = [text for text in kept if text.strip()]
     step = max(1, -(-len(kept) // TRAINING_TEXTS))
-    normaliser = Precompiled(xlmr.charsmap())
+    normaliser = Precompiled(charsmap())
     return [text for text in map(normaliser.normalize_str, kept[::step]) if text.strip()]
 
 
@@ -137,8 +197,8 @@ def _alphabet(sample: list[str], vocabulary: int) -> str:
     """
     counts = Counter(chain.from_iterable(sample))
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocabulary // 3]
-    found = [character for character, count in common if count > 1 and not character.isspace()]
-    return "".join(dict.fromkeys([*found, ":"]))  # every prefix ends with one
+    letters = [character for character, count in common if count > 1 and not character.isspace()]
+    return "".join(dict.fromkeys([*letters, ":"]))  # every prefix ends with one
 
 
 def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
@@ -158,18 +218,10 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
         user_defined_symbols=["▁query", "▁passage"],  # every text begins with one: they cost two tokens, as in XLM-R
         normalization_rule_name="identity",  # `_sample` has normalised
         bos_id=0, pad_id=1, eos_id=2, unk_id=3,
-        **dict(zip(("bos_piece", "pad_piece", "eos_piece", "unk_piece"), xlmr.SPECIAL, strict=True)),
+        **dict(zip(("bos_piece", "pad_piece", "eos_piece", "unk_piece"), SPECIAL, strict=True)),
         num_threads=1,
         shuffle_input_sentence=False,
         max_sentence_length=4 * TRAINING_CHARS,  # bytes, so that none is skipped
         minloglevel=2,
     )  # fmt: skip
     return model.getvalue()
-
-
-def _pieces(model: bytes) -> list[tuple[str, float]]:
-    """The pieces of a sentencepiece model with their log probabilities, by id."""
-    import sentencepiece
-
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]

@@ -18,16 +18,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from me5lib import config
-from me5lib.config import Given, Scale
+from me5lib.config import Scale
 from me5lib.data.userdata import OwnCorpus
 from me5lib.io import Me5Error
-from me5lib.model import described
 from me5lib.model.encoder import Encoder
-from me5lib.model.resolve import local, pinned, resolve
+from me5lib.model.resolve import local, pinned, read_model_json, refuse_unreadable, resolve, saved_prompts
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import text_key
 from me5lib.train import labelled, stages
@@ -51,95 +51,87 @@ def open_start(model: str | Path, say: Say = print) -> str | Path:
     if ref.kind == "released":
         return ref.name
     folder = local(ref)
-    described.refuse_unreadable(ref.name, folder, on_hub=ref.kind == "hub")
-    prompts = set(described.prompts(folder).values())
-    if prompts - {QUERY, PASSAGE}:
-        say(f"{ref.name} has prompts of its own ({', '.join(map(repr, sorted(prompts)))}): mE5's are used instead")
+    refuse_unreadable(ref, folder)
+    own = set(saved_prompts(folder).values())
+    if own - {QUERY, PASSAGE}:
+        say(f"{ref.name} has prompts of its own ({', '.join(map(repr, sorted(own)))}): mE5's are used instead")
     return folder if ref.kind == "folder" else pinned(ref)
 
 
-def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float = EPOCHS, steps: int | None = None,
+def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None = None, steps: int | None = None,
         overrides: Sequence[str] = (), teacher: str = "") -> Scale:
     """The dials for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
 
-    `teacher` is for the dial of that name: "trained", the hub id of a cross-encoder, or "" for none.
-
-    Raises `Me5Error` for an unknown dial, or one that says nothing about a fine-tuning on one's own file.
+    `teacher` is for the dial of that name: "trained", the hub id of a cross-encoder, or "" for none. Raises `Me5Error`
+    for an unknown dial, for one that says nothing about a fine-tuning on one's own file, for epochs and steps together.
     """
-    given = {override.partition("=")[0]: override for override in overrides}
+    if epochs is not None and steps is not None:
+        raise Me5Error("--epochs and --steps say the same: leave one of them out")
+    by_hand = {override.partition("=")[0] for override in overrides}
     base = config.load("base", overrides)  # refuses what is no dial, or no value
-    if idle := [key for key in given if not key.startswith("finetune.") and key != "data.language_temperature"]:
+    if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:
         raise Me5Error(f"{idle[0]} decides nothing with --data: the dials are finetune.… and data.language_temperature")
-    fixed = {key.partition(".")[2]: getattr(base.finetune, key.partition(".")[2]) for key in given
-             if key.startswith("finetune.")}
-    chosen = _chosen(corpus, encoder, epochs, steps, fixed)
+    fixed = {key.partition(".")[2] for key in by_hand if key.startswith("finetune.")}
+    chosen = _fitting_dials(corpus, encoder, EPOCHS if epochs is None else epochs, steps,
+                     {key: getattr(base.finetune, key) for key in fixed})
     if teacher:
-        chosen["teacher"] = Given(teacher, "ours", "asked for")
-    stage = dataclasses.replace(base.finetune, **{key: value.value for key, value in chosen.items()}, **fixed)
-    temperature = base.data.language_temperature if "data.language_temperature" in given else 1.0
-    data = config.Data((), (corpus.name,), temperature, 1.0, float(np.mean(corpus.dev)))
-    told = {f"finetune.{key}": (value.source, value.why) for key, value in chosen.items()}
+        chosen["teacher"] = (teacher, "ours", "asked for")
+    chosen = {key: value for key, value in chosen.items() if key not in fixed}
+    stage = dataclasses.replace(base.finetune, **{key: value for key, (value, _, _) in chosen.items()})
+    temperature = base.data.language_temperature if "data.language_temperature" in by_hand else 1.0
+    told = {f"finetune.{key}": (source, why) for key, (_, source, why) in chosen.items()}
     told |= {key: base.provenance[key] for key in ("finetune.near", "finetune.margin")}
     told["data.language_temperature"] = ("ours", "by rows: an epoch is then each example once")
-    told |= {key: ("ours", "set by hand") for key in given}
-    return dataclasses.replace(base, name=corpus.name, data=data, model=_shape(encoder, start), finetune=stage,
-                               provenance=told)
+    told |= {override.partition("=")[0]: ("ours", "set by hand") for override in overrides}
+    bert = encoder.backbone.config
+    shape = config.Model(start, bert.num_hidden_layers, bert.hidden_size, bert.num_attention_heads,
+                         bert.intermediate_size, bert.vocab_size, encoder.max_tokens)
+    data = config.Data((), (corpus.name,), temperature, 1.0, float(np.mean(corpus.dev)))
+    return dataclasses.replace(base, name=corpus.name, data=data, model=shape, finetune=stage, provenance=told)
 
 
-def _chosen(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None, fixed: dict) -> dict[str, Given]:
-    """The dials of the stage that are not `fixed`, from the file's size, the lengths of its texts, the model's size."""
+def _fitting_dials(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None,
+                   fixed: dict) -> dict[str, tuple[Any, str, str]]:
+    """The dials of the stage, from the file's size, the lengths of its texts, the model's size and the `fixed` ones."""
     rows = corpus.labelled()
     if not 0 < epochs * len(rows) < math.inf or (steps is not None and steps < 1):
         raise Me5Error("--epochs and --steps must be above zero, and not endless")
-    batch = fixed.get("batch") or _batch(len(rows))
+    batch = fixed.get("batch") or batch_for(len(rows))
     many = fixed.get("steps") or steps or math.ceil(epochs * len(rows) / batch)
-    asked, found = _longest(corpus, encoder)
+    query, passage = _longest(corpus, encoder)
     pool = len({text_key(text) for row in rows for text in (*row.positives, *row.negatives)})
-    chosen = {
+    like = min({384: "small", 768: "base", 1024: "large"}.items(), key=lambda one: abs(one[0] - encoder.width))[1]
+    return {
         "steps": (many, "ours", "set by hand" if steps else
                   f"{epochs:g} epochs of {len(rows):,} examples (the paper: 2)"),
         "batch": (batch, "ours", f"at most {MOST_BATCH} for a CPU, and so that an epoch has some steps"),
-        "lr": (_rate(encoder.width), "paper", "stage 2 of the model of this width (its batch was 512)"),
+        "lr": (config.load(like).finetune.lr, "paper", "stage 2 of the model of this width (its batch was 512)"),
         "warmup": (many // 10, "ours", "a tenth of the steps"),
         "temperature": (0.01, "model card", "FAQ of the card: the model was trained at it"),
-        "query_tokens": (asked, "ours", "the file's longest query, or E5's 192 (recollection, unverified)"),
-        "passage_tokens": (found, "ours", "the file's longest passage, or E5's 192 (recollection, unverified)"),
+        "query_tokens": (query, "ours", "the file's longest query, or E5's 192 (recollection, unverified)"),
+        "passage_tokens": (passage, "ours", "the file's longest passage, or E5's 192 (recollection, unverified)"),
         "hard_negatives": (max(1, min(3, pool - 1)), "ours", "E5's 7 (recollection, unverified) takes twice the time"),
         "contrastive_weight": (0.2, "E5", "recollection of E5's Table 11 (unverified); used with --teacher only"),
         "mine_depth": (max(1, min(50, pool)), "ours", "a small file's 200th passage is a random one"),
         "teacher_steps": (max(1, many // 2), "ours", "half of the student's; used with --teacher trained only"),
     }
-    return {key: Given(*value) for key, value in chosen.items() if key not in fixed}
 
 
-def _batch(rows: int) -> int:
+def batch_for(rows: int) -> int:
     """A power of two, so that an epoch has `STEPS_AN_EPOCH` steps where the file is large enough for that."""
     fitting = 2 ** int(math.log2(max(1, rows // STEPS_AN_EPOCH)))
     return min(rows, MOST_BATCH, max(LEAST_BATCH, fitting))
 
 
-def _rate(width: int) -> float:
-    """The paper's learning rate of stage 2 for the model of that width; of the nearest where there is none."""
-    rates = {384: "small", 768: "base", 1024: "large"}
-    return config.load(rates[min(rates, key=lambda known: abs(known - width))]).finetune.lr
-
-
-def _longest(corpus: OwnCorpus, encoder: Encoder, most: int = 192) -> tuple[int, int]:
+def _longest(corpus: OwnCorpus, encoder: Encoder, most: int = 192) -> tuple[int, ...]:
     """Tokens of the longest query and the longest passage, prefix and all, at most `most` and what the model reads."""
-    sides = corpus.prefixes()
     texts = [row.query for row in corpus.rows], [t for row in corpus.rows for t in (*row.positives, *row.negatives)]
     lengths = [max(map(len, encoder.tokenize(sorted(set(side), key=len)[-512:], prefix)))
-               for side, prefix in zip(texts, sides, strict=True)]
+               for side, prefix in zip(texts, corpus.prefixes(), strict=True)]
     return tuple(min(most, encoder.max_tokens, 8 * math.ceil(longest / 8)) for longest in lengths)
 
 
-def _shape(encoder: Encoder, start: str) -> config.Model:
-    known = encoder.backbone.config
-    return config.Model(start, known.num_hidden_layers, known.hidden_size, known.num_attention_heads,
-                       known.intermediate_size, known.vocab_size, encoder.max_tokens)
-
-
-def lines(dial: Scale) -> list[str]:
+def dial_lines(dial: Scale) -> list[str]:
     """Every dial with its value, where it comes from, and why."""
     values = {f"finetune.{key}": value for key, value in dataclasses.asdict(dial.finetune).items()}
     values["data.language_temperature"] = dial.data.language_temperature
@@ -157,9 +149,9 @@ def finetune(corpus: OwnCorpus, start: str | Path, out: Path, dial: Scale, *, se
                            team=team, progress=progress)
 
 
-def mined(folder: Path) -> str:
+def mined_line(folder: Path) -> str:
     """One line on what was mined for a stage, from its report.json; with advice where the search left too little."""
-    found = described.read_json(folder / "report.json", {})
+    found = read_model_json(folder / "report.json", {})
     report, filling = found["mining"], found["filling"]
     dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
     said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \

@@ -414,7 +414,7 @@ def mine_file(
     data: Path, out: Path, cfg: Mining, model: str, columns: dict[str, Any], encoding: str = "utf8",
     progress: bool = False,
 ) -> list[str]:
-    """Mine the pairs of a file into `out`; what is to be said of it, in lines. `columns`: see `userdata.choose`.
+    """Mine the pairs of a file into `out`; what is to be said of it, in lines. `columns`: see `userdata.choose_columns`.
 
     Raises `Me5Error`, before anything is read, for what cannot be asked for.
     """
@@ -439,14 +439,14 @@ def mine_file(
 
 
 def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], Faults]:
-    """One row a query, with all its positives; and what of the file is not used. `columns`: see `userdata.choose`.
+    """One row a query, with all its positives; and what of the file is not used. `columns`: see `userdata.choose_columns`.
 
     Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
     """
     from me5lib.data import userdata
 
     table = userdata.read_table(path, encoding)
-    examples, faults = userdata.examples(table, userdata.choose(table, **columns), userdata.name_of(table.path))
+    examples, faults = userdata.examples(table, userdata.choose_columns(table, **columns), userdata.name_of(table.path))
     rows: dict[int, Labelled] = {}
     for row in examples:
         first = rows.setdefault(text_key(row.query), row)

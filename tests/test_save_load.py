@@ -1,0 +1,354 @@
+"""A saved folder: whole or absent, the same vectors everywhere; other tools' folders: read as meant, or refused."""
+
+import errno
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from me5lib import config
+from me5lib.cli.app import app
+from me5lib.evaluate.models import fingerprint_of, open_model
+from me5lib.io import Me5Error
+from me5lib.model.encoder import Encoder, average_pool
+from me5lib.model.export import check_texts
+from me5lib.model.save_load import instruct_prompts
+from me5lib.model.text import PASSAGE, QUERY, train_tokenizer, vocabulary_sha256
+
+LOCALES = ("de", "ru", "uk", "zh", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "hi", "bn", "ta", "km", "si", "lo")
+MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+def sentences() -> list[str]:
+    """Names, and sentences with dates and numbers, of CLDR in many scripts; then the awkward ones."""
+    from babel import Locale, dates, numbers
+
+    texts = check_texts(64)
+    for code in LOCALES:
+        names = list(Locale.parse(code).languages.values())
+        moment = dates.format_datetime(datetime(2024, 2, 5, 14, 30), "full", locale=code)
+        texts += names[:: len(names) // 20]
+        texts.append(f"{moment}: {numbers.format_currency(1234.5, 'EUR', locale=code)} – {', '.join(names[:12])}.")
+    return [*texts, "x" * 99_999, "</s> <pad>"]
+
+
+TEXTS = sentences()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder.new(config.load("smoke").model, train_tokenizer(TEXTS, 2000), seed=3).eval()
+
+
+@pytest.fixture
+def folder(encoder, tmp_path) -> Path:
+    encoder.save(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def content(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf8"))
+
+
+def write(file: Path, value: object) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(value), encoding="utf8")
+
+
+# What is written
+
+
+def test_sentence_transformers_gives_the_same_vectors(encoder, folder):
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert theirs.max_seq_length == encoder.max_tokens and theirs.prompts["passage"] == PASSAGE
+    for encode, prefix in ((theirs.encode_query, QUERY), (theirs.encode_document, PASSAGE), (theirs.encode, "")):
+        np.testing.assert_allclose(encode(TEXTS), encoder.encode(TEXTS, prefix), atol=1e-5)
+    encoder.save(folder, instruct_prompts("Find songs"))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    expected = encoder.encode([f"Instruct: Find songs\nQuery: {text}" for text in TEXTS[:20]], "")
+    np.testing.assert_allclose(theirs.encode_query(TEXTS[:20]), expected, atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_document(TEXTS[:20]), encoder.encode(TEXTS[:20], ""), atol=1e-5)
+
+
+def test_transformers_gives_the_same_vectors_and_misses_no_weight(encoder, folder):
+    from transformers import AutoModel, AutoTokenizer
+
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    batch = AutoTokenizer.from_pretrained(folder)(
+        [QUERY + text for text in TEXTS], padding=True, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    expected = torch.nn.functional.normalize(average_pool(hidden, batch["attention_mask"]), dim=-1)
+    np.testing.assert_allclose(expected.numpy(), encoder.encode(TEXTS, QUERY), atol=1e-5)
+
+
+def test_loading_gives_the_same_encoder_and_saving_it_the_same_files(encoder, folder, tmp_path):
+    loaded = Encoder.load(folder)
+    np.testing.assert_array_equal(loaded.encode(TEXTS[:50]), encoder.encode(TEXTS[:50]))
+    assert loaded.max_tokens == encoder.max_tokens and not loaded.training
+    assert vocabulary_sha256(loaded.tokenizer) == vocabulary_sha256(encoder.tokenizer)
+    assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in encoder.named_parameters()]
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "stale.json").write_text("{}", encoding="utf8")
+    loaded.save(tmp_path / "again")
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = tmp_path / "again"
+    assert files == {path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()}
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "checkpoint"]
+
+
+def test_an_xlm_r_reads_two_positions_less_than_it_has(encoder, tmp_path):
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    shape = XLMRobertaConfig(vocab_size=len(encoder.tokenizer), hidden_size=32, num_hidden_layers=1,
+                             num_attention_heads=2, intermediate_size=32, max_position_embeddings=50, pad_token_id=1)
+    Encoder(XLMRobertaModel(shape, add_pooling_layer=False), encoder.tokenizer, 512).save(tmp_path / "xlm-r")
+    loaded = Encoder.load(tmp_path / "xlm-r")
+    assert loaded.max_tokens == 48 and np.isfinite(loaded.encode(["word " * 500])).all()
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(at_the_end, encoder, folder, monkeypatch):
+    import safetensors.torch
+
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", safetensors.torch.save_file if at_the_end else full)
+    for target in (folder, folder.with_name("new")):
+        with pytest.raises(Me5Error, match="No space left"):
+            encoder.save(target, also=full if at_the_end else None)
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+# What cannot be read
+
+
+def test_missing_empty_and_damaged_folders_are_said_in_one_line(folder, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+    import safetensors.torch
+
+    def refused(where, line):
+        with pytest.raises(Me5Error, match=line) as caught:
+            Encoder.load(where)
+        assert "\n" not in str(caught.value)
+
+    (tmp_path / "empty").mkdir()
+    for where in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./nowhere", tmp_path / "empty"):
+        refused(where, "no model (folder|in) .*me5 pretrain")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    refused("intfloat/multilingual-e5-small", "multilingual-e5-small is not in the cache and the hub is out")
+    weights = folder / "model.safetensors"
+    state = safetensors.torch.load_file(weights)
+    del state["encoder.layer.0.output.dense.weight"]
+    safetensors.torch.save_file(state, weights, metadata={"format": "pt"})
+    refused(folder, "lacks weights")  # and random ones do not take their place
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(folder, "cannot be read.*make it again")
+    weights.unlink()
+    refused(folder, "cannot be read.*make it again")
+
+
+def changed(name: str, **keys: object):
+    """A folder whose JSON file has other values under these keys."""
+    return lambda folder: write(folder / name, (content(folder / name) if (folder / name).is_file() else {}) | keys)
+
+
+def replaced(name: str, value: object):
+    """A folder whose JSON file holds something else."""
+    return lambda folder: write(folder / name, value)
+
+
+def without(*names: str):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def pooled(*modes: str):
+    """As sentence-transformers up to 5 saves them."""
+    flags = {f"pooling_mode_{mode}": mode in modes for mode in MODES}
+    return replaced("1_Pooling/config.json", {"word_embedding_dimension": 64, **flags})
+
+
+def pooled_elsewhere(folder: Path) -> None:
+    """In a folder of another name: `modules.json` says which."""
+    shutil.rmtree(folder / "1_Pooling")
+    write(folder / "1_CLS" / "config.json", {"pooling_mode": "cls"})
+    write(folder / "modules.json", [{**module, "path": module["path"].replace("1_Pooling", "1_CLS")}
+                                    for module in content(folder / "modules.json")])
+
+
+def lower_by_another_name(folder: Path) -> None:
+    (folder / "sentence_bert_config.json").unlink()
+    write(folder / "sentence_xlm-roberta_config.json", {"max_seq_length": 16, "do_lower_case": True})
+
+
+def denser(folder: Path) -> None:
+    dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
+    write(folder / "modules.json", [*content(folder / "modules.json"), dense])
+
+
+def adapter(folder: Path) -> None:
+    write(folder / "adapter_config.json", {"peft_type": "LORA"})
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def more_tokens(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer"),
+    (without("tokenizer.json"), "has no tokenizer"),
+    (without("tokenizer_config.json"), "no tokenizer_config.json, which says of what class"),  # else one is guessed
+    (pooled("cls_token", "mean_tokens"), "pools by cls and mean, not by the average"),
+    (pooled("lasttoken"), "pools by lasttoken,"), (pooled(), "pools by nothing"),
+    (replaced("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}), "pools by cls and mean"),
+    (replaced("1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False}), "mean without the prompt"),
+    (pooled_elsewhere, "pools by cls,"), (denser, "has a module Dense after its backbone"),
+    (adapter, "is a LoRA adapter"), (pickled, "weights as a pickle only"),
+    (changed("config.json", auto_map={"AutoModel": "modeling.Mine"}), "brings code of its own"),
+    (changed("config.json", model_type="bart", is_encoder_decoder=True), "is a bart, which has a decoder"),
+    (changed("sentence_bert_config.json", do_lower_case=True), "in lower case"),
+    (lower_by_another_name, "in lower case"), (more_tokens, "the table was not resized"),
+    (replaced("modules.json", {"a": 1}), "holds a dict, not a list"),
+    (replaced("config.json", []), "holds a list, not a dict"), (replaced("tokenizer.json", {}), "cannot be read"),
+    (replaced("1_Pooling/config.json", None), "holds a NoneType, not a dict"),
+    (replaced("tokenizer_config.json", []), "cannot be read"),
+])  # fmt: skip
+def test_what_would_give_other_vectors_is_refused(change, line, folder):
+    change(folder)
+    with pytest.raises(Me5Error, match=line) as caught:
+        Encoder.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [
+    ("mine", "--data", "{data}", "--out", "{out}", "--model"), ("export", "--to", "{out}", "--model"),
+    ("finetune", "--data", "{data}", "--steps", "2", "--out", "{out}", "--from"),
+    ("teach", "--data", "{data}", "--out", "{out}", "--from"),
+    ("evaluate", "--tasks", "STSBenchmark", "--yes", "--out", "{out}", "--model"),
+])  # fmt: skip
+def test_every_command_refuses_a_model_without_tokenizer(command, folder, tmp_path):
+    """A library would make one up, of five tokens: all texts would have one vector."""
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+    without("tokenizer.json", "tokenizer_config.json")(folder)
+    rows = [{"query": f"question {i}", "positives": [f"answer {i}"], "negatives": [f"wrong {i}"]} for i in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    done = CliRunner().invoke(app, [*(part.format(data=data, out=out) for part in command), str(folder)])
+    assert done.exit_code == 2 and "has no tokenizer" in done.stderr.strip().splitlines()[-1]
+    assert not list(out.rglob("*.safetensors"))
+
+
+# What can be read
+
+
+@pytest.mark.parametrize("where", ["sentence_bert_config.json", "tokenizer_config.json",
+                                   "sentence_roberta_config.json"])  # fmt: skip
+def test_its_own_limit_is_kept(where, folder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    key = "max_seq_length" if where.startswith("sentence") else "model_max_length"
+    before = fingerprint_of(folder)
+    if "roberta" in where:
+        (folder / "sentence_bert_config.json").unlink()
+    changed(where, **{key: 16})(folder)
+    assert fingerprint_of(folder) != before
+    encoder, long = Encoder.load(folder), [QUERY + " ".join(TEXTS[5:15])]
+    assert encoder.max_tokens == 16 and max(map(len, encoder.tokenize(TEXTS))) == 16
+    if "roberta" not in where:  # sentence-transformers' newest version asks for that name only of an XLM-R
+        theirs = SentenceTransformer(str(folder), device="cpu").encode(long)
+        np.testing.assert_allclose(encoder.encode(long, ""), theirs, atol=1e-5)
+    encoder.save(tmp_path / "again")
+    assert Encoder.load(tmp_path / "again").max_tokens == 16
+
+
+def old_layout(folder: Path) -> None:
+    """`0_Transformer` of the first versions of sentence-transformers."""
+    (folder / "0_Transformer").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).rename(folder / "0_Transformer" / name)
+    write(folder / "0_Transformer" / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": False})
+    (folder / "sentence_bert_config.json").unlink()
+    write(folder / "modules.json", [{**module, "path": module["path"] or "0_Transformer"}
+                                    for module in content(folder / "modules.json")])
+
+
+def marked(folder: Path) -> None:
+    """JSON with a byte order mark, and prompts that are null."""
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        value = content(folder / name)
+        value = value | {"prompts": None} if isinstance(value, dict) else value
+        (folder / name).write_text("\ufeff" + json.dumps(value), encoding="utf8")
+
+
+@pytest.mark.parametrize("change", [old_layout, marked, pooled("mean_tokens")])
+def test_what_can_be_read_gives_the_same_vectors(change, encoder, folder):
+    change(folder)
+    np.testing.assert_array_equal(Encoder.load(folder).encode(TEXTS), encoder.encode(TEXTS))
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+BACKBONES = {
+    "ModernBert": SMALL | {"global_attn_every_n_layers": 1}, "MPNet": SMALL, "Roberta": SMALL, "DebertaV2": SMALL,
+    "DistilBert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64},
+    "Electra": SMALL | {"embedding_size": 16}, "Albert": SMALL | {"embedding_size": 16},
+    "T5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+    "Qwen2": SMALL | {"num_key_value_heads": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_encoder_of_transformers_is_read_and_others_are_said_to_be_none(name, encoder, tmp_path):
+    import transformers
+
+    tokenizer = encoder.tokenizer
+    torch.manual_seed(0)
+    positions = {} if name == "T5" else {"max_position_embeddings": 40}  # T5 has none of its own
+    shape = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, sep_token_id=2,
+        decoder_start_token_id=1, **positions, **BACKBONES[name])  # fmt: skip
+    model = getattr(transformers, "T5EncoderModel" if name == "T5" else f"{name}Model")(shape).eval()
+    model.save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    changed("tokenizer_config.json", model_max_length=10**30)(tmp_path / name)
+    if name == "Qwen2":
+        with pytest.raises(Me5Error, match="qwen2, which reads from left to right"):
+            Encoder.load(tmp_path / name)
+        return
+    opened = open_model(str(tmp_path / name), device="cpu").encoder
+    most = {"T5": 512, "MPNet": 38, "Roberta": 38}.get(name, 40)
+    assert opened.encoder.max_tokens == most
+    for text in (*TEXTS[:3], " ".join(TEXTS[:-2])):
+        ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=most)["input_ids"]
+        with torch.no_grad():
+            mean = model(input_ids=ids).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(opened.encode([text])[0], mean / mean.norm(), atol=1e-5)
+    opened.encode(TEXTS[:3], precision="bf16")
+
+
+def test_average_pooling_without_prompts_is_read_as_its_own_files_say(encoder, folder, capsys):
+    (folder / "config_sentence_transformers.json").unlink()
+    opened = open_model(str(folder), device="cpu")
+    assert "me5/checkpoint is read as its own files say, without prefixes" in capsys.readouterr().err
+    np.testing.assert_allclose(opened.encoder.encode(TEXTS[:3], QUERY), encoder.encode(TEXTS[:3], ""), atol=1e-5)
