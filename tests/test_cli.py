@@ -47,7 +47,7 @@ def test_help_is_quick_and_names_the_commands():
 def test_bad_scales_and_dials_are_one_line(command, tmp_path):
     out = str(tmp_path)
     one_line(invoke(command, "--scale", "huge", ME5_OUT=out), "unknown scale 'huge'", "tiny, smoke")
-    one_line(invoke(command, "--scale", "large", ME5_OUT=out), "scale large", "--scale smoke or tiny")
+    one_line(invoke(command, "--scale", "large", ME5_OUT=out), "scale large", "smoke or tiny")
     one_line(invoke(command, "--scale", "smoke", "--set", "train.step=1", ME5_OUT=out), "did you mean train.steps")
     assert list(tmp_path.iterdir()) == []
 
