@@ -414,7 +414,7 @@ def mine_file(
     data: Path, out: Path, cfg: Mining, model: str, columns: dict[str, Any], encoding: str = "utf8",
     progress: bool = False,
 ) -> list[str]:
-    """Mine the pairs of a file into `out`; what is to be said of it, in lines. `columns`: see `userdata.choose_columns`.
+    """Mine the pairs of a file into `out`; what is to be said of it, in lines. `columns`: as `choose_columns`.
 
     Raises `Me5Error`, before anything is read, for what cannot be asked for.
     """
@@ -439,7 +439,7 @@ def mine_file(
 
 
 def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], Faults]:
-    """One row a query, with all its positives; and what of the file is not used. `columns`: see `userdata.choose_columns`.
+    """One row a query, with all its positives; and what of the file is not used. `columns`: as `choose_columns`.
 
     Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
     """
