@@ -6,7 +6,7 @@ import fixtures_hub
 import pytest
 
 from me5lib.data import cards, schema
-from me5lib.data.builders import BUILDERS, LABELLED, PAIRS, Drop, Origin, document, example, sections, without_html
+from me5lib.data.builders import BUILDERS, LABELLED, PAIRS, Drop, RowContext, document, example, sections, without_html
 from me5lib.data.text import language
 from me5lib.evaluate.paper import csv_table, paper_table
 from me5lib.pairs import Labelled, Pair
@@ -29,16 +29,7 @@ HUBS = [pytest.param(name, hub, id=f"{name}-{i}") for name in CARDS for i, hub i
 
 
 def built(name: str, row: dict, code: str = "", **options) -> list[Pair | Drop]:
-    return list(PAIRS[name](row, Origin("card", code, options)))
-
-
-def texts(found: list[Pair | Drop]) -> list[tuple[str, str]]:
-    assert not [each for each in found if isinstance(each, Drop)]
-    return [(pair.query, pair.passage) for pair in found]
-
-
-def reasons(found: list[Pair | Drop]) -> list[str]:
-    return [each.reason if isinstance(each, Drop) else "kept" for each in found]
+    return list(PAIRS[name](row, RowContext("card", code, options)))
 
 
 def test_every_entry_has_a_builder_and_every_builder_an_entry():
@@ -83,111 +74,91 @@ print(1)
 ```
 """
 
+OTTERS = {"title": "TIL otters hold hands", "body": "So that they do not drift apart.", "subreddit": "x"}
+ASK = {"history": "How do I keep basil alive?", "human_ref_A": "Water it from below.", "score_A": 12,
+       "human_ref_B": "Why bother", "score_B": 0}
+NEWS = {"title": "Habari za leo ", "maintext": "Mvua kubwa ilinyesha.", "url": None, "date_publish": None}
+NLLB = {"laser_score": 1.1, "lang1": "eng_Latn", "text1": "Good morning.", "lang2": "zho_Hant", "text2": "早安。"}
+ANSWERS = [{"pm_score": "2", "text": "<p>Use <code>df -h</code>.</p>"},
+           {"pm_score": "10", "text": "<p>Try <b>du</b> &amp; sort:</p><pre><code>du | sort -n\n</code></pre>"},
+           {"pm_score": "10", "text": "<p>Same.</p>"}, {"pm_score": "", "text": "<p>?</p>"}]
+DISK = {"qid": 1, "question": "<p>What is<br>filling my disk?</p>\n\n<p>5 &lt; 6</p>", "answers": ANSWERS}
+WORST = {"answers": [{"pm_score": "-1", "text": "<p>no</p>"}]}
+CASES = [  # builder, row, language of the file, options, what comes: (query, passage[, language]) or the reason
+    ("wikipedia", {"title": "Bremen", "text": ARTICLE, "page_id": 1}, "de", {"joint": " - "}, [
+        ("Bremen", "Bremen ist eine Stadt im Norden.\n\nSie liegt an der Weser.", "de"), "empty passage",
+        ("Bremen - Geschichte - Mittelalter", "Der Roland steht seit 1404."),
+        ("Bremen - Geschichte - Neuzeit", "1646 wurde Bremen Reichsstadt."),
+        ("Bremen - Code", "```\n# kein Titel\nprint(1)\n```")]),
+    ("wikipedia", {"title": "ไทย", "text": "ยินดีต้อนรับ"}, "th", {}, [("ไทย", "ยินดีต้อนรับ")]),  # no heading at all
+    ("wikipedia", {"title": "ไทย", "text": "ก่อน\n## ประวัติ\nหลัง"}, "th", {}, [
+        ("ไทย", "ก่อน"), ("ไทย - ประวัติ", "หลัง")]),
+    ("wikipedia", {"title": "t", "text": "## a\n#### b\n1\n### c\n2\n## d\n3"}, "th", {}, [  # gaps in the levels
+        "empty passage", ("t - a - b", "1"), ("t - a - c", "2"), ("t - d", "3")]),
+    ("wikipedia", {"title": " ", "text": "x"}, "de", {}, ["empty title"]),
+    ("wikipedia", {"title": "x", "text": " \n"}, "de", {}, ["empty passage"]),
+    ("mc4", {"text": "\nРецепт борща\nСварите свёклу.\nДобавьте капусту.", "url": "u"}, "ru", {}, [
+        ("Рецепт борща", "Сварите свёклу.\nДобавьте капусту.", "ru")]),
+    ("mc4", {"text": "one line only "}, "en", {}, ["page of one line"]),
+    ("mc4", {"text": "x" * 201 + "\nmore"}, "en", {}, ["first line is no title"]),
+    ("mc4", {"text": "x" * 201 + "\nmore"}, "en", {"title_most": 201}, [("x" * 201, "more")]),
+    ("cc_news", NEWS, "sw", {}, [("Habari za leo", "Mvua kubwa ilinyesha.", "sw")]),
+    ("cc_news", NEWS | {"title": None}, "sw", {}, ["empty query"]),
+    ("cc_news", NEWS | {"maintext": " "}, "sw", {}, ["empty passage"]),
+    ("nllb", NLLB, "", {}, [("Good morning.", "早安。", "zh-hant"), ("早安。", "Good morning.", "zh-hant")]),
+    ("nllb", NLLB | {"lang1": "deu_Latn", "text1": "Guten Morgen.", "lang2": "wol_Latn", "text2": "Suba."}, "", {}, [
+        ("Guten Morgen.", "Suba.", "wo"), ("Suba.", "Guten Morgen.", "de")]),  # of the passage
+    ("nllb", NLLB | {"lang2": "und"}, "", {}, ["unknown language"]),
+    ("nllb", NLLB | {"lang2": "eng_Latn"}, "", {}, ["same language"]),
+    ("nllb", NLLB | {"text2": " "}, "", {}, ["empty passage", "empty query"]),
+    ("ccmatrix", {"english": "It is late.", "non_english": "Het is laat."}, "nl", {}, [
+        ("It is late.", "Het is laat.", "nl"), ("Het is laat.", "It is late.", "nl")]),
+    ("reddit", ASK, "en", {"least_score": 1}, [
+        ("How do I keep basil alive?", "Water it from below.", "en"), "score too low"]),
+    ("reddit", ASK | {"human_ref_A": "x" * 4097, "score_B": 1}, "en", {}, [
+        "text too long", ("How do I keep basil alive?", "Why bother")]),
+    ("reddit", ASK | {"human_ref_A": "[removed]"}, "en", {}, ["deleted text", "score too low"]),
+    ("reddit_post", OTTERS, "en", {}, [("TIL otters hold hands", "So that they do not drift apart.")]),
+    ("reddit_post", OTTERS | {"body": "[deleted]"}, "en", {}, ["deleted text"]),
+    ("reddit_post", OTTERS | {"body": None}, "en", {}, ["empty passage"]),
+    ("s2orc", {"title": "On sleep", "abstract": " We study sleep. "}, "en", {}, [("On sleep", "We study sleep.")]),
+    ("s2orc", {"title": "On sleep", "citation": ["On dreams", "", "On waking"]}, "en", {"passage": "citation"}, [
+        ("On sleep", "On dreams"), "empty passage", ("On sleep", "On waking")]),
+    ("s2orc", {"title": "On sleep", "citation": "On dreams"}, "en", {"passage": "citation"}, [
+        ("On sleep", "On dreams")]),
+    ("stackexchange", DISK, "en", {}, [  # 10 > 2 as numbers, not as text
+        ("What is\nfilling my disk?\n5 < 6", "Try du & sort:\ndu | sort -n")]),
+    ("stackexchange", DISK | {"answers": []}, "en", {}, ["no scored answer"]),
+    ("stackexchange", DISK | {"answers": ANSWERS[3:]}, "en", {}, ["no scored answer"]),
+    ("stackexchange", DISK | WORST, "en", {}, ["score too low"]),
+    ("stackexchange", DISK | WORST, "en", {"least_score": -1}, [("What is\nfilling my disk?\n5 < 6", "no")]),
+    ("stackexchange_title", {"title_body": "Cat My cat.", "upvoted_answer": "<p>Go.</p>"}, "en", {}, [
+        ("Cat My cat.", "Go.")]),
+    ("stackexchange_title", {"title_body": "Cat", "upvoted_answer": None}, "en", {}, ["empty passage"]),
+    ("xp3", {"inputs": "Fue.\nCan we rewrite it?", "targets": "\nYes"}, "es", {}, [
+        ("Fue.\nCan we rewrite it?", "Yes", "es")]),
+    ("columns", {"document": "Long.", "summary": "Short."}, "en", {"query": "summary", "passage": "document"}, [
+        ("Short.", "Long.", "en")]),
+]
 
-def test_wikipedia_hangs_a_section_under_all_its_titles():
-    found = built("wikipedia", {"title": "Bremen", "text": ARTICLE, "page_id": 1}, "de", joint=" - ")
-    assert reasons(found) == ["kept", "empty passage", "kept", "kept", "kept"]
-    assert [(pair.query, pair.passage, pair.language) for pair in found if isinstance(pair, Pair)] == [
-        ("Bremen", "Bremen ist eine Stadt im Norden.\n\nSie liegt an der Weser.", "de"),
-        ("Bremen - Geschichte - Mittelalter", "Der Roland steht seit 1404.", "de"),
-        ("Bremen - Geschichte - Neuzeit", "1646 wurde Bremen Reichsstadt.", "de"),
-        ("Bremen - Code", "```\n# kein Titel\nprint(1)\n```", "de")]
-    assert reasons(built("wikipedia", {"title": " ", "text": "x"}, "de")) == ["empty title"]
-    assert reasons(built("wikipedia", {"title": "x", "text": " \n"}, "de")) == ["empty passage"]
-    assert reasons(built("wikipedia", {"title": "x", "text": "## a\n## b"}, "de")) == ["empty passage"] * 2
-    assert list(sections("#hashtag is text")) == [([], "#hashtag is text")]
+
+@pytest.mark.parametrize(("name", "row", "code", "options", "expected"), CASES)
+def test_a_realistic_row_gives_the_pairs_that_its_card_promises(name, row, code, options, expected):
+    found = built(name, row, code, **options)
+    assert len(found) == len(expected)
+    for item, wanted in zip(found, expected, strict=True):
+        if isinstance(wanted, str):
+            assert item == Drop(wanted)
+        else:
+            query, passage, language = (*wanted, code)[:3]
+            assert item == Pair(query, passage, "card", language)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("ยินดีต้อนรับ", [("ไทย", "ยินดีต้อนรับ")]),  # a lead without any heading
-    ("ก่อน\n## ประวัติ\nหลัง", [("ไทย", "ก่อน"), ("ไทย - ประวัติ", "หลัง")]),
-    ("## a\n#### b\n1\n### c\n2\n## d\n3", [("ไทย - a - b", "1"), ("ไทย - a - c", "2"), ("ไทย - d", "3")]),
-])
-def test_wikipedia_in_any_script_and_with_gaps_in_the_levels(text, expected):
-    found = built("wikipedia", {"title": "ไทย", "text": text}, "th")
-    assert [(pair.query, pair.passage) for pair in found if isinstance(pair, Pair)] == expected
-
-
-def test_mc4_takes_the_first_line_for_the_title():
-    page = {"text": "\nРецепт борща\nСварите свёклу.\nДобавьте капусту.", "url": "u", "timestamp": "t"}
-    assert texts(built("mc4", page, "ru")) == [("Рецепт борща", "Сварите свёклу.\nДобавьте капусту.")]
-    assert reasons(built("mc4", {"text": "one line only "})) == ["page of one line"]
-    assert reasons(built("mc4", {"text": "x" * 201 + "\nmore"})) == ["first line is no title"]
-    assert reasons(built("mc4", {"text": "x" * 201 + "\nmore"}, title_most=201)) == ["kept"]
-
-
-def test_cc_news_is_headline_and_article_and_null_is_empty():
-    row = {"title": "Habari za leo ", "maintext": "Mvua kubwa ilinyesha.", "url": None, "date_publish": None}
-    assert built("cc_news", row, "sw") == [Pair("Habari za leo", "Mvua kubwa ilinyesha.", "card", "sw")]
-    assert reasons(built("cc_news", row | {"title": None}, "sw")) == ["empty query"]
-    assert reasons(built("cc_news", row | {"maintext": " "}, "sw")) == ["empty passage"]
-
-
-def test_nllb_goes_both_ways_and_counts_for_the_side_that_is_not_english():
-    row = {"laser_score": 1.1, "lang1": "eng_Latn", "text1": "Good morning.", "lang2": "zho_Hant", "text2": "早安。",
-           "blaser_sim": 4.2}
-    assert built("nllb", row) == [Pair("Good morning.", "早安。", "card", "zh-hant"),
-                                  Pair("早安。", "Good morning.", "card", "zh-hant")]
-    row |= {"lang1": "deu_Latn", "text1": "Guten Morgen.", "lang2": "wol_Latn", "text2": "Suba ak jàmm."}
-    assert [pair.language for pair in built("nllb", row)] == ["wo", "de"]  # of the passage
-
-
-def test_nllb_codes_become_iso_codes_and_what_is_no_pair_of_languages_is_refused():
-    row = {"lang1": "eng_Latn", "text1": "a", "lang2": "und", "text2": "b"}
+def test_nllb_codes_become_iso_codes_and_a_hashtag_is_no_heading():
     for tag, code in {"pes_Arab": "fa", "prs_Arab": "fa", "arb_Arab": "ar", "als_Latn": "sq", "swh_Latn": "sw",
                       "pbt_Arab": "ps", "quy_Latn": "qu", "khk_Cyrl": "mn", "ace_Arab": "ace-arab"}.items():
-        assert {pair.language for pair in built("nllb", row | {"lang2": tag})} == {code}
-    assert reasons(built("nllb", row)) == ["unknown language"]
-    assert reasons(built("nllb", row | {"lang2": "eng_Latn"})) == ["same language"]
-    assert reasons(built("nllb", row | {"lang2": "fra_Latn", "text2": " "})) == ["empty passage", "empty query"]
-
-
-def test_ccmatrix_has_its_language_from_the_file():
-    row = {"english": "It is late.", "non_english": "Het is laat."}
-    assert built("ccmatrix", row, "nl") == [Pair("It is late.", "Het is laat.", "card", "nl"),
-                                            Pair("Het is laat.", "It is late.", "card", "nl")]
-
-
-def test_reddit_keeps_responses_by_score_and_length():
-    row = {"history": "How do I keep basil alive?", "human_ref_A": "Water it from below.", "score_A": 12,
-           "human_ref_B": "Why bother", "score_B": 0}
-    found = built("reddit", row, "en", least_score=1, most_chars=4096)
-    assert reasons(found) == ["kept", "score too low"]
-    assert found[0] == Pair("How do I keep basil alive?", "Water it from below.", "card", "en")
-    assert reasons(built("reddit", row | {"human_ref_A": "x" * 4097, "score_B": 1})) == ["text too long", "kept"]
-    assert reasons(built("reddit", row | {"human_ref_A": "x" * 4096})) == ["kept", "score too low"]
-    assert reasons(built("reddit", row | {"human_ref_A": "[removed]"})) == ["deleted text", "score too low"]
-
-
-def test_reddit_posts_are_title_and_body():
-    row = {"title": "TIL otters hold hands", "body": "So that they do not drift apart.", "subreddit": "todayilearned"}
-    assert texts(built("reddit_post", row, "en")) == [("TIL otters hold hands", "So that they do not drift apart.")]
-    assert reasons(built("reddit_post", row | {"body": "[deleted]"})) == ["deleted text"]
-    assert reasons(built("reddit_post", row | {"body": None})) == ["empty passage"]
-    assert reasons(built("reddit_post", row | {"body": "y" * 4097}, most_chars=4096)) == ["text too long"]
-
-
-def test_s2orc_pairs_a_title_with_its_abstract_or_with_every_cited_title():
-    row = {"title": "On sleep", "abstract": " We study sleep. "}
-    assert texts(built("s2orc", row, "en", passage="abstract")) == [("On sleep", "We study sleep.")]
-    cited = {"title": "On sleep", "citation": ["On dreams", "", "On waking"]}
-    assert reasons(built("s2orc", cited, "en", passage="citation")) == ["kept", "empty passage", "kept"]
-    assert texts(built("s2orc", cited | {"citation": "On dreams"}, "en", passage="citation")) == [
-        ("On sleep", "On dreams")]
-
-
-def test_stackexchange_takes_the_best_answer_and_the_html_out():
-    answers = [{"pm_score": "2", "text": "<p>Use <code>df -h</code>.</p>"},
-               {"pm_score": "10", "text": "<p>Try <b>du</b> &amp; sort:</p><pre><code>du | sort -n\n</code></pre>"},
-               {"pm_score": "10", "text": "<p>Same.</p>"}, {"pm_score": "", "text": "<p>?</p>"}]
-    row = {"qid": 1, "question": "<p>What is<br>filling my disk?</p>\n\n<p>5 &lt; 6</p>", "answers": answers}
-    assert texts(built("stackexchange", row, "en")) == [
-        ("What is\nfilling my disk?\n5 < 6", "Try du & sort:\ndu | sort -n")]  # 10 > 2 as numbers, not as text
-    assert reasons(built("stackexchange", row | {"answers": []})) == ["no scored answer"]
-    assert reasons(built("stackexchange", row | {"answers": answers[3:]})) == ["no scored answer"]
-    worst = [{"pm_score": "-1", "text": "<p>no</p>"}]
-    assert reasons(built("stackexchange", row | {"answers": worst})) == ["score too low"]
-    assert reasons(built("stackexchange", row | {"answers": worst}, least_score=-1)) == ["kept"]
+        assert {pair.language for pair in built("nllb", NLLB | {"lang2": tag})} == {code}
+    assert list(sections("#hashtag is text")) == [([], "#hashtag is text")]
 
 
 @pytest.mark.parametrize("html, text", [
@@ -201,18 +172,6 @@ def test_stackexchange_takes_the_best_answer_and_the_html_out():
 ])
 def test_html_becomes_text(html, text):
     assert without_html(html) == text
-
-
-def test_the_plain_builders_take_their_columns():
-    row = {"title_body": "Cat sneezes My cat sneezes a lot.", "upvoted_answer": "<p>See a vet.</p>"}
-    assert texts(built("stackexchange_title", row, "en")) == [("Cat sneezes My cat sneezes a lot.", "See a vet.")]
-    assert reasons(built("stackexchange_title", row | {"upvoted_answer": None}, "en")) == ["empty passage"]
-    row = {"inputs": "Sentence 1: Fue académico.\nCan we rewrite it?", "targets": "\nYes"}
-    assert built("xp3", row, "es") == [Pair("Sentence 1: Fue académico.\nCan we rewrite it?", "Yes", "card", "es")]
-    row = {"document": "A long story.", "summary": "A story.", "id": "7"}
-    assert texts(built("columns", row, "en", query="summary", passage="document")) == [("A story.", "A long story.")]
-    for hub in cards.load("sbert-misc").hub:
-        assert {hub.options["query"], hub.options["passage"]} <= set(hub.columns)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -240,7 +199,7 @@ def of_card(name: str, row: dict, code: str = "") -> list:
     """What the first hub entry of card `name` makes of a row; the row must fit the card's columns."""
     hub = cards.load(name).hub[0]
     assert schema.row_fault(hub.columns, row) is None
-    return list(LABELLED[hub.builder](row, Origin(name, code or hub.language or "", hub.options)))
+    return list(LABELLED[hub.builder](row, RowContext(name, code or hub.language or "", hub.options)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -251,7 +210,7 @@ def test_rows_of_the_cards_schema_become_examples_or_say_why_not(name):
             codes = {"lang1": fixtures_hub.CODES[number % 11], "lang2": fixtures_hub.CODES[number * 3 % 11]}
             row |= {column: code for column, code in codes.items() if column in row}
             before = repr(row)
-            found = list(BUILDERS[hub.builder](row, Origin(name, hub.language or "sw", hub.options)))
+            found = list(BUILDERS[hub.builder](row, RowContext(name, hub.language or "sw", hub.options)))
             assert found and repr(row) == before
             for item in found:
                 if isinstance(item, Drop):
@@ -327,8 +286,9 @@ def test_a_synthetic_row_brings_its_own_instruction():
 def test_wrong_texts_may_stand_in_several_columns_or_none():
     row = {"q": "a", "right": "b", "negative_1": "c", "negative_2": None, "negative_3": "d", "negative": "e"}
     options = {"query": "q", "positive": "right", "negatives": ["negative_1", "negative_2", "negative_3"]}
-    assert [item.negatives for item in BUILDERS["triplet"](row, Origin("x", "en", options))] == [("c", "d")]
-    assert [item.negatives for item in BUILDERS["triplet"](row, Origin("x", "en", options | {"negatives": []}))] == [()]
+    assert [item.negatives for item in BUILDERS["triplet"](row, RowContext("x", "en", options))] == [("c", "d")]
+    options["negatives"] = []
+    assert [item.negatives for item in BUILDERS["triplet"](row, RowContext("x", "en", options))] == [()]
 
 
 def sentences(one: str, two: str, text1: str = "Guten Tag", text2: str = "Hello") -> dict:
@@ -357,7 +317,7 @@ def test_translations_that_are_none():
 
 
 def test_a_negative_is_left_out_for_being_right_and_a_document_without_text_is_none():
-    found = example(Origin("x", "en"), "Q", ["Ａ  b", "a B"], ["a b", "q", "c", " c", None, ""])
+    found = example(RowContext("x", "en"), "Q", ["Ａ  b", "a B"], ["a b", "q", "c", " c", None, ""])
     assert (found.positives, found.negatives) == (("Ａ  b",), ("c",))
     assert document({"title": "Dunes", "text": " "}) == ""
     assert document({"title": "…", "text": "Sand."}) == "Sand."

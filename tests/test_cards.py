@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from me5lib import config, pairs
-from me5lib.data import cards, cldr, offline
+from me5lib.data import cards, offline
 from me5lib.data.text import language
 from me5lib.io import PACKAGE, Me5Error, asset
 
@@ -140,15 +140,6 @@ def test_counts_on_a_card_are_those_of_its_files(packs, name):
         texts = [str(value) for row in table.to_pylist() for column, value in row.items() if column != "key"]
         bad = [text for text in texts if left.search(text)]
         assert len(bad) <= len(texts) * 1e-4, (kind, bad[:5])  # nothing of markup is left in real rows
-
-
-def test_counts_of_cldr_are_those_of_the_named_babel():
-    said = re.search(r"Babel (\S+)", " ".join(cards.load("cldr").faults))[1]
-    if said != cldr.version():
-        pytest.skip(f"the card counts Babel {said}; installed is {cldr.version()}")
-    tables = cldr.tables()
-    assert cards.load("cldr").counts["translations"] == tables["translations"].num_rows
-    assert cards.load("cldr-facts").counts["labelled"] == tables["labelled"].num_rows
 
 
 def test_no_row_is_empty_or_english_or_twice(packs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import unicodedata
@@ -14,7 +15,7 @@ from babel import Locale
 from babel.core import get_global
 from babel.numbers import get_territory_currencies
 
-from me5lib.data import cldr
+from me5lib.data import cards, cldr
 from me5lib.io import Me5Error
 from me5lib.pairs import normalise
 
@@ -60,6 +61,14 @@ def test_about_150_languages_and_no_borrowed_names(everything):
     assert not {"en", "en-dsrt", "ht", "hi-latn", "zh-hans", "no"} & set(codes)  # ht would be French, hi-latn English
     assert min(Counter(everything["translations"]["language"].to_pylist()).values()) >= cldr.LEAST
     assert set(cldr.names("zh-hant")["territory"].values()) != set(cldr.names("zh")["territory"].values())
+
+
+def test_the_counts_on_the_cards_are_those_of_the_named_babel(everything):
+    said = re.search(r"Babel (\S+)", " ".join(cards.load("cldr").faults))[1]
+    if said != cldr.version():
+        pytest.skip(f"the card counts Babel {said}; installed is {cldr.version()}")
+    assert cards.load("cldr").counts["translations"] == everything["translations"].num_rows
+    assert cards.load("cldr-facts").counts["labelled"] == everything["labelled"].num_rows
 
 
 def test_facts_are_true_and_wrong_answers_are_wrong_and_of_the_same_kind(smoke, everything):

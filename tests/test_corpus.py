@@ -296,7 +296,7 @@ def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
     dial = load("tiny")
     if (corpus.cache() / "corpus" / corpus.fingerprint(dial.data)).is_dir():
         one = open_corpus(dial)
-        assert_nothing_leaks(one, 100, ("en", "de", "ja"))
+        assert_nothing_leaks(one, 100, ("en", "ja"))
         assert len(one.tasks()[0].sets) >= 38  # the project's bars: languages, the map, what is left to train on
         found = one.parallel(one.scale.evaluate.map_sentences)
         assert len(found) > 20 and len({script(texts) for texts in found.values()}) >= 8

@@ -20,7 +20,7 @@ def reader(files: dict[str, str | bytes]):
 
 
 def build(card: str, files: dict[str, str | bytes]) -> offline.Extracted:
-    return offline.build(card, [reader(files)])
+    return offline.extract_from(card, [reader(files)])
 
 
 def rows(found: offline.Extracted, table: str) -> list[tuple]:

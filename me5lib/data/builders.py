@@ -1,10 +1,10 @@
 """Builders: a raw row of a hub source, as its data card describes it, to pairs (Table 1) or labelled ones (Table 2).
 
-A builder is a pure function of a row and of its `Origin`, listed by name in `PAIRS` or `LABELLED`. It trusts that the
-row has the types of its card (`hub.make` checks them first), gives bare stripped texts without prefixes, and says with
-a `Drop` why a row, or a part of it, gives none: every part of a row ends as an item or as a counted drop. Values of a
-row that only the builder sees, as Reddit's score, are judged here, by the options of the card's hub entry. What the
-paper leaves open is explained on the cards.
+A builder is a pure function of a row and of its `RowContext`, listed by name in `PAIRS` or `LABELLED`. It trusts that
+the row has the types of its card (`hub.make` checks them first), gives bare stripped texts without prefixes, and says
+with a `Drop` why a row, or a part of it, gives none: every part of a row ends as an item or as a counted drop. Values
+of a row that only the builder sees, as Reddit's score, are judged here, by the options of the card's hub entry. What
+the paper leaves open is explained on the cards.
 
 One builder of labelled examples serves all repositories whose rows have one form. A positive that was there already
 goes, and so does a negative that is a positive, the query or another negative, by `text_key`: it would be pushed away
@@ -29,7 +29,7 @@ from me5lib.pairs import Labelled, Pair, text_key
 Row = Mapping[str, Any]  # as the hub has it: columns of `cards.Hub.columns`
 
 
-class Origin(NamedTuple):
+class RowContext(NamedTuple):
     """Where a row comes from."""
 
     card: str
@@ -43,7 +43,7 @@ class Drop(NamedTuple):
     reason: str
 
 
-Builder = Callable[[Row, Origin], Iterator[Pair | Labelled | Drop]]
+Builder = Callable[[Row, RowContext], Iterator[Pair | Labelled | Drop]]
 
 _HEADING = re.compile(r"(#{1,6})\s+(.*?)[\s#]*$")
 _FENCE = re.compile(r"\s*(```|~~~)")
@@ -55,7 +55,7 @@ NO_LANGUAGE = frozenset(("und", "mul", "mis", "zxx"))  # ISO 639 codes that name
 _DIALECTS = {"prs": "fa", "pbt": "ps", "quy": "qu"}  # of NLLB, which CLDR leaves apart or knows only by region
 
 
-def wikipedia(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def wikipedia(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Hierarchical section title → the section's text, one pair a section; the lead's title is the article's.
 
     The row's `text` is Markdown; a table is no passage. Option `joint`: what stands between the titles of a hierarchy.
@@ -66,7 +66,7 @@ def wikipedia(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
         return
     for headings, passage in list(sections(_text(row, "text"))) or [([], "")]:
         path = [title, *(heading for heading in headings if heading.casefold() != title.casefold())]
-        yield _pair(origin.options.get("joint", " - ").join(path), passage, origin)
+        yield _pair(context.options.get("joint", " - ").join(path), passage, context)
 
 
 def sections(markdown: str) -> Iterator[tuple[list[str], str]]:
@@ -92,7 +92,7 @@ def sections(markdown: str) -> Iterator[tuple[list[str], str]]:
         yield [heading for _, heading in headings], "\n".join(lines).strip()
 
 
-def mc4(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def mc4(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """First line of a page → the rest of it: mC4 keeps no titles, but the title is often the first line of its text.
 
     Option `title_most`: characters of a line that may be a title (200).
@@ -100,23 +100,23 @@ def mc4(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
     title, _, content = _text(row, "text").partition("\n")
     if not content:
         yield Drop("page of one line")
-    elif len(title) > origin.options.get("title_most", 200):
+    elif len(title) > context.options.get("title_most", 200):
         yield Drop("first line is no title")
     else:
-        yield _pair(title, content, origin)
+        yield _pair(title, content, context)
 
 
-def cc_news(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def cc_news(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Title → news content."""
-    yield _pair(_text(row, "title"), _text(row, "maintext"), origin)
+    yield _pair(_text(row, "title"), _text(row, "maintext"), context)
 
 
-def ccmatrix(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def ccmatrix(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """English and another language, whose code the file gives: both directions."""
-    yield from _both_ways((_text(row, "english"), "en"), (_text(row, "non_english"), origin.language), origin)
+    yield from _both_ways((_text(row, "english"), "en"), (_text(row, "non_english"), context.language), context)
 
 
-def nllb(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def nllb(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Two texts with their NLLB codes (`eng_Latn`): both directions."""
     first, second = (_code(_text(row, f"lang{side}")) for side in (1, 2))
     if not first or not second:
@@ -124,36 +124,36 @@ def nllb(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
     elif first == second:
         yield Drop("same language")
     else:
-        yield from _both_ways((_text(row, "text1"), first), (_text(row, "text2"), second), origin)
+        yield from _both_ways((_text(row, "text1"), first), (_text(row, "text2"), second), context)
 
 
-def reddit(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def reddit(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Post → each of two responses, by E5's heuristics.
 
     Options `least_score` (1) and `most_chars` (4,096): a response with a lower score, or a longer text on either side,
     is dropped.
     """
     for side in ("A", "B"):
-        if row[f"score_{side}"] < origin.options.get("least_score", 1):
+        if row[f"score_{side}"] < context.options.get("least_score", 1):
             yield Drop("score too low")
         else:
-            yield _of_reddit(_text(row, "history"), _text(row, f"human_ref_{side}"), origin)
+            yield _of_reddit(_text(row, "history"), _text(row, f"human_ref_{side}"), context)
 
 
-def reddit_post(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def reddit_post(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Title of a post → its body. Option `most_chars` (4,096) as in `reddit`; the rows have no score."""
-    yield _of_reddit(_text(row, "title"), _text(row, "body"), origin)
+    yield _of_reddit(_text(row, "title"), _text(row, "body"), context)
 
 
-def s2orc(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def s2orc(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Title → abstract, or title → titles of cited papers. Option `passage`: `abstract`, or `citation` (one or a list).
     """
-    found = row[origin.options.get("passage", "abstract")]
+    found = row[context.options.get("passage", "abstract")]
     for passage in found if isinstance(found, list) else [found]:
-        yield _pair(_text(row, "title"), passage or "", origin)
+        yield _pair(_text(row, "title"), passage or "", context)
 
 
-def stackexchange(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def stackexchange(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Question → its answer of the highest score, the first of equals; HTML is taken out of both.
 
     `pm_score` is a number, or the text of one. Option `least_score`: what the best answer must have (0).
@@ -164,25 +164,25 @@ def stackexchange(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
         yield Drop("no scored answer")
         return
     score, best = max(scored, key=lambda answer: answer[0])
-    if score < origin.options.get("least_score", 0):
+    if score < context.options.get("least_score", 0):
         yield Drop("score too low")
     else:
-        yield _pair(without_html(_text(row, "question")), without_html(best), origin)
+        yield _pair(without_html(_text(row, "question")), without_html(best), context)
 
 
-def stackexchange_title(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def stackexchange_title(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Title and body in one text → the answer with most votes, which the source chose; HTML is taken out of both."""
-    yield _pair(without_html(_text(row, "title_body")), without_html(_text(row, "upvoted_answer")), origin)
+    yield _pair(without_html(_text(row, "title_body")), without_html(_text(row, "upvoted_answer")), context)
 
 
-def xp3(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def xp3(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Prompt → response."""
-    yield _pair(_text(row, "inputs"), _text(row, "targets"), origin)
+    yield _pair(_text(row, "inputs"), _text(row, "targets"), context)
 
 
-def columns(row: Row, origin: Origin) -> Iterator[Pair | Drop]:
+def columns(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """One column → another. Options `query` and `passage`, required: their names."""
-    yield _pair(_text(row, origin.options["query"]), _text(row, origin.options["passage"]), origin)
+    yield _pair(_text(row, context.options["query"]), _text(row, context.options["passage"]), context)
 
 
 def without_html(text: str) -> str:
@@ -207,17 +207,15 @@ class _Reader(HTMLParser):
         self.parts: list[str] = []
         self.silent = 0  # how many script and style elements are open
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """A block begins a new line."""
-        self.silent += tag in _SILENT
+    def handle_starttag(self, tag: str, attrs: object = None, step: int = 1) -> None:
+        """An element begins, or with `step` -1 ends; a block begins and ends a line."""
+        self.silent = max(0, self.silent + step * (tag in _SILENT))
         if tag in _BLOCKS:
             self.parts.append("\n")
 
     def handle_endtag(self, tag: str) -> None:
-        """A block ends its line."""
-        self.silent = max(0, self.silent - (tag in _SILENT))
-        if tag in _BLOCKS:
-            self.parts.append("\n")
+        """An element ends."""
+        self.handle_starttag(tag, step=-1)
 
     def handle_data(self, data: str) -> None:
         """Text is kept unless it is a script's."""
@@ -245,55 +243,55 @@ def _code(tag: str) -> str | None:
     return _DIALECTS.get(base) or (None if base in NO_LANGUAGE else language(tag))
 
 
-def _pair(query: str, passage: str, origin: Origin, language: str = "") -> Pair | Drop:
+def _pair(query: str, passage: str, context: RowContext, language: str = "") -> Pair | Drop:
     """The pair of two texts, or why there is none."""
     query, passage = query.strip(), passage.strip()
     if not query or not passage:
         return Drop("empty passage" if query else "empty query")
-    return Pair(query, passage, origin.card, language or origin.language)
+    return Pair(query, passage, context.card, language or context.language)
 
 
-def _both_ways(first: tuple[str, str], second: tuple[str, str], origin: Origin) -> Iterator[Pair | Drop]:
+def _both_ways(first: tuple[str, str], second: tuple[str, str], context: RowContext) -> Iterator[Pair | Drop]:
     """Both directions between two (text, language); a pair's language is its passage's, or the one that is not English.
     """
     for (query, asked), (passage, given) in ((first, second), (second, first)):
-        yield _pair(query, passage, origin, asked if given == "en" else given)
+        yield _pair(query, passage, context, asked if given == "en" else given)
 
 
-def _of_reddit(query: str, passage: str, origin: Origin) -> Pair | Drop:
+def _of_reddit(query: str, passage: str, context: RowContext) -> Pair | Drop:
     """The pair of two texts of Reddit, unless one is withdrawn or too long."""
     if query.casefold() in _GONE or passage.casefold() in _GONE:
         return Drop("deleted text")
-    if max(len(query), len(passage)) > origin.options.get("most_chars", 4096):
+    if max(len(query), len(passage)) > context.options.get("most_chars", 4096):
         return Drop("text too long")
-    return _pair(query, passage, origin)
+    return _pair(query, passage, context)
 
 
-def passages(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+def passages(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     """A query and passages with titles: the form of Tevatron (its docs/datasets.md), which Mr. TyDi shares."""
     right, wrong = ([document(each) for each in row[f"{kind}_passages"] or ()] for kind in ("positive", "negative"))
-    yield example(origin, row["query"], right, wrong)
+    yield example(context, row["query"], right, wrong)
 
 
-def lists(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+def lists(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     """A query and lists of texts. Options `positives`, `negatives` (columns; default "positive", "negative"),
     `instruction` (column of the row's own instruction; none by default)."""
-    right, wrong = (row[origin.options.get(f"{kind}s", kind)] for kind in ("positive", "negative"))
-    told = row.get(origin.options["instruction"]) if "instruction" in origin.options else None
-    yield example(origin, row["query"], right or (), wrong or (), instruction=(told or "").strip() or None)
+    right, wrong = (row[context.options.get(f"{kind}s", kind)] for kind in ("positive", "negative"))
+    told = row.get(context.options["instruction"]) if "instruction" in context.options else None
+    yield example(context, row["query"], right or (), wrong or (), instruction=(told or "").strip() or None)
 
 
-def triplet(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+def triplet(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     """One text a column. Options `query`, `positive` (default "anchor", "positive"), `negatives`: names of the columns
     with wrong texts (default ["negative"]; []: none)."""
-    options = origin.options
+    options = context.options
     wrong = [row.get(name) for name in options.get("negatives", ["negative"])]
-    yield example(origin, row[options.get("query", "anchor")], [row[options.get("positive", "positive")]], wrong)
+    yield example(context, row[options.get("query", "anchor")], [row[options.get("positive", "positive")]], wrong)
 
 
-def translations(row: Row, origin: Origin) -> Iterator[Labelled | Drop]:
+def translations(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     """The pairs of `nllb`, one a direction, as examples without negatives."""
-    for pair in nllb(row, origin):
+    for pair in nllb(row, context):
         yield pair if isinstance(pair, Drop) else Labelled(pair.query, (pair.passage,), (), pair.source, pair.language)
 
 
@@ -304,7 +302,7 @@ def document(passage: Mapping[str, Any]) -> str:
     return f"{title} {text}" if text and any(map(str.isalnum, title)) else text
 
 
-def example(origin: Origin, query: str | None, positives: Iterable[str | None], negatives: Iterable[str | None], *,
+def example(context: RowContext, query: str | None, positives: Iterable[str | None], negatives: Iterable[str | None], *,
             instruction: str | None = None) -> Labelled | Drop:
     """The labelled example of these texts, tidied as the module says; a `Drop` without a query or a positive."""
     query = (query or "").strip()
@@ -312,7 +310,7 @@ def example(origin: Origin, query: str | None, positives: Iterable[str | None], 
     if not query or not right:
         return Drop("no positive" if query else "empty query")
     wrong = _distinct(negatives, but={*right, text_key(query)})
-    return Labelled(query, tuple(right.values()), tuple(wrong.values()), origin.card, origin.language,
+    return Labelled(query, tuple(right.values()), tuple(wrong.values()), context.card, context.language,
                     instruction=instruction)
 
 

@@ -5,8 +5,8 @@
     corpus.labelled()                         # stage 2: labelled examples
     corpus.tasks()                            # held-out material that no training row equals or nearly equals
 
-A corpus lies in `<cache>/corpus/<fingerprint>`. The fingerprint covers the pinned files, the data dials and `VERSION`,
-so another corpus never passes for this one; it is built beside under a lock and renamed when it is whole.
+A corpus lies in `<cache>/corpus/<fingerprint>`. The fingerprint covers the pinned files, the settings of the data and
+`VERSION`, so another corpus never passes for this one; it is built beside under a lock and renamed when it is whole.
 What evaluates is chosen by rule, not by hand: a language takes part in the held-out bitext when it has
 `evaluate.heldout_strings` held-out strings, one per near-duplicate cluster, and the first so many by hash are its pool.
 """
@@ -16,10 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -200,15 +198,10 @@ class Corpus:
 
     def _pools(self) -> dict[str, tuple[list[str], list[str]]]:
         size = self.scale.evaluate.heldout_strings
-        pools = {language: distinct(rows)[:size] for language, rows in by_language(self._table("heldout"))}
+        rows = build.by_language(self._table("heldout"))
+        pools = {language: distinct(own.to_pylist())[:size] for language, own in rows}
         return {language: ([row["english"] for row in rows], [row["text"] for row in rows])
                 for language, rows in pools.items() if len(rows) == size}
-
-
-def by_language(table: pa.Table) -> Iterator[tuple[str, list[dict]]]:
-    """Rows by their language, in the order of its code."""
-    for language, rows in groupby(sorted(table.to_pylist(), key=itemgetter("language")), itemgetter("language")):
-        yield language, list(rows)
 
 
 def distinct(rows: Sequence[dict]) -> list[dict]:
@@ -240,22 +233,22 @@ def aligned(table: pa.Table, masked: bool = False) -> dict[str, tuple[list[str],
 
 
 def _retrieval(table: pa.Table) -> dict[str, RetrievalSet]:
-    found: dict[str, RetrievalSet] = {}
-    for row in sorted(table.to_pylist(), key=itemgetter("language")):
-        own = found.setdefault(row["language"], RetrievalSet({}, {}, {}))
+    found: dict[str, RetrievalSet] = defaultdict(lambda: RetrievalSet({}, {}, {}))
+    for row in table.to_pylist():
+        own = found[row["language"]]
         own.queries[row["query_id"]] = row["query"]
         own.documents[row["document_id"]] = row["title"], row["text"]
         own.relevant.setdefault(row["query_id"], set()).add(row["document_id"])
-    return found
+    return dict(sorted(found.items()))
 
 
 def _classification(table: pa.Table, languages: int) -> dict[str, tuple[list[str], list[str], list[str], list[str]]]:
     """The `languages` with most texts that have two labels or more after the split (half of the clusters test)."""
     found: dict[str, tuple] = {}
-    for language, rows in sorted(by_language(table), key=lambda group: (-len(group[1]), group[0])):
+    for language, own in sorted(build.by_language(table), key=lambda group: (-group[1].num_rows, group[0])):
         if len(found) == languages:
             break
-        texts = [row["text"] for row in rows]
+        rows, texts = own.to_pylist(), own["text"].to_pylist()
         tests = split.HeldOut.choose(texts, np.ones(len(texts), dtype=bool), 0.5, largest=len(texts)).english
         halves = [[row for row in rows if (row["text"] in tests) == test] for test in (False, True)]
         tallies = [Counter(row["label"] for row in half) for half in halves]

@@ -39,7 +39,7 @@ import pyarrow as pa
 
 from me5lib import io
 from me5lib.data import cards, filters, schema, shards
-from me5lib.data.builders import NO_LANGUAGE, Builder, Drop, Origin, Row
+from me5lib.data.builders import NO_LANGUAGE, Builder, Drop, Row, RowContext
 from me5lib.data.mixture import Mixture, largest_remainder
 from me5lib.data.text import language as language_of
 from me5lib.io import Me5Error
@@ -348,7 +348,7 @@ def make(card: cards.Card, file: File, rows: Iterator[tuple[int, Row | Drop]], k
     Raises `Me5Error`, naming file and row, where the builder fails.
     """
     entry, steps = card.hub[file.entry], filters.sift(card.name, card.filters)
-    origin, builder = Origin(card.name, file.language, entry.options), known[entry.builder]
+    context, builder = RowContext(card.name, file.language, entry.options), known[entry.builder]
     for number, row in rows:
         where = f"card {card.name}, {file.path}, row {number}"
         book.count("read", file.language)
@@ -357,7 +357,7 @@ def make(card: cards.Card, file: File, rows: Iterator[tuple[int, Row | Drop]], k
             continue
         book.count("built", file.language)
         try:  # columns that may be null may be missing
-            items = list(builder({**dict.fromkeys(entry.columns), **row}, origin)) or [Drop("no pair in the row")]
+            items = list(builder({**dict.fromkeys(entry.columns), **row}, context)) or [Drop("no pair in the row")]
         except Exception as error:
             raise Me5Error(f"{where}: {getattr(builder, '__name__', 'builder')} failed ({type(error).__name__}: "
                            f"{error}): mend the builder") from error

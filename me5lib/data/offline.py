@@ -61,10 +61,10 @@ def extract(card: Card, archives: Sequence[Path]) -> Extracted:
     """
     if card.name not in BUILDERS:
         raise Me5Error(f"nothing is extracted for data card {card.name!r}: there are {', '.join(BUILDERS)}")
-    return build(card.name, [partial(packs.members, path) for path in archives])
+    return extract_from(card.name, [partial(packs.members, path) for path in archives])
 
 
-def build(name: str, readers: Iterable[Reader]) -> Extracted:
+def extract_from(name: str, readers: Iterable[Reader]) -> Extracted:
     """As `extract`, from anything that gives members by glob (one reader per archive)."""
     rows = RowCollector()
     for read in readers:
