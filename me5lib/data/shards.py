@@ -177,7 +177,7 @@ def damaged(folder: Path, what: str) -> Me5Error:
 
 def full_disk(error: OSError, folder: Path) -> Me5Error | OSError:
     """The one-line error for a disk that is full or must not be written to; any other `error` comes back as it is."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return Me5Error(f"cannot write to {folder.parent} ({error.strerror}): point ME5_CACHE to a folder of yours")
     if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return error
