@@ -267,7 +267,7 @@ def test_the_hubs_weights_are_fetched_and_held_against_the_file(client, tmp_path
 
     repository = tmp_path / "hub" / "models" / "me" / "small"
     repository.mkdir(parents=True)
-    config = dict(zip(released._CONFIG, SHAPE[:-1], strict=True))
+    config = SHAPE._asdict()
     (repository / "config.json").write_text(json.dumps(config), encoding="utf8")
     state = {released.torch_name(name): torch.from_numpy(value.reshape(-1, 64 if name == "l0.fo.w" else 32)
                                                          if four_bits(name) else value)

@@ -52,22 +52,18 @@ _MODULES = {
 }  # fmt: skip
 
 
-_CONFIG = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-           "max_position_embeddings", "type_vocab_size", "layer_norm_eps")  # of config.json, ordered as `FileShape`
-
-
 class FileShape(NamedTuple):
-    """The numbers at the head of the file, in its order."""
+    """The numbers at the head of the file, in its order, by the names that a BERT's configuration has for them."""
 
-    hidden: int
-    layers: int
-    heads: int
-    feedforward: int
-    vocabulary: int
-    positions: int
-    token_types: int
-    epsilon: float
-    block: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    block: int = BLOCK
 
 
 class FileWeights(NamedTuple):
@@ -85,7 +81,7 @@ def load_released() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
         tokenizer = _tokenizer(weights.pieces)
     else:
         weights, tokenizer = _from_hub()
-    loaded = _bert(weights), tokenizer, weights.shape.positions
+    loaded = _bert(weights), tokenizer, weights.shape.max_position_embeddings
     del weights
     give_back()
     return loaded
@@ -110,7 +106,7 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 def parse_file(content: bytes) -> FileWeights:
     """The 4-bit file's content, checked: little-endian; header, vocabulary, normaliser, directory, tensors.
 
-    The normaliser (single characters only) is left: `text.rules` has it whole. Raises `Me5Error` for another version,
+    The normaliser (single characters only) is left: `text.charsmap` has it whole. Raises `Me5Error` for another version,
     an unknown kind of tensor, one that lies outside the file or has NaN in it, and a file that is cut short.
     """
     try:
@@ -125,7 +121,7 @@ def parse_file(content: bytes) -> FileWeights:
         texts = scores + 4 * pieces
         (normaliser,) = struct.unpack_from("<I", content, texts + letters + 4)
         tensors = dict(_tensors(content, texts + letters + 8 + normaliser))
-        return FileWeights(shape._replace(epsilon=round(shape.epsilon, 15)), tensors,
+        return FileWeights(shape._replace(layer_norm_eps=round(shape.layer_norm_eps, 15)), tensors,
                        lambda: _vocabulary(content, pieces, starts, scores, texts))
     except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
         raise Me5Error(f"{MEMBER} cannot be read ({error}): run `me5 packs`, which fetches it again") from None
@@ -196,13 +192,9 @@ def _bert(weights: FileWeights) -> BertModel:
     import torch
     from transformers import BertConfig, BertModel
 
-    shape = weights.shape
-    config = BertConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, intermediate_size=shape.feedforward, max_position_embeddings=shape.positions,
-        type_vocab_size=shape.token_types, layer_norm_eps=shape.epsilon,
-        pad_token_id=text.SPECIAL.index("<pad>"), derived_from=NAME,
-    )  # fmt: skip
+    shape = weights.shape._asdict()
+    del shape["block"]
+    config = BertConfig(**shape, pad_token_id=text.SPECIAL.index("<pad>"), derived_from=NAME)
     with torch.device("meta"):
         model = BertModel(config, add_pooling_layer=False)
     state = {}
@@ -210,8 +202,8 @@ def _bert(weights: FileWeights) -> BertModel:
         values = dequantise(tensor) if tensor.dtype == Q4 else tensor.copy()
         state[torch_name(name)] = torch.from_numpy(values).view(model.get_parameter(torch_name(name)).shape)
     model.load_state_dict(state, assign=True)
-    model.embeddings.position_ids = torch.arange(shape.positions)[None]
-    model.embeddings.token_type_ids = torch.zeros((1, shape.positions), dtype=torch.int64)
+    model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+    model.embeddings.token_type_ids = torch.zeros((1, config.max_position_embeddings), dtype=torch.int64)
     return model.requires_grad_().eval()
 
 
@@ -254,8 +246,8 @@ def full_weights(hub_id: str = HUB_ID, revision: str = REVISION) -> tuple[Path, 
 
     folder = resolve.snapshot(hub_id, revision, ("*.json", "*.model", "model.safetensors"))
     about = json.loads((folder / "config.json").read_text(encoding="utf8"))
-    shape = FileShape(*(about[key] for key in _CONFIG), BLOCK)
-    return folder, FileWeights(shape, quantise_state(load_file(folder / "model.safetensors"), shape.layers))
+    shape = FileShape(*(about[key] for key in FileShape._fields[:-1]))
+    return folder, FileWeights(shape, quantise_state(load_file(folder / "model.safetensors"), shape.num_hidden_layers))
 
 
 def _from_hub() -> tuple[FileWeights, PreTrainedTokenizerFast]:
