@@ -106,7 +106,7 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 def parse_file(content: bytes) -> FileWeights:
     """The 4-bit file's content, checked: little-endian; header, vocabulary, normaliser, directory, tensors.
 
-    The normaliser (single characters only) is left: `text.charsmap` has it whole. Raises `Me5Error` for another version,
+    The normaliser (single characters only) is left: `text.charsmap` is whole. Raises `Me5Error` for another version,
     an unknown kind of tensor, one that lies outside the file or has NaN in it, and a file that is cut short.
     """
     try:
