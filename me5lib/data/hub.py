@@ -459,21 +459,18 @@ def drawings(cfg: Scale, names: tuple[str, ...]) -> dict[str, Path]:
 
     Raises `Me5Error` naming the cards that the cache lacks.
     """
-    found = {name: _drawing(cards.load(name), wanted(cfg, name), cfg.data.language_temperature) for name in names}
+    found, temperature = {}, cfg.data.language_temperature
+    for name in names:
+        card = cards.load(name)
+        exact = home(card, wanted(cfg, name), temperature)
+        about = {path.parent: io.read_json(path) for path in sorted(exact.parent.glob(f"*/{shards.MANIFEST}"))}
+        same = {"card_sha256": card.sha256, "version": VERSION, "temperature": temperature}
+        pairs = {place: each["asked"] for place, each in about.items() if same.items() <= each.items()}
+        found[name] = exact if exact in pairs else max(pairs, key=pairs.get, default=None)
     if missing := [name for name, place in found.items() if place is None]:
         raise Me5Error(f"the cache ({io.cache() / 'hub'}) lacks {', '.join(missing)}: run `me5 fetch --for {cfg.name}` "
                        "where there is a network")
     return found
-
-
-def _drawing(card: cards.Card, pairs: int, temperature: float) -> Path | None:
-    exact = home(card, pairs, temperature)
-    if (exact / shards.MANIFEST).is_file():
-        return exact
-    about = {path.parent: io.read_json(path) for path in sorted(exact.parent.glob(f"*/{shards.MANIFEST}"))}
-    same = {place: each["asked"] for place, each in about.items()
-            if (each["card_sha256"], each.get("version"), each["temperature"]) == (card.sha256, VERSION, temperature)}
-    return max(same, key=same.get) if same else None
 
 
 def open_card(name: str, place: Path) -> dict[tuple[str, str], shards.Joined]:

@@ -5,9 +5,8 @@
     draw(cards.load("nllb"), 100_000)                               # the same with a limit: a task per stream
 
 Stages: 1 read, make pairs, filter; 2 find exact duplicates; 3–5 near ones (not of a drawing); 6 shards; 7 seal. A card
-has those that it names. Tasks that are finished are in `completions` of a stage's logs, which datatrove writes last of
-all: a build killed at any moment goes on with those that are not, and ends with the same bytes. What a task leaves is
-written beside and renamed when it is done.
+has those that it names. datatrove writes down last of all that a task is finished, and what a task leaves is written
+beside and renamed: a build killed at any moment goes on with the other tasks, and ends with the same bytes.
 
     <out>/<card>/<language>/part-<rank>-<n>/      shards, and
     <out>/<card>/manifest.json                    what they are, and what was dropped and why: written last
@@ -17,9 +16,8 @@ The key hashes the card, the options that shape the shards and the list of files
 build, and the shards of the last finished one stay until that one is sealed. A drawing keeps its plan instead, so that
 it goes on at the same commits though a branch has moved. The manifest holds no time and no path of a machine.
 
-datatrove's readers leave out what they cannot parse without a count, and its writers make no file for a task without
-documents, which then reads another's: so rows and items are read and written here. Its pool waits for ever for a worker
-that the system killed: so there is another.
+datatrove's readers leave out what they cannot parse without a count, its writers make no file for a task without
+documents, which then reads another's, and its pool waits for ever for a worker that the system killed: those are ours.
 
 Near duplicates: MinHash over character 5-grams of the normalised passage (ours; words would need a tokenizer per
 language), a sketch: at the threshold 0.8 a pair of Jaccard similarity 0.5 / 0.6 / 0.7 / 0.8 / 0.9 is taken for a
@@ -358,11 +356,9 @@ def seal(build: Build, _: Documents | None, rank: int) -> Documents:
     parts = sorted((part for file in files for part in io.read_json(file)), key=lambda part: part["folder"])
     manifest = build.facts | counted(build, parts)
     if build.pairs and not parts:
-        reasons = {reason: sum(n.values()) for each in ("unfit", "dropped") for reason, n in manifest[each].items()}
-        why = [f"{each['file']}: {each['why']}" for each in manifest["unreadable"][:1]]
-        why = why or [f"{reason} {n}" for reason, n in Counter(reasons).most_common(3)] or ["the files are empty"]
+        why = [*(each["why"] for each in manifest["unreadable"]), *manifest["unfit"], *manifest["dropped"]]
         raise Me5Error(f"card {build.card.name}: none of the {manifest['read']} rows drawn makes a pair "
-                       f"({'; '.join(why)}): mend the card")
+                       f"({'; '.join(why[:3]) or 'the files are empty'}): mend the card")
     (out / MANIFEST).unlink(missing_ok=True)
     _clear(build, {part["folder"] for part in parts})
     for part in parts:
