@@ -57,7 +57,7 @@ def write_mirror(folder: Path, rows: int, card: str) -> Path:
 def build(out: Path, mirror: Path) -> None:
     """The build that is killed."""
     card = cards.parse("proof", (mirror / "card.md").read_text(encoding="utf8"))
-    pipeline.run(pipeline.prepare(card, out, 5, mirror), workers=2, progress=False)
+    pipeline.run_build(pipeline.prepare_build(card, out, 5, mirror), workers=2, progress=False)
 
 
 def start(out: Path, mirror: Path) -> subprocess.Popen:

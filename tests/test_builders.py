@@ -6,7 +6,17 @@ import fixtures_hub
 import pytest
 
 from me5lib.data import cards, schema
-from me5lib.data.builders import BUILDERS, LABELLED, PAIRS, Drop, RowContext, document, example, sections, without_html
+from me5lib.data.builders import (
+    BUILDERS,
+    LABELLED_BUILDERS,
+    PAIR_BUILDERS,
+    Drop,
+    RowContext,
+    example,
+    sections,
+    titled_text,
+    without_html,
+)
 from me5lib.data.text import language
 from me5lib.evaluate.paper import csv_table, paper_table
 from me5lib.pairs import Labelled, Pair
@@ -29,11 +39,11 @@ HUBS = [pytest.param(name, hub, id=f"{name}-{i}") for name in CARDS for i, hub i
 
 
 def built(name: str, row: dict, code: str = "", **options) -> list[Pair | Drop]:
-    return list(PAIRS[name](row, RowContext("card", code, options)))
+    return list(PAIR_BUILDERS[name](row, RowContext("card", code, options)))
 
 
 def test_every_entry_has_a_builder_and_every_builder_an_entry():
-    assert {hub.builder for name in CARDS for hub in cards.load(name).hub} == set(PAIRS)
+    assert {hub.builder for name in CARDS for hub in cards.load(name).hub} == set(PAIR_BUILDERS)
 
 
 @pytest.mark.parametrize("name, hub", HUBS)
@@ -181,7 +191,7 @@ def test_a_card_of_labelled_examples_says_what_is_ours_and_what_the_authors(name
     assert card.paper.joint == (joint if len(joint) > 1 else [])  # a count that several share is split by us
     assert ("ours" in card.ours.get("rows", "")) == (len(joint) > 1)
     for hub in card.hub:
-        assert hub.builder in LABELLED and not re.search(r"\b(dev|test|validation)\b", hub.files)
+        assert hub.builder in LABELLED_BUILDERS and not re.search(r"\b(dev|test|validation)\b", hub.files)
     assert card.passage_prefix == ("query: " if name in SYMMETRIC else "passage: ")
     assert (card.instruction is None) == (name == "synthetic")
     if name in EVALUATED:
@@ -199,7 +209,7 @@ def of_card(name: str, row: dict, code: str = "") -> list:
     """What the first hub entry of card `name` makes of a row; the row must fit the card's columns."""
     hub = cards.load(name).hub[0]
     assert schema.row_fault(hub.columns, row) is None
-    return list(LABELLED[hub.builder](row, RowContext(name, code or hub.language or "", hub.options)))
+    return list(LABELLED_BUILDERS[hub.builder](row, RowContext(name, code or hub.language or "", hub.options)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -319,7 +329,7 @@ def test_translations_that_are_none():
 def test_a_negative_is_left_out_for_being_right_and_a_document_without_text_is_none():
     found = example(RowContext("x", "en"), "Q", ["Ａ  b", "a B"], ["a b", "q", "c", " c", None, ""])
     assert (found.positives, found.negatives) == (("Ａ  b",), ("c",))
-    assert document({"title": "Dunes", "text": " "}) == ""
-    assert document({"title": "…", "text": "Sand."}) == "Sand."
-    assert document({"text": "Sand."}) == "Sand."
-    assert document({"title": "砂丘", "text": "砂。"}) == "砂丘 砂。"
+    assert titled_text({"title": "Dunes", "text": " "}) == ""
+    assert titled_text({"title": "…", "text": "Sand."}) == "Sand."
+    assert titled_text({"text": "Sand."}) == "Sand."
+    assert titled_text({"title": "砂丘", "text": "砂。"}) == "砂丘 砂。"

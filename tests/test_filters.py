@@ -28,7 +28,7 @@ def pair(query: str, passage: str, language: str = "en") -> Pair:
 
 def step(name: str, **options):
     """A step of the card `toy`."""
-    return filters.make("toy", name, options)
+    return filters.make_filter("toy", name, options)
 
 
 def test_length_counts_characters_of_each_side():
@@ -170,5 +170,5 @@ def test_marks_and_numbers_tell_texts_apart_where_datatroves_own_form_does_not(o
     sign = pipeline.NearSignature(str(tmp_path), pipeline.near_config(filters.Near(0.8)))
     first, second = (set(map(int, sign.get_shingles(text)[:, 0])) for text in (one, other))
     assert len(first & second) < 0.5 * len(first | second)
-    keys = [pipeline.exact_content(pipeline.document(("q", [text], [], "en", False, None))) for text in (one, other)]
+    keys = [pipeline.exact_content(pipeline.to_document(("q", [text], [], "en", False, None))) for text in (one, other)]
     assert keys[0] != keys[1]

@@ -55,7 +55,7 @@ def card(more: str = "") -> cards.Card:
 
 
 def draw(pairs: int, more: str = "") -> Path:
-    return pipeline.draw(card(more), pairs, progress=False, builders={"toy": toy})
+    return pipeline.draw_card(card(more), pairs, progress=False, builders={"toy": toy})
 
 
 def toy_rows(first: int, n: int, **more: str) -> list[dict]:
@@ -153,7 +153,7 @@ def test_a_hub_that_stays_busy_is_asked_again_where_the_reading_broke(online, ro
     with Loopback(root, fails) as server:
         online(server)
         files, commits, _ = hub.list_files(card())
-        given = hub.read(hub.folder(card().hub[0], commits[0]), "data/swh-0.parquet", card().hub[0].columns)
+        given = hub.read_rows(hub.folder(card().hub[0], commits[0]), "data/swh-0.parquet", card().hub[0].columns)
         if says:
             with pytest.raises(Me5Error) as error:
                 list(given)
@@ -175,10 +175,10 @@ def test_rows_are_spread_over_languages_and_files_and_a_later_file_makes_up(onli
 
 def test_a_plan_of_many_files_reads_evenly_spaced_ones(monkeypatch):
     sizes = {"de": 1_000_000, "en": 4_000_000, "sw": 10_000}
-    files = [hub.File(0, f"data/{code}-{i:04d}.parquet", code, size) for code, size in sizes.items()
-             for i in range(500)] + [hub.File(1, "a/b/x.jsonl.gz", "", 500_000_000)]
+    files = [hub.HubFile(0, f"data/{code}-{i:04d}.parquet", code, size) for code, size in sizes.items()
+             for i in range(500)] + [hub.HubFile(1, "a/b/x.jsonl.gz", "", 500_000_000)]
     monkeypatch.setattr(hub, "list_files", lambda card: (files, ["c" * 40] * 2, []))
-    found = {stream[0].language: stream for stream in hub.plan(card(), 1_000_000).streams}
+    found = {stream[0].language: stream for stream in hub.plan_drawing(card(), 1_000_000).streams}
     rows = {code: max(file.due for file in stream) for code, stream in found.items()}
     assert sum(rows.values()) == 1_000_000
     assert rows["en"] / rows["de"] == pytest.approx(2, rel=1e-4)  # square roots of bytes
@@ -190,8 +190,8 @@ def test_a_plan_of_many_files_reads_evenly_spaced_ones(monkeypatch):
 
 
 def test_a_killed_drawing_goes_on_at_its_commits_and_gives_the_same_shards(online, root, tmp_path, monkeypatch):
-    code = ("import sys, test_hub, me5lib.data.hub as hub, time; read = hub.read\n"
-            "hub.read = lambda *given: (time.sleep(0.005) or row for row in read(*given))\ntest_hub.draw(300)")
+    code = ("import sys, test_hub, me5lib.data.hub as hub, time; read = hub.read_rows\n"
+            "hub.read_rows = lambda *given: (time.sleep(0.005) or row for row in read(*given))\ntest_hub.draw(300)")
     with Loopback(root) as server:
         environment = online(server)
         whole = hashes(draw(300))
@@ -275,7 +275,7 @@ def test_rows_of_every_card_are_those_that_the_datasets_client_reads(online, tmp
             files, commits, _ = hub.list_files(each)
             for number, entry in enumerate(each.hub):
                 here, paths = hub.folder(entry, commits[number]), sorted({f.path for f in files if f.entry == number})
-                read = [row for path in paths for _, row in hub.read(here, path, entry.columns)]
+                read = [row for path in paths for _, row in hub.read_rows(here, path, entry.columns)]
                 wrote = [row for seed in range(len(paths)) for row in fixtures_hub.rows(entry, 12, seed)]
                 assert Counter(map(repr, read)) == Counter(map(repr, wrote)), f"{name} {number}"
                 kind = "parquet" if paths[0].endswith(".parquet") else "json"
@@ -289,11 +289,11 @@ def test_zstd_lines_are_read_and_a_cut_file_is_broken(tmp_path):
     entry = cards.Hub(repository="a/b", files="x.jsonl.zst", language="de", columns={"t": "string"}, builder="b",
                       read_from="unverified")
     fixtures_hub.write(tmp_path / "x.jsonl.zst", entry, [{"t": f"ä{i}" * 50} for i in range(5_000)])
-    read = list(hub.read(str(tmp_path), "x.jsonl.zst", entry.columns))
+    read = list(hub.read_rows(str(tmp_path), "x.jsonl.zst", entry.columns))
     assert read == [(i, {"t": f"ä{i}" * 50}) for i in range(5_000)]
     (tmp_path / "cut.jsonl.zst").write_bytes((tmp_path / "x.jsonl.zst").read_bytes()[:-10])
     with pytest.raises(hub.Broken):
-        list(hub.read(str(tmp_path), "cut.jsonl.zst", entry.columns))
+        list(hub.read_rows(str(tmp_path), "cut.jsonl.zst", entry.columns))
 
 
 @pytest.mark.parametrize(("error", "opens"), [
@@ -331,10 +331,10 @@ def test_a_broken_connection_is_no_broken_file_and_reading_goes_on_where_it_brok
     for mended in (False, True):
         opened.clear()
         if mended and opens > 1:
-            assert list(hub.read(str(tmp_path), name, entry.columns)) == list(enumerate(rows))
+            assert list(hub.read_rows(str(tmp_path), name, entry.columns)) == list(enumerate(rows))
         else:
             with pytest.raises(hub.Unreachable if opens > 1 else type(error)):
-                list(hub.read(str(tmp_path), name, entry.columns))
+                list(hub.read_rows(str(tmp_path), name, entry.columns))
         assert len(opened) in (opens, opens + 1)  # rows in between give the reading new patience
 
 
@@ -343,9 +343,9 @@ def test_a_broken_connection_is_no_broken_file_and_reading_goes_on_where_it_brok
 
 def test_a_scale_draws_its_share_by_the_papers_counts():
     cfg = config.load("workshop", ["data.labelled=msmarco-passage,quora"])
-    assert hub.wanted(cfg, "nllb") == -(-2_000 * 4_096 * 160 // 980)
-    assert hub.wanted(cfg, "sbert-misc") == -(-2_000 * 4_096 * 10 // 980)
-    assert hub.wanted(cfg, "msmarco-passage") == 500_000  # two epochs of the paper's rows: no more than there are
+    assert hub.pairs_wanted(cfg, "nllb") == -(-2_000 * 4_096 * 160 // 980)
+    assert hub.pairs_wanted(cfg, "sbert-misc") == -(-2_000 * 4_096 * 10 // 980)
+    assert hub.pairs_wanted(cfg, "msmarco-passage") == 500_000  # two epochs of the paper's rows: no more than there are
 
 
 def fetch(*words: object) -> list[str]:

@@ -36,7 +36,7 @@ def keys(folder):
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {
         "corpus": corpus.fingerprint(config.load("tiny").data),
-        "drawing": hub.home(cards.load("nllb"), 100).name,
+        "drawing": hub.drawing_home(cards.load("nllb"), 100).name,
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
         "protocol": protocol.fingerprint(encoder),
         "vectors": cached._path(["a", "b"], "query: ", {}).name,

@@ -130,13 +130,13 @@ def mirror(tmp_path_factory) -> Path:
 
 def prepared(out: Path, mirror: Path, text: str = CARD, tasks: int = 3, **options) -> pipeline.Build:
     """A build of the card `toy` that may start."""
-    return pipeline.prepare(cards.parse("toy", text), out, tasks, mirror, **options, builders=BUILDERS)
+    return pipeline.prepare_build(cards.parse("toy", text), out, tasks, mirror, **options, builders=BUILDERS)
 
 
 def built_of(out: Path, mirror: Path, text: str = CARD, workers: int = 1, **options) -> pipeline.Build:
     """A build that is finished."""
     build = prepared(out, mirror, text, **options)
-    pipeline.run(build, workers=workers, progress=False)
+    pipeline.run_build(build, workers=workers, progress=False)
     return build
 
 
@@ -224,7 +224,7 @@ def test_parts_end_at_their_size_and_stale_ones_go(mirror, tmp_path, monkeypatch
     build = prepared(tmp_path, mirror, SIMPLE)
     for task in range(3):
         (build.folder / f"shards/sw/part-0000{task}-0077").mkdir(parents=True)
-    pipeline.run(build, workers=1, progress=False)
+    pipeline.run_build(build, workers=1, progress=False)
     assert sum(part["language"] == "sw" for part in manifest(build)["shards"]) > 2
     assert not list(build.out.glob("sw/*-0077"))
     assert sorted(texts(build)["sw"]) == sorted((row["title"], row["text"]) for row in good_rows()[200:300])
@@ -256,23 +256,23 @@ def test_a_wrong_card_stops_before_any_work_in_one_line(mirror, tmp_path, old, n
 def test_a_failing_builder_is_named_with_file_and_row_and_goes_on_once_mended(mirror, tmp_path):
     build = prepared(tmp_path, mirror, SIMPLE.replace("builder: titled", "builder: failing"))
     with pytest.raises(Me5Error) as error:
-        pipeline.run(build, workers=2, progress=False)
+        pipeline.run_build(build, workers=2, progress=False)
     assert "row 0: failing failed (KeyError" in str(error.value) and "card toy, " in str(error.value)
-    pipeline.run(build._replace(builders=BUILDERS | {"failing": titled}), workers=1, progress=False)
+    pipeline.run_build(build._replace(builders=BUILDERS | {"failing": titled}), workers=1, progress=False)
     assert manifest(build)["languages"]["sw"] == 100
 
 
 def test_a_killed_worker_does_not_hang_the_build(mirror, tmp_path):
     build = prepared(tmp_path, mirror, SIMPLE.replace("builder: titled", "builder: dying"))
     with pytest.raises(Me5Error, match="a worker was killed: too little memory"):
-        pipeline.run(build, workers=2, progress=False)
+        pipeline.run_build(build, workers=2, progress=False)
 
 
 def test_two_builds_of_a_card_in_one_folder_are_refused(mirror, tmp_path):
     build = prepared(tmp_path, mirror)
     (build.out / ".build").mkdir(parents=True)
     with FileLock(build.out / ".build" / "lock"), pytest.raises(Me5Error, match="another process builds toy"):
-        pipeline.run(build, workers=1, progress=False)
+        pipeline.run_build(build, workers=1, progress=False)
 
 
 def test_a_killed_build_ends_as_an_undisturbed_one(tmp_path):
@@ -296,7 +296,7 @@ def test_sealing_may_stop_at_every_rename(mirror, tmp_path, monkeypatch):
         renames.clear()
         allowed, stops = allowed + 1, stops + 1
         try:
-            pipeline.run(build, workers=1, progress=False)
+            pipeline.run_build(build, workers=1, progress=False)
         except Me5Error as error:
             assert "not finished" in str(error) or "cannot be written (" in str(error)
     assert stops > len(manifest(usual)["shards"]) and hashes(build.out) == hashes(usual.out)
@@ -304,7 +304,7 @@ def test_sealing_may_stop_at_every_rename(mirror, tmp_path, monkeypatch):
 
 def test_files_are_dealt_by_size_and_none_twice():
     source = random.Random(1)
-    files = [hub.File(0, f"{i}", "", source.randint(1, 1_000)) for i in range(200)]
+    files = [hub.HubFile(0, f"{i}", "", source.randint(1, 1_000)) for i in range(200)]
     dealt = pipeline.share(files, 7)
     assert sorted(file for share in dealt for file in share) == sorted(files)
     loads = [sum(file.size for file in share) for share in dealt]
@@ -354,7 +354,7 @@ def test_slurm_and_two_processes_do_the_work_of_one(mirror, tmp_path, slurm):
     assert hashes(built_of(tmp_path / "two", mirror, EXACT, 2, tasks=2).out) == hashes(usual.out)
     build = prepared(tmp_path / "out", mirror, EXACT, 2)
     asked = pipeline.Slurm("01:30:00", "short", "lab7", 3, "export MARK=1", {"qos": "long"})
-    job = pipeline.run(build, "slurm", slurm=asked, progress=False)
+    job = pipeline.run_build(build, "slurm", slurm=asked, progress=False)
     log = slurm.read_text(encoding="utf8")
     jobs = [part for part in log.split("=====") if "launch_pickled_pipeline" in part]
     assert len(jobs) == 4 and job and hashes(build.out) == hashes(usual.out)
@@ -367,12 +367,12 @@ def test_slurm_and_two_processes_do_the_work_of_one(mirror, tmp_path, slurm):
 def test_slurm_needs_a_partition_and_a_login_node(mirror, tmp_path, slurm, monkeypatch):
     build = prepared(tmp_path / "out", mirror)
     with pytest.raises(Me5Error, match="--partition"):
-        pipeline.run(build, "slurm", progress=False)
+        pipeline.run_build(build, "slurm", progress=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Me5Error, match="no sbatch here"):
-        pipeline.run(build, "slurm", progress=False)
+        pipeline.run_build(build, "slurm", progress=False)
     with pytest.raises(Me5Error, match="choose local, slurm or ray"):
-        pipeline.run(build, "sge", progress=False)
+        pipeline.run_build(build, "sge", progress=False)
 
 
 def test_ray_builds_the_same(mirror, tmp_path, monkeypatch):
@@ -382,7 +382,7 @@ def test_ray_builds_the_same(mirror, tmp_path, monkeypatch):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         build = prepared(tmp_path / "ray", mirror, SIMPLE, tasks=1)
-        pipeline.run(build, "ray", memory=0.2, progress=False)
+        pipeline.run_build(build, "ray", memory=0.2, progress=False)
     finally:
         ray.shutdown()
     assert hashes(build.out) == hashes(usual.out)
@@ -418,7 +418,7 @@ def test_starved_languages_are_warned_of():
     found = {"toy": {"de": 4_000_000, "sw": 1_000_000, "yo": 1}}
     stage, = hub.mixtures(found, {"toy": card}, temperature=0.5)
     assert stage.languages["de"][1] == pytest.approx(2000 / 3001) and list(stage.starved) == ["yo"]
-    assert any("starved languages" in each and "yo 0.033%" in each for each in data.table(stage))
+    assert any("starved languages" in each and "yo 0.033%" in each for each in data.stage_table(stage))
     both, = hub.mixtures(found | {"other": {"ha": 7}}, {"toy": card, "other": card}, temperature=0.5)
     assert both.languages["ha"][1] == pytest.approx(0.5) and both.languages["de"][1] == pytest.approx(1000 / 3001)
     evened, = hub.mixtures(found, {"toy": card}, temperature=0.0)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 RATE = 20.0  # MB/s that `--plan` reckons with unless told: ours, an assumption that is printed with its result
 ROWS_A_SECOND = 4_000  # read, built, filtered; 3,000 to 9,000 of four cards from the loopback hub, on one slow core
-SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # *.model: SentencePiece, which holds no code
+SAFE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # *.model: SentencePiece, which holds no code
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The mixture of a billion pairs: build, show, check."
 )
-Out = Annotated[Path | None, typer.Option(help="Folder of the mixture (default: mixture, in the cache).")]
+MixtureOut = Annotated[Path | None, typer.Option(help="Folder of the mixture (default: mixture, in the cache).")]
 
 
 def fetch(
@@ -56,13 +56,13 @@ def fetch(
     if cfg.offline:
         raise Me5Error(f"scale {scale} takes nothing from the hub: run `me5 packs`")
     names = dict.fromkeys((*cfg.data.sources, *cfg.data.labelled))
-    pairs = {name: rows or hub.wanted(cfg, name) for name in names}  # every card is read before anything is fetched
+    pairs = {name: rows or hub.pairs_wanted(cfg, name) for name in names}  # every card is read first
     temperature = cfg.data.language_temperature
     if plan:
         _print_plan([(cards.load(name), number) for name, number in pairs.items()], temperature, rate)
         return
     for name, number in pairs.items():
-        place = pipeline.draw(cards.load(name), number, temperature)
+        place = pipeline.draw_card(cards.load(name), number, temperature)
         about = io.read_json(place / pipeline.MANIFEST)
         print(f"{name}: {about['rows']} rows in {len(about['languages'])} languages, "
               f"{_lost(about, 'unfit') + _lost(about, 'dropped')} dropped: {place}")
@@ -121,10 +121,10 @@ def _print_plan(pairs: list[tuple[Card, int]], temperature: float, rate: float) 
     total = [0, 0.0, 0.0]
     print(f"{'card':18}{'rows':>12}{'files':>7}{'GB':>9}{'minutes':>9}")
     for card, number in pairs:
-        if (hub.home(card, number, temperature) / "manifest.json").is_file():
+        if (hub.drawing_home(card, number, temperature) / "manifest.json").is_file():
             print(f"{card.name:18}{number:>12,}{'in the cache':>25}")
             continue
-        rows, files, megabytes, bounded = expected(card, hub.plan(card, number, temperature))
+        rows, files, megabytes, bounded = reading_cost(card, hub.plan_drawing(card, number, temperature))
         minutes, sign = (megabytes / rate + rows / ROWS_A_SECOND) / 60, "≤" if bounded else "~"
         print(f"{card.name:18}{rows:>12,}{files:>7}{sign:>2}{megabytes / 1e3:>7.2f}{sign:>2}{minutes:>7.1f}")
         total = [total[0] + rows, total[1] + megabytes, total[2] + minutes]
@@ -133,7 +133,7 @@ def _print_plan(pairs: list[tuple[Card, int]], temperature: float, rate: float) 
           f"and {ROWS_A_SECOND:,} rows/s. On top come rows that filters drop, and the rest of each file's last block.")
 
 
-def expected(card: Card, plan: hub.Plan) -> tuple[int, int, float, bool]:
+def reading_cost(card: Card, plan: hub.DrawingPlan) -> tuple[int, int, float, bool]:
     """What a plan will read: pairs, files, MB (rows times an entry's mean bytes a row, never more than a file has), and
     whether that is only a bound, for a card that does not say how many rows there are.
     """
@@ -162,10 +162,10 @@ def backbone(name: str, pickle: bool = False, revision: str | None = None) -> st
     from me5lib.data import hub
 
     who = f"model {name}"
-    about = hub.ask(who, name, lambda: HfApi().model_info(name, revision=revision))
+    about = hub.ask_hub(who, name, lambda: HfApi().model_info(name, revision=revision))
     safe = any(file.rfilename.endswith(".safetensors") for file in about.siblings or ())
-    patterns = [*SAFE, *(("pytorch_model*.bin",) if pickle and not safe else ())]
-    folder = hub.ask(who, name, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns))
+    patterns = [*SAFE_FILES, *(("pytorch_model*.bin",) if pickle and not safe else ())]
+    folder = hub.ask_hub(who, name, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns))
     if not safe and not pickle:
         raise Me5Error(f"{name} has no weights as safetensors, and a pickle is not fetched unasked: its tokenizer and "
                        "configuration are there; add --allow-pickle to take *.bin (read as plain tensors only)")
@@ -178,7 +178,7 @@ def build(
     executor: Annotated[str, typer.Option(help="local (this machine), slurm or ray.")] = "local",
     tasks: Annotated[int, typer.Option(help="Parts that a build is cut into; the shards follow from it.")] = 16,
     workers: Annotated[int | None, typer.Option(help="Tasks at a time (local: processors; else no limit).")] = None,
-    out: Out = None,
+    out: MixtureOut = None,
     source: Annotated[Path | None, typer.Option("--from", help="Read a copy of the hub: DIR/<repository>/…")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows to read of a card, spread evenly over its files.")] = None,
     time: Annotated[str, typer.Option(help="Slurm: limit of a task.")] = "24:00:00",
@@ -196,14 +196,14 @@ def build(
     more = dict(each.split("=", 1) for each in sbatch)
     slurm = pipeline.Slurm(time, partition, account, mem, env_command, more)
     mirror = source.expanduser().resolve() if source else None
-    builds = [pipeline.prepare(cards.load(name), out or hub.built_home(), tasks, mirror, limit) for name in card]
+    builds = [pipeline.prepare_build(cards.load(name), out or hub.built_home(), tasks, mirror, limit) for name in card]
     for each in builds:
         for absent in each.facts["absent"]:
             print(f"me5: card {each.card.name}: no files {absent}", file=sys.stderr)
         if idle := each.shares.count([]):
             print(f"me5: card {each.card.name}: {idle} of {tasks} tasks have nothing to read, for a file is not split",
                   file=sys.stderr)
-        if job := pipeline.run(each, executor, workers, slurm, float(mem)):
+        if job := pipeline.run_build(each, executor, workers, slurm, float(mem)):
             print(f"{each.card.name}: submitted, the last job is {job}; when it has ended: me5 mixture show --out "
                   f"{each.out.parent}")
             continue
@@ -216,7 +216,7 @@ def build(
 
 @app.command()
 def show(
-    out: Out = None,
+    out: MixtureOut = None,
     temperature: Annotated[float, typer.Option(help="Of the languages inside a source (ours: 0.5).")] = 0.5,
 ) -> None:
     """What is built: rows and shares by source and language, wanted and built; a picture; and who is starved."""
@@ -228,7 +228,7 @@ def show(
     if not stages:
         raise Me5Error(f"no card is built in {folder}: me5 mixture build --card NAME")
     for number, stage in enumerate(stages):
-        print("\n".join(table(stage)))
+        print("\n".join(stage_table(stage)))
         path = folder / f"mixture-{number + 1}.png"
         figures.keep(mixture_figures.picture(stage, hub.STARVED), path)
         print(f"picture: {path}\n")
@@ -272,7 +272,7 @@ def check(
         raise typer.Exit(1)
 
 
-def table(stage: hub.StageMixture, most: int = 20) -> list[str]:
+def stage_table(stage: hub.StageMixture, most: int = 20) -> list[str]:
     """Lines of a stage: its sources, `most` of its languages, and warnings."""
     from me5lib.data.hub import STARVED
 
@@ -286,13 +286,13 @@ def table(stage: hub.StageMixture, most: int = 20) -> list[str]:
     lines += [f"  {code:20}{rows:>14,}{share:>14.3%}" for code, (rows, share) in list(stage.languages.items())[:most]]
     lines += [f"  and {len(stage.languages) - most} more"] if len(stage.languages) > most else []
     if stage.starved:
-        poor = _some([f"{code} {share:.3%}" for code, share in stage.starved.items()], most)
+        poor = _first_of([f"{code} {share:.3%}" for code, share in stage.starved.items()], most)
         lines.append(f"  WARNING: starved languages, under {STARVED:.1%} of what is drawn (our threshold): {poor}")
-    return lines + [f"  WARNING: {name} has no rows in {_some(codes, most)}"
+    return lines + [f"  WARNING: {name} has no rows in {_first_of(codes, most)}"
                     for name, codes in stage.missing.items() if codes]
 
 
-def _some(names: list[str], most: int) -> str:
+def _first_of(names: list[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -1,10 +1,10 @@
 """Builders: a raw row of a hub source, as its data card describes it, to pairs (Table 1) or labelled ones (Table 2).
 
-A builder is a pure function of a row and of its `RowContext`, listed by name in `PAIRS` or `LABELLED`. It trusts that
-the row has the types of its card (`hub.make` checks them first), gives bare stripped texts without prefixes, and says
-with a `Drop` why a row, or a part of it, gives none: every part of a row ends as an item or as a counted drop. Values
-of a row that only the builder sees, as Reddit's score, are judged here, by the options of the card's hub entry. What
-the paper leaves open is explained on the cards.
+A builder is a pure function of a row and of its `RowContext`, listed by name in `BUILDERS`. It trusts that the row has
+the types of its card (`hub.make_items` checks them first), gives bare stripped texts without prefixes, and says with a
+`Drop` why a row, or a part of it, gives none: every part of a row ends as an item or as a counted drop. Values of a
+row that only the builder sees, as Reddit's score, are judged here, by the options of the card's hub entry. What the
+paper leaves open is explained on the cards.
 
 One builder of labelled examples serves all repositories whose rows have one form. A positive that was there already
 goes, and so does a negative that is a positive, the query or another negative, by `text_key`: it would be pushed away
@@ -45,7 +45,7 @@ class Drop(NamedTuple):
 
 Builder = Callable[[Row, RowContext], Iterator[Pair | Labelled | Drop]]
 
-_HEADING = re.compile(r"(#{1,6})\s+(.*?)[\s#]*$")
+_MARKDOWN_HEADING = re.compile(r"(#{1,6})\s+(.*?)[\s#]*$")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _END_TAG = re.compile(r"</[a-zA-Z][a-zA-Z0-9]*>|<[bh]r\s*/?>")
 _BLOCKS = frozenset("p div br hr li ul ol dl dt dd pre blockquote table tr h1 h2 h3 h4 h5 h6 section article".split())
@@ -80,7 +80,7 @@ def sections(markdown: str) -> Iterator[tuple[list[str], str]]:
     fenced = False
     for line in markdown.splitlines():
         fenced ^= _FENCE.match(line) is not None
-        found = None if fenced else _HEADING.match(line)
+        found = None if fenced else _MARKDOWN_HEADING.match(line)
         if found is None:
             lines += [] if line.lstrip().startswith("|") else [line.rstrip()]
             continue
@@ -159,7 +159,7 @@ def stackexchange(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     `pm_score` is a number, or the text of one. Option `least_score`: what the best answer must have (0).
     """
     scored = [(score, answer["text"]) for answer in row["answers"]
-              if (score := _number(answer["pm_score"])) is not None]
+              if (score := _score(answer["pm_score"])) is not None]
     if not scored:
         yield Drop("no scored answer")
         return
@@ -228,7 +228,7 @@ def _text(row: Row, column: str) -> str:
     return (row.get(column) or "").strip()
 
 
-def _number(value: object) -> float | None:
+def _score(value: object) -> float | None:
     """A score that may be written as text; None where it is none."""
     try:
         number = float(value)
@@ -269,7 +269,7 @@ def _of_reddit(query: str, passage: str, context: RowContext) -> Pair | Drop:
 
 def passages(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     """A query and passages with titles: the form of Tevatron (its docs/datasets.md), which Mr. TyDi shares."""
-    right, wrong = ([document(each) for each in row[f"{kind}_passages"] or ()] for kind in ("positive", "negative"))
+    right, wrong = ([titled_text(each) for each in row[f"{kind}_passages"] or ()] for kind in ("positive", "negative"))
     yield example(context, row["query"], right, wrong)
 
 
@@ -295,7 +295,7 @@ def translations(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
         yield pair if isinstance(pair, Drop) else Labelled(pair.query, (pair.passage,), (), pair.source, pair.language)
 
 
-def document(passage: Mapping[str, Any]) -> str:
+def titled_text(passage: Mapping[str, Any]) -> str:
     """Title, a space, text; the text alone where the title has no letter or digit ("-" stands for none in MS MARCO).
     "" where there is no text: a title alone answers nothing. (As the authors' evaluation does: unilm, e5.)"""
     title, text = ((passage.get(part) or "").strip() for part in ("title", "text"))
@@ -323,10 +323,10 @@ def _distinct(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[in
     return {key: text for key, text in found.items() if key not in but}
 
 
-PAIRS: dict[str, Builder] = {
+PAIR_BUILDERS: dict[str, Builder] = {
     each.__name__: each
     for each in (wikipedia, mc4, cc_news, ccmatrix, nllb, reddit, reddit_post, s2orc, stackexchange,
                  stackexchange_title, xp3, columns)
 }
-LABELLED: dict[str, Builder] = {each.__name__: each for each in (passages, lists, triplet, translations)}
-BUILDERS = PAIRS | LABELLED  # every builder by its name in the cards
+LABELLED_BUILDERS: dict[str, Builder] = {each.__name__: each for each in (passages, lists, triplet, translations)}
+BUILDERS = PAIR_BUILDERS | LABELLED_BUILDERS  # every builder by its name in the cards

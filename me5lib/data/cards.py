@@ -34,7 +34,7 @@ class File(BaseModel):
 
 
 def _type(text: str) -> str:
-    schema.parse(text)
+    schema.parse_type(text)
     return text
 
 

@@ -72,8 +72,8 @@ def items(card: cards.Card, rows: int, seed: int = 0) -> list[Pair | Labelled]:
     for number, entry in enumerate(card.hub):
         for code in list(entry.languages)[:LANGUAGES] or [entry.language or ""]:
             made = raw(entry, code, TRIES * rows, f"{card.name} {number} {code} {seed}")
-            file = hub.File(number, "made up", code)
-            found += islice(hub.make(card, file, enumerate(made), builders.BUILDERS, book), rows)
+            file = hub.HubFile(number, "made up", code)
+            found += islice(hub.make_items(card, file, enumerate(made), builders.BUILDERS, book), rows)
     if not found:
         why = "; ".join(list(book.first)[:3])
         raise Me5Error(f"card {card.name}: no made-up row of its columns makes a pair ({why}): mend the card")
@@ -112,8 +112,8 @@ class _Hand(NamedTuple):
 def raw(entry: cards.Hub, language: str, most: int, seed: str) -> Iterator[dict[str, Any]]:
     """`most` rows of the entry's columns, in one of its languages (""), the same for the same seed."""
     draw = random.Random(seed)
-    kinds = {name: schema.parse(text) for name, text in entry.columns.items()}
-    forms = SHORT if entry.builder in builders.LABELLED else LONG
+    kinds = {name: schema.parse_type(text) for name, text in entry.columns.items()}
+    forms = SHORT if entry.builder in builders.LABELLED_BUILDERS else LONG
     for _ in range(most):
         hand = _Hand(draw, language or draw.choice(sorted(TAGS)), forms)
         yield {name: hand.value(kind, name) for name, kind in kinds.items()}
@@ -145,8 +145,8 @@ def _texts(item: Pair | Labelled) -> list[str]:
 
 def _drawing(dial: Scale, card: cards.Card, folder: Path) -> Path:
     """Where the drawing of a card lies in the cache `folder`, its manifest already there."""
-    asked, heat = hub.wanted(dial, card.name), dial.data.language_temperature
-    home = folder / "hub" / card.name / hub.home(card, asked, heat).name
+    asked, heat = hub.pairs_wanted(dial, card.name), dial.data.language_temperature
+    home = folder / "hub" / card.name / hub.drawing_home(card, asked, heat).name
     home.mkdir(parents=True)
     about = {"card_sha256": card.sha256, "version": hub.VERSION, "temperature": heat, "asked": asked}
     (home / shards.MANIFEST).write_text(json.dumps(about) + "\n", encoding="utf8")

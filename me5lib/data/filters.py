@@ -3,9 +3,9 @@
     steps = sift("mc4", {"length": {"least": 20}, "language": {}})    # (name, step) in the card's order
     reason = steps[0][1](pair)                                         # "passage under 20 characters", or None: keep
 
-`STEPS` look at one pair or labelled example. `WHOLE` are the steps that look at a whole card (`exact`, `near`); here
-are only their options, the rest is the pipeline's. They come after the others, in that order, wherever the card names
-them. Every threshold is ours unless a source is named.
+`STEPS` look at one pair or labelled example. `WHOLE_CARD` are the steps that look at a whole card (`exact`, `near`);
+here are only their options, the rest is the pipeline's. They come after the others, in that order, wherever the card
+names them. Every threshold is ours unless a source is named.
 
 Cost per pair on one core, at 1,000 signs: `length` 10 µs, `identical` 10 µs, `language` 0.1 ms, `boilerplate` 0.05 ms.
 """
@@ -26,9 +26,9 @@ from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, text_key
 
 Item = Pair | Labelled
-Step = Callable[[Item], str | None]
+Filter = Callable[[Item], str | None]
 Side = Literal["query", "passage", "both"]
-Count = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -39,8 +39,9 @@ def sides(item: Item, side: Side) -> list[tuple[str, str]]:
     return found + [("passage", text) for text in passages if side != "query"]
 
 
-def length(least: Count = 1, most: Count = 10_000, query_least: Count | None = None, query_most: Count | None = None,
-           passage_least: Count | None = None, passage_most: Count | None = None) -> Step:
+def length(least: Natural = 1, most: Natural = 10_000, query_least: Natural | None = None,
+           query_most: Natural | None = None, passage_least: Natural | None = None,
+           passage_most: Natural | None = None) -> Filter:
     """Drop where a side has fewer or more characters than this; `least` and `most` hold where the side has no own."""
     own = {"query": (query_least, query_most), "passage": (passage_least, passage_most)}
     bounds = {side: (least if low is None else low, most if high is None else high)
@@ -75,7 +76,7 @@ def _identifier() -> tuple[Any, frozenset[str]]:
     return found, frozenset(_OURS.get(code, code) for code in found.labels)
 
 
-def language(side: Side = "passage", least_chars: Count = 40, sure: Share = 0.9) -> Step:
+def in_language(side: Side = "passage", least_chars: Natural = 40, sure: Share = 0.9) -> Filter:
     """Drop where py3langid gives another language, with its close relatives, a probability of `sure` or more.
 
     Kept: texts under `least_chars`; languages that it does not know; those that it takes for a close relative. The side
@@ -119,7 +120,7 @@ _COOKIES = re.compile(
     r"|(please )?enable javascript|javascript (is|must be) (disabled|enabled)", re.IGNORECASE)
 
 
-def boilerplate(side: Side = "passage", letters: Share = 0.4) -> Step:
+def boilerplate(side: Side = "passage", letters: Share = 0.4) -> Filter:
     """Drop filler text, short cookie notices, menus, one line over and over, and what is mostly not letters.
 
     `letters`: the least share of letters and their marks among what is not white space, of texts of 20 or more.
@@ -154,7 +155,7 @@ def _is_entry(line: str) -> bool:
     return len(line) <= 25 and len(line.split()) <= 3 and line[-1] not in ".,;:!?…。、！？।॥؟"
 
 
-def identical() -> Step:
+def identical() -> Filter:
     """Drop where the passage says what the query says (`text_key`): nothing is to be learnt from it."""
     def step(item: Item) -> str | None:
         key = text_key(item.query)
@@ -182,22 +183,22 @@ class Near(NamedTuple):
         return 128, 1
 
 
-def near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> Near:
+def near_options(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> Near:
     """The options of `Near`, checked."""
     return Near(threshold)
 
 
-STEPS: dict[str, Callable[..., Step]] = {"length": length, "language": language, "boilerplate": boilerplate,
+STEPS: dict[str, Callable[..., Filter]] = {"length": length, "language": in_language, "boilerplate": boilerplate,
                                          "identical": identical}
-WHOLE: dict[str, Callable[..., Any]] = {"exact": exact, "near": near}
+WHOLE_CARD: dict[str, Callable[..., Any]] = {"exact": exact, "near": near_options}
 
 
-def make(card: str, name: str, options: Mapping[str, Any]) -> Any:
-    """The step `name` with these options: of `STEPS` a function, of `WHOLE` its options.
+def make_filter(card: str, name: str, options: Mapping[str, Any]) -> Any:
+    """The step `name` with these options: of `STEPS` a function, of `WHOLE_CARD` its options.
 
     Raises `Me5Error` naming card and key for an unknown step, an unknown option or a value that is none.
     """
-    known = STEPS | WHOLE
+    known = STEPS | WHOLE_CARD
     if name not in known:
         raise Me5Error(f"data card {card}.md: filters.{name}: no such filter: there are {', '.join(known)}")
     try:
@@ -211,11 +212,12 @@ def make(card: str, name: str, options: Mapping[str, Any]) -> Any:
         raise Me5Error(f"data card {card}.md: {where}: {first['msg']}") from None
 
 
-def sift(card: str, given: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Step]]:
-    """The steps over one item that a card names, in its order. `Me5Error` as `make`, for all of its steps."""
-    return [(name, step) for name, options in given.items() if (step := make(card, name, options)) and name in STEPS]
+def sift(card: str, given: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Filter]]:
+    """The steps over one item that a card names, in its order. `Me5Error` as `make_filter`, for all of its steps."""
+    made = [(name, make_filter(card, name, options)) for name, options in given.items()]
+    return [(name, step) for name, step in made if name in STEPS]
 
 
-def whole(card: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The steps over the whole card that it names: name → options, in the order of `WHOLE`."""
-    return {name: make(card, name, given[name]) for name in WHOLE if name in given}
+def whole_card(card: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The steps over the whole card that it names: name → options, in the order of `WHOLE_CARD`."""
+    return {name: make_filter(card, name, given[name]) for name in WHOLE_CARD if name in given}

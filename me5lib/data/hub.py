@@ -1,8 +1,8 @@
 """The hub's rows: which files a card has at a commit, their rows, what the card's builder makes of them; what is there.
 
     files, commits, absent = list_files(card)               # from listings alone
-    plan(card, 100_000)                                     # which of them a drawing of 100,000 pairs reads
-    make(card, file, read(folder, file.path, columns), BUILDERS, Ledger())        # pairs, or labelled examples
+    plan_drawing(card, 100_000)                                     # which of them a drawing of 100,000 pairs reads
+    make_items(card, file, read_rows(folder, file.path, columns), BUILDERS, Ledger())     # pairs, or labelled ones
     HubCorpus(config.load("workshop"))                      # what a scale trains on; touches no network
 
 One path for `me5 fetch` (a drawing: so many pairs of a card) and `me5 mixture build` (all of it): `pipeline` runs it.
@@ -61,7 +61,7 @@ STARVED = 0.001  # ours: a language with less gets under 33 rows of an average b
 TITLES = {1: "stage 1 (Table 1)", 2: "stage 2 (Table 2)", None: "instruct"}  # by the paper's table of a card
 
 
-class File(NamedTuple):
+class HubFile(NamedTuple):
     """One file of a card. `due`: pairs that its stream should have after it; None: all of its rows are read."""
 
     entry: int  # index into `Card.hub`
@@ -72,10 +72,10 @@ class File(NamedTuple):
     due: int | None = None
 
 
-class Plan(NamedTuple):
+class DrawingPlan(NamedTuple):
     """What a drawing reads: files by stream; by entry of the card its commit, and the bytes that it has in all."""
 
-    streams: list[list[File]]
+    streams: list[list[HubFile]]
     commits: list[str]
     bytes: list[int]
 
@@ -157,7 +157,7 @@ def folder(entry: cards.Hub, commit: str, mirror: Path | None = None) -> str:
     return str(nested if nested.is_dir() else mirror / entry.repository)
 
 
-def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[File], list[str], list[str]]:
+def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[HubFile], list[str], list[str]]:
     """All files of a card in order; by entry the commit (with a mirror: what the card says); and globs without files.
 
     Raises `Me5Error` where an entry has no file at all, `Unreachable` where the hub is.
@@ -168,13 +168,14 @@ def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[File]
     found, commits, absent = [], [], []
     for number, entry in enumerate(card.hub):
         about = partial(HfApi().dataset_info, entry.repository, revision=entry.revision)
-        commits.append(entry.revision or "main" if mirror else ask(f"card {card.name}", entry.repository, about).sha)
-        here, before = folder(entry, commits[-1], mirror), len(found)
+        commit = entry.revision or "main" if mirror else ask_hub(f"card {card.name}", entry.repository, about).sha
+        commits.append(commit)
+        here, before = folder(entry, commit, mirror), len(found)
         listing = _listing(card, entry, here)
         for code, theirs in (entry.languages or {entry.language or "": ""}).items():
             pattern = entry.files.replace("{language}", theirs)
             matches = re.compile(glob_translate(pattern)).match
-            own = [File(number, path, code, *about) for path, about in listing.items() if matches(path)]
+            own = [HubFile(number, path, code, *about) for path, about in listing.items() if matches(path)]
             found += own
             absent += [] if own else [f"{entry.repository}/{pattern}"]
         if len(found) == before:
@@ -192,12 +193,12 @@ def _listing(card: cards.Card, entry: cards.Hub, here: str) -> dict[str, tuple[i
     found = {}
     with contextlib.suppress(FileNotFoundError):  # no such folder
         find = partial(system.find, under, detail=True)
-        found = ask(f"card {card.name}", entry.repository, find) if here.startswith("hf://") else find()
+        found = ask_hub(f"card {card.name}", entry.repository, find) if here.startswith("hf://") else find()
     return {path.removeprefix(root.rstrip("/") + "/"): (about["size"], str(about.get("blob_id") or about.get("mtime")))
             for path, about in sorted(found.items()) if about["type"] == "file"}
 
 
-def ask(who: str, repository: str, question: Callable[[], Any]) -> Any:
+def ask_hub(who: str, repository: str, question: Callable[[], Any]) -> Any:
     """The hub's answer to a call of its client, asked again where it is busy. Raises `Me5Error` that names `who`."""
     from huggingface_hub import constants
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -235,7 +236,7 @@ def _status(error: BaseException) -> int:
     return getattr(getattr(error, "response", None), "status_code", 0)
 
 
-def plan(card: cards.Card, pairs: int, temperature: float = 0.5) -> Plan:
+def plan_drawing(card: cards.Card, pairs: int, temperature: float = 0.5) -> DrawingPlan:
     """Which files, and how many pairs of each, make `pairs` of a card. Asks the hub for listings, for no file."""
     files, commits, _ = list_files(card)
     sizes, by_stream = Counter(), defaultdict(list)
@@ -244,11 +245,11 @@ def plan(card: cards.Card, pairs: int, temperature: float = 0.5) -> Plan:
         by_stream[file.entry, file.language].append(file)
     weights = [sum(file.size for file in own) ** temperature for own in by_stream.values()]
     shares = largest_remainder(weights, pairs).tolist()
-    drawn = [_spread(own, share) for own, share in zip(by_stream.values(), shares, strict=True) if share]
-    return Plan(drawn, commits, [sizes[entry] for entry in range(len(card.hub))])
+    drawn = [_spaced(own, share) for own, share in zip(by_stream.values(), shares, strict=True) if share]
+    return DrawingPlan(drawn, commits, [sizes[entry] for entry in range(len(card.hub))])
 
 
-def _spread(files: list[File], pairs: int) -> list[File]:
+def _spaced(files: list[HubFile], pairs: int) -> list[HubFile]:
     """Evenly spaced files, due pairs in proportion to their bytes; then those in reserve, due what is lacking then."""
     count = min(len(files), pairs, max(FILES, -(-pairs // ROWS_A_FILE)))
     chosen = [files[i * len(files) // count] for i in range(count)]
@@ -262,7 +263,7 @@ def _spread(files: list[File], pairs: int) -> list[File]:
 # ── rows ──
 
 
-def read(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
+def read_rows(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
     """(number from 0, row) of a file in the folder `here`; a `Drop` for a line that is no row. An empty file has none.
 
     After the last row that can be read raises `Broken` for a file that is damaged, `Unreachable` where the hub stays
@@ -329,7 +330,7 @@ def _lines(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator
         number += 1
 
 
-def _fault(columns: Mapping[str, str], row: Row | Drop) -> str | None:
+def _why_unfit(columns: Mapping[str, str], row: Row | Drop) -> str | None:
     """Why a row cannot be given to a builder: no row at all, too large, not Unicode, or not as the card says."""
     if isinstance(row, Drop):
         return row.reason
@@ -341,7 +342,7 @@ def _fault(columns: Mapping[str, str], row: Row | Drop) -> str | None:
     return schema.row_fault(columns, row)
 
 
-def make(card: cards.Card, file: File, rows: Iterator[tuple[int, Row | Drop]], known: Mapping[str, Builder],
+def make_items(card: cards.Card, file: HubFile, rows: Iterator[tuple[int, Row | Drop]], known: Mapping[str, Builder],
          book: Ledger) -> Iterator[Pair | Labelled]:
     """What the card's builder and its filters of single items leave of numbered rows; all else is counted in `book`.
 
@@ -352,7 +353,7 @@ def make(card: cards.Card, file: File, rows: Iterator[tuple[int, Row | Drop]], k
     for number, row in rows:
         where = f"card {card.name}, {file.path}, row {number}"
         book.count("read", file.language)
-        if fault := _fault(entry.columns, row):
+        if fault := _why_unfit(entry.columns, row):
             book.count("unfit", file.language, fault, where)
             continue
         book.count("built", file.language)
@@ -436,14 +437,14 @@ def built_home() -> Path:
     return io.cache() / "mixture"
 
 
-def home(card: cards.Card, pairs: int, temperature: float = 0.5) -> Path:
+def drawing_home(card: cards.Card, pairs: int, temperature: float = 0.5) -> Path:
     """Where the drawing of so many pairs of a card lies, whether it is there or not."""
     given = [VERSION, card.sha256, [entry.revision for entry in card.hub], pairs, temperature]
     key = hashlib.blake2b(json.dumps(given).encode("utf8"), digest_size=8).hexdigest()
     return io.cache() / "hub" / card.name / key
 
 
-def wanted(cfg: Scale, name: str) -> int:
+def pairs_wanted(cfg: Scale, name: str) -> int:
     """Pairs of card `name` that a scale draws: its share of the pairs of all steps, by the paper's counts, not above
     its own count. A card whose count is not published gets the mean of the others'.
     """
@@ -455,14 +456,14 @@ def wanted(cfg: Scale, name: str) -> int:
 
 
 def drawings(cfg: Scale, names: tuple[str, ...]) -> dict[str, Path]:
-    """By card the drawing of `wanted` pairs, else the largest of the same card that is there.
+    """By card the drawing of `pairs_wanted` pairs, else the largest of the same card that is there.
 
     Raises `Me5Error` naming the cards that the cache lacks.
     """
     found, temperature = {}, cfg.data.language_temperature
     for name in names:
         card = cards.load(name)
-        exact = home(card, wanted(cfg, name), temperature)
+        exact = drawing_home(card, pairs_wanted(cfg, name), temperature)
         about = {path.parent: io.read_json(path) for path in sorted(exact.parent.glob(f"*/{shards.MANIFEST}"))}
         same = {"card_sha256": card.sha256, "version": VERSION, "temperature": temperature}
         pairs = {place: each["asked"] for place, each in about.items() if same.items() <= each.items()}

@@ -1,8 +1,8 @@
 """From a card's files to shards, by datatrove: all rows (`me5 mixture build`), or so many pairs (`me5 fetch`).
 
-    build = prepare(cards.load("nllb"), out, tasks=64)              # checks everything, does no work
-    run(build)                                                      # or run(build, "slurm", slurm=Slurm(…)), or "ray"
-    draw(cards.load("nllb"), 100_000)                               # the same with a limit: a task per stream
+    build = prepare_build(cards.load("nllb"), out, tasks=64)        # checks everything, does no work
+    run_build(build)                                                # or with "slurm", slurm=Slurm(…), or with "ray"
+    draw_card(cards.load("nllb"), 100_000)                          # the same with a limit: a task per stream
 
 Stages: 1 read, make pairs, filter; 2 find exact duplicates; 3–5 near ones (not of a drawing); 6 shards; 7 seal. A card
 has those that it names. datatrove writes down last of all that a task is finished, and what a task leaves is written
@@ -89,7 +89,7 @@ class Build(NamedTuple):
     card: Card
     out: Path  # of shards and manifest
     key: str
-    shares: list[list[hub.File]]  # of each task
+    shares: list[list[hub.HubFile]]  # of each task
     commits: list[str]  # by entry of the card
     builders: dict[str, Builder]
     facts: dict[str, Any]  # what the manifest says beside the counts
@@ -110,7 +110,7 @@ class Build(NamedTuple):
         return False
 
 
-def prepare(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None, limit: int | None = None,
+def prepare_build(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None, limit: int | None = None,
             builders: Mapping[str, Builder] = BUILDERS) -> Build:
     """Look at card, options and files before any work. Raises `Me5Error`, one line, where something is wrong.
 
@@ -122,36 +122,36 @@ def prepare(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None, l
     files, commits, absent = hub.list_files(card, mirror)
     given = [VERSION, __version__, card.sha256, tasks, limit, files, commits]
     key = hashlib.sha256(json.dumps(given).encode("utf8")).hexdigest()[:16]
-    facts = _facts(card, files, commits) | {"absent": absent, "tasks": tasks, "limit": limit}
+    facts = _described(card, files, commits) | {"absent": absent, "tasks": tasks, "limit": limit}
     per_file = None if limit is None else -(-limit // len(files))
     place = (Path(out) / card.name).expanduser().resolve()
     return Build(card, place, key, share(files, tasks), commits, dict(builders), facts, mirror, per_file)
 
 
-def draw(card: Card, pairs: int, temperature: float = 0.5, progress: bool = True,
+def draw_card(card: Card, pairs: int, temperature: float = 0.5, progress: bool = True,
          builders: Mapping[str, Builder] = BUILDERS) -> Path:
     """The folder of a card's drawing of (at most) so many pairs, made first where the cache does not have it.
 
     Raises `Me5Error`, `hub.Unreachable` among them; the same call then goes on from there.
     """
-    place = hub.home(card, pairs, temperature)
+    place = hub.drawing_home(card, pairs, temperature)
     hub.refuse_nonsense(card, builders)
     if (place / MANIFEST).is_file():
         return place
     kept = place / ".build" / "plan.json"
     if not kept.is_file():
-        io.put_json(kept, hub.plan(card, pairs, temperature))
+        io.put_json(kept, hub.plan_drawing(card, pairs, temperature))
     streams, commits, _ = io.read_json(kept)
-    shares = [[hub.File(*file) for file in stream] for stream in streams]
-    facts = _facts(card, [file for files in shares for file in files], commits) | {
+    shares = [[hub.HubFile(*file) for file in stream] for stream in streams]
+    facts = _described(card, [file for files in shares for file in files], commits) | {
         "version": hub.VERSION, "asked": pairs, "temperature": temperature,
         "left out": [name for name in card.filters if name == "near"]}
     build = Build(card, place, "drawing", shares, commits, dict(builders), facts, pairs=pairs)
-    run(build, workers=1, progress=progress)
+    run_build(build, workers=1, progress=progress)
     return place
 
 
-def _facts(card: Card, files: list[hub.File], commits: list[str]) -> dict[str, Any]:
+def _described(card: Card, files: list[hub.HubFile], commits: list[str]) -> dict[str, Any]:
     """What a manifest says of a build before anything was read."""
     repositories = []
     for number, (entry, commit) in enumerate(zip(card.hub, commits, strict=True)):
@@ -163,7 +163,7 @@ def _facts(card: Card, files: list[hub.File], commits: list[str]) -> dict[str, A
             "repositories": repositories}
 
 
-def share(files: list[hub.File], tasks: int) -> list[list[hub.File]]:
+def share(files: list[hub.HubFile], tasks: int) -> list[list[hub.HubFile]]:
     """The files of each task: the largest first, always to the task with the fewest bytes so far. None is split."""
     loads, shares = [0] * tasks, [[] for _ in range(tasks)]
     for file in sorted(files, key=lambda each: (-each.size, each.entry, each.path)):
@@ -176,7 +176,7 @@ def share(files: list[hub.File], tasks: int) -> list[list[hub.File]]:
 # ── what a task does ──
 
 
-class Step(PipelineStep):
+class FunctionStep(PipelineStep):
     """A function of (…, documents, rank) as a step of datatrove's. It is pickled to other processes, and machines."""
 
     type = "me5"
@@ -190,12 +190,12 @@ class Step(PipelineStep):
         yield from self.function(data, rank)
 
 
-def document(row: tuple) -> Document:
+def to_document(row: tuple) -> Document:
     """datatrove's document of a row of `_ITEMS`; its text is the first passage."""
     return Document(text=row[1][0], id="", metadata={"row": row})
 
 
-def make_items(build: Build, progress: bool, _: Documents | None, rank: int) -> Documents:
+def items_of_task(build: Build, progress: bool, _: Documents | None, rank: int) -> Documents:
     """The items of a task's files. Of a drawing a file gives what its stream lacks, if `READ` rows a pair have it."""
     book, kept = hub.Ledger(logger.warning), 0
     bar = tqdm(total=build.pairs, unit="pair", desc=f"{build.card.name} {rank + 1}/{len(build.shares)}", leave=False,
@@ -207,15 +207,15 @@ def make_items(build: Build, progress: bool, _: Documents | None, rank: int) -> 
         if most == 0 or lacking == 0:
             continue
         entry = build.card.hub[file.entry]
-        rows = hub.read(hub.folder(entry, build.commits[file.entry], build.mirror), file.path, entry.columns)
+        rows = hub.read_rows(hub.folder(entry, build.commits[file.entry], build.mirror), file.path, entry.columns)
         try:
-            for item in islice(hub.make(build.card, file, islice(rows, most), build.builders, book), lacking):
+            for item in islice(hub.make_items(build.card, file, islice(rows, most), build.builders, book), lacking):
                 kept += 1
                 bar.update()
                 if isinstance(item, Pair):
-                    yield document((item.query, [item.passage], [], item.language, False, None))
+                    yield to_document((item.query, [item.passage], [], item.language, False, None))
                 else:
-                    yield document((item.query, list(item.positives), list(item.negatives), item.language, True,
+                    yield to_document((item.query, list(item.positives), list(item.negatives), item.language, True,
                                     item.instruction))
         except hub.Broken as error:
             logger.error(f"card {build.card.name}, {file.path}: unreadable: {error}")
@@ -229,7 +229,7 @@ def _table(rows: list[tuple]) -> pa.Table:
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, _ITEMS, strict=True)], _ITEMS)
 
 
-def keep(folder: Path, data: Documents, rank: int) -> Documents:
+def keep_items(folder: Path, data: Documents, rank: int) -> Documents:
     """Write the items of a task to an intermediate file and hand them on."""
     path, waiting = folder / f"{rank:05d}.parquet", []
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,11 +244,11 @@ def keep(folder: Path, data: Documents, rank: int) -> Documents:
     os.replace(path.with_suffix(".part"), path)
 
 
-def again(folder: Path, _: Documents | None, rank: int) -> Documents:
-    """Read what `keep` wrote, in the same order."""
+def reread_items(folder: Path, _: Documents | None, rank: int) -> Documents:
+    """Read what `keep_items` wrote, in the same order."""
     with pq.ParquetFile(folder / f"{rank:05d}.parquet") as file:
         for batch in file.iter_batches(GROUP):
-            yield from map(document, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            yield from map(to_document, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
 class Excluded:
@@ -345,7 +345,7 @@ def _write_part(build: Build, table: pa.Table, language: str, rank: int, number:
             "bytes": done.bytes, "sha256": done.sha256}
 
 
-def seal(build: Build, _: Documents | None, rank: int) -> Documents:
+def finalize(build: Build, _: Documents | None, rank: int) -> Documents:
     """Put the shards of a build in their place, write its manifest, and remove what is no longer needed.
 
     One task, which may be killed anywhere: whatever it finds half done it does again to the same end. Raises `Me5Error`
@@ -421,9 +421,10 @@ def counted(build: Build, parts: list[dict]) -> dict[str, Any]:
 
 def stages(build: Build, progress: bool = False) -> list[tuple[str, list[PipelineStep], int]]:
     """What is to be run, in order: name, steps, tasks."""
-    at, tasks, whole = build.folder, len(build.shares), filters.whole(build.card.name, build.card.filters)
+    at, tasks, whole = build.folder, len(build.shares), filters.whole_card(build.card.name, build.card.filters)
     finders = tasks if build.pairs is None else 1
-    make, reread = [Step(make_items, build, progress), Step(keep, at / "items")], [Step(again, at / "items")]
+    make = [FunctionStep(items_of_task, build, progress), FunctionStep(keep_items, at / "items")]
+    reread: list[PipelineStep] = [FunctionStep(reread_items, at / "items")]
     found = [("pairs", make, tasks)]
     if "exact" in whole:
         signs, duplicates = str(at / "exact/signatures"), str(at / "exact/found")
@@ -438,7 +439,8 @@ def stages(build: Build, progress: bool = False) -> list[tuple[str, list[Pipelin
                   ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=config)], config.num_buckets),
                   ("near clusters", [minhash.MinhashDedupCluster(pairs, remove, config)], 1)]
         reread.append(minhash.MinhashDedupFilter(remove, Excluded("near duplicate", at / "counts")))
-    return [*found, ("shards", [*reread, Step(write_shards, build)], tasks), ("seal", [Step(seal, build)], 1)]
+    return [*found, ("shards", [*reread, FunctionStep(write_shards, build)], tasks),
+            ("seal", [FunctionStep(finalize, build)], 1)]
 
 
 class _Quiet:
@@ -499,7 +501,7 @@ class Slurm(NamedTuple):
     more: Mapping[str, str] = {}
 
 
-def run(build: Build, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,
+def run_build(build: Build, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,
         memory: float = 2.0, progress: bool = True) -> str | None:
     """Do what is not done yet. `workers`: tasks at a time (None: local, one a processor; else no limit); `memory`: GB.
 
@@ -509,7 +511,7 @@ def run(build: Build, executor: str = "local", workers: int | None = None, slurm
         raise Me5Error(f"--executor {executor!r}: choose local, slurm or ray")
     if build.finished:
         return None
-    with _alone(build):
+    with _locked(build):
         found = stages(build, progress and build.pairs is not None and sys.stderr.isatty())
         logs = [str(build.folder / "logs" / f"{i:02d}-{name.replace(' ', '-')}") for i, (name, *_) in enumerate(found)]
         if executor == "slurm":
@@ -583,7 +585,7 @@ def _submit(card: str, found: list[tuple], logs: list[str], workers: int, slurm:
 
 
 @contextlib.contextmanager
-def _alone(build: Build) -> Iterator[None]:
+def _locked(build: Build) -> Iterator[None]:
     """One build of a card at a time in one folder (on Slurm: while it is submitted), datatrove's own messages unheard.
     """
     lock = FileLock(build.out / ".build" / "lock")

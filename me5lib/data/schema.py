@@ -1,7 +1,7 @@
 """The types of a hub source's columns, as its data card writes them: one line of Arrow words, read three ways.
 
-    parse("list<struct<docid: string, text: string?>>")     # → Kind
-    arrow(kind)                                             # the pyarrow type
+    parse_type("list<struct<docid: string, text: string?>>")     # → Kind
+    arrow_type(kind)                                             # the pyarrow type
     fault(kind, value)                                      # None, "null", or "not string but int"
 
 Words: string, int64, float64, bool, `list<T>`, `struct<name: T, …>`; a `?` behind any of them allows null.
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 
 
 @cache
-def parse(text: str) -> Kind:
+def parse_type(text: str) -> Kind:
     """The type written as `text`. Raises ValueError saying where it cannot be read."""
     tokens = _TOKEN.findall(text)
     if "".join(tokens).replace(" ", "") != text.replace(" ", ""):
@@ -60,12 +60,12 @@ def parse(text: str) -> Kind:
     return found
 
 
-def arrow(kind: Kind) -> pa.DataType:
+def arrow_type(kind: Kind) -> pa.DataType:
     """The pyarrow type that a Parquet file of such a column has."""
     if kind.word == "list":
-        return pa.list_(arrow(kind.parts[0][1]))
+        return pa.list_(arrow_type(kind.parts[0][1]))
     if kind.word == "struct":
-        return pa.struct([(name, arrow(part)) for name, part in kind.parts])
+        return pa.struct([(name, arrow_type(part)) for name, part in kind.parts])
     return pa.type_for_alias(kind.word)
 
 
@@ -84,7 +84,7 @@ def fault(kind: Kind, value: Any) -> str | None:
 def row_fault(columns: Mapping[str, str], row: Mapping[str, Any]) -> str | None:
     """The first column of `row` that is not as `columns` (name → type) says: "missing column title", "title: null"."""
     for name, text in columns.items():
-        kind = parse(text)
+        kind = parse_type(text)
         if name not in row and not kind.nullable:
             return f"missing column {name}"
         if found := fault(kind, row.get(name)):
