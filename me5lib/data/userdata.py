@@ -517,25 +517,21 @@ def _swallows(fields: Sequence[str], separator: str, header: Sequence[str], quot
 
 
 def _json_table(path: Path, encoding: str) -> Table:
-    text = _decode(path, encoding)
+    text, number = _decode(path, encoding), 1
+    kind, unit = "JSON", "row"
     try:
-        document = json.loads(text)
-    except ValueError as error:  # more than one value: JSON lines
-        if text.lstrip().startswith("[") and getattr(error, "msg", "") != "Extra data":
-            raise _no_json(path, 1, error) from None
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
+        try:
+            rows = list(enumerate(_rows_of(path, json.loads(text)), 1))
+        except ValueError as error:  # more than one value: JSON lines
+            if text.lstrip().startswith("[") and getattr(error, "msg", "") != "Extra data":
+                raise
+            kind, unit, rows = "JSON lines", "line", []
+            for number, line in enumerate(text.split("\n"), 1):
                 rows += [(number, json.loads(line))] if line.strip() else []
-            except ValueError as fault:
-                raise _no_json(path, number, fault) from None
-        return _table_of(path, "JSON lines", rows, "line")
-    return _table_of(path, "JSON", list(enumerate(_rows_of(path, document), 1)), "row")
-
-
-def _no_json(path: Path, number: int, error: ValueError) -> Me5Error:
-    line = number + getattr(error, "lineno", 1) - 1
-    return Me5Error(f"{path}: line {line} is no JSON ({getattr(error, 'msg', error)})")
+    except ValueError as error:
+        line = number + getattr(error, "lineno", 1) - 1
+        raise Me5Error(f"{path}: line {line} is no JSON ({getattr(error, 'msg', error)})") from None
+    return _table_of(path, kind, rows, unit)
 
 
 def _rows_of(path: Path, document: Any) -> list[Any]:
