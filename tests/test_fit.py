@@ -116,7 +116,7 @@ def test_the_dials_fit_the_file_and_say_why(corpus, start):
     assert stage.warmup == 1
     assert stage.temperature == 0.01 and stage.query_tokens <= encoder.max_tokens == dial.model.max_tokens == 64
     assert dial.data.language_temperature == 1 and dial.model.backbone == tuning.MODEL
-    told = "\n".join(tuning.dial_lines(dial))
+    told = "\n".join(tuning.setting_lines(dial))
     for key in ("steps", "batch", "lr", "hard_negatives", "near", "passage_tokens"):
         assert re.search(rf"finetune\.{key} +\S+  (ours|paper): \w", told), key
     shorter = tuning.fit(corpus, encoder, tuning.MODEL, steps=5, overrides=["finetune.batch=16", "finetune.lr=0.5"])

@@ -109,8 +109,8 @@ def finetune(
             negatives=[name.strip() for name in negative_columns.split(",") if name.strip()], encoding=encoding,
             symmetric=symmetric,
         )  # fmt: skip
-        dials = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
-        _tune(corpus, start_from or START, dials, seed, out, plan, resume, processes)
+        settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
+        _tune(corpus, start_from or START, settings, seed, out, plan, resume, processes)
         return
     if symmetric or encoding != "utf8" or any(value not in ("", None) for value in of_file):
         raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's own "
@@ -174,9 +174,9 @@ def _train(options: _Options, name: str) -> None:
         _say(team, made)
 
 
-def _tune(corpus: OwnCorpus, model: str, dials: dict[str, Any], seed: int, out: str, plan: bool, resume: bool | None,
+def _tune(corpus: OwnCorpus, model: str, settings: dict[str, Any], seed: int, out: str, plan: bool, resume: bool | None,
           processes: int | None) -> None:
-    """Fine-tune on one's own file: choose the dials, train, and compare before with after on the dev split."""
+    """Fine-tune on one's own file: choose the settings, train, and compare before with after on the dev split."""
     from me5lib.device import precision
     from me5lib.evaluate.own import compare
     from me5lib.model.encoder import Encoder
@@ -186,15 +186,15 @@ def _tune(corpus: OwnCorpus, model: str, dials: dict[str, Any], seed: int, out: 
     with _team(processes) as team:
         _say(team, "\n".join(corpus.lines()))
         start = team.main_process_first(lambda: fit.open_start(model, lambda line: _say(team, line)))
-        dial = fit.fit(corpus, Encoder.load(start), model, **dials)
-        _say(team, "\n".join([f"{model}, to be tuned with", *fit.dial_lines(dial)]))
+        cfg = fit.fit(corpus, Encoder.load(start), model, **settings)
+        _say(team, "\n".join([f"{model}, to be tuned with", *fit.setting_lines(cfg)]))
         if plan:
             return
         folder = io.out(name, seed, out)
         if team.main:
             _say(team, f"data card: {corpus.write(folder / 'data')}")
-        _begin(team, folder, fit.NAME, dial.finetune.steps, resume)
-        tuned = fit.finetune(corpus, start, folder, dial, seed=seed, teacher=bool(dials["teacher"]), team=team,
+        _begin(team, folder, fit.NAME, cfg.finetune.steps, resume)
+        tuned = fit.finetune(corpus, start, folder, cfg, seed=seed, teacher=bool(settings["teacher"]), team=team,
                              progress=team.main)
         if team.main:
             models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}

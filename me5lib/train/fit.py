@@ -1,14 +1,14 @@
-"""Fine-tuning on your own file: a model of the hub or of a folder, dials that fit a small file, stage 2.
+"""Fine-tuning on your own file: a model of the hub or of a folder, settings that fit a small file, stage 2.
 
-    corpus = own.read("faq.csv")                                   # me5lib.data.userdata
+    corpus = userdata.read("faq.csv")                                   # me5lib.data
     start = open_start("intfloat/multilingual-e5-small")           # or "me5-small-q4", or a folder
-    dial = fit(corpus, Encoder.load(start), str(start))
-    model = finetune(corpus, start, out, dial)                     # out/model, which SentenceTransformer loads
+    cfg = fit(corpus, Encoder.load(start), str(start))
+    model = finetune(corpus, start, out, cfg)                     # out/model, which SentenceTransformer loads
 
 The start model must read texts as mE5 does: average pooling over all tokens, "query: " and "passage: " before them,
 cosines. A model that pools otherwise is refused: it would be trained as something that it is not.
 
-Every dial is the paper's where it says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…`
+Every setting is the paper's where it says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…`
 changes it.
 """
 
@@ -60,19 +60,19 @@ def open_start(model: str | Path, say: Say = print) -> str | Path:
 
 def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None = None, steps: int | None = None,
         overrides: Sequence[str] = (), teacher: str = "") -> Scale:
-    """The dials for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
+    """The settings for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
 
-    `teacher` is for the dial of that name: "trained", the hub id of a cross-encoder, or "" for none. Raises `Me5Error`
-    for an unknown dial, for one that says nothing about a fine-tuning on one's own file, for epochs and steps together.
+    `teacher` is for the setting of that name: "trained", the hub id of a cross-encoder, or "" for none. Raises
+    `Me5Error` for an unknown setting, one that says nothing about one's own file, and for epochs and steps together.
     """
     if epochs is not None and steps is not None:
         raise Me5Error("--epochs and --steps say the same: leave one of them out")
     by_hand = {override.partition("=")[0] for override in overrides}
-    base = config.load("base", overrides)  # refuses what is no dial, or no value
+    base = config.load("base", overrides)  # refuses what is no cfg, or no value
     if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:
-        raise Me5Error(f"{idle[0]} decides nothing with --data: the dials are finetune.… and data.language_temperature")
+        raise Me5Error(f"{idle[0]} decides nothing with --data: set finetune.… or data.language_temperature")
     fixed = {key.partition(".")[2] for key in by_hand if key.startswith("finetune.")}
-    chosen = _fitting_dials(corpus, encoder, EPOCHS if epochs is None else epochs, steps,
+    chosen = _fitting_values(corpus, encoder, EPOCHS if epochs is None else epochs, steps,
                      {key: getattr(base.finetune, key) for key in fixed})
     if teacher:
         chosen["teacher"] = (teacher, "ours", "asked for")
@@ -90,9 +90,9 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
     return dataclasses.replace(base, name=corpus.name, data=data, model=shape, finetune=stage, provenance=told)
 
 
-def _fitting_dials(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None,
+def _fitting_values(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None,
                    fixed: dict) -> dict[str, tuple[Any, str, str]]:
-    """The dials of the stage, from the file's size, the lengths of its texts, the model's size and the `fixed` ones."""
+    """The stage's settings, from the file's size, the lengths of its texts, the model's size and the `fixed` ones."""
     rows = corpus.labelled()
     if not 0 < epochs * len(rows) < math.inf or (steps is not None and steps < 1):
         raise Me5Error("--epochs and --steps must be above zero, and not endless")
@@ -131,21 +131,21 @@ def _longest(corpus: OwnCorpus, encoder: Encoder, most: int = 192) -> tuple[int,
     return tuple(min(most, encoder.max_tokens, 8 * math.ceil(longest / 8)) for longest in lengths)
 
 
-def dial_lines(dial: Scale) -> list[str]:
-    """Every dial with its value, where it comes from, and why."""
-    values = {f"finetune.{key}": value for key, value in dataclasses.asdict(dial.finetune).items()}
-    values["data.language_temperature"] = dial.data.language_temperature
-    return [f"  {key:28}{values[key]!s:>8}  {source}: {why}" for key, (source, why) in dial.provenance.items()]
+def setting_lines(cfg: Scale) -> list[str]:
+    """Every setting with its value, where it comes from, and why."""
+    values = {f"finetune.{key}": value for key, value in dataclasses.asdict(cfg.finetune).items()}
+    values["data.language_temperature"] = cfg.data.language_temperature
+    return [f"  {key:28}{values[key]!s:>8}  {source}: {why}" for key, (source, why) in cfg.provenance.items()]
 
 
-def finetune(corpus: OwnCorpus, start: str | Path, out: Path, dial: Scale, *, seed: int = 0, teacher: bool = False,
+def finetune(corpus: OwnCorpus, start: str | Path, out: Path, cfg: Scale, *, seed: int = 0, teacher: bool = False,
              team: Team | None = None, progress: bool = True) -> Path:
     """Stage 2 on the file, from `start`: the finished folder `out`/model. Unfinished work is gone on with.
 
     Negatives are the file's own and the start model's nearest; a teacher is trained only when it is asked for (ours:
     it doubles the time, and on a small file it seldom beats a start model that was pre-trained).
     """
-    return stages.finetune(dial, seed, out, start=start, name=NAME, negatives="mined", teacher=teacher, corpus=corpus,
+    return stages.finetune(cfg, seed, out, start=start, name=NAME, negatives="mined", teacher=teacher, corpus=corpus,
                            team=team, progress=progress)
 
 
