@@ -68,7 +68,7 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
     if epochs is not None and steps is not None:
         raise Me5Error("--epochs and --steps say the same: leave one of them out")
     by_hand = {override.partition("=")[0] for override in overrides}
-    base = config.load("base", overrides)  # refuses what is no cfg, or no value
+    base = config.load("base", overrides)  # refuses what is no setting, or no value
     if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:
         raise Me5Error(f"{idle[0]} decides nothing with --data: set finetune.… or data.language_temperature")
     fixed = {key.partition(".")[2] for key in by_hand if key.startswith("finetune.")}
