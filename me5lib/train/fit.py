@@ -1,9 +1,9 @@
 """Fine-tuning on your own file: a model of the hub or of a folder, settings that fit a small file, stage 2.
 
-    corpus = userdata.read("faq.csv")                                   # me5lib.data
-    start = open_start("intfloat/multilingual-e5-small")           # or "me5-small-q4", or a folder
+    corpus = userdata.read("faq.csv")                        # me5lib.data
+    start = open_start("intfloat/multilingual-e5-small")     # or "me5-small-q4", or a folder
     cfg = fit(corpus, Encoder.load(start), str(start))
-    model = finetune(corpus, start, out, cfg)                     # out/model, which SentenceTransformer loads
+    model = finetune(corpus, start, out, cfg)                # out/model, which SentenceTransformer loads
 
 The start model must read texts as mE5 does: average pooling over all tokens, "query: " and "passage: " before them,
 cosines. A model that pools otherwise is refused: it would be trained as something that it is not.
