@@ -7,20 +7,19 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from me5lib.data import cards, packs
 from me5lib.io import Me5Error
 
-ROOT = Path(__file__).resolve().parents[1]
 WHEEL = "two_words-1.0-cp27-cp27m-win32.whl"  # neither our Python nor our platform
 SDIST = "plain-2.0.tar.gz"
 CARD = """---
@@ -256,22 +255,15 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(server, deck, monkeypa
     assert left(deck) == [".lock"]
 
 
-def test_a_second_process_waits_for_the_first(server, deck):
-    from filelock import FileLock
-
+def test_a_second_fetch_waits_for_the_first(server, deck, capsys):
     deck.mkdir(parents=True)
-    code = ("from pathlib import Path; from me5lib.data import cards, packs\n"
-            f"cards.asset = lambda name: Path({str(deck.parent.parent / 'assets')!r}) / name\n"
-            "print('go', flush=True); packs.fetch(progress=False); print('done', flush=True)")
-    with FileLock(deck / ".lock"):
-        other = subprocess.Popen([sys.executable, "-c", code], text=True, cwd=ROOT,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert other.stdout.readline() == "go\n"
-        assert "another process is fetching packs" in other.stderr.readline()
-        time.sleep(0.2)
-        assert not (deck / WHEEL).exists()
-    assert other.communicate(timeout=60)[0] == "done\n"
-    assert len(packs.archives("both")) == 2
+    with ThreadPoolExecutor() as threads, FileLock(deck / ".lock") as first:
+        second = threads.submit(packs.fetch, progress=False)
+        time.sleep(1.2)
+        assert not second.done() and not (deck / WHEEL).exists()
+        first.release()
+        assert len(second.result(timeout=60)) == 2
+    assert "another process is fetching packs" in capsys.readouterr().err
 
 
 def test_members_are_read_by_pattern_and_nothing_is_executed(tmp_path, files):
