@@ -276,7 +276,7 @@ def test_two_builds_of_a_card_in_one_folder_are_refused(mirror, tmp_path):
 
 
 def test_a_killed_build_ends_as_an_undisturbed_one(tmp_path):
-    card = prove_build.CARD.replace(", near: {threshold: 0.9}", "")
+    card = prove_build.CARD.replace(", exact: {}, near: {threshold: 0.9}", "")
     assert prove_build.prove(tmp_path, kills=1, seed=2, rows=200, card=card) == 1
 
 

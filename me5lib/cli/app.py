@@ -46,8 +46,8 @@ app = typer.Typer(
     help="Learn and reproduce Multilingual E5: run its notebooks, or one stage at a time.",
 )
 app.add_typer(data.app, name="mixture")
-for _command in (data.fetch, data.verify_released):
-    app.command()(_command)
+app.command("fetch")(data.fetch_scale)
+app.command()(data.verify_released)
 
 
 @app.command()

@@ -33,7 +33,7 @@ app = typer.Typer(
 MixtureOut = Annotated[Path | None, typer.Option(help="Folder of the mixture (default: mixture, in the cache).")]
 
 
-def fetch(
+def fetch_scale(
     scale: Annotated[str, typer.Option("--for", help="The scale to fetch for; or table3, table4, table5, for `me5 "
                                        "evaluate`.")] = "workshop",
     rows: Annotated[int | None, typer.Option(min=1, help="Rows per card (default: what the scale draws).")] = None,
@@ -172,8 +172,8 @@ def backbone(name: str, pickle: bool = False, revision: str | None = None) -> st
     return folder
 
 
-@app.command()
-def build(
+@app.command("build")
+def build_mixture(
     card: Annotated[list[str], typer.Option(help="Name of a hub card, as nllb; may be given again.")],
     executor: Annotated[str, typer.Option(help="local (this machine), slurm or ray.")] = "local",
     tasks: Annotated[int, typer.Option(help="Parts that a build is cut into; the shards follow from it.")] = 16,
@@ -214,8 +214,8 @@ def build(
               f"{about['made']:,} pairs made, {dropped:,} of them dropped: see {pipeline.MANIFEST}")
 
 
-@app.command()
-def show(
+@app.command("show")
+def show_mixture(
     out: MixtureOut = None,
     temperature: Annotated[float, typer.Option(help="Of the languages inside a source (ours: 0.5).")] = 0.5,
 ) -> None:
@@ -239,8 +239,8 @@ def show(
     print(f"every source and language: {folder / 'mixture.csv'}")
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_mixture(
     scale: Annotated[str, typer.Option(help="The offline corpus whose rows are checked, without --out.")] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Check the shards that were built in this folder instead.")] = None,
     tasks: Annotated[str, typer.Option(help="mteb tasks, as Tatoeba,STSBenchmark, beside the offline ones.")] = "",

@@ -245,11 +245,11 @@ def plan_drawing(card: cards.Card, pairs: int, temperature: float = 0.5) -> Draw
         by_stream[file.entry, file.language].append(file)
     weights = [sum(file.size for file in own) ** temperature for own in by_stream.values()]
     shares = largest_remainder(weights, pairs).tolist()
-    drawn = [_spaced(own, share) for own, share in zip(by_stream.values(), shares, strict=True) if share]
+    drawn = [_evenly_spaced(own, share) for own, share in zip(by_stream.values(), shares, strict=True) if share]
     return DrawingPlan(drawn, commits, [sizes[entry] for entry in range(len(card.hub))])
 
 
-def _spaced(files: list[HubFile], pairs: int) -> list[HubFile]:
+def _evenly_spaced(files: list[HubFile], pairs: int) -> list[HubFile]:
     """Evenly spaced files, due pairs in proportion to their bytes; then those in reserve, due what is lacking then."""
     count = min(len(files), pairs, max(FILES, -(-pairs // ROWS_A_FILE)))
     chosen = [files[i * len(files) // count] for i in range(count)]
