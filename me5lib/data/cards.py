@@ -22,10 +22,13 @@ from me5lib.io import Me5Error, asset
 UNVERIFIED = "unverified"  # in `read_from`: nobody could read the page, the columns are from memory
 
 
-class File(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class File(_Strict):
     """One file of the package index. `file` is what is fetched; its name and SHA-256 pin it."""
 
-    model_config = ConfigDict(extra="forbid")
     package: str
     version: str
     file: str
@@ -33,21 +36,18 @@ class File(BaseModel):
     size: int = Field(gt=0)  # bytes
 
 
-def _type(text: str) -> str:
-    schema.parse_type(text)
-    return text
+ColumnType = Annotated[str, AfterValidator(lambda text: schema.parse_type(text) and text)]  # in the words of `schema`
 
 
-class Hub(BaseModel):
+class Hub(_Strict):
     """Rows of one repository of the hub that have one form, and the builder that makes pairs of them."""
 
-    model_config = ConfigDict(extra="forbid")
     repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str | None = None  # commit, branch or tag; None: main, which may change
     files: str  # glob inside the repository, as data/*.parquet; {language} stands for one of `languages`
     languages: dict[str, str] = {}  # ISO 639 code → how the repository writes it; {}: `language` says it
     language: str | None = None  # of every row; None: told by {language}, or by the row
-    columns: dict[str, Annotated[str, AfterValidator(_type)]]  # name → type, in the words of `schema`
+    columns: dict[str, ColumnType]  # name → type
     read_from: str  # address of the page or file that the columns were read from, or "unverified"
     rows: int | None = None  # how many the hub says there are, over all languages
     builder: str  # name in `builders.BUILDERS`
@@ -64,20 +64,18 @@ class Hub(BaseModel):
         return self
 
 
-class Paper(BaseModel):
+class Paper(_Strict):
     """What the paper says of a source."""
 
-    model_config = ConfigDict(extra="forbid")
     table: Literal[1, 2] | None  # None: of the instruct model's mixture, which has no table
     rows: int | None = None  # as sampled in training; None: not published
     joint: list[str] = []  # cards that share a printed count; `rows` is then our share of it
     pair: str  # its words for the pair, shortened
 
 
-class Card(BaseModel):
+class Card(_Strict):
     """The front matter of one data card."""
 
-    model_config = ConfigDict(extra="forbid")
     name: str
     title: str
     role: Literal["train", "evaluate", "train and evaluate", "baseline", "model"]

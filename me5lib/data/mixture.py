@@ -81,17 +81,8 @@ class Mixture:
     `streams`: tuple of `Stream`; `weights`: source → weight; `quotas`: source → steps that are its own (sum: `steps`).
     """
 
-    def __init__(
-        self,
-        shards: Mapping[tuple[str, str], Rows],
-        *,
-        steps: int,
-        batch: int,
-        seed: int,
-        weights: Mapping[str, float] | None = None,
-        temperature: float = 0.5,
-        homogeneous: float = 1.0,
-    ):
+    def __init__(self, shards: Mapping[tuple[str, str], Rows], *, steps: int, batch: int, seed: int,
+                 weights: Mapping[str, float] | None = None, temperature: float = 0.5, homogeneous: float = 1.0):
         """`shards` by (source, language); `batch` is the global one; `weights` by source (None: a source's rows).
 
         Raises `Me5Error` for an empty mixture or shard, unknown columns or weights, and dials out of range.
@@ -248,9 +239,9 @@ class Mixture:
 
 
 def _weights(streams: Sequence[Stream], given: Mapping[str, float] | None) -> dict[str, float]:
-    rows: dict[str, float] = {}
+    rows = dict.fromkeys((stream.source for stream in streams), 0.0)
     for stream in streams:
-        rows[stream.source] = rows.get(stream.source, 0.0) + stream.rows
+        rows[stream.source] += stream.rows
     if given is None:
         return rows
     if set(given) != set(rows):
@@ -291,8 +282,7 @@ def webster(weights: Sequence[float], total: int) -> np.ndarray:
     dealt = np.maximum(np.floor(share * sure + 0.5), 0).astype(np.int64)
     # By the time total + parties / 2 all is dealt: nobody gets more than this many of the slots that are left.
     most = np.where(share > 0, np.ceil(share * (total + parties / 2 - max(sure, 0))) + 1, 0).astype(np.int64)
-    party = np.repeat(np.arange(parties), most)
-    nth = np.arange(len(party)) - np.repeat(np.cumsum(most) - most, most)
+    party, nth = _runs(most)
     time = (dealt[party] + nth + 0.5) / share[party]
     first = np.argsort(time, kind="stable")[: total - int(dealt.sum())]
     return dealt + np.bincount(party[first], minlength=parties)
