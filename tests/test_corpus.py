@@ -1,10 +1,8 @@
 """The corpus: no held-out text or near-copy is trained on, pools follow the rule, building is all or nothing.
 
-Near-copies are looked for by brute force and by measures of this file (trigram sets in plain Python, difflib), over all
-that training sees.
+Near-copies are looked for by brute force, by trigram sets in plain Python, over all that training sees.
 """
 
-import difflib
 import errno
 import random
 from collections import Counter, defaultdict
@@ -147,11 +145,6 @@ def test_planted_copies_and_near_copies_are_not_trained_on(small, sets):
     english = trained["en"]
     assert 60 < len(held) < 180 and len(english) > 1000  # 40 % of 300; and the rest is
     assert not {other for text in held for other in (f"{text} now", text.replace("Open", "open 17"))} & english
-    for text in sorted(held)[:40]:  # by another measure
-        matcher = difflib.SequenceMatcher(b=text, autojunk=False)
-        for other in english:
-            matcher.set_seq1(other)
-            assert matcher.quick_ratio() < 0.9 or matcher.ratio() < 0.9, (text, other)
     only_evaluated = {text for own in sets["intents"].values() for text in (*own[0], *own[2])}
     assert len(only_evaluated) == 160 and not only_evaluated & set().union(*trained.values())
 
