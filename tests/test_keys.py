@@ -41,7 +41,7 @@ def keys(folder):
         "protocol": protocol.fingerprint(encoder),
         "vectors": cached._path(["a", "b"], "query: ", {}).name,
         "scores": [path.name for path in (folder / "scores").iterdir()],
-        "run": run.Journal(folder / "run", run.books(), parameters)._keys,
+        "run": run.Journal(folder / "run", run.books(), parameters).keys,
     }
 
 

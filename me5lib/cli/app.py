@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `me5 --help` answers a
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,9 +104,8 @@ def run(
         if not numbers:
             return
     outcomes = runner.run(cfg, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
-    failed = runner.failures(outcomes)
-    finished = len(outcomes) - len(failed)
-    print(f"{finished} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    print(f"{len(outcomes) - failed} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
     if failed:
         raise typer.Exit(1)
 
@@ -121,7 +121,7 @@ def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Pa
         if export:
             bundle.export(lesson, export)
             print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run "
-                  f"{bundle.of_run(lesson)} --from {export.name}")
+                  f"{shlex.join(lesson.options)} --from {export.name}")
         if source:
             bundle.unpack(source, lesson)
             print(f"the checkpoints of {source} are in {folder}: any notebook can be started")

@@ -221,7 +221,7 @@ def show_mixture(
 ) -> None:
     """What is built: rows and shares by source and language, wanted and built; a picture; and who is starved."""
     from me5lib.data import cards, hub
-    from me5lib.lessons import figures, mixture_figures
+    from me5lib.lessons import data_figures, figures
 
     folder = (out or hub.built_home()).expanduser().resolve()
     stages = hub.mixtures(hub.built(folder), cards.hub(), temperature)
@@ -230,7 +230,7 @@ def show_mixture(
     for number, stage in enumerate(stages):
         print("\n".join(stage_table(stage)))
         path = folder / f"mixture-{number + 1}.png"
-        figures.keep(mixture_figures.picture(stage, hub.STARVED), path)
+        figures.keep(data_figures.mixture(stage, hub.STARVED), path)
         print(f"picture: {path}\n")
     rows = ([stage.title, name, code, n, f"{stage.languages[code][1]:.6f}"]
             for stage in stages for name, languages in stage.built.items() for code, n in sorted(languages.items()))

@@ -57,9 +57,9 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import exact_dedup as exact
 from datatrove.pipeline.dedup import minhash
+from datatrove.utils.logging import logger
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from filelock import FileLock, Timeout
-from loguru import logger
 from tqdm import tqdm
 
 from me5lib import __version__, io

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from me5lib.lessons.alignment import neighbour_agreement, unit
-from me5lib.lessons.figures import COLOURS, GREY, canvas
+from me5lib.lessons.figures import COLOURS, GREY, canvas, interactive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,17 +59,21 @@ def draw(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], 
     """Maps side by side: a marker and colour per script; the chosen `meanings` in black with language codes."""
     wide = min(6.2, 13 / len(maps))  # inches: a page's text is about 8
     figure, axes = canvas(wide * len(maps), 0.9 * wide, columns=len(maps), squeeze=False)
-    styles = _styles(scripts)
+    by_size = [name for name, _ in Counter(scripts).most_common()]
+    colours = [*(colour for colour in COLOURS if colour != "#000000"), GREY]
     for axis, laid in zip(axes[0], maps, strict=True):
-        for name, (colour, marker) in styles.items():
-            chosen = laid.points[[i for i, s in enumerate(scripts) if s == name]].reshape(-1, 2)
-            axis.scatter(*chosen.T, s=10, c=colour, marker=marker, alpha=0.45, linewidths=0, label=name)
+        for i, name in enumerate(by_size):
+            points = laid.points[[j for j, script in enumerate(scripts) if script == name]].reshape(-1, 2)
+            axis.scatter(*points.T, s=10, c=colours[i % len(colours)], marker=MARKERS[i % len(MARKERS)], alpha=0.45,
+                         linewidths=0, label=name)
         for meaning in meanings:
-            _mark(axis, laid.points[:, meaning], languages)
+            axis.scatter(*laid.points[:, meaning].T, s=22, c="black", zorder=3)
+            for point, language in zip(laid.points[:, meaning], languages, strict=True):
+                axis.annotate(language, point, fontsize=7, xytext=(3, 3), textcoords="offset points", zorder=4)
         axis.set_title(laid.caption, fontsize=10)
-        axis.set_xticks([]), axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", frameon=False, markerscale=2,
-                  ncols=min(len(styles), 3 + 2 * len(maps)), fontsize=8)
+                  ncols=min(len(by_size), 3 + 2 * len(maps)), fontsize=8)
     return figure
 
 
@@ -78,35 +82,9 @@ def explorer(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[st
 
     Its static twin is `draw` with the same maps and one meaning chosen.
     """
-    import io
-
     import ipywidgets
 
     titles = [(laid.title, i) for i, laid in enumerate(maps)]
     which = ipywidgets.Dropdown(options=titles, value=len(maps) - 1, description="map")
     meaning = ipywidgets.Dropdown(options=[(text[:60], i) for i, text in enumerate(labels)], description="meaning")
-    picture = ipywidgets.Image(format="png")
-
-    def show(_change: object = None) -> None:
-        """Draw what is chosen."""
-        figure = draw([maps[which.value]], languages, scripts, [meaning.value])
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        picture.value = file.getvalue()
-
-    which.observe(show, "value")
-    meaning.observe(show, "value")
-    show()
-    return ipywidgets.VBox([ipywidgets.HBox([which, meaning]), picture])
-
-
-def _mark(axis, points: np.ndarray, languages: Sequence[str]) -> None:
-    axis.scatter(*points.T, s=22, c="black", zorder=3)
-    for point, language in zip(points, languages, strict=True):
-        axis.annotate(language, point, fontsize=7, xytext=(3, 3), textcoords="offset points", zorder=4)
-
-
-def _styles(scripts: Sequence[str]) -> dict[str, tuple[str, str]]:
-    common = [name for name, _ in Counter(scripts).most_common()]
-    colours = [*[c for c in COLOURS if c != "#000000"], GREY]
-    return {name: (colours[i % len(colours)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(common)}
+    return interactive([which, meaning], lambda i, chosen: draw([maps[i]], languages, scripts, [chosen]), row=True)

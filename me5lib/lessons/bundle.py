@@ -17,7 +17,6 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from me5lib.config import overrides
 from me5lib.data.packs import members
 from me5lib.io import STAGES, Me5Error, sha256
 from me5lib.lessons.lesson import Lesson
@@ -29,18 +28,17 @@ _FAULTS = (Me5Error, LookupError, TypeError, ValueError, RuntimeError, EOFError,
 
 def export(lesson: Lesson, file: Path) -> None:
     """Write the checkpoints of a run to `file`. Raises `Me5Error` where one is missing, or `file` is there already."""
-    found = [path for stage in STAGES for path in sorted(lesson.checkpoint(stage).rglob("*")) if path.is_file()]
-    named = {path.relative_to(lesson.out).as_posix(): path for path in found}
-    named = {name: path for name, path in named.items() if _NAME.fullmatch(name)}  # others are of a file browser
-    names, paths = list(named), list(named.values())
-    about = {"run": of_run(lesson), "files": dict(zip(names, map(sha256, paths), strict=True))}
+    found = {path.relative_to(lesson.out).as_posix(): path
+             for stage in STAGES for path in sorted(lesson.checkpoint(stage).rglob("*")) if path.is_file()}
+    paths = {name: path for name, path in found.items() if _NAME.fullmatch(name)}  # others are of a file browser
     if file.exists():
         raise Me5Error(f"{file} is there already: choose another name")
+    about = {"run": shlex.join(lesson.options), "files": {name: sha256(path) for name, path in paths.items()}}
     part = file.with_name(f"{file.name}.part")
     try:
         with zipfile.ZipFile(part, "w", strict_timestamps=False) as archive:
             archive.writestr(LIST, json.dumps(about, indent=1))
-            for path, name in zip(paths, names, strict=True):
+            for name, path in paths.items():
                 archive.write(path, name)
         part.replace(file)
     except OSError as error:
@@ -63,7 +61,7 @@ def unpack(file: Path, lesson: Lesson) -> None:
             raise ValueError
     except (*_FAULTS, OSError):
         raise Me5Error(f"{file} is no bundle that this me5 can read: make one with `me5 run --export`") from None
-    if run != of_run(lesson):
+    if run != shlex.join(lesson.options):
         raise Me5Error(f"{file} is of another run: add {run}")
     missing = [stage for stage in STAGES if not (out / stage).exists()]
     for name, expected in sums.items():
@@ -85,9 +83,3 @@ def unpack(file: Path, lesson: Lesson) -> None:
         raise Me5Error(f"cannot unpack {file} to {out} ({error.strerror}): choose another with --out") from None
     finally:
         shutil.rmtree(side, ignore_errors=True)
-
-
-def of_run(lesson: Lesson) -> str:
-    """The options that tell a run from others: its scale, seed and the dials that were set by hand."""
-    dials = (part for dial in overrides(lesson.scale) for part in ("--set", dial))
-    return shlex.join(["--scale", lesson.scale.name, "--seed", str(lesson.seed), *dials])

@@ -6,15 +6,20 @@ with any colour vision can tell apart.
 
 from __future__ import annotations
 
+import io
+import math
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 GREY = "#8A8A8A"
+Point = tuple[float, float]
 
 
 def canvas(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int = 1, **options):
@@ -41,6 +46,47 @@ def keep(figure: Figure, path: Path) -> Figure:
     return figure
 
 
+def interactive(controls: Sequence[Any], draw: Callable[..., Figure], row: bool = False):
+    """An ipywidgets box: the picture that `draw` makes of the values of `controls`, drawn again when one changes.
+
+    The controls stand above the picture, with `row` side by side.
+    """
+    import ipywidgets
+
+    picture = ipywidgets.Image(format="png")
+
+    def show(_change: object = None) -> None:
+        file = io.BytesIO()
+        draw(*(control.value for control in controls)).savefig(file, format="png")
+        picture.value = file.getvalue()
+
+    for control in controls:
+        control.observe(show, "value")
+    show()
+    return ipywidgets.VBox([*([ipywidgets.HBox(controls)] if row else controls), picture])
+
+
+def legend_below(figure: Figure, columns: int, **options: Any) -> None:
+    """The legend of a whole figure, under its axes."""
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, **options)
+
+
+def codes_across(axis: Axes, names: Iterable[str], size: float) -> None:
+    """A name at each place of x, upright."""
+    names = list(names)
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+
+
+def names_down(axis: Axes, names: Iterable[str], **options: Any) -> None:
+    """A name at each place of y, the first on top."""
+    names = list(names)
+    axis.set_yticks(range(len(names)), names, **options)
+    axis.invert_yaxis()
+
+
+# ---- in any lesson ---------------------------------------------------------------------------------------------------
+
+
 def shares(rows: dict[str, dict[str, float]], ceiling: tuple[str, float] | None = None) -> Figure:
     """Horizontal bars of shares in [0, 1]: a group per row, a bar per column; `ceiling` draws a labelled line."""
     figure, axis = canvas(7.0, 0.6 + 0.75 * len(rows))
@@ -52,10 +98,9 @@ def shares(rows: dict[str, dict[str, float]], ceiling: tuple[str, float] | None 
         axis.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
     if ceiling:
         axis.axvline(ceiling[1], color="black", linestyle="--", linewidth=1, label=f"{ceiling[0]} {ceiling[1]:g}")
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.invert_yaxis()
+    names_down(axis, rows)
     axis.set_xlim(0, 1.08)
-    figure.legend(loc="outside lower center", ncols=len(columns) + 1, frameon=False)
+    legend_below(figure, len(columns) + 1)
     return figure
 
 
@@ -76,133 +121,151 @@ def curves(
     if level:
         axis.axhline(level[1], color=GREY, linewidth=1)
         axis.annotate(level[0], (1, level[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    axis.set_xscale("log" if logx else "linear")
-    axis.set_yscale("log" if logy else "linear")
+    axis.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear", xlabel=x, ylabel=y)
     if dots:
         ticks = sorted({value for xs, _ in lines.values() for value in xs})
         axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
     axis.set_title(title, fontsize=10)
     if len(lines) > 1:
         axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def source_shares(mixtures: dict[str, dict[str, float]]) -> Figure:
-    """A panel per mixture (title → source → amount): horizontal bars of the shares, largest first."""
-    figure, axes = canvas(4.6 * len(mixtures), 3.4, columns=len(mixtures), squeeze=False)
-    for axis, (title, amounts), colour in zip(axes[0], mixtures.items(), COLOURS, strict=False):
-        total = sum(amounts.values())
-        found = sorted(((amount / total, source) for source, amount in amounts.items()), reverse=True)
-        bars = axis.barh([source for _, source in found], [share for share, _ in found], color=colour)
-        axis.bar_label(bars, fmt=lambda share: f"{share:.1%}", fontsize=8, padding=2)
-        axis.invert_yaxis()
-        axis.set(title=title, xlabel="share of the pairs", xlim=(0, 1.25 * found[0][0]))
+def intervals(rows: dict[str, tuple[float, float, float]], label: str, zero: bool = False) -> Figure:
+    """Name → (value, low, high) as dots with their intervals, one a line; with `zero` a line where nothing differs."""
+    figure, axis = canvas(7.0, 0.9 + 0.42 * len(rows))
+    for i, (value, low, high) in enumerate(rows.values()):
+        axis.plot([low, high], [i, i], color=COLOURS[0], linewidth=2)
+        axis.plot(value, i, "o", color=COLOURS[0])
+        axis.annotate(f"{value:+.3f}" if zero else f"{value:.3f}", (value, i), (0, 6), textcoords="offset points",
+                      ha="center", fontsize=8)
+    if zero:
+        axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(ylim=(len(rows) - 0.4, -0.8), xlabel=label)
     return figure
 
 
-def language_shares(rows: dict[str, int], curves: dict[str, list[float]]) -> Figure:
-    """Shares of the languages in `rows` (most rows first), one line per entry of `curves`, on a logarithmic scale."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    figure, axis = canvas(9.0, 4.0)
-    for (label, shares_of), style in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
-        axis.plot(range(len(rows)), shares_of, style, marker="o", markersize=3, label=label)
-    labels = {"rotation": 90, "fontsize": 8 if len(rows) < 50 else 5}
-    axis.set_xticks(range(len(rows)), list(rows), **labels)
-    axis.set(yscale="log", ylabel="share of the source's pairs", xlabel="languages, most rows first")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.2g} %")
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.legend(frameon=False)
+def beside(rows: dict[str, dict[str, float]], x: str, level: tuple[str, float] | None = None) -> Figure:
+    """One line a row, its values as marks of different shape and colour: a guess (first, grey) beside what came."""
+    figure, axis = canvas(7.0, 0.9 + 0.34 * len(rows))
+    for i, name in enumerate(dict.fromkeys(mark for row in rows.values() for mark in row)):
+        points = [(row[name], place) for place, row in enumerate(rows.values()) if name in row]
+        axis.scatter(*zip(*points, strict=True), 110 if i == 0 else 32, (GREY, *COLOURS[:3])[i % 4], "sox^"[i % 4],
+                     label=name, zorder=2 + i, alpha=0.5 if i == 0 else 1.0)
+    if level:
+        axis.axvline(level[1], color="black", linestyle="--", linewidth=1, label=level[0])
+    names_down(axis, rows)
+    axis.set_xlabel(x)
+    legend_below(figure, 4, fontsize=8)
     return figure
 
 
-def temperature_slider(rows: dict[str, int], start: float = 0.5):
-    """An ipywidgets box: `language_shares` of `rows` at the temperature of a slider. Static twin: `language_shares`."""
-    import io
+def number_table(
+    values: list[list[float]], rows: list[str], columns: list[str], title: str = "",
+    signed: bool = False, outlined: list[tuple[int, int]] = (), pattern: str = "{:.2f}",
+) -> Figure:
+    """A small table as coloured cells with their numbers: white to blue, or `signed`, orange below 0 and blue above.
 
-    import ipywidgets
-
-    slider = ipywidgets.FloatSlider(start, min=0.0, max=1.0, step=0.05, continuous_update=False)
-    picture = ipywidgets.Image(format="png")
-
-    def show(_change: object = None) -> None:
-        """Draw at the slider's value."""
-        powers = [count**slider.value for count in rows.values()]
-        file = io.BytesIO()
-        curve = {f"temperature {slider.value:.2f}": [power / sum(powers) for power in powers]}
-        language_shares(rows, curve).savefig(file, format="png")
-        picture.value = file.getvalue()
-
-    slider.observe(show, "value")
-    show()
-    return ipywidgets.VBox([slider, picture])
-
-
-def batch_sources(panels: dict[str, list[dict[str, int]]]) -> Figure:
-    """A panel per entry: one stacked bar per step, rows of each source; steps in order, one colour per source."""
-    figure, axes = canvas(9.0, 1.7 * len(panels), rows=len(panels), squeeze=False, sharex=True)
-    sources = sorted({source for steps in panels.values() for step in steps for source in step})
-    colours = [*COLOURS, GREY]
-    for axis, (title, steps) in zip(axes[:, 0], panels.items(), strict=True):
-        bottom = [0] * len(steps)
-        for i, source in enumerate(sources):
-            height = [step.get(source, 0) for step in steps]
-            axis.bar(range(len(steps)), height, 0.9, bottom, color=colours[i % len(colours)], label=source)
-            bottom = [b + h for b, h in zip(bottom, height, strict=True)]
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.set_ylabel("rows")
-    axes[-1, 0].set_xlabel("step")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    return figure
-
-
-def nearest_trained(similarity: dict[str, list[float]], near: float) -> Figure:
-    """Histograms of each held-out string's similarity to the nearest trained one, per split; `near` is the line."""
-    figure, axis = canvas(8.0, 3.6)
-    bins = [i / 20 for i in range(21)]
-    axis.hist(list(similarity.values()), bins, label=list(similarity), density=False,
-              weights=[[1 / max(len(found), 1)] * len(found) for found in similarity.values()])
-    axis.axvline(near, color="black", linestyle="--", linewidth=1, label=f"near-copy from {near:g} on")
-    axis.set(xlabel="similarity to the nearest trained string (Jaccard, character trigrams)",
-             ylabel="share of held-out strings")
-    axis.legend(frameon=False)
-    return figure
-
-
-def language_dots(scores: dict[str, dict[str, float]], x: str) -> Figure:
-    """A row per language, a mark per model (model → language → score in [0, 1]): who finds what in which language.
-
-    Languages are sorted by the first model's score, best on top; a model without a score for a language has no mark.
+    `outlined` cells (row, column) get a black border. A cell of None is empty.
     """
-    first = next(iter(scores.values()))
-    languages = sorted(first, key=lambda language: (first[language], language))
-    figure, axis = canvas(7.0, 1.4 + 0.3 * len(languages))
-    for (name, row), mark in zip(scores.items(), ("o", "x", "s", "^", "D", "v"), strict=False):
-        places = [i for i, language in enumerate(languages) if language in row]
-        axis.plot([row[languages[i]] for i in places], places, mark, label=name, markersize=6, alpha=0.85)
-    axis.set_yticks(range(len(languages)), languages)
-    axis.set(xlim=(-0.03, 1.03), xlabel=x)
-    figure.legend(loc="outside upper center", ncols=len(scores), frameon=False, fontsize=9)
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.patches import Rectangle
+
+    figure, axis = canvas(1.6 + 0.95 * len(columns), 1.1 + 0.5 * len(rows))
+    known = [value for row in values for value in row if value is not None]
+    most = max(map(abs, known)) or 1.0
+    colours = [COLOURS[1], "white", COLOURS[0]] if signed else ["white", COLOURS[0]]
+    scale = Normalize(-most if signed else min(0, *known), most)
+    cells = [[float("nan") if value is None else value for value in row] for row in values]
+    paint = LinearSegmentedColormap.from_list("house", colours)
+    axis.imshow(cells, cmap=paint, norm=scale, alpha=0.75, aspect="auto")
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            axis.text(j, i, "" if value is None else pattern.format(value), ha="center", va="center", fontsize=9)
+    for i, j in outlined:
+        axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, linewidth=1.8))
+    axis.set_xticks(range(len(columns)), columns, fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_title(title, fontsize=10)
+    axis.grid(False)
     return figure
 
 
-def cosine_histograms(panels: dict[str, dict[str, list[float]]], x: str = "cosine") -> Figure:
-    """A panel per title, one above another on one axis; in each a histogram per label, every one of area 1."""
-    low = min(min(values) for panel in panels.values() for values in panel.values())
-    edges = [low + i * (1 - low) / 60 for i in range(61)]
-    figure, axes = canvas(7.0, 0.6 + 1.5 * len(panels), rows=len(panels), squeeze=False, sharex=True)
-    for axis, (title, panel) in zip(axes[:, 0], panels.items(), strict=True):
-        for (label, values), hatch in zip(panel.items(), ("", "///", "..."), strict=False):
-            axis.hist(values, edges, density=True, alpha=0.6, label=label, hatch=hatch)
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.set_yticks([])
-    axes[-1, 0].set_xlabel(x)
-    axes[0, 0].legend(frameon=False, fontsize=8, loc="upper left")
+# ---- the loss and its gradient ---------------------------------------------------------------------------------------
+
+
+def pulls(query: Point, passages: dict[str, Point], arrows: dict[str, Point], title: str = "") -> Figure:
+    """A query and passages on the unit circle, and the step (x, y) that gradient descent takes each of them.
+
+    `arrows` are drawn to one common scale, the longest 0.6 of the radius.
+    """
+    figure, axis = canvas(4.6, 4.6)
+    turn = [math.tau * k / 200 for k in range(201)]
+    axis.plot([math.cos(t) for t in turn], [math.sin(t) for t in turn], color=GREY, linewidth=0.8)
+    scale = 0.6 / max(math.hypot(*arrow) for arrow in arrows.values())
+    for i, (name, place) in enumerate({"query": query, **passages}.items()):
+        colour = "black" if i == 0 else COLOURS[(i - 1) % len(COLOURS)]
+        axis.plot(*place, "o" if i else "s", color=colour)
+        axis.annotate(name, (1.26 * place[0], 1.16 * place[1]), ha="center", va="center", fontsize=8, color=colour)
+        step = arrows.get(name, (0.0, 0.0))
+        end = (place[0] + scale * step[0], place[1] + scale * step[1])
+        axis.annotate("", end, place, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.6})
+    axis.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=10)
     return figure
+
+
+def circles(clouds: dict[str, tuple[list[Point], list[Point]]]) -> Figure:
+    """One unit circle a name: queries (circles) and passages (crosses), a line between those that belong together."""
+    figure, axes = canvas(2.5 * len(clouds), 2.8, columns=len(clouds), squeeze=False)
+    for axis, (name, (queries, passages)) in zip(axes[0], clouds.items(), strict=True):
+        for i, (one, other) in enumerate(zip(queries, passages, strict=True)):
+            colour = COLOURS[i % len(COLOURS)]
+            axis.plot([one[0], other[0]], [one[1], other[1]], color=colour, linewidth=1)
+            axis.plot(*one, "o", color=colour, markersize=4)
+            axis.plot(*other, "x", color=colour, markersize=5)
+        axis.set_title(name, fontsize=9)
+        axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+        axis.set_axis_off()
+    return figure
+
+
+def grids(panels: dict[str, list[list[bool]]], x: str, y: str) -> Figure:
+    """Tables of yes (orange) and no (white) side by side."""
+    from matplotlib.colors import ListedColormap
+
+    figure, axes = canvas(3.4 * len(panels), 3.6, columns=len(panels), squeeze=False)
+    for axis, (name, cells) in zip(axes[0], panels.items(), strict=True):
+        axis.imshow(cells, cmap=ListedColormap(["white", COLOURS[1]]), vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(name, fontsize=9)
+        axis.set(xlabel=x, ylabel=y)
+        axis.grid(False)
+        axis.spines[["top", "right"]].set_visible(True)
+    return figure
+
+
+def padding(lengths: list[int], cut: list[list[int]], title: str = "") -> Figure:
+    """Tokens of every text, sorted (blue), and what each of the pieces of `cut` is padded to (orange line).
+
+    The dashed line is the longest of all: a single batch would be padded to it.
+    """
+    figure, axis = canvas(7.0, 3.4)
+    tokens = [lengths[i] for piece in cut for i in piece]
+    padded = [max(lengths[i] for i in piece) for piece in cut for _ in piece]
+    places = range(len(tokens))
+    axis.fill_between(places, 0, tokens, color=COLOURS[5], step="post", label="tokens")
+    axis.step(places, padded, color=COLOURS[1], where="post", linewidth=1.2, label=f"padded to, in {len(cut)} pieces")
+    axis.axhline(max(tokens), color="black", linestyle="--", linewidth=1, label="padded to, in one batch")
+    axis.set(xlabel="texts, shortest first", ylabel="tokens")
+    axis.set_title(title, fontsize=10)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.93))
+    return figure
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def loss_curve(steps: list[dict], chance: float, smooth: float = 0.9) -> Figure:
@@ -269,8 +332,7 @@ def shares_of_pull(kinds: dict[str, list[float]]) -> Figure:
     axis.boxplot(list(kinds.values()), vert=False, whis=(5, 95), showfliers=False, widths=0.55,
                  medianprops={"color": COLOURS[1], "linewidth": 2})
     axis.set_yticks(range(1, len(kinds) + 1), list(kinds))
-    axis.set_xscale("log")
-    axis.set_xlabel("softmax weight of one negative  (box: middle half, whiskers: 5 … 95 %)")
+    axis.set(xscale="log", xlabel="softmax weight of one negative  (box: middle half, whiskers: 5 … 95 %)")
     axis.invert_yaxis()
     return figure
 
@@ -278,31 +340,48 @@ def shares_of_pull(kinds: dict[str, list[float]]) -> Figure:
 def two_opinions(texts: list[str], student: list[float], teacher: list[float], right: int = 0) -> Figure:
     """The probabilities that student and teacher give the passages of one group; the right one is starred."""
     figure, axis = canvas(7.0, 0.9 + 0.45 * len(texts))
-    places = range(len(texts))
     for i, (label, values) in enumerate({"student": student, "teacher": teacher}.items()):
-        bars = axis.barh([place + 0.4 * i - 0.2 for place in places], values, 0.36, color=COLOURS[i], label=label)
+        places = [place + 0.4 * i - 0.2 for place in range(len(texts))]
+        bars = axis.barh(places, values, 0.36, color=COLOURS[i], label=label)
         axis.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
-    axis.set_yticks(places, [f"{'★ ' if i == right else ''}{text}" for i, text in enumerate(texts)])
-    axis.set_xlim(0, 1.1)
-    axis.invert_yaxis()
-    axis.set_xlabel("probability in the group")
+    names_down(axis, [f"{'★ ' if i == right else ''}{text}" for i, text in enumerate(texts)])
+    axis.set(xlim=(0, 1.1), xlabel="probability in the group")
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def intervals(rows: dict[str, tuple[float, float, float]], label: str, zero: bool = False) -> Figure:
-    """Name → (value, low, high) as dots with their intervals, one a line; with `zero` a line where nothing differs."""
-    figure, axis = canvas(7.0, 0.9 + 0.42 * len(rows))
-    for i, (value, low, high) in enumerate(rows.values()):
-        axis.plot([low, high], [i, i], color=COLOURS[0], linewidth=2)
-        axis.plot(value, i, "o", color=COLOURS[0])
-        axis.annotate(f"{value:+.3f}" if zero else f"{value:.3f}", (value, i), (0, 6), textcoords="offset points",
-                      ha="center", fontsize=8)
-    if zero:
-        axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.set_ylim(len(rows) - 0.4, -0.8)
-    axis.set_xlabel(label)
+# ---- how good is it --------------------------------------------------------------------------------------------------
+
+
+def language_dots(scores: dict[str, dict[str, float]], x: str) -> Figure:
+    """A row per language, a mark per model (model → language → score in [0, 1]): who finds what in which language.
+
+    Languages are sorted by the first model's score, best on top; a model without a score for a language has no mark.
+    """
+    first = next(iter(scores.values()))
+    languages = sorted(first, key=lambda language: (first[language], language))
+    figure, axis = canvas(7.0, 1.4 + 0.3 * len(languages))
+    for (name, row), mark in zip(scores.items(), ("o", "x", "s", "^", "D", "v"), strict=False):
+        places = [i for i, language in enumerate(languages) if language in row]
+        axis.plot([row[languages[i]] for i in places], places, mark, label=name, markersize=6, alpha=0.85)
+    axis.set_yticks(range(len(languages)), languages)
+    axis.set(xlim=(-0.03, 1.03), xlabel=x)
+    figure.legend(loc="outside upper center", ncols=len(scores), frameon=False, fontsize=9)
+    return figure
+
+
+def cosine_histograms(panels: dict[str, dict[str, list[float]]], x: str = "cosine") -> Figure:
+    """A panel per title, one above another on one axis; in each a histogram per label, every one of area 1."""
+    low = min(min(values) for panel in panels.values() for values in panel.values())
+    edges = [low + i * (1 - low) / 60 for i in range(61)]
+    figure, axes = canvas(7.0, 0.6 + 1.5 * len(panels), rows=len(panels), squeeze=False, sharex=True)
+    for axis, (title, panel) in zip(axes[:, 0], panels.items(), strict=True):
+        for (label, values), hatch in zip(panel.items(), ("", "///", "..."), strict=False):
+            axis.hist(values, edges, density=True, alpha=0.6, label=label, hatch=hatch)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_yticks([])
+    axes[-1, 0].set_xlabel(x)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 
@@ -331,15 +410,13 @@ def score_panels(
 
 def score_map(scores: dict[str, dict[str, float]], label: str) -> Figure:
     """Rows of the table down, languages across (row → language → score in [0, 1]), sorted by the last row's score."""
-    import numpy as np
-
-    languages = sorted(next(reversed(scores.values())), key=lambda code: -next(reversed(scores.values()))[code])
-    values = np.array([[row.get(code, np.nan) for code in languages] for row in scores.values()])
-    small = len(languages) > 60
+    last = next(reversed(scores.values()))
+    languages = sorted(last, key=lambda code: -last[code])
+    values = [[row.get(code, math.nan) for code in languages] for row in scores.values()]
     figure, axis = canvas(min(15.0, 2.6 + 0.23 * len(languages)), 1.3 + 0.32 * len(scores))
     axis.grid(False)
     image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axis.set_xticks(range(len(languages)), languages, rotation=90, fontsize=6 if small else 8)
+    codes_across(axis, languages, 6 if len(languages) > 60 else 8)
     axis.set_yticks(range(len(scores)), list(scores))
     axis.set_title(label, fontsize=10)
     figure.colorbar(image, fraction=0.03, pad=0.01)

@@ -9,7 +9,6 @@ Results and timings are kept apart (`metrics.json`, `timings.json`), so that two
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -47,11 +46,17 @@ class Lesson:
         """This notebook's own folder under the run's: `<out>/lessons/<name>`."""
         return self.out / "lessons" / self.name
 
+    @property
+    def options(self) -> list[str]:
+        """The options that tell a run from others: its scale, its seed and the settings that differ from the preset."""
+        by_hand = [word for override in config.overrides(self.scale) for word in ("--set", override)]
+        return ["--scale", self.scale.name, "--seed", str(self.seed), *by_hand]
+
     def expect(self, value: float, name: str, **ranges: tuple[float, float]) -> float:
         """Record `value` as `name` and hold it to this scale's range (`tiny=(low, high)`), ends included.
 
         Raises `Missed` outside the range or for NaN. A scale without a range is recorded and said to be unheld; so is
-        a value outside its range where dials were set by hand: the range is the preset's, and what moved is a result.
+        a value outside its range where settings differ from the preset, whose range it is.
         """
         value = self.record(name, value)
         if self.scale.name not in ranges:
@@ -69,9 +74,10 @@ class Lesson:
     def record(self, name: str, value: float | str) -> float | str:
         """Write `value` under `name` into this notebook's metrics.json; floats keep 6 significant digits."""
         value = value if isinstance(value, str) else float(value)
-        kept = value if isinstance(value, str) or not math.isfinite(value) else float(f"{value:.6g}")
-        self.metrics[name] = kept if isinstance(kept, str) or math.isfinite(kept) else str(kept)
-        self._write("metrics.json", self.metrics)
+        number = not isinstance(value, str) and math.isfinite(value)
+        self.metrics[name] = float(f"{value:.6g}") if number else str(value)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        io.write_json(self.folder / "metrics.json", self.metrics)
         return value
 
     @contextmanager
@@ -80,42 +86,33 @@ class Lesson:
         start = time.perf_counter()
         yield
         self.timings[name] = round(time.perf_counter() - start, 3)
-        self._write("timings.json", self.timings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        io.write_json(self.folder / "timings.json", self.timings)
 
     def encoder(self) -> Encoder:
         """The real model that this scale's lessons look at (`evaluate.model`), fp32, on the CPU or the GPU there is.
 
         At smoke, which downloads nothing, random weights of the scale's shape: the same cells run, and show nothing.
         """
+        from me5lib.data.corpus import open_corpus
         from me5lib.device import best_device
         from me5lib.model.encoder import Encoder
+        from me5lib.train.stages import vocabulary
 
         if self.scale.evaluate.model != config.UNTRAINED:
             return Encoder.load(self.scale.evaluate.model).to(best_device())
-        from me5lib.data.corpus import open_corpus
-        from me5lib.train.stages import vocabulary
-
         tokenizer = vocabulary(open_corpus(self.scale), self.scale, self.out)
         return Encoder.new(self.scale.model, tokenizer, self.seed).eval()
 
     def checkpoint(self, stage: str) -> Path:
         """The folder of a finished stage, one of `STAGES`; raises `Me5Error` naming the commands that make it."""
-        folder = self.out / stage
-        if not (folder / "config.json").is_file():
-            first = ["stage1"] if stage == "stage2" and not (self.out / "stage1" / "config.json").is_file() else []
-            commands = " and ".join(f"`{self._command(each)}`" for each in (*first, stage))
-            raise Me5Error(f"no {stage} checkpoint in {folder}: run {commands} first")
-        return folder
-
-    def _command(self, stage: str) -> str:
-        """The command that makes a stage of this run, with the dials that were set by hand."""
-        by_hand = [word for override in config.overrides(self.scale) for word in ("--set", override)]
-        where = ["--scale", self.scale.name, "--seed", str(self.seed), "--out", str(self.out)]
-        return shlex.join(["me5", *STAGES[stage].split(), *where, *by_hand])
-
-    def _write(self, file: str, content: dict) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / file).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf8")
+        missing = [each for each in dict.fromkeys(["stage1", stage] if stage == "stage2" else [stage])
+                   if not (self.out / each / "config.json").is_file()]
+        if stage in missing:
+            commands = " and ".join(f"`{shlex.join(['me5', *STAGES[each].split(), *self.options])} --out "
+                                    f"{shlex.quote(str(self.out))}`" for each in missing)
+            raise Me5Error(f"no {stage} checkpoint in {self.out / stage}: run {commands} first")
+        return self.out / stage
 
 
 def begin(name: str, scale_name: str, seed: int = 0, out: str = "", set: str = "", offline: bool = True) -> Lesson:  # noqa: A002
@@ -128,10 +125,10 @@ def begin(name: str, scale_name: str, seed: int = 0, out: str = "", set: str = "
     if offline:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     try:
-        dial = config.load(scale_name, shlex.split(set))
+        scale = config.load(scale_name, shlex.split(set))
     except ValueError as error:
         raise Me5Error(f"SET cannot be read ({error}): overrides, as train.steps=100, with spaces between") from None
-    lesson = Lesson(name, dial, io.valid_seed(seed), io.out(scale_name, seed, out))
+    lesson = Lesson(name, scale, io.valid_seed(seed), io.out(scale_name, seed, out))
     for file in ("metrics.json", "timings.json"):
         (lesson.folder / file).unlink(missing_ok=True)
     print(f"lesson {name} · scale {scale_name} · seed {seed} · {lesson.out}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from me5lib.evaluate.paper import languages
-from me5lib.lessons.figures import COLOURS, GREY, canvas
+from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, legend_below
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,16 @@ class Bar(NamedTuple):
     measured: float
     verdict: str
 
+    @property
+    def height(self) -> float:
+        """What was measured; the published value where nothing was."""
+        return self.expected if np.isnan(self.measured) else self.measured
+
+    @property
+    def colour(self) -> str:
+        """By the verdict; grey where nothing was measured."""
+        return {"agrees": COLOURS[0], "differs": COLOURS[1], "not published": COLOURS[5]}.get(self.verdict, GREY)
+
 
 def bars(rows: pd.DataFrame) -> list[Bar]:
     """The languages of a comparison's rows (one task, one metric), by script, family and the published score.
@@ -49,7 +59,7 @@ def bars(rows: pd.DataFrame) -> list[Bar]:
              for language in (str(row.subset).removesuffix("-eng"),)]
     size = {script: sum(bar.script == script for bar in found) for script in {bar.script for bar in found}}
     return sorted(found, key=lambda bar: (bar.script != "Latin", -size[bar.script], bar.script, bar.family,
-                                          -_height(bar), bar.language))
+                                          -bar.height, bar.language))
 
 
 def kin(language: str) -> tuple[str, str]:
@@ -77,18 +87,26 @@ def language_bars(rows: pd.DataFrame, title: str, score: str) -> Figure:
     Orange where the two differ by more than the tolerance. Grey bars are published values that were not measured. Over
     70 languages take two panels, Latin script and the others.
     """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     found = bars(rows)
     if not found:
         raise ValueError("no language to draw: give the rows of one task")
-    parts = [found] if len(found) <= _WIDEST else [
-        part for part in ([bar for bar in found if bar.script == "Latin"],
-                          [bar for bar in found if bar.script != "Latin"]) if part]
+    parts = [found]
+    if len(found) > _WIDEST:
+        halves = [[bar for bar in found if (bar.script == "Latin") == latin] for latin in (True, False)]
+        parts = [half for half in halves if half]
     width = max(4.5, 1.4 + 0.19 * max(map(len, parts))) if len(found) > 30 else 8.5
     figure, axes = canvas(min(width, 15.0), 0.9 + 3.5 * len(parts), rows=len(parts), squeeze=False, sharey=True)
     for axis, part in zip(axes[:, 0], parts, strict=True):
         _panel(axis, part, score)
     axes[0, 0].set_title(title, fontsize=10, loc="left")
-    _legend(figure, found)
+    kinds = {COLOURS[0]: "measured, agrees", COLOURS[1]: "measured, differs", COLOURS[5]: "measured, not published",
+             GREY: "published, not measured"}
+    marks = [Patch(color=colour, label=name) for colour, name in kinds.items() if colour in {b.colour for b in found}]
+    marks.append(Line2D([], [], color="black", marker="_", linestyle="none", markeredgewidth=1.6, label="published"))
+    legend_below(figure, len(marks), handles=marks, fontsize=8)
     return figure
 
 
@@ -110,7 +128,7 @@ def language_deltas(spans: Mapping[str, tuple[float, float, float]], label: str)
         own = [i for i, pair in enumerate(places) if group[pair] == name]
         axis.text(own[0], 1.01, f"{name} {values[own].mean():+.1f}", fontsize=7, transform=axis.get_xaxis_transform())
         axis.axvline(own[0] - 0.5, color=GREY, linewidth=0.6, linestyle=":")
-    axis.set_xticks(range(len(places)), [pair.removesuffix("-eng") for pair in places], rotation=90, fontsize=6)
+    codes_across(axis, [pair.removesuffix("-eng") for pair in places], 6)
     axis.set(xlim=(-0.8, len(places) - 0.2), ylabel=label)
     axis.grid(False, axis="x")
     return figure
@@ -137,9 +155,11 @@ def share_against_score(shares: Mapping[str, float], scores: Mapping[str, float]
     for language in both:
         axis.annotate(language, (shares[language], scores[language]), (3, 3), textcoords="offset points", fontsize=7)
     absent = sorted(set(scores) - set(both))
+    more = f" and {len(absent) - 20} more" if len(absent) > 20 else ""
+    not_trained = f"\nnot trained on: {' '.join(absent[:20])}{more}" if absent else ""
     rho = spearmanr([shares[own] for own in both], [scores[own] for own in both]).statistic
     axis.set_title(f"{len(both)} languages, Spearman's ρ = {rho:+.2f}", fontsize=10, loc="left")
-    axis.set(xscale="log", xlabel=x + (f"\nnot trained on: {_few(absent)}" if absent else ""), ylabel=y)
+    axis.set(xscale="log", xlabel=x + not_trained, ylabel=y)
     narrow = max(shares[own] for own in both) < 2.5 * min(shares[own] for own in both)
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
@@ -167,14 +187,14 @@ def category_dots(categories: pd.DataFrame, baselines: Mapping[str, float]) -> F
     axis.set_yticks(range(below + bool(baselines)), [*categories.index, "average of others"][: below + bool(baselines)])
     axis.set_ylim(below + 0.6 * bool(baselines) - 0.4, -0.6)
     axis.set_xlabel("mean of the category's main scores, per cent")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    legend_below(figure, 4, fontsize=8)
     return figure
 
 
 def _panel(axis: Axes, part: list[Bar], score: str) -> None:
     """Bars, marks, and brackets with the names of scripts and families; a group too narrow for its name has it below,
     behind the code of its first language."""
-    axis.bar(range(len(part)), [_height(bar) for bar in part], 0.78, color=[_colour(bar) for bar in part])
+    axis.bar(range(len(part)), [bar.height for bar in part], 0.78, color=[bar.colour for bar in part])
     axis.plot(range(len(part)), [bar.expected for bar in part], "_", color="black", markersize=6, markeredgewidth=1.6)
     labels = [bar.language for bar in part]
     for depth, high, colour in ((1, 110, "black"), (2, 102.5, "#555555")):
@@ -187,30 +207,6 @@ def _panel(axis: Axes, part: list[Bar], score: str) -> None:
             elif depth == 1 or labels[start] == part[start].language:
                 labels[start] += f" · {name}"
             start += n
-    axis.set_xticks(range(len(part)), labels, rotation=90, fontsize=7)
+    codes_across(axis, labels, 7)
     axis.set(xlim=(-0.7, len(part) - 0.3), ylim=(0, 117), ylabel=score, yticks=range(0, 101, 20))
     axis.grid(False, axis="x")
-
-
-def _legend(figure: Figure, found: list[Bar]) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    there = {_colour(bar) for bar in found}
-    kinds = {COLOURS[0]: "measured, agrees", COLOURS[1]: "measured, differs", COLOURS[5]: "measured, not published",
-             GREY: "published, not measured"}
-    marks = [Patch(color=colour, label=name) for colour, name in kinds.items() if colour in there]
-    marks.append(Line2D([], [], color="black", marker="_", linestyle="none", markeredgewidth=1.6, label="published"))
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=8)
-
-
-def _height(bar: Bar) -> float:
-    return bar.expected if bar.measured != bar.measured else bar.measured
-
-
-def _colour(bar: Bar) -> str:
-    return {"agrees": COLOURS[0], "differs": COLOURS[1], "not published": COLOURS[5]}.get(bar.verdict, GREY)
-
-
-def _few(names: list[str], most: int = 20) -> str:
-    return " ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,9 +10,8 @@ is made, and widgets (which need a kernel) are left to their static twins. Cost:
 from __future__ import annotations
 
 import html
-import json
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,8 @@ _TEMPLATE = """{%- extends 'index.html.j2' -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
 """
-_WIDGET = "application/vnd.jupyter.widget-view+json"
-_STYLE = """
+_INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem }
 td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
@@ -36,6 +35,40 @@ td.n { text-align: right; font-variant-numeric: tabular-nums }
 img { max-width: 100%; margin: .4rem 0 }
 .failed { color: #b00020 }
 details > summary { cursor: pointer; color: #0072B2 }
+</style></head><body>
+<h1>{{ title }}</h1>
+<table><tr><th>notebook</th><th></th><th>time</th></tr>
+{%- for name, book in books %}
+<tr><td><a href="#{{ name }}">{{ name }} · {{ book.title }}</a></td>
+<td>{% if book.state == "finished" %}finished{% else %}<span class="failed">{{ book.error }}</span>{% endif %}</td>
+<td class="n">{{ "%.0f" % book.seconds }} s</td></tr>
+{%- endfor %}
+</table>
+<p><a href="results.json">results.json</a> has every number, <a href="timings.json">timings.json</a> every time.</p>
+{%- if main_table %}
+<h2>The main table</h2><p>Mean over languages, between 0 and 1; in brackets the 95 % interval over languages.</p>
+{{ main_table | safe }}
+{%- endif %}
+{%- for name, book in books %}
+<h2 id="{{ name }}">{{ name }} · {{ book.title }}</h2>
+<p><a href="notebooks/{{ name }}.html">the executed notebook</a></p>
+{%- for picture in book.pictures %}
+<img src="lessons/{{ name }}/{{ picture.name }}" alt="{{ picture.stem }}">
+{%- endfor %}
+{%- for path, table in book.tables %}
+<h3>{{ path.stem }}</h3>
+{% if table is string %}{{ table | safe }}{% else -%}
+<p><a href="lessons/{{ name }}/{{ path.name }}">{{ table }} rows</a></p>{% endif %}
+{%- endfor %}
+{%- if book.metrics %}
+<details><summary>{{ book.metrics | length }} metrics</summary><table>
+{%- for key, value in book.metrics.items() %}
+<tr><td>{{ key }}</td><td class="n">{{ value if value is string else "%.4g" % value }}</td></tr>
+{%- endfor %}
+</table></details>
+{%- endif %}
+{%- endfor %}
+</body></html>
 """
 _SIGNS = {sign: chr(0xE000 + i) for i, sign in enumerate("{}_%&#$\\")}  # stand-ins of Unicode's private use
 MOST_ROWS = 60  # of a table on the index page; a longer one is linked
@@ -45,8 +78,13 @@ def mathml(latex: str, block: bool = False) -> str:
     """MathML of a LaTeX formula; the formula as code where it cannot be turned."""
     from latex2mathml.converter import convert
 
+    def shield(text: re.Match[str]) -> str:
+        """Text with its escaped signs replaced: the converter would end it at the first brace."""
+        return re.sub(r"\\([{}_%&#$])", lambda sign: _SIGNS[sign.group(1)],
+                      text.group().replace("\\textbackslash ", _SIGNS["\\"]))
+
     body = re.sub(r"\\(tag|label)\{[^{}]*\}", "", latex.strip())
-    body = re.sub(r"\\text\w*\{((?:\\.|[^{}\\])*)\}", _shield, body)
+    body = re.sub(r"\\text\w*\{((?:\\.|[^{}\\])*)\}", shield, body)
     body = re.sub(r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}", body)  # the one common name that the converter lacks
     try:
         made = convert(body, display="block" if block else "inline")
@@ -59,12 +97,6 @@ def mathml(latex: str, block: bool = False) -> str:
     return made
 
 
-def _shield(text: re.Match[str]) -> str:
-    """A piece of text in a formula with its escaped signs replaced: the converter would end it at the first brace."""
-    found = text.group().replace("\\textbackslash ", _SIGNS["\\"])
-    return re.sub(r"\\([{}_%&#$])", lambda sign: _SIGNS[sign.group(1)], found)
-
-
 @cache
 def _exporter():
     from jinja2 import pass_context
@@ -72,11 +104,8 @@ def _exporter():
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
-        def inline_math(self, body: str) -> str:
-            return mathml(body)
-
-        def block_math(self, body: str) -> str:
-            return mathml(body, block=True)
+        inline_math = staticmethod(mathml)
+        block_math = staticmethod(partial(mathml, block=True))
 
         def latex_environment(self, name: str, body: str) -> str:
             return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", block=True)
@@ -87,34 +116,28 @@ def _exporter():
             attachments = context.get("cell", {}).get("attachments", {})
             return MarkdownWithMath(renderer=Renderer(escape=False, attachments=attachments)).render(source)
 
+        def from_notebook_node(self, nb: dict, resources: dict | None = None, **options: object) -> tuple[str, dict]:
+            """Without what would need a kernel or the network: widgets, JavaScript, LaTeX."""
+            nb.metadata.pop("widgets", None)
+            for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
+                if data.pop("application/vnd.jupyter.widget-view+json", None) is not None:
+                    data.pop("text/html", None)
+                    data["text/plain"] = "(interactive: open the notebook in JupyterLab)"
+                data.pop("application/javascript", None)
+                if latex := data.pop("text/latex", None):
+                    data.setdefault("text/html", mathml("".join(latex).strip().strip("$"), block=True))
+            nb.metadata["title"] = title(nb)
+            return super().from_notebook_node(nb, resources, **options)
+
     return Offline(raw_template=_TEMPLATE, template_name="lab", anchor_link_text=" ")
 
 
 def page(notebook: Path) -> Path:
     """Write the HTML of an executed notebook beside it; returns its path."""
-    import nbformat
-
-    book = nbformat.read(notebook, as_version=4)
-    book.metadata.pop("widgets", None)
-    for cell in book.cells:
-        for output in cell.get("outputs", []):
-            _without_scripts(output.get("data", {}))
-    book.metadata["title"] = title(book)
-    content, _ = _exporter().from_notebook_node(book)
-    content = re.sub(r'href="([0-9]{2})_[^"/]*\.ipynb"', r'href="\1.html"', content)
+    content, _ = _exporter().from_filename(str(notebook))
     path = notebook.with_suffix(".html")
-    path.write_text(content, encoding="utf8")
+    path.write_text(re.sub(r'href="([0-9]{2})_[^"/]*\.ipynb"', r'href="\1.html"', content), encoding="utf8")
     return path
-
-
-def _without_scripts(data: dict) -> None:
-    """Leave out of one output what would need a kernel or the network: widgets, JavaScript, LaTeX."""
-    if data.pop(_WIDGET, None) is not None:
-        data.pop("text/html", None)
-        data["text/plain"] = "(interactive: open the notebook in JupyterLab)"
-    data.pop("application/javascript", None)
-    if latex := data.pop("text/latex", None):
-        data.setdefault("text/html", mathml("".join(latex).strip().strip("$"), block=True))
 
 
 def title(book: dict) -> str:
@@ -124,47 +147,53 @@ def title(book: dict) -> str:
     return re.sub(r"^[# ]*(\d\d\b[ ·.:]*)?|[`*]", "", heading)
 
 
-def collect(out: Path, finished: list[str]) -> dict:
-    """Write results.json (every metric of the finished notebooks, sorted) and timings.json; returns the results."""
-    results, timings = {}, {}
-    for name in sorted(finished):
-        folder = out / "lessons" / name
-        results[name] = _json(folder / "metrics.json")
-        timings[name] = _json(folder / "timings.json")
-    for path, content in ((out / "results.json", results), (out / "timings.json", timings)):
-        path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
-    return results
+def collect(out: Path, finished: list[str]) -> None:
+    """Write results.json and timings.json: every metric and every time of the finished notebooks, sorted."""
+    for file, part in (("results.json", "metrics.json"), ("timings.json", "timings.json")):
+        io.write_json(out / file, {name: io.read_json(out / "lessons" / name / part, {}) for name in finished})
 
 
 def index(out: Path) -> Path:
     """Write `index.html` of the run in `out` from its state, metrics, tables (CSV) and pictures (PNG)."""
-    state = _json(out / "state.json")
-    settings = state.get("settings", {})
-    heading = html.escape(f"me5 · scale {settings.get('scale', '?')} · seed {settings.get('seed', '?')}")
-    parts = [f"<h1>{heading}</h1>", _overview(state)]
-    if (table := main_table(out)) is not None:
-        note = "Mean over languages, between 0 and 1; in brackets the 95 % interval over languages."
-        parts.append(f"<h2>The main table</h2><p>{note}</p>" + table.to_html(border=0, na_rep=""))
-    for name, book in sorted(state.get("notebooks", {}).items()):
-        parts.append(_section(out, name, book))
-    text = (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>'
-            f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n")
+    import pandas
+    from jinja2 import Environment
+
+    settings, books = _state(out)
+    for name, book in books:
+        folder = out / "lessons" / name
+        book["pictures"] = sorted(folder.glob("*.png"))
+        tables = [(path, pandas.read_csv(path)) for path in sorted(folder.glob("*.csv"))]
+        book["tables"] = [(path, len(table) if len(table) > MOST_ROWS else table.to_html(
+            index=False, border=0, float_format="{:.3f}".format, na_rep="")) for path, table in tables]  # fmt: skip
+    table = main_table(out)
     path = out / "index.html"
-    path.write_text(text, encoding="utf8")
+    path.write_text(Environment(autoescape=True).from_string(_INDEX).render(
+        title=f"me5 · scale {settings.get('scale', '?')} · seed {settings.get('seed', '?')}", books=books,
+        main_table=None if table is None else table.to_html(border=0, na_rep=""),
+    ), encoding="utf8")  # fmt: skip
     return path
 
 
 def summary(out: Path) -> str:
     """What became of each notebook and the numbers it recorded, as plain lines."""
     lines = []
-    for name, book in sorted(_json(out / "state.json").get("notebooks", {}).items()):
+    for name, book in _state(out)[1]:
         lines.append(f"{name}  {book['state']:9} {book['seconds']:6.0f} s  {book['title']}")
-        metrics = _json(out / "lessons" / name / "metrics.json")
         lines += [f"      {book['error']}"] if book["error"] else []
-        lines += [f"      {key:48} {_number(value)}" for key, value in metrics.items()]
+        lines += [f"      {key:48} {value if isinstance(value, str) else f'{value:.4g}'}"
+                  for key, value in book["metrics"].items()]
     if (table := main_table(out)) is not None:
         lines += ["", table.to_string(na_rep="")]
     return "\n".join(lines)
+
+
+def _state(out: Path) -> tuple[dict, list[tuple[str, dict]]]:
+    """The settings of a run, and its notebooks by number, each with the metrics that it recorded."""
+    state = io.read_json(out / "state.json", {})
+    books = sorted(state.get("notebooks", {}).items())
+    for name, book in books:
+        book["metrics"] = io.read_json(out / "lessons" / name / "metrics.json", {})
+    return state.get("settings", {}), books
 
 
 def main_table(out: Path) -> DataFrame | None:
@@ -178,47 +207,3 @@ def main_table(out: Path) -> DataFrame | None:
             table = frame.pivot_table(index="model", columns="task", values="text", aggfunc="first", sort=False)
             return table.fillna("").rename_axis(index=None, columns=None)
     return None
-
-
-def _overview(state: dict) -> str:
-    rows = []
-    for name, book in sorted(state.get("notebooks", {}).items()):
-        failed = book["state"] != "finished"
-        mark = f'<span class="failed">{html.escape(book["error"])}</span>' if failed else book["state"]
-        link = f'<a href="#{name}">{name} · {html.escape(book["title"])}</a>'
-        rows.append(f'<tr><td>{link}</td><td>{mark}</td><td class="n">{book["seconds"]:.0f} s</td></tr>')
-    return ("<table><tr><th>notebook</th><th></th><th>time</th></tr>" + "".join(rows) + "</table>"
-            '<p><a href="results.json">results.json</a> has every number, <a href="timings.json">timings.json</a> '
-            "every time.</p>")
-
-
-def _section(out: Path, name: str, book: dict) -> str:
-    folder = out / "lessons" / name
-    parts = [f'<h2 id="{name}">{name} · {html.escape(book["title"])}</h2>',
-             f'<p><a href="notebooks/{name}.html">the executed notebook</a></p>']
-    for picture in sorted(folder.glob("*.png")):
-        parts.append(f'<img src="lessons/{name}/{picture.name}" alt="{html.escape(picture.stem)}">')
-    for table in sorted(folder.glob("*.csv")):
-        parts.append(f"<h3>{html.escape(table.stem)}</h3>" + _csv(table))
-    if metrics := _json(folder / "metrics.json"):
-        rows = "".join(f'<tr><td>{html.escape(key)}</td><td class="n">{_number(value)}</td></tr>'
-                       for key, value in metrics.items())
-        parts.append(f"<details><summary>{len(metrics)} metrics</summary><table>{rows}</table></details>")
-    return "\n".join(parts)
-
-
-def _csv(path: Path) -> str:
-    import pandas
-
-    frame = pandas.read_csv(path)
-    if len(frame) > MOST_ROWS:
-        return f'<p><a href="lessons/{path.parent.name}/{path.name}">{len(frame)} rows</a></p>'
-    return frame.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="")
-
-
-def _number(value: float | str) -> str:
-    return html.escape(value) if isinstance(value, str) else f"{value:.4g}"
-
-
-def _json(path: Path) -> dict:
-    return io.read_json(path, {})

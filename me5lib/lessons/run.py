@@ -29,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -66,24 +66,21 @@ class Outcome(NamedTuple):
 
 def books(folder: Path | None = None) -> list[Book]:
     """The notebooks of `folder` (default: those that ship with me5): makers before who needs them, then by number."""
-    found = [_book(path) for path in sorted((folder or io.asset("notebooks")).glob("[0-9][0-9]_*.ipynb"))]
-    makers = {made for book in found for made in book.makes}
+    waiting: list[Book] = []
+    for path in sorted((folder or io.asset("notebooks")).glob("[0-9][0-9]_*.ipynb")):
+        raw = io.read_json(path)
+        needs, makes = (tuple(raw["metadata"].get("me5", {}).get(key, ())) for key in ("needs", "makes"))
+        code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
+        waiting.append(Book(path.name[:2], path, report.title(raw), needs, makes, _hash(code, needs, makes)))
     ordered: list[Book] = []
-    while len(ordered) < len(found):
-        missing = makers - {name for book in ordered for name in book.makes}
-        ready = [b for b in found if b not in ordered and not (set(b.needs) - set(b.makes)) & missing]
+    while waiting:
+        missing = {made for book in waiting for made in book.makes} - {made for book in ordered for made in book.makes}
+        ready = [book for book in waiting if not (set(book.needs) - set(book.makes)) & missing]
         if not ready:
             raise Me5Error("the notebooks need each other in a circle: see `needs` and `makes` in their metadata")
         ordered.append(ready[0])
+        waiting.remove(ready[0])
     return ordered
-
-
-def _book(path: Path) -> Book:
-    raw = io.read_json(path)
-    wishes = raw["metadata"].get("me5", {})
-    code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
-    needs, makes = (tuple(wishes.get(key, ())) for key in ("needs", "makes"))
-    return Book(path.name[:2], path, report.title(raw), needs, makes, _hash(code, needs, makes))
 
 
 def run(
@@ -104,7 +101,9 @@ def run(
     """
     needs_no_hub(scale)
     all_books = books(folder)
-    chosen = _chosen(all_books, only)
+    names = [book.name for book in all_books]
+    if unknown := [name for name in only if name not in names]:
+        raise Me5Error(f"there is no notebook {', '.join(unknown)}: there are {', '.join(sorted(names))}")
     where = io.out(scale.name, io.valid_seed(seed), out)
     parameters = {"SCALE": scale.name, "SEED": seed, "OUT": str(where), "SET": shlex.join(overrides),
                   "OFFLINE": scale.offline}
@@ -112,7 +111,7 @@ def run(
     with locked(where):
         journal = Journal(where, all_books, parameters)
         try:
-            for book in _with_makers(chosen, all_books, journal):
+            for book in _with_makers([*(only or names)], all_books, journal):
                 outcomes.append(_one(book, journal, parameters, progress))
                 if outcomes[-1].state == "failed" and not keep_going:
                     break
@@ -128,16 +127,9 @@ def needs_no_hub(scale: Scale) -> None:
                        "measured by me5 evaluate --model FOLDER --table 5: choose --scale smoke or tiny here")
 
 
-def _chosen(all_books: list[Book], only: Sequence[str]) -> list[Book]:
-    names = [book.name for book in all_books]
-    if unknown := [name for name in only if name not in names]:
-        raise Me5Error(f"there is no notebook {', '.join(unknown)}: there are {', '.join(sorted(names))}")
-    return [book for book in all_books if not only or book.name in only]
-
-
-def _with_makers(chosen: Sequence[Book], all_books: Sequence[Book], journal: Journal) -> list[Book]:
-    """`chosen`, and before them whoever makes a checkpoint that they, or those makers, need; says who and why."""
-    reasons = {book.name: "" for book in chosen}
+def _with_makers(names: Sequence[str], all_books: Sequence[Book], journal: Journal) -> list[Book]:
+    """The books of `names`, and whoever makes a checkpoint that they, or those makers, need; says who and why."""
+    reasons = dict.fromkeys(names, "")
     for book in reversed(all_books):  # who needs before who makes
         for maker in all_books if book.name in reasons else ():
             needs = [name for name in book.needs if name in maker.makes and not journal.has(name, maker)]
@@ -155,56 +147,50 @@ class Journal:
 
     def __init__(self, out: Path, all_books: list[Book], parameters: dict[str, Any]) -> None:
         self.out = out
-        self._path = out / "state.json"
-        self._keys: dict[str, str] = {}
+        self.keys: dict[str, str] = {}
         self._settings = {"scale": parameters["SCALE"], "seed": parameters["SEED"], "set": parameters["SET"]}
         for book in all_books:  # makers come first
-            earlier = [b for b in all_books if b.name in self._keys]
-            upstream = [self._keys[b.name] for b in earlier if set(b.makes) & set(book.needs)]
-            self._keys[book.name] = _hash(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
-        old = io.read_json(self._path, {})
-        self.notebooks: dict[str, dict] = {n: e for n, e in old.get("notebooks", {}).items() if n in self._keys}
+            upstream = [self.keys[b.name] for b in all_books if b.name in self.keys and set(b.makes) & set(book.needs)]
+            self.keys[book.name] = _hash(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
+        kept = io.read_json(out / "state.json", {}).get("notebooks", {})
+        self._entries: dict[str, dict] = {name: entry for name, entry in kept.items() if name in self.keys}
 
     def finished(self, name: str) -> bool:
         """Whether notebook `name` is finished under today's key, and what it made is still there."""
-        entry = self.notebooks.get(name, {})
+        entry = self._entries.get(name, {})
         here = [self.out / "notebooks" / f"{name}.ipynb", *(self.out / made for made in entry.get("made", ()))]
-        return entry.get("state") == "finished" and entry["key"] == self._keys[name] and all(p.exists() for p in here)
+        return entry.get("state") == "finished" and entry["key"] == self.keys[name] and all(p.exists() for p in here)
 
     def has(self, checkpoint: str, maker: Book) -> bool:
         """Whether a checkpoint is there: brought from elsewhere, or made by `maker` under today's key."""
-        entry = self.notebooks.get(maker.name)
+        entry = self._entries.get(maker.name)
         there = (self.out / checkpoint / "config.json").is_file()
-        return there and (entry is None or entry["key"] == self._keys[maker.name])
+        return there and (entry is None or entry["key"] == self.keys[maker.name])
 
-    def write(self, book: Book, outcome: Outcome) -> None:
-        """Record what became of `book`."""
-        made = [name for name in book.makes if (self.out / name).exists()]
-        self.notebooks[book.name] = {"key": self._keys[book.name], "state": outcome.state, "error": outcome.error,
-                                     "title": book.title, "seconds": round(outcome.seconds, 1), "made": made}
-        self._save()
-
-    def forget(self, book: Book) -> None:
-        """Take `book` out, before it is run again."""
-        if self.notebooks.pop(book.name, None) is not None:
-            self._save()
-
-    def _save(self) -> None:
-        content = {"settings": self._settings, "version": __version__, "notebooks": self.notebooks}
-        io.put_json(self._path, content, sort_keys=True)
+    def write(self, book: Book, outcome: Outcome | None) -> None:
+        """Record what became of `book`; without an outcome take it out, before it is run again."""
+        if self._entries.pop(book.name, None) is None and outcome is None:
+            return
+        if outcome:
+            made = [name for name in book.makes if (self.out / name).exists()]
+            self._entries[book.name] = {"key": self.keys[book.name], "state": outcome.state, "error": outcome.error,
+                                        "title": book.title, "seconds": round(outcome.seconds, 1), "made": made}
+        content = {"settings": self._settings, "version": __version__, "notebooks": self._entries}
+        io.put_json(self.out / "state.json", content, sort_keys=True)
 
     def close(self) -> None:
         """Write results.json and timings.json of what is finished, and the index page."""
-        if self._path.is_file():
-            report.collect(self.out, [name for name in self.notebooks if self.finished(name)])
+        if (self.out / "state.json").is_file():
+            report.collect(self.out, [name for name in self._entries if self.finished(name)])
             report.index(self.out)
 
 
 def _one(book: Book, journal: Journal, parameters: dict[str, Any], progress: bool) -> Outcome:
+    """Run `book`, unless it is finished, write its page and tell what became of it."""
     if journal.finished(book.name):
         print(f"{book.name}  kept      {book.title}", flush=True)
         return Outcome(book.name, "kept", 0.0)
-    journal.forget(book)
+    journal.write(book, None)
     start = time.perf_counter()
     target = journal.out / "notebooks" / f"{book.name}.ipynb"
     target.parent.mkdir(exist_ok=True)
@@ -225,20 +211,18 @@ def _execute(book: Book, target: Path, parameters: dict[str, Any], progress: boo
     import papermill
 
     bar = {"desc": f"{book.name} {book.title[:40]}", "leave": False} if progress else False
-    ctrl_c, said = _CtrlC(), tempfile.TemporaryFile()
+    ctrl_c, errors = _CtrlC(), tempfile.TemporaryFile()
     try:
-        with said, ctrl_c:
+        with errors, ctrl_c:
             papermill.execute_notebook(
                 book.path, target, parameters, cwd=target.parent, progress_bar=bar, start_timeout=120,
                 language="python", kernel_name="python3", on_cell_execute=ctrl_c.cell,
-                kernel_manager_class=_kernel_manager(parameters["OFFLINE"], ctrl_c, said),
+                kernel_manager_class=_kernel_manager(parameters["OFFLINE"], ctrl_c, errors),
             )
     except papermill.PapermillExecutionError as error:
-        last = " ".join(str(error.evalue).split())
-        return f"{error.ename}: {last} (cell {error.exec_count})"
+        return f"{error.ename}: {' '.join(str(error.evalue).split())} (cell {error.exec_count})"
     except Exception as error:  # a kernel that died or would not start: the other notebooks can still run
-        last = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {last[-1]}"
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
     return ""
 
 
@@ -291,9 +275,9 @@ class _CtrlC:
 
     def _signal(self, kill: bool) -> None:
         process = getattr(getattr(self.manager, "provisioner", None), "process", None)
-        if process is None or process.poll() is not None:
-            return
         with suppress(OSError):  # it ended meanwhile
+            if process is None or process.poll() is not None:
+                return
             if hasattr(os, "killpg"):  # a kernel leads its group
                 os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGINT)
             else:  # Windows has no groups
@@ -315,16 +299,12 @@ def _kernel_manager(offline: bool, ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     quiet = "--log-level=CRITICAL"  # what goes wrong stands in the notebook; warnings of the loopback are no news
     command = [sys.executable, "-m", "ipykernel_launcher", quiet, "-f", "{connection_file}"]
-    spec = KernelSpec(argv=command, env=environment, display_name="Python 3", language="python")
 
     class Manager(AsyncKernelManager):
-        kernel_spec = spec
-
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            ctrl_c.manager = self
+        kernel_spec = KernelSpec(argv=command, env=environment, display_name="Python 3", language="python")
 
         async def start_kernel(self, **options: Any) -> None:
+            ctrl_c.manager = self
             await super().start_kernel(stderr=errors, **options)
 
     return Manager
@@ -335,15 +315,12 @@ def locked(out: Path) -> Iterator[None]:
     """The folder of a run while no other process writes to it; raises `Me5Error` where one does."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(out / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(out / ".lock", timeout=0).acquire()
     except Timeout:
         raise Me5Error(f"another me5 is at work in {out}: wait for it, or choose another folder with --out") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def packs_hash() -> str:
@@ -355,8 +332,3 @@ def packs_hash() -> str:
 
 def _hash(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf8")).hexdigest()[:16]
-
-
-def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Those that failed."""
-    return [outcome for outcome in outcomes if outcome.state == "failed"]

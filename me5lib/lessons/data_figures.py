@@ -1,0 +1,181 @@
+"""Data to look at: sources and languages of a mixture, its batches, its near-copies, and the cards of the sources.
+
+Figures are made as in `figures`. A widget has a static twin: `language_shares` of the slider, `card_table` and
+`card_page` of the browser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from me5lib.data.cards import UNVERIFIED, Card
+from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, interactive, names_down
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+    from me5lib.data.hub import StageMixture
+
+SHOWN = 60  # languages that have room (ours)
+
+
+def source_shares(mixtures: dict[str, dict[str, float]]) -> Figure:
+    """A panel per mixture (title → source → amount): horizontal bars of the shares, largest first."""
+    figure, axes = canvas(4.6 * len(mixtures), 3.4, columns=len(mixtures), squeeze=False)
+    for axis, (title, amounts), colour in zip(axes[0], mixtures.items(), COLOURS, strict=False):
+        total = sum(amounts.values())
+        shares = sorted(((amount / total, source) for source, amount in amounts.items()), reverse=True)
+        bars = axis.barh([source for _, source in shares], [share for share, _ in shares], color=colour)
+        axis.bar_label(bars, fmt=lambda share: f"{share:.1%}", fontsize=8, padding=2)
+        axis.invert_yaxis()
+        axis.set(title=title, xlabel="share of the pairs", xlim=(0, 1.25 * shares[0][0]))
+    return figure
+
+
+def language_shares(rows: dict[str, int], curves: dict[str, list[float]]) -> Figure:
+    """Shares of the languages in `rows` (most rows first), one line per entry of `curves`, on a logarithmic scale."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure, axis = canvas(9.0, 4.0)
+    for (label, shares_of), style in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
+        axis.plot(range(len(rows)), shares_of, style, marker="o", markersize=3, label=label)
+    codes_across(axis, rows, 8 if len(rows) < 50 else 5)
+    axis.set(yscale="log", ylabel="share of the source's pairs", xlabel="languages, most rows first")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.2g} %")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.legend(frameon=False)
+    return figure
+
+
+def temperature_slider(rows: dict[str, int], start: float = 0.5):
+    """An ipywidgets box: `language_shares` of `rows` at the temperature of a slider."""
+    import ipywidgets
+
+    def draw(temperature: float) -> Figure:
+        powers = [count**temperature for count in rows.values()]
+        return language_shares(rows, {f"temperature {temperature:.2f}": [power / sum(powers) for power in powers]})
+
+    return interactive([ipywidgets.FloatSlider(start, min=0.0, max=1.0, step=0.05, continuous_update=False)], draw)
+
+
+def batch_sources(panels: dict[str, list[dict[str, int]]]) -> Figure:
+    """A panel per entry: one stacked bar per step, rows of each source; steps in order, one colour per source."""
+    figure, axes = canvas(9.0, 1.7 * len(panels), rows=len(panels), squeeze=False, sharex=True)
+    sources = sorted({source for steps in panels.values() for step in steps for source in step})
+    colours = [*COLOURS, GREY]
+    for axis, (title, steps) in zip(axes[:, 0], panels.items(), strict=True):
+        bottom = [0] * len(steps)
+        for i, source in enumerate(sources):
+            height = [step.get(source, 0) for step in steps]
+            axis.bar(range(len(steps)), height, 0.9, bottom, color=colours[i % len(colours)], label=source)
+            bottom = [b + h for b, h in zip(bottom, height, strict=True)]
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_ylabel("rows")
+    axes[-1, 0].set_xlabel("step")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def nearest_trained(similarity: dict[str, list[float]], near: float) -> Figure:
+    """Histograms of each held-out string's similarity to the nearest trained one, per split; `near` is the line."""
+    figure, axis = canvas(8.0, 3.6)
+    axis.hist(list(similarity.values()), [i / 20 for i in range(21)], label=list(similarity), density=False,
+              weights=[[1 / max(len(values), 1)] * len(values) for values in similarity.values()])
+    axis.axvline(near, color="black", linestyle="--", linewidth=1, label=f"near-copy from {near:g} on")
+    axis.set(xlabel="similarity to the nearest trained string (Jaccard, character trigrams)",
+             ylabel="share of held-out strings")
+    axis.legend(frameon=False)
+    return figure
+
+
+def mixture(stage: StageMixture, threshold: float) -> Figure:
+    """Left, rows of each source, built (bar) and wanted by the paper (mark); right, languages by their share of draws.
+
+    Both axes are logarithmic. Languages below `threshold` are in the warning colour; beyond `SHOWN` only the poorest
+    and the richest are drawn.
+    """
+    names, codes = list(stage.wanted), list(stage.languages)
+    drawn = codes if len(codes) <= SHOWN else codes[: SHOWN // 2] + codes[-(SHOWN - SHOWN // 2):]
+    wide = max(4.2, 0.17 * len(drawn) + 1.2)
+    figure, (left, right) = canvas(5.2 + wide, max(2.6, 0.9 + 0.3 * len(names)), columns=2, width_ratios=[5.2, wide])
+
+    rows, wanted = [sum(stage.built.get(name, {}).values()) for name in names], list(stage.wanted.values())
+    left.barh(range(len(names)), rows, color=COLOURS[0], height=0.6, label="built")
+    marks = [(count, place) for place, count in enumerate(wanted) if count]
+    left.plot([count for count, _ in marks], [place for _, place in marks], "|", color=COLOURS[1], markersize=14,
+              markeredgewidth=2.5, label="drawn by the paper")
+    names_down(left, names, fontsize=8)
+    left.set(xscale="log", xlim=(1, 3 * max(filter(None, [*rows, *wanted, 1]))), xlabel="rows")
+
+    shares = [stage.languages[code][1] for code in drawn]
+    right.bar(range(len(drawn)), shares, color=[COLOURS[share < threshold] for share in shares], width=0.7)
+    right.axhline(threshold, color=GREY, linewidth=1, linestyle="--")
+    codes_across(right, drawn, 7)
+    right.set(yscale="log", ylim=(min([*shares, threshold]) / 2, 1.3), ylabel="share of the rows drawn",
+              xlim=(-0.8, len(drawn) - 0.2))
+    hidden = f", {len(codes) - len(drawn)} in the middle not drawn" if len(codes) > len(drawn) else ""
+    right.set_title(f"{len(codes)} languages{hidden}; starved: under {threshold:.1%} (ours)", fontsize=9)
+    figure.suptitle(stage.title, fontsize=11)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def card_table(cards: Mapping[str, Card]) -> pandas.DataFrame:
+    """Hub sources in the order of the paper's tables: what the paper draws, from where here, and how sure we are."""
+    import pandas as pd
+
+    ordered = sorted(cards.values(), key=lambda card: (card.paper.table or 9, -(card.paper.rows or 0), card.name))
+    rows = [{
+        "table": card.paper.table or "instruct",
+        "pairs in the paper": f"{card.paper.rows:,}" if card.paper.rows else "not published",
+        "taken from": ", ".join(dict.fromkeys(hub.repository for hub in card.hub)),
+        "stands in": "yes" if card.stand_in else "",
+        "languages": len(card.languages),
+        "columns read on a page": f"{sum(hub.read_from != UNVERIFIED for hub in card.hub)} of {len(card.hub)}",
+        "choices of ours": len(card.ours),
+    } for card in ordered]
+    return pd.DataFrame(rows, index=[card.name for card in ordered])
+
+
+def card_page(card: Card) -> str:
+    """One card as HTML: what it says, field by field."""
+    facts = {"licence": card.licence, "translated by": card.translated_by, "a pair is": card.pair,
+             "the paper's words": card.paper.pair if card.paper else "", "stands in": card.stand_in,
+             "prefixes": f"{card.query_prefix!r} and {card.passage_prefix!r}", "instruction": card.instruction or "",
+             "filters": ", ".join(card.filters)}
+    lines = [f"<h4>{escape(card.title)}</h4>", "<table>"]
+    lines += [f"<tr><td><b>{name}</b></td><td>{escape(text)}</td></tr>" for name, text in facts.items() if text]
+    for hub in card.hub:
+        columns = ", ".join(f"<code>{escape(name)}: {escape(kind)}</code>" for name, kind in hub.columns.items())
+        lines.append(f"<tr><td><b>{escape(hub.repository)}</b></td><td>{columns}</td></tr>")
+    lines.append("</table>")
+    for title, texts in (("Ours, for the paper does not say", [f"{k}: {v}" for k, v in card.ours.items()]),
+                         ("Known faults", card.faults)):
+        if texts:
+            lines.append(f"<b>{title}</b><ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>")
+    return "\n".join(lines)
+
+
+def card_browser(cards: Mapping[str, Card], first: str = ""):
+    """An ipywidgets box: choose a card, read it."""
+    import ipywidgets
+
+    choice = ipywidgets.Dropdown(options=list(cards), value=first or next(iter(cards)), description="card")
+    text = ipywidgets.HTML(card_page(cards[choice.value]))
+    choice.observe(lambda _: setattr(text, "value", card_page(cards[choice.value])), "value")
+    return ipywidgets.VBox([choice, text])
+
+
+def samples(pairs: Sequence[tuple[str, str, str, str]], width: int = 70) -> pandas.DataFrame:
+    """Pairs (query, passage, source, language) as a table, long texts cut at `width` characters."""
+    import pandas as pd
+
+    def cut(text: str) -> str:
+        return text if len(text) <= width else text[: width - 1] + "…"
+
+    return pd.DataFrame([{"source": source, "language": language, "query": cut(query), "passage": cut(passage)}
+                         for query, passage, source, language in pairs])

@@ -1,0 +1,87 @@
+"""The atlas is the same twice, widgets have static twins, alignment is that of plain loops, a glyph is never a box."""
+
+import numpy as np
+import pytest
+
+from me5lib import pairs
+from me5lib.lessons import alignment, atlas, data_figures, figures
+
+
+def test_a_missing_glyph_is_an_error(tmp_path):
+    figure, axis = figures.canvas()
+    axis.set_title("\U0001f9ff\u1780")
+    with pytest.raises(UserWarning, match="[Gg]lyph"):
+        figures.keep(figure, tmp_path / "x.png")
+
+
+# The atlas and the numbers beside it ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def laid():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(1, 12, 8)) + 0.1 * rng.normal(size=(4, 12, 8))
+    return atlas.lay_out(vectors, "after", seed=1, k=3), vectors
+
+
+def test_one_seed_gives_one_map_and_its_caption_gives_the_agreement_in_space_and_on_it(laid):
+    found, vectors = laid
+    assert np.array_equal(atlas.lay_out(vectors, "after", seed=1, k=3).points, found.points)
+    assert found.in_space == 1.0 and 0.3 < found.on_map <= 1.0
+    assert "100% in the space" in found.caption and f"{found.on_map:.0%} on the map" in found.caption
+
+
+def test_scripts_by_unicode_name():
+    texts = {"Grüße": "latin", "Привет 1": "cyrillic", "日本": "cjk", "ไทย": "thai", "12": "none"}
+    assert {text: pairs.script([text]) for text in texts} == texts
+
+
+def test_widgets_draw_again_what_their_static_twins_show(laid):
+    languages, scripts = ["en", "ru", "ja", "th"], ["latin", "cyrillic", "cjk", "thai"]
+    controls, picture = atlas.explorer([laid[0]], languages, scripts, [f"meaning {i}" for i in range(12)]).children
+    slider, curve = data_figures.temperature_slider({"en": 9, "de": 3}).children
+    before = [bytes(picture.value), bytes(curve.value)]
+    controls.children[1].value, slider.value = 7, 0.9
+    for old, new in zip(before, (picture.value, curve.value), strict=True):
+        assert old.startswith(b"\x89PNG") and bytes(new).startswith(b"\x89PNG") and bytes(new) != old
+
+
+@pytest.fixture
+def space():
+    """Three languages, 20 meanings: a shared part, a direction of the language's own, a little noise."""
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(size=(1, 20, 16)), 6 * rng.normal(size=(3, 1, 16))
+    return shared + own + 0.05 * rng.normal(size=(3, 20, 16))
+
+
+def test_bitext_accuracy_is_the_plain_loop(space):
+    table = alignment.bitext_accuracy(space)
+    for i in range(3):
+        for j in range(3):
+            hits = sum(np.argmax([a @ space[i, m] / np.linalg.norm(a) for a in space[j]]) == m for m in range(20))
+            assert np.isnan(table[i, j]) if i == j else table[i, j] == pytest.approx(hits / 20)
+
+
+def test_centring_removes_the_language_and_keeps_the_meaning(space):
+    assert alignment.language_probe(space) == 1.0
+    flat = alignment.centred(space)
+    assert alignment.language_probe(flat) < 0.6
+    assert np.nanmean(alignment.bitext_accuracy(flat)) > np.nanmean(alignment.bitext_accuracy(space)) + 0.1
+    assert alignment.neighbour_agreement(flat, k=2) == 1.0
+    assert alignment.neighbour_agreement(alignment.unit(space), k=2) < 0.1
+
+
+def test_neighbour_agreement_is_the_plain_loop(space):
+    points = space[..., :2]
+    flat, hits = points.reshape(-1, 2), [0, 0, 0]
+    for i, point in enumerate(flat):
+        order = sorted((j for j in range(60) if j != i), key=lambda j: np.sum((flat[j] - point) ** 2))
+        hits[i // 20] += sum(j % 20 == i % 20 for j in order[:3])
+    assert alignment.agreement_by_language(points, k=3) == pytest.approx([own / 60 for own in hits])
+
+
+def test_a_hub_shows():
+    even = np.random.default_rng(1).normal(size=(2, 100, 8))
+    centre = even.reshape(-1, 8).mean(axis=0) + 3.0  # everything leans one way; texts near that way become hubs
+    leaning = even * np.linspace(0.05, 1, 200).reshape(2, 100, 1) + centre
+    assert alignment.hubness(leaning) > alignment.hubness(even) + 0.5
