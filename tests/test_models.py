@@ -148,6 +148,11 @@ def test_short_names():
         assert full_id(name) == full
 
 
+def test_a_revision_stands_behind_the_id_or_beside_it():
+    assert [resolve.resolve("a/b@v2"), resolve.resolve("LaBSE", "v2"), resolve.resolve("a/b")] == [
+        ("hub", "a/b", "v2"), ("hub", full_id("LaBSE"), "v2"), ("hub", "a/b", "")]
+
+
 @pytest.mark.parametrize(("arguments", "line"), [
     (({"where": "./nowhere"}), "no model folder .*nowhere: check the path"),
     (({"where": ""}), "no model given"), (({"where": "~nobody-of-this-name/x"}), "is the name of no model"),
