@@ -66,14 +66,6 @@ def test_kl_is_from_teacher_to_student_by_hand_and_its_gradient_the_difference()
     assert teacher.kl_divergence(student, student + 7).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_group_scores_are_the_cosines_of_a_query_with_its_own_passages():
-    queries = torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
-    passages = torch.nn.functional.normalize(torch.randn(12, 8), dim=1)
-    found = teacher.group_scores(queries, passages, 0.05)
-    right = [[20 * float(queries[i] @ passages[4 * i + g]) for g in range(4)] for i in range(3)]
-    assert found.tolist() == [pytest.approx(row, abs=1e-4) for row in right]
-
-
 def test_a_tie_is_no_win_and_only_a_better_teacher_is_trusted():
     assert teacher.first_place(np.array([[1.0, 1.0], [2.0, 1.0], [0.0, 1.0]])).tolist() == [False, True, False]
     assert teacher.Verdict(0.6, 0.5, 100, 8).trusted and not teacher.Verdict(0.5, 0.5, 100, 8).trusted
@@ -264,8 +256,8 @@ def test_each_pair_is_scored_once_in_its_place_and_the_block_read_the_next_time(
 
 
 @pytest.mark.parametrize("damage", [
-    *(lambda path, size=size: path.write_bytes(path.read_bytes()[:size]) for size in (0, 100, -1)),
-    *(lambda path, other=other: np.save(path, other) for other in (truth(KEPT[1:]), truth(KEPT) * np.nan)),
+    lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: np.save(path, truth(KEPT[1:])),
+    lambda path: np.save(path, truth(KEPT) * np.nan),
 ])  # fmt: skip
 def test_a_file_that_is_cut_short_or_of_another_length_is_said_and_scored_again(tmp_path, capsys, damage):
     block(tmp_path)
@@ -282,9 +274,8 @@ def test_scores_that_are_lacking_or_no_numbers_are_refused_and_the_blocks_before
         score_groups(tmp_path, Counting(wrong=KEPT[22:24]))
     made = Counting()
     assert score_groups(tmp_path, made) == truth(KEPT).tolist() and sorted(made.scored) == sorted(KEPT[20:])
-    for places, scores, message in ((10, 9, "X gave 9 scores for 10 pairs"), (6, 6, "X gave 4 of 10 pairs no finite")):
-        with pytest.raises(Me5Error, match=message):
-            teacher.score_pairs(KEPT[:10], lambda _, a=places, b=scores: [(np.arange(a), np.ones(b))], "X")
+    with pytest.raises(Me5Error, match="X gave 4 of 10 pairs no finite"):
+        teacher.score_pairs(KEPT[:10], lambda _: [(np.arange(6), np.ones(6))], "X")
 
 
 def test_two_that_write_the_same_block_at_once_do_no_harm(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
 from me5lib.train.distributed import Team
-from me5lib.train.mining import Mining, MiningReport, PoolKey, as_json, by_pool, choose, distinct, mine
+from me5lib.train.mining import Mining, MiningReport, PoolKey, by_pool, choose, distinct, mine
 from me5lib.train.search import BM25Index, Index, Pool
 
 KINDS = ("mined", "bm25", "random", "labelled")
@@ -303,11 +303,11 @@ def _mined(
     passes = task.plan.passes()
     found, report, filling = add_negatives([rows[i] for i in passes], kind, encoder, task.stage, task.prefixes,
                                            task.seed, list(passes.values()))  # fmt: skip
-    counts = {"asked for": sum(passes.values()) * task.stage.hard_negatives,
-              "there": sum(len(row.negatives) for row in found), **filling}  # fmt: skip
+    asked, there = sum(passes.values()) * task.stage.hard_negatives, sum(len(row.negatives) for row in found)
     return dict(zip(passes, found, strict=True)), {
-        "negatives": kind, "mining": as_json(report, 5), "filling": counts, "input": dict(faults or {}),
-        "teacher": None}  # fmt: skip
+        "negatives": kind, "input": dict(faults or {}), "filling": {"asked for": asked, "there": there, **filling},
+        "mining": report._replace(examples=report.examples[:5])._asdict(), "teacher": None,
+    }  # fmt: skip
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:

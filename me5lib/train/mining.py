@@ -62,28 +62,15 @@ class Rule(NamedTuple):
     drops: Callable[[SearchResult, np.ndarray], np.ndarray]  # (results, left: bool [Q, depth]) → bool [Q, depth]
 
 
-class Dropped(NamedTuple):
-    """A passage that was found and not taken as a negative."""
-
-    query: str
-    positive: str
-    passage: str
-    rule: str
-    score: float
-    positive_score: float
-    language: str = ""  # of the query
-
-
 class MiningReport(NamedTuple):
-    """What became of the candidates of all queries: kept, dropped by a rule, or not needed (`LAST`). JSON types but for
-    `examples`."""
+    """What became of the candidates of all queries: kept, dropped by a rule, or not needed (`LAST`). JSON types."""
 
     queries: int = 0
     candidates: int = 0
     kept: int = 0
     short: int = 0  # queries that got fewer negatives than were asked for
     dropped: Mapping[str, int] = {FIRST: 0, LAST: 0}  # rule → candidates
-    examples: Sequence[Dropped] = ()  # some that the score rules dropped: probably right answers
+    examples: Sequence[dict[str, Any]] = ()  # some that the rules on scores dropped, probably right: see `_examples`
     by_language: Mapping[str, dict[str, Any]] = {}  # language of the query → the five counts above
     languages: Mapping[str, dict[str, int]] = {}  # language of the query → of the passage → negatives kept
     scores: Mapping[str, float] = {}  # mean `positive`, `negative`, `chance` of the `scored` kept; how many are `above`
@@ -165,10 +152,8 @@ def choose(
 
     A row's own negatives come first and count towards `n`. Dropped is the same text as one of them, a positive, the
     query or an earlier candidate; then what the `rules` say. Of the rest the hardest are taken, or with `draw_seed`
-    any, by a stateless draw. Raises `Me5Error` for a row without a positive and for NaN among the scores.
+    any, by a stateless draw.
     """
-    search.refuse_without_positive(rows)
-    _refuse_nan(results, rows)
     left = results.rows >= 0
     dropped = {FIRST: _same_text(results.rows, rows, pool.keys)}
     left &= ~dropped[FIRST]
@@ -192,17 +177,6 @@ def choose(
               in zip(rows, np.broadcast_to(n, len(rows)), results.rows, taken, strict=True)]
     return chosen, _report(results, rows, pool, dropped, taken, room)._replace(
         examples=_examples(results, rows, pool, dropped, examples))
-
-
-def _refuse_nan(results: SearchResult, rows: Sequence[Labelled]) -> None:
-    """Scores are all there, or (a search that does not score) none is."""
-    if len(results.rows) != len(rows):
-        raise Me5Error(f"{len(rows)} queries, but candidates of {len(results.rows)}: search with the same queries")
-    bad = (np.isnan(results.scores) & (results.rows >= 0)).any(axis=1) | np.isnan(results.positive)
-    if bad.any() and not (np.isnan(results.scores).all() and np.isnan(results.positive).all()):
-        first = int(np.flatnonzero(bad)[0])
-        raise Me5Error(f"a score of query {first} ({rows[first].query[:40]!r}) is NaN ({bad.sum()} of {len(rows)} "
-                       "queries have one): mend what scores them")
 
 
 def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) -> np.ndarray:
@@ -301,14 +275,16 @@ def _report(
 
 def _examples(
     results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], limit: int
-) -> list[Dropped]:
+) -> list[dict[str, Any]]:
     """The best-scoring candidate that each rule on scores dropped, of `limit` queries spread evenly, a rule."""
     shown = []
     for name, mask in dropped.items():
         for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist() if name not in (FIRST, LAST) else [], limit):
             row, j = rows[i], int(mask[i].argmax())
-            shown.append(Dropped(row.query, row.positives[0], pool.texts[results.rows[i, j]], name,
-                                 float(results.scores[i, j]), float(results.positive[i]), row.language))
+            shown.append({"query": row.query, "positive": row.positives[0],
+                          "passage": pool.texts[results.rows[i, j]], "rule": name,
+                          "score": float(results.scores[i, j]), "positive_score": float(results.positive[i]),
+                          "language": row.language})
     return shown
 
 
@@ -341,10 +317,10 @@ def _added(one: Any, other: Any) -> Any:
     return one + other
 
 
-def _some(examples: Sequence[Dropped], limit: int) -> list[Dropped]:
+def _some(examples: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     """At most `limit` of each rule."""
-    return [one for rule in dict.fromkeys(example.rule for example in examples)
-            for one in _spread([example for example in examples if example.rule == rule], limit)]
+    return [one for rule in dict.fromkeys(example["rule"] for example in examples)
+            for one in _spread([example for example in examples if example["rule"] == rule], limit)]
 
 
 def lines(report: MiningReport, samples: int = 3) -> list[str]:
@@ -357,9 +333,9 @@ def lines(report: MiningReport, samples: int = 3) -> list[str]:
     if report.recall is not None:
         found.append(f"approximate search: recall {report.recall:.3f} against the exact one")
     for example in _some(report.examples, samples):
-        found.append(f"{example.rule}: {example.score:.3f}, the right answer {example.positive_score:.3f}")
-        found += [f"  {name:8} {' '.join(text.split())[:100]}" for name, text in (
-            ("query", example.query), ("right", example.positive), ("dropped", example.passage))]
+        found.append(f"{example['rule']}: {example['score']:.3f}, the right answer {example['positive_score']:.3f}")
+        found += [f"  {name:8} {' '.join(example[field].split())[:100]}" for name, field in (
+            ("query", "query"), ("right", "positive"), ("dropped", "passage"))]
     return found
 
 
@@ -517,17 +493,11 @@ def mine_shards(
                 for row, texts in zip(own, found, strict=True)]
         io.put_text(starts[start].with_suffix(".jsonl"),
                     "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
-        io.put_json(starts[start], as_json(report))
+        io.put_json(starts[start], report._asdict())
     (out / VECTORS).unlink(missing_ok=True)
-    parts = [MiningReport(**io.read_json(path)) for path in starts.values()]
-    report = merge([part._replace(examples=[Dropped(**one) for one in part.examples]) for part in parts])
-    io.put_json(out / "report.json", as_json(report) | {"not_used": faults or {}})
+    report = merge([MiningReport(**io.read_json(path)) for path in starts.values()])
+    io.put_json(out / "report.json", report._asdict() | {"not_used": faults or {}})
     return report
-
-
-def as_json(report: MiningReport, examples: int | None = None) -> dict[str, Any]:
-    """The report as JSON types, with its first `examples` (None: all)."""
-    return report._asdict() | {"examples": [example._asdict() for example in report.examples[:examples]]}
 
 
 def _vectors(

@@ -64,7 +64,9 @@ class Pool:
         return cls(*zip(*first.values(), strict=True)) if first else cls([])
 
     def positives(self, row: Labelled) -> list[int]:
-        """The rows of a labelled row's positives, which must be in the pool."""
+        """The rows of a labelled row's positives, which must be in the pool. Raises `Me5Error` where it has none."""
+        if not row.positives:
+            raise Me5Error(f"the query {row.query[:40]!r} has no positive: leave it out")
         return [self.row_of[text_key(text)] for text in row.positives]
 
 
@@ -154,7 +156,6 @@ def dense(
     `margin_ratio`: compare the candidates with the positives too, as `mining.near_positive` needs it; that takes two
     more searches, of the passages and of the positives among the passages.
     """
-    refuse_without_positive(rows)
     owner = np.repeat(np.arange(len(rows)), [len(row.positives) for row in rows])
     positives = index.vectors[[place for row in rows for place in pool.positives(row)]]
     return nearest(encode_query([row.query for row in rows]), owner, positives, index, depth, skip, margin_ratio)
@@ -194,7 +195,6 @@ def bm25(rows: Sequence[Labelled], pool: Pool, index: BM25Index, depth: int, ski
 
     `index` is of the pool's texts. One query's scores are held at a time. Equal scores: the lower row comes first.
     """
-    refuse_without_positive(rows)
     shape = len(rows), max(0, min(skip + depth, len(pool.texts)) - skip)
     found, scores = np.full(shape, -1), np.zeros(shape, np.float32)
     own, chance = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
@@ -267,14 +267,6 @@ def random(queries: Sequence[str], passages: int, depth: int, seed: int) -> Sear
     rows = (splitmix64(keys[:, None] ^ splitmix64(draws)[None]) % np.uint64(passages)).astype(np.int64)
     nothing = np.full(rows.shape, np.nan, np.float32)
     return SearchResult(rows, nothing, np.full(len(rows), np.nan, np.float32))
-
-
-def refuse_without_positive(rows: Sequence[Labelled]) -> None:
-    """Raise `Me5Error` that names the first query without a positive."""
-    empty = [i for i, row in enumerate(rows) if not row.positives]
-    if empty:
-        raise Me5Error(f"query {empty[0]} ({rows[empty[0]].query[:40]!r}) has no positive ({len(empty)} of "
-                       f"{len(rows)} have none): leave it out")
 
 
 # Exact search

@@ -305,15 +305,12 @@ def score_pairs(
 ) -> np.ndarray:
     """The scores of `pairs`, fp32 [n]; `pieces` gets each different pair once.
 
-    Raises `Me5Error` for pairs that it gives no finite score, with their number and the first one's query, and for a
-    piece with another number of scores than pairs; `name` is the teacher's in the message.
+    Raises `Me5Error`, with the teacher's `name`, for pairs that it gives no finite score.
     """
     place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
     distinct = list(place)
     scores = np.full(len(distinct), np.nan, np.float32)
     for at, logits in pieces(distinct):
-        if len(at) != len(logits):
-            raise Me5Error(f"{name} gave {len(logits)} scores for {len(at)} pairs: one a pair is wanted")
         scores[at] = logits
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
@@ -504,10 +501,9 @@ def train_on_file(
 ) -> list[str]:
     """Train a teacher from the encoder `start` (folder or hub id) on the examples of `data`, and write it to `out`.
 
-    What became of it is returned, in lines.
     `stage` is a stage 2's: `teacher_steps` (0: one pass over the examples), `batch`, `hard_negatives`, `lr`, the
     temperature and the lengths. A tenth of the examples, by hash of the query, is kept out to judge the teacher by.
-    Raises `Me5Error` for what cannot be read, and for an `out` that is there already.
+    What became of it is returned, in lines. Raises `Me5Error` for what cannot be read, and for an `out` that exists.
     """
     if out.exists():
         raise Me5Error(f"{out} is there already: choose another --out, or delete it")
