@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from me5lib import config, io
-from me5lib.cli import mine as commands
+from me5lib.cli import train as commands
 from me5lib.cli.app import Plain
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder

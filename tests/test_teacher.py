@@ -314,7 +314,7 @@ def many():
 
 
 def test_a_teacher_is_trained_judged_kept_and_loaded_again(many, tmp_path, capsys):
-    from me5lib.cli import mine as commands
+    from me5lib.cli import train as commands
 
     texts = [text for row in many for text in (row.query, *row.positives)]
     Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 48), train_tokenizer(texts, 400), 0).save(tmp_path / "start")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib.cli import data, mine, model, train
+from me5lib.cli import data, model, train
 from me5lib.cli.evaluate import evaluate
 from me5lib.cli.experiment import experiment
 from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
@@ -127,7 +127,7 @@ def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Pa
             print(f"the checkpoints of {source} are in {folder}: any notebook can be started")
 
 
-for _command in (train.pretrain, train.finetune, mine.mine, mine.teach, experiment, model.export, evaluate):
+for _command in (train.pretrain, train.finetune, train.mine, train.teach, experiment, model.export, evaluate):
     app.command()(_command)
 
 

@@ -1,4 +1,5 @@
 """`me5 pretrain` and `me5 finetune`: the two stages, alone or under a launcher; what they cost; a rehearsal of them.
+And what stage 2 learns from: `me5 mine`, hard negatives for your pairs; `me5 teach`, a cross-encoder.
 
     me5 pretrain --scale base --plan                                         # hours, GB, GPUs; nothing is trained
     me5 pretrain --scale base --dry-run                                      # minutes, offline, random weights
@@ -7,6 +8,8 @@
     torchrun --standalone --nproc-per-node 8 -m me5lib pretrain --scale base --yes --processes 8
     me5 pretrain --sbatch-sample > pretrain.sbatch                           # two nodes, under Slurm
     me5 finetune --from intfloat/multilingual-e5-small --data my.csv         # your own file; or .jsonl, .parquet
+    me5 mine --data faq.csv --by bm25 --out mined --negatives 5 --across     # or --model MODEL
+    me5 teach --data groups.jsonl --from MODEL --out my-teacher              # then: --set finetune.teacher=my-teacher
 
 Unfinished work is gone on with. Under a launcher rank 0 alone speaks; an error that another rank meets is said with its
 number. With --processes another number of them is refused: accelerate launch without --multi_gpu would start one, and
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -247,3 +251,52 @@ def _begin(team: Team, folder: Path, name: str, steps: int, resume: bool | None)
 def _say(team: Team, line: object) -> None:
     if team.main:
         print(line, flush=True)
+
+
+def mine(
+    data: Annotated[Path, typer.Option(help="Your pairs: .csv, .jsonl or .parquet with query and positive columns.")],
+    out: Annotated[Path, typer.Option(help="Folder of the shards and the report.")],
+    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of the encoder that searches.")] = "",
+    by: Annotated[str, typer.Option(help="dense (the model's vectors), bm25 (shared words) or random.")] = "dense",
+    depth: Annotated[int, typer.Option(min=1, help="Candidates of a query.")] = 200,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many of the best before them.")] = 0,
+    negatives: Annotated[int, typer.Option(min=1, help="Negatives of a query, its own included.")] = 7,
+    near: Annotated[float | None, typer.Option(help="Drop what is so much liker a positive than neighbours are to each "
+                                                 "other (default: 1.06 with --by dense; 0: off).")] = None,
+    margin: Annotated[float | None, typer.Option(help="Drop what scores above this share of the positive.")] = None,
+    absolute_margin: Annotated[float | None, typer.Option(help="Drop what scores less than this below it.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Drop what scores above this.")] = None,
+    within: Annotated[bool, typer.Option("--within-language/--across", help="Search passages of the query's language, "
+                                                                             "or of all.")] = True,
+    spread: Annotated[bool, typer.Option("--sample/--hardest", help="Draw among the rest, or take the best.")] = False,
+    index: Annotated[str, typer.Option(help="exact, ivf or hnsw (faiss); auto is exact below 2M passages.")] = "auto",
+    seed: Seed = 0,
+    shard: Annotated[int, typer.Option(min=1, help="Queries of a shard.")] = 10_000,
+    query_column: Query = "", passage_column: Passage = "", negative_columns: Negatives = "",
+    language_column: Language = "", encoding: Encoding = "utf8",
+) -> None:
+    """Mine hard negatives for your pairs. The same command goes on after a crash with the shards that are missing."""
+    from me5lib.train import mining
+
+    near = mining.NEAR if near is None and by == "dense" else near or None
+    cfg = mining.Mining(by, depth, skip, negatives, near, margin or None, absolute_margin, max_score, within, spread,
+                        index, seed, shard)  # fmt: skip
+    wrong = [name.strip() for name in negative_columns.split(",") if name.strip()]
+    columns = {"query": query_column, "passage": passage_column, "negatives": wrong, "language": language_column}
+    print("\n".join(mining.mine_file(data, out, cfg, model, columns, encoding, progress=sys.stderr.isatty())))
+
+
+def teach(
+    data: Annotated[Path, typer.Option("--data", help="JSON lines: query, positives, negatives; or a groups.jsonl.")],
+    start: Annotated[str, typer.Option("--from", help="The encoder to start from: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="The teacher's folder; made anew.")],
+    scale: Annotated[str, typer.Option("--scale", help="The scale whose stage-2 settings it is trained by.")] = "tiny",
+    seed: Seed = 0, overrides: Set = [],  # noqa: B006
+) -> None:
+    """Train a teacher: a cross-encoder with a listwise softmax over each group, judged on held-out groups."""
+    from me5lib import config
+
+    stage = config.load(scale, overrides).finetune
+    from me5lib.train.teacher import train_on_file
+
+    print("\n".join(train_on_file(data, start, out, stage, seed, progress=sys.stderr.isatty())))

@@ -176,8 +176,8 @@ def _searched(
         pool = Pool.of(rows[i] for i in places[key])
         return pool, BM25Index(pool.texts) if cfg.by == "bm25" else Index(encode(pool.texts, key[0], side=1))
 
-    given = [row._replace(negatives=tuple(texts)) for row, texts in zip(rows, own, strict=True)]
-    return mine(given, cfg, n, open_pool, encode)
+    bare = [row._replace(negatives=tuple(texts)) for row, texts in zip(rows, own, strict=True)]
+    return mine(bare, cfg, n, open_pool, encode)
 
 
 def _everywhere(rows: Sequence[Labelled]) -> Callable[[str | None], Pool]:
@@ -303,9 +303,9 @@ def _mined(
     passes = task.plan.passes()
     found, report, filling = add_negatives([rows[i] for i in passes], kind, encoder, task.stage, task.prefixes,
                                            task.seed, list(passes.values()))  # fmt: skip
-    asked, there = sum(passes.values()) * task.stage.hard_negatives, sum(len(row.negatives) for row in found)
+    wanted, there = sum(passes.values()) * task.stage.hard_negatives, sum(len(row.negatives) for row in found)
     return dict(zip(passes, found, strict=True)), {
-        "negatives": kind, "input": dict(faults or {}), "filling": {"asked for": asked, "there": there, **filling},
+        "negatives": kind, "input": dict(faults or {}), "filling": {"asked for": wanted, "there": there, **filling},
         "mining": report._replace(examples=report.examples[:5])._asdict(), "teacher": None,
     }  # fmt: skip
 
@@ -343,6 +343,6 @@ def read_groups(folder: Path) -> Groups:
             counts["with another number of scores than passages"] += len(scores) != 1 + len(row.negatives)
             counts["with scores that are no numbers"] += not all(map(math.isfinite, scores))
     if (faults := +counts) and counts["without scores"] < len(rows):
-        said = ", ".join(f"{n} {fault}" for fault, n in faults.items())
-        raise Me5Error(f"{folder / GROUPS}: of {len(rows)} groups {said}: delete that folder to make them again")
+        summary = ", ".join(f"{n} {fault}" for fault, n in faults.items())
+        raise Me5Error(f"{folder / GROUPS}: of {len(rows)} groups {summary}: delete that folder to make them again")
     return Groups(rows, bool(rows) and not faults)

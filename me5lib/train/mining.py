@@ -430,9 +430,9 @@ def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Label
     if not rows:
         raise Me5Error("; not used: ".join([f"{path} has no query with a positive passage: nothing can be mined",
                                             *userdata.by_reason(faults, table.unit)]))
-    said, numbers = userdata.REASONS, defaultdict(list)
+    reasons, numbers = userdata.REASONS, defaultdict(list)
     for fault in faults:
-        numbers[said[fault.why]].append(fault.number)
+        numbers[reasons[fault.why]].append(fault.number)
     return list(rows.values()), {why: (len(some), table.unit, some[:5]) for why, some in numbers.items()}
 
 

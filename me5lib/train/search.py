@@ -45,9 +45,9 @@ WORDS_VERSION = 2  # of `words`: what was kept of another version is stale
 class Pool:
     """The passages that are searched: their texts, languages, and keys int64 [P]."""
 
-    def __init__(self, texts: Sequence[str], languages: Sequence[str] = ()) -> None:
+    def __init__(self, texts: Sequence[str], languages: Sequence[str] = (), keys: Iterable[int] = ()) -> None:
         self.texts, self.languages = list(texts), list(languages) or ["und"] * len(texts)
-        self.keys = np.array([text_key(text) for text in texts], dtype=np.int64)
+        self.keys = np.array(list(keys) or [text_key(text) for text in texts], dtype=np.int64)
 
     @cached_property
     def row_of(self) -> dict[int, int]:
@@ -61,7 +61,7 @@ class Pool:
         for row in rows:
             for text in (*row.positives, *row.negatives):
                 first.setdefault(text_key(text), (text, row.language))
-        return cls(*zip(*first.values(), strict=True)) if first else cls([])
+        return cls(*zip(*first.values(), strict=True), keys=first) if first else cls([])
 
     def positives(self, row: Labelled) -> list[int]:
         """The rows of a labelled row's positives, which must be in the pool. Raises `Me5Error` where it has none."""
