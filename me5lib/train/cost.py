@@ -46,27 +46,12 @@ class Size(NamedTuple):
     table: int
 
 
-class Held(NamedTuple):
-    """What each GPU holds, in bytes; `activations` are those of one piece of `piece` padded tokens."""
-
-    weights: int
-    gradients: int
-    optimiser: int
-    loss: int
-    activations: int
-    piece: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(self) - self.piece
-
-
 class Fleet(NamedTuple):
     """Some GPUs of one kind at work."""
 
-    held: Held | None  # by each; None where it does not fit
-    cached: bool  # whether GradCache is needed
+    held: dict[str, int] | None  # bytes on each, by what they are; None where it does not fit
+    piece: int  # padded tokens of the largest piece that fits
+    cached: bool  # whether the batch needs several pieces, so GradCache
     hours: float
 
 
@@ -83,14 +68,14 @@ class Estimate:
     use: float
 
     @property
-    def disk(self) -> int:
-        """Bytes of checkpoints at most: those that are kept and the one being written, weights and both moments."""
-        return (KEEP + 1) * 3 * 4 * self.size.all
-
-    @property
     def texts(self) -> int:
         """Texts of a pair, or of a labelled example."""
         return 2 + self.stage.hard_negatives * (self.name == "stage2")
+
+    @property
+    def disk(self) -> int:
+        """Bytes of checkpoints at most: those that are kept and the one being written, weights and both moments."""
+        return (KEEP + 1) * 3 * 4 * self.size.all
 
     def operations(self, cached: bool) -> float:
         """FLOP of the stage: 2 for each weight and token forwards, 4 backwards, and again 2 for every replay.
@@ -103,24 +88,21 @@ class Estimate:
         return self.stage.steps * self.stage.batch * self.tokens * forward * (3 + replays)
 
     def fleet(self, gpu: str, count: int) -> Fleet:
-        """What `count` GPUs of a kind will do, sharing each batch."""
-        held = self._held(MEMORY[gpu] * 1e9 * ROOM, count)
-        cached = held is not None and self.stage.batch / count * self.tokens > held.piece
-        return Fleet(held, cached, self.operations(cached) / (PEAK[gpu] * self.use * count) / 3600)
-
-    def _held(self, memory: float, count: int) -> Held | None:
-        """The largest piece that `stages` would find to fit, and what is held with it."""
+        """What `count` GPUs of a kind will do, sharing each batch, with the largest piece that `stages` would find."""
         weights = 4 * self.size.all
-        gradients = weights * (2 if count > 1 else 1) + 4 * self.size.table  # DDP's buckets; one of the table in making
         vectors = self.stage.batch * self.texts * self.shape.width * 4 * 3  # theirs, their gradient, a copy
-        piece = FIRST_BUDGET
-        while piece >= 1_024:
-            graph = graph_bytes(self.shape, self.size, piece, bool(self.stage.gradient_checkpointing))
-            held = Held(weights, gradients, 2 * weights, vectors + 3 * 4 * TILE_LOGITS, graph, piece)
-            if held.total <= memory:
-                return held
+        held = {
+            "weights": weights, "optimiser": 2 * weights, "loss": vectors + 3 * 4 * TILE_LOGITS,
+            "gradients": weights * (2 if count > 1 else 1) + 4 * self.size.table,  # DDP's buckets; one in the making
+        }  # fmt: skip
+        recomputed = bool(self.stage.gradient_checkpointing)
+        room, piece = MEMORY[gpu] * 1e9 * ROOM - sum(held.values()), FIRST_BUDGET
+        while piece >= 1_024 and (graph := graph_bytes(self.shape, self.size, piece, recomputed)) > room:
             piece //= 2
-        return None
+        fits = piece >= 1_024
+        cached = fits and self.stage.batch / count * self.tokens > piece
+        hours = self.operations(cached) / (PEAK[gpu] * self.use * count) / 3600
+        return Fleet(held | {"activations": graph} if fits else None, piece, cached, hours)
 
     def lines(self) -> list[str]:
         """The estimate in words, saying what is known, what is estimated and what is assumed."""
@@ -140,20 +122,19 @@ class Estimate:
         ]
 
     def _memory(self) -> Iterator[str]:
-        held, weights = self.fleet("A100", 8).held, 4 * self.size.all
-        rows = [("weights", weights, f"{self.size.all / 1e6:.1f} M in fp32, {self.size.table / 1e6:.1f} M of them the "
-                                     "vocabulary's")]
-        if held:
-            rows += [
-                ("gradients", held.gradients, "fp32; with DDP's buckets, and one of the vocabulary in the making"),
-                ("optimiser", held.optimiser, "AdamW's two moments, fp32"),
-                ("loss", held.loss, "vectors of the whole batch and a tile of logits"),
-                ("activations", held.activations, f"of one piece of {held.piece:,} padded tokens on an A100 "
-                 "(estimated); a batch of more goes through in pieces (GradCache)"),
-            ]  # fmt: skip
-        rows.append(("checkpoints", self.disk, f"on disk at most: {KEEP} kept, one being written; and "
-                                               f"{weights / 1e9:.2f} GB for the finished model"))
-        yield from (f"  {name:12}{size / 1e9:>8.2f} GB  {why}" for name, size, why in rows)
+        fleet, finished = self.fleet("A100", 8), 4 * self.size.all
+        why = {
+            "weights": f"{self.size.all / 1e6:.1f} M in fp32, {self.size.table / 1e6:.1f} M of them the vocabulary's",
+            "gradients": "fp32; with DDP's buckets, and one of the vocabulary in the making",
+            "optimiser": "AdamW's two moments, fp32",
+            "loss": "vectors of the whole batch and a tile of logits",
+            "activations": f"of one piece of {fleet.piece:,} padded tokens on an A100 (estimated); a batch of more "
+                           "goes through in pieces (GradCache)",
+            "checkpoints": f"on disk at most: {KEEP} kept, one being written; and {finished / 1e9:.2f} GB for the "
+                           "finished model",
+        }  # fmt: skip
+        held = (fleet.held or {"weights": finished}) | {"checkpoints": self.disk}
+        yield from (f"  {name:12}{held[name] / 1e9:>8.2f} GB  {text}" for name, text in why.items() if name in held)
 
     def _hours(self, gpus: int) -> Iterator[str]:
         counts = sorted({1, 8, gpus})
@@ -168,7 +149,7 @@ class Estimate:
                 continue
             hours = [f"{fleet.hours:,.0f}" if fleet.hours >= 10 else f"{fleet.hours:.2g}" for fleet in fleets]
             day = max(1, -(-fleets[0].hours // 24))
-            yield f"{line}{fleets[0].held.piece:>11,}{''.join(f'{each:>10}' for each in hours)}{day:>16,.0f}"
+            yield f"{line}{fleets[0].piece:>11,}{''.join(f'{each:>10}' for each in hours)}{day:>16,.0f}"
 
 
 def estimate(scale: Scale, name: str = "stage1", tokens: float | None = None, use: float = USE) -> Estimate:
