@@ -244,7 +244,8 @@ def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, bas
     encoder = Encoder.load(base / "stage1")
     other = [row._replace(language="de", query=row.query + " de") for row in ROWS[:3]]
     other = [row._replace(positives=(row.positives[0] + " de",), negatives=()) for row in other]
-    found, *_ = labelled.add_negatives([*ROWS, *other], kind, encoder, small().finetune, stages_prefixes, 0)
+    found, *_ = labelled.add_negatives([*ROWS, *other], kind, encoder, small().finetune,
+                                        lambda source: ("query: ", "passage: "), 0)
     pools = {"en": set(Pool.of(ROWS).texts), "de": set(Pool.of(other).texts)}
     for row, before in zip(found, [*ROWS, *other], strict=True):
         assert len(row.negatives) == 3 and set(row.negatives) <= pools[row.language]
@@ -253,21 +254,12 @@ def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, bas
             assert row.negatives[0] == before.negatives[0]  # its own wrong answer comes first
 
 
-def stages_prefixes(source):
-    return "query: ", "passage: "
-
-
 def test_the_plan_uses_every_example_of_a_stream_before_any_comes_again():
     stage = small("finetune.steps=10", "finetune.batch=4").finetune
     plan = labelled.Plan(ROWS, stage, 0, 0.5)
     drawn = [i for step in range(10) for i, _ in plan.draws(step)]
     assert sorted(drawn[:20]) == list(range(20)) == sorted(drawn[20:])
     assert list(plan.passes()) == list(range(20)) and plan.fingerprint != labelled.Plan(ROWS, stage, 1, 0.5).fingerprint
-
-
-def test_a_wrong_answer_that_reads_like_a_right_one_is_left_out():
-    row = Labelled("Which?", ("Two ",), ("two", "Three", "which?", "THREE", "four"), "s", "en")
-    assert labelled.own_negatives(row) == ["Three", "four"]
 
 
 def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():
