@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from me5lib import config
-from me5lib.data import cards, fake_rows, schema
+from me5lib.data import cards, schema
 
 HEAD = """---
 name: toy
@@ -115,8 +115,10 @@ def write(path: Path, hub: cards.Hub, given: Iterable[dict[str, Any]]) -> None:
 
 def write_rows(root: Path, cfg: config.Scale, rows: int, wanted: Callable[[dict], bool] = lambda row: True) -> None:
     """The repositories of all cards that the scale names: of each card's first two languages a file of made-up rows."""
+    from me5lib.train.dry_run import fake_rows
+
     for name in (*cfg.data.sources, *cfg.data.labelled):
         for number, entry in enumerate(cards.load(name).hub):
             for code, tag in list(entry.languages.items())[:2] or [(entry.language or "", "")]:
                 path = root / "datasets" / entry.repository / named(entry.files.replace("{language}", tag), 0, 1)
-                write(path, entry, filter(wanted, fake_rows.raw(entry, code, rows, f"{name} {number} {code}")))
+                write(path, entry, filter(wanted, fake_rows(entry, code, rows, f"{name} {number} {code}")))

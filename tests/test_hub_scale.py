@@ -12,7 +12,6 @@ import torch
 from loopback import Loopback
 
 from me5lib import config
-from me5lib.data import fake_rows
 from me5lib.data.hub import DEV_SHARE
 from me5lib.device import precision
 from me5lib.model.encoder import Encoder
@@ -31,7 +30,7 @@ def write_hub(root: Path, cfg: config.Scale) -> None:
     from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
     fixtures_hub.write_rows(root, cfg, 100, lambda row: not held_out(row))
-    texts = [f"{a}, {b}" for a in fake_rows.names("en") for b in fake_rows.names("de")[:20]]
+    texts = [f"{a}, {b}" for a in dry_run.territories("en") for b in dry_run.territories("de")[:20]]
     dry_run.write_backbone(cfg.model, texts, root / "models" / cfg.model.backbone)
     tokenizer = Encoder.load(root / "models" / cfg.model.backbone).tokenizer
     torch.manual_seed(1)

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from me5lib import config
 from me5lib.cli.app import app
-from me5lib.data import fake_rows
 from me5lib.data.corpus import open_corpus
 from me5lib.io import PACKAGE
 from me5lib.train import dry_run, loop, stages
@@ -120,7 +119,7 @@ def test_another_number_of_processes_is_refused(tmp_path):
 @pytest.fixture
 def faq(tmp_path):
     """A file of one's own, and a small model to start from."""
-    names = [f"{a} {b}" for a in fake_rows.names("en")[:8] for b in fake_rows.names("de")[:6]]
+    names = [f"{a} {b}" for a in dry_run.territories("en")[:8] for b in dry_run.territories("de")[:6]]
     lines = [f"{name[::-1]} {i * 7919 % 97},{name} {i * 6007 % 89}" for i, name in enumerate(names)]
     path = tmp_path / "faq.csv"
     path.write_text("\n".join(["query,positive", *lines]), encoding="utf8")

@@ -4,8 +4,12 @@
 
 What is real: the scale's data settings over every one of its cards, the stage (`stages.pretrain`, `stages.finetune`)
 with its loop, checkpoint, SIGTERM, resume and publication, the backbone's class and shape, the processes and their
-device. What is not: the weights (random), the rows (`data.fake_rows`), the vocabulary (a small one), two steps of
-eight. Where the true shape does not fit into memory or onto the disk, layers are left out, and that is said.
+device. What is not: the weights (random), the rows (made up), the vocabulary (a small one), two steps of eight. Where
+the true shape does not fit into memory or onto the disk, layers are left out, and that is said.
+
+A made-up row has the columns and types of its data card; texts are names of territories in the row's language, as Babel
+has them. Rows go through the card's own builder and filters, and what is left is written where `me5 mixture build` or
+`me5 fetch` would have put it. They teach nothing.
 
 Two legs. In the first one SIGTERM comes after a step, as from Slurm; in the second the checkpoint is gone on with, the
 batch cut into small pieces, so that both ways of making the gradient are taken: one graph, and GradCache. In stage 2
@@ -20,24 +24,30 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from me5lib import io
 from me5lib.config import Model, Scale
-from me5lib.data import fake_rows
+from me5lib.data import builders, cards, hub, schema, shards
 from me5lib.data.corpus import open_corpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.save_load import DRY_RUN
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
-from me5lib.pairs import Labelled, Pair
+from me5lib.pairs import Labelled, Pair, text_key
 from me5lib.train import checkpoint, cost, loop, stages
 from me5lib.train.distributed import Team
 from me5lib.train.monitor import bitext_accuracy
@@ -52,6 +62,14 @@ FLOOR = 3 * 2**29  # bytes for everything else: libraries, texts, activations of
 DISK = 44  # bytes for each weight: three checkpoints of three copies, the backbone, the finished model
 BUILT = ("small", "base", "large", "large-instruct")  # of shards that were built; the workshop's are drawn
 
+LANGUAGES = 2  # ours: languages of an entry of a card that are made up, of those it names
+TRIES = 200  # ours: rows made up at most for one that the filters leave
+DEV = 4  # ours: labelled examples that the rule keeps out of stage 2, so that a teacher can be judged
+TAGS = {"en": "eng_Latn", "de": "deu_Latn"}  # languages of rows that tell their own, and how NLLB writes them
+SHORT = ((1,), (3,))
+LONG = (*SHORT, (4, 20))  # a title and a page: some cards want 200 characters
+_TELLS_LANGUAGE = re.compile(r"lang(uage)?(_code)?\d?")
+_TELLS_SCORE = re.compile(r"(\w+_)?score")
 Say = Callable[[str], object]
 
 
@@ -81,7 +99,7 @@ def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: 
 
 def prepare(small: Scale, shape: Model, folder: Path, say: Say = lambda line: None) -> None:
     """Write the made-up cache and the random backbone that `small` names."""
-    filled = fake_rows.fill(small, folder / "cache", ROWS, small.name in BUILT)
+    filled = fill_cache(small, folder / "cache", ROWS, small.name in BUILT)
     say(f"rows       {sum(filled.pairs.values())} pairs of {len(small.data.sources)} sources in {len(filled.pairs)} "
         f"streams, {sum(filled.labelled.values())} labelled examples of {len(small.data.labelled)}")
     write_backbone(shape, filled.texts, Path(small.model.backbone))
@@ -239,3 +257,112 @@ def _scratch(folder: Path, team: Team) -> Iterator[None]:
             os.environ["ME5_CACHE"] = before
         if team.main:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- made-up rows ----------------------------------------------------------------------------------------------------
+
+
+class Filled(NamedTuple):
+    """What was written: pairs and labelled examples by (source, language), and their texts."""
+
+    pairs: dict[tuple[str, str], int]
+    labelled: dict[tuple[str, str], int]
+    texts: list[str]
+
+
+def fill_cache(scale: Scale, folder: Path, rows: int, built: bool, seed: int = 0) -> Filled:
+    """Fill `folder` as the cache of a scale, `rows` of a stream: stage 1 as `built` shards, or as drawings; stage 2.
+
+    Raises `Me5Error` for a card none of whose made-up rows makes a pair.
+    """
+    filled, texts = Filled({}, {}, []), {}
+    for name in (*scale.data.sources, *scale.data.labelled):
+        card = cards.load(name)
+        made = fake_items(card, rows, seed)
+        first = isinstance(made[0], Pair)
+        if not first and not filled.labelled:  # some that `HubCorpus` keeps out of stage 2
+            numbered = (made[0]._replace(query=f"{made[0].query} {i}") for i in range(10**6))
+            edge = int(hub.DEV_SHARE * 2**64) - 2**63
+            made += islice((each for each in numbered if text_key(each.query) < edge), DEV)
+        place = folder / "mixture" / name if built and first else _drawing(scale, card, folder)
+        for code in sorted({item.language for item in made}):
+            own = [item for item in made if item.language == code]
+            shards.write(_table(own), place / code / "part-00000")
+            (filled.pairs if first else filled.labelled)[name, code] = len(own)
+        for item in made:
+            sides = [item.passage] if isinstance(item, Pair) else [*item.positives, *item.negatives]
+            texts |= dict.fromkeys([item.query, *sides])
+    return filled._replace(texts=list(texts))
+
+
+def fake_items(card: cards.Card, rows: int, seed: int = 0) -> list[Pair | Labelled]:
+    """About `rows` pairs or examples of every entry of a card in each of some languages, by its builder and filters."""
+    made, book = [], hub.Ledger()
+    for number, entry in enumerate(card.hub):
+        for code in list(entry.languages)[:LANGUAGES] or [entry.language or ""]:
+            lines = fake_rows(entry, code, TRIES * rows, f"{card.name} {number} {code} {seed}")
+            file = hub.HubFile(number, "made up", code)
+            made += islice(hub.make_items(card, file, enumerate(lines), builders.BUILDERS, book), rows)
+    if not made:
+        why = "; ".join(list(book.first)[:3])
+        raise Me5Error(f"card {card.name}: no made-up row of its columns makes a pair ({why}): mend the card")
+    return made
+
+
+def fake_rows(entry: cards.Hub, language: str, most: int, seed: str) -> Iterator[dict[str, Any]]:
+    """`most` rows of the entry's columns, in one of its languages (""), the same for the same seed."""
+    draw = random.Random(seed)
+    kinds = {name: schema.parse_type(text) for name, text in entry.columns.items()}
+    forms = SHORT if entry.builder in builders.LABELLED_BUILDERS else LONG
+    for _ in range(most):
+        own = language or draw.choice(sorted(TAGS))
+        yield {name: _value(draw, own, forms, kind, name) for name, kind in kinds.items()}
+
+
+def _value(draw: random.Random, language: str, forms: Sequence[tuple[int, ...]], kind: schema.Kind, name: str) -> Any:
+    """A value of a type, of a column called `name`; a text has so many names in each line as one of `forms` says."""
+    if kind.word == "list":
+        return [_value(draw, language, forms, kind.parts[0][1], name) for _ in range(draw.randint(1, 3))]
+    if kind.word == "struct":
+        return {part: _value(draw, language, forms, inner, part) for part, inner in kind.parts}
+    if kind.word == "bool":
+        return draw.random() < 0.5
+    if kind.word != "string":
+        return draw.randint(1, 9) if kind.word == "int64" else draw.random()
+    if _TELLS_LANGUAGE.fullmatch(name):
+        return draw.choice([*TAGS, *TAGS.values()])
+    if _TELLS_SCORE.fullmatch(name):
+        return str(draw.randint(1, 9))
+    known = territories(language if draw.random() < 0.7 else "en")  # the other side of most translations
+    return "\n".join(", ".join(draw.choices(known, k=k)) for k in draw.choice(forms)) + "."
+
+
+@cache
+def territories(language: str) -> list[str]:
+    """The names of all territories in a language; in English where CLDR does not have them."""
+    from babel import Locale, UnknownLocaleError
+
+    try:
+        distinct = sorted(set(Locale.parse(language.replace("-", "_")).territories.values()))
+    except (UnknownLocaleError, ValueError):
+        distinct = []
+    return distinct if len(distinct) > 20 else territories("en")
+
+
+def _drawing(scale: Scale, card: cards.Card, folder: Path) -> Path:
+    """Where the drawing of a card lies in the cache `folder`, its manifest already there."""
+    asked, temperature = hub.pairs_wanted(scale, card.name), scale.data.language_temperature
+    home = folder / "hub" / card.name / hub.drawing_home(card, asked, temperature).name
+    about = {"card_sha256": card.sha256, "version": hub.VERSION, "temperature": temperature, "asked": asked}
+    io.put_json(home / shards.MANIFEST, about)
+    return home
+
+
+def _table(rows: Sequence[Pair] | Sequence[Labelled]) -> pa.Table:
+    """The columns of a shard of one language."""
+    text, texts = pa.string(), pa.list_(pa.string())
+    types = {"query": text, "passage": text} if isinstance(rows[0], Pair) else {
+        "query": text, "positives": texts, "negatives": texts, "instruction": text}  # fmt: skip
+    if not any(getattr(row, "instruction", None) for row in rows):
+        types.pop("instruction", None)
+    return pa.table({name: [getattr(row, name) for row in rows] for name in types}, schema=pa.schema(types.items()))
