@@ -63,7 +63,7 @@ def test_one_process_needs_no_group():
     assert global_mean(torch.zeros(()), [0]).item() == 0.0
     related = from_labelled([Labelled("a", ("b", "c"), ("d",), "test", "en")]).relations
     held = distributed.sizes(related)
-    assert held == ([1], [2], 2) and distributed.gather_relations(related, held) is related
+    assert held[:2] == ([1], [2]) and distributed.gather_relations(related, held) is related
     assert held.mine == slice(0, 1)
     team = distributed.Team.alone()
     assert (team.any(True), team.mean(2.0), team.main) == (True, 2.0, True)
