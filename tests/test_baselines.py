@@ -110,7 +110,7 @@ def test_translation_memory_leaves_english_and_unknown_languages_alone():
 def test_nearest_takes_the_first_of_equals_and_none_of_nothing():
     rows = sparse.csr_array(np.array([[0, 1.0, 0], [0, 1.0, 0], [2.0, 0, 0]]))
     queries = sparse.csr_array(np.array([[0, 5.0, 0], [1.0, 1.0, 0], [0, 0, 9.0]]))
-    assert baselines.nearest(queries, rows, block=2).tolist() == [0, 2, -1]
+    assert baselines.nearest_rows(queries, rows, block=2).tolist() == [0, 2, -1]
 
 
 def bm25(queries: dict[str, str], documents: dict[str, str], language: str = "en") -> dict[str, dict[str, float]]:

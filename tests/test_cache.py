@@ -118,7 +118,7 @@ def evaluate(out: Path, encoder) -> str:
         patch.setattr(cache, "TEXTS", 50)
         (path,) = runs.evaluate(Opened("a/model", "aa11", encoder, False),
                                 heldout.build([Retrieval("MIRACL", {"sw": material})]), out)
-    return str(runs.read(path).scores)
+    return str(runs.read_result(path).scores)
 
 
 CHILD = """

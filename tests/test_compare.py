@@ -159,7 +159,7 @@ def test_one_verdict_in_four_forms():
     tex = comparing.latex(compare(published(3, "base"), 3))
     assert sum(line.endswith(r"\\") for line in tex.splitlines()) == 1 + 57 and r"main\_score" in tex
     assert r"\bottomrule" in tex and not re.search(r"(?<!\\)[_%&#$](?! )", tex)
-    read = pd.read_csv(io.StringIO(comparing.csv(found)))
+    read = pd.read_csv(io.StringIO(comparing.csv_text(found)))
     assert read.loc[read["subset"] == "fra-eng", "delta"].item() == pytest.approx(1.0)
     assert read[["revision", "mteb_version", "expected_dtype"]].drop_duplicates().values.tolist() == [
         ["abc", "2.26.13", "fp16"]]

@@ -38,7 +38,7 @@ def gpu(monkeypatch):
 def test_mining_runs_on_the_gpu(run, gpu, tmp_path):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"query": name, "positive": f"a {name}"}) + "\n" for name in NAMES))
-    done = CliRunner().invoke(app.app, ["mine", "--data", str(data), "--model", str(run / "stage1"), "--out",
+    done = CliRunner().invoke(app, ["mine", "--data", str(data), "--model", str(run / "stage1"), "--out",
                                         str(tmp_path / "mined"), "--depth", "5"])  # fmt: skip
     assert done.exit_code == 0, done.output
     assert gpu == ["cuda"]

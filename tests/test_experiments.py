@@ -120,13 +120,13 @@ def test_every_search_has_an_answer_and_none_was_trained_on(corpus):
 
 def test_rules_without_a_model_score_what_they_should(corpus):
     tests = heldout.searches(corpus)
-    perfect = heldout.measure(tests, lambda search: search.relevant.astype(float))
+    perfect = heldout.query_scores(tests, lambda search: search.relevant.astype(float))
     assert all((values == 1).all() for values in perfect.values())
-    level = heldout.measure(tests, lambda search: np.zeros(search.relevant.shape))
+    level = heldout.query_scores(tests, lambda search: np.zeros(search.relevant.shape))
     assert level["bitext"].mean() == 0 and level["dev"].max() < 1
-    once, again = (heldout.measure(tests, heldout.chance(3)) for _ in range(2))
+    once, again = (heldout.query_scores(tests, heldout.random_scores(3)) for _ in range(2))
     assert all((once[name] == again[name]).all() for name in tests)
-    assert heldout.measure(tests, heldout.trigrams)["bitext"].mean() > once["bitext"].mean()
+    assert heldout.query_scores(tests, heldout.trigram_cosines)["bitext"].mean() > once["bitext"].mean()
 
 
 # The plan -------------------------------------------------------------------------------------------------------------

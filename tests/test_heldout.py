@@ -106,7 +106,7 @@ def test_language_and_script_as_mteb_names_them(code, name):
 
 @pytest.mark.parametrize(("code", "short"), [("deu", "de"), ("cmn", "zh"), ("swh", "sw"), ("yue", "yue"), ("en", "en")])
 def test_codes_are_those_of_the_shards(code, short):
-    assert heldout.short(code) == short
+    assert heldout.short_code(code) == short
 
 
 def test_the_offline_tasks_give_every_text_once():

@@ -38,7 +38,7 @@ def keys(folder):
         "corpus": corpus.fingerprint(config.load("tiny").data),
         "drawing": hub.drawing_home(cards.load("nllb"), 100).name,
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
-        "protocol": protocol.fingerprint(encoder),
+        "protocol": protocol.encoder_fingerprint(encoder),
         "vectors": cached._path(["a", "b"], "query: ", {}).name,
         "scores": [path.name for path in (folder / "scores").iterdir()],
         "run": run.Journal(folder / "run", run.books(), parameters).keys,

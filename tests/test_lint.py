@@ -55,7 +55,7 @@ def test_what_mteb_writes_of_each_kind_of_task_is_possible(tmp_path, kind):
     room, _, name = kind.partition(".")
     task = getattr(import_module(f"mteb.mocks.mock_tasks.{room}"), name)()
     (path,) = runs.evaluate(opened(), [task], tmp_path)
-    assert list(lint.impossible(runs.read(path))) == []
+    assert list(lint.impossible(runs.read_result(path))) == []
 
 
 def test_equal_scores_are_ranked_alike_in_both_metrics_of_the_mteb_in_use(tmp_path):
@@ -69,9 +69,9 @@ def test_equal_scores_are_ranked_alike_in_both_metrics_of_the_mteb_in_use(tmp_pa
         split["queries"] = Dataset.from_dict({"id": [f"q{i}" for i in range(40)], "text": ["?"] * 40})
         split["relevant_docs"] = {f"q{i}": {f"d{i % 7 + 33 * (i % 2)}": 1} for i in range(40)}
     (path,) = runs.evaluate(opened(encoder=Constant()), [task], tmp_path)
-    row = runs.read(path).scores["test"][0]
+    row = runs.read_result(path).scores["test"][0]
     assert row["mrr_at_1"] == row["precision_at_1"] and 0 < row["mrr_at_10"] < 1
-    assert Version(mteb.__version__) >= Version(lint.ONE_ORDER) and not list(lint.impossible(runs.read(path)))
+    assert Version(mteb.__version__) >= Version(lint.ONE_ORDER) and not list(lint.impossible(runs.read_result(path)))
 
 
 FAULTS = [
@@ -101,7 +101,8 @@ def test_impossible_metrics_are_refused_by_name_and_made_again_on_demand(made, t
         runs.evaluate(opened(), task, tmp_path)
     assert path.read_bytes() == before
     runs.evaluate(opened(), task, tmp_path, again=True)
-    assert str(runs.read(path).scores) == str(runs.read(files(made)["MockRetrievalTask"]).scores)  # NaN among them
+    before = runs.read_result(files(made)["MockRetrievalTask"]).scores
+    assert str(runs.read_result(path).scores) == str(before)  # NaN among them
 
 
 @pytest.mark.parametrize(("version", "change", "said"), [
@@ -116,7 +117,7 @@ def test_odd_but_possible_values_pass_and_ties_excuse_a_little_in_files_of_earli
         content["mteb_version"] = version or content["mteb_version"]
         row.update(change if isinstance(change, dict) else {"mrr_at_1": row["precision_at_1"] - change})
 
-    faults = list(lint.impossible(runs.read(planted(made, tmp_path, "MockRetrievalTask", plant))))
+    faults = list(lint.impossible(runs.read_result(planted(made, tmp_path, "MockRetrievalTask", plant))))
     assert [fault.refused for fault in faults] == {"named": [False], "refused": [True], "": []}[said]
     assert ["(ties?)" in fault.what for fault in faults] == [not fault.refused for fault in faults]
 
@@ -171,7 +172,8 @@ def test_missing_subsets_are_refused_where_the_run_had_them_and_named_where_it_w
 
 
 def test_a_task_of_the_tables_is_whole_with_what_the_tables_take_of_it():
-    assert benchmarks.whole("MIRACLRetrieval") == {("dev", language) for language in benchmarks.MIRACL}
-    assert benchmarks.whole("STS22") == {("test", "en")} and benchmarks.whole("MSMARCO") == {("dev", "default")}
-    assert {subset for _, subset in benchmarks.whole("Tatoeba")} == set(paper.tatoeba()["pair"])
-    assert len(benchmarks.whole("STS22.v2")) > 10 and benchmarks.whole("no task") == frozenset()
+    assert benchmarks.full_subsets("MIRACLRetrieval") == {("dev", language) for language in benchmarks.MIRACL}
+    assert benchmarks.full_subsets("STS22") == {("test", "en")}
+    assert benchmarks.full_subsets("MSMARCO") == {("dev", "default")}
+    assert {subset for _, subset in benchmarks.full_subsets("Tatoeba")} == set(paper.tatoeba()["pair"])
+    assert len(benchmarks.full_subsets("STS22.v2")) > 10 and benchmarks.full_subsets("no task") == frozenset()

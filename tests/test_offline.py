@@ -167,7 +167,7 @@ def test_margin_is_paired_and_over_the_better_lexical_row():
 def test_quiet_lets_go_of_progress_bars(capfd):
     from tqdm.auto import tqdm
 
-    with offline.quiet():
+    with offline.quiet_mteb():
         list(tqdm(range(3), disable=False))
     assert capfd.readouterr().err == ""
     list(tqdm(range(3)))

@@ -25,7 +25,7 @@ from mteb.types import PromptType
 from me5lib import config
 from me5lib.evaluate import models, paper
 from me5lib.evaluate import protocol as rules
-from me5lib.evaluate.protocol import Protocol, fingerprint, mteb_rule, paper_rule
+from me5lib.evaluate.protocol import Protocol, encoder_fingerprint, mteb_rule, paper_rule
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
@@ -285,10 +285,11 @@ def test_names_and_revisions_of_results(tmp_path):
     one, two = (train_tokenizer(texts, 330, tmp_path / str(i)) for i, texts in enumerate(words))
     shape = config.load("smoke").model
     encoder = Encoder.new(shape, one, 0)
-    first = fingerprint(encoder)
+    first = encoder_fingerprint(encoder)
     encoder.encode(["ka ko"])  # switches truncation off, which changes nothing
-    assert first == fingerprint(encoder)
-    assert len({first, fingerprint(Encoder.new(shape, one, 1)), fingerprint(Encoder.new(shape, two, 0))}) == 3
+    assert first == encoder_fingerprint(encoder)
+    others = [Encoder.new(shape, one, 1), Encoder.new(shape, two, 0)]
+    assert len({first, *map(encoder_fingerprint, others)}) == 3
     ways = (("paper", {}), ("mteb", {}), ("paper", {"max_tokens": 8}))  # never share results
     assert len({Protocol(encoder, "x", name, **more).mteb_model_meta.revision for name, more in ways}) == 3
     for protocol in ("paper", "mteb"):

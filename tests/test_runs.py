@@ -102,9 +102,9 @@ def test_a_task_with_some_of_its_subsets_is_gone_on_with(tmp_path):
     model, (_, task) = opened(), material()
     task.hf_subsets = ["sw"]
     runs.evaluate(model, [task], tmp_path)
-    (first,) = runs.read(files(tmp_path)["MIRACL"]).scores["test"]
+    (first,) = runs.read_result(files(tmp_path)["MIRACL"]).scores["test"]
     runs.evaluate(model, material()[1:], tmp_path)
-    rows = runs.read(files(tmp_path)["MIRACL"]).scores["test"]
+    rows = runs.read_result(files(tmp_path)["MIRACL"]).scores["test"]
     assert [row["hf_subset"] for row in rows] == ["sw", "te"] and str(rows[0]) == str(first)  # NaN
 
 
@@ -116,7 +116,7 @@ def test_a_task_with_some_of_its_subsets_is_gone_on_with(tmp_path):
 def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage):
     runs.evaluate(opened(), material()[:1], tmp_path)
     path = files(tmp_path)["Tatoeba"]
-    whole = runs.read(path).scores
+    whole = runs.read_result(path).scores
     path.write_text(damage(path.read_text("utf8")), encoding="utf8")
     with pytest.raises(Me5Error, match=rf"{path} is damaged \(.*\): delete it, or run"):
         runs.measured(tmp_path)
@@ -124,7 +124,7 @@ def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage):
     runs.evaluate(model, material()[:1], tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"me5: the result file {path} is damaged (") and line.endswith("it is made again")
-    assert str(runs.read(path).scores) == str(whole) and model.encoder.texts == 0  # its vectors were still there
+    assert str(runs.read_result(path).scores) == str(whole) and model.encoder.texts == 0  # its vectors were still there
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -134,14 +134,14 @@ def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage):
 def test_results_of_another_mteb_or_data_are_refused_and_replaced_on_demand(tmp_path, change, words):
     runs.evaluate(opened(), material(), tmp_path)
     path = files(tmp_path)["Tatoeba"]
-    whole = runs.read(path).scores
+    whole = runs.read_result(path).scores
     path.write_text(json.dumps(json.loads(path.read_text("utf8")) | change), encoding="utf8")
     model, before = opened(), path.read_bytes()
     with pytest.raises(Me5Error, match=rf"{path} {words}.*choose another --out, or add --again"):
         runs.evaluate(model, material(), tmp_path)
     assert path.read_bytes() == before and model.encoder.texts == 0
     runs.evaluate(model, material(), tmp_path, again=True)
-    assert str(runs.read(path).scores) == str(whole)
+    assert str(runs.read_result(path).scores) == str(whole)
     with pytest.raises(Me5Error, match="is of data revision"):  # other texts under the same name
         runs.evaluate(opened(), material(last="other")[:1], tmp_path)
 

@@ -107,8 +107,8 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
         amount = benchmarks.amount(task)
         size = f"{amount.texts:,.0f} texts, {amount.characters / 1e6:,.1f} M characters" if amount else "size unknown"
         if not plan:
-            runs.load(task)
-            for part in benchmarks.parts(task):
+            runs.load_task(task)
+            for part in benchmarks.parts_of(task):
                 part.unload_data()
         print(f"{task.metadata.name}: {size}")
     if model and not plan:

@@ -57,7 +57,7 @@ def evaluate(
 ) -> None:
     """The paper's tables with any model (--model); or every checkpoint of a run and the baselines, offline."""
     if not (model or table or tasks):
-        _offline(scale, seed, overrides, out)
+        _offline_tables(scale, seed, overrides, out)
         return
     if not model:
         raise Me5Error("--table and --tasks evaluate a model: name one with --model, a hub id or a folder")
@@ -71,9 +71,9 @@ def evaluate(
     numbers = benchmarks.tables(table) if table else ()
     of_tables = [task for number in numbers for task in benchmarks.table_tasks(number, quick)]
     known = {task.metadata.name for task in of_tables}
-    named = benchmarks.named_tasks([name for name in _words(tasks) if name not in known])
-    chosen, where = benchmarks.narrowed([*of_tables, *named], _words(languages)), _devices(devices)
-    hours, lines = benchmarks.plan(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
+    named = benchmarks.named_tasks([name for name in _split_names(tasks) if name not in known])
+    chosen, where = benchmarks.narrowed([*of_tables, *named], _split_names(languages)), _devices(devices)
+    hours, lines = benchmarks.cost_of_run(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
     if plan:
         print("\n".join(lines))
         return
@@ -81,13 +81,13 @@ def evaluate(
         long = "a time that cannot be told" if hours != hours else f"about {hours:,.1f} hours"
         raise Me5Error(f"this takes {long}: look at it with --plan, then add --yes")
     folder = Path(out).expanduser().resolve() if out else io.run_folder("tables", 0).parent
-    with _opened(model, revision, dtype, where) as (opened, encode):
+    with _open_on(model, revision, dtype, where) as (opened, encode):
         paths = runs.evaluate(opened, chosen, folder, protocol=protocol, again=again, encode=encode,
                               keep=not drop_vectors, command=_command())
     for path in paths:
-        scores = [row["main_score"] for rows in runs.read(path).scores.values() for row in rows]
+        scores = [row["main_score"] for rows in runs.read_result(path).scores.values() for row in rows]
         print(f"{path.stem:40}{100 * sum(scores) / len(scores):8.2f}   mean main score of {len(scores)}")
-    tell(opened, folder, protocol, numbers, _words(tasks), against)
+    tell(opened, folder, protocol, numbers, _split_names(tasks), against)
 
 
 def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), tasks: Sequence[str] = (),
@@ -97,7 +97,7 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
     each and the log. Tasks that were trained on are marked in the files."""
     from me5lib.evaluate import compare, paper, runs
 
-    home = runs.home(out, protocol, opened.dtype)
+    home = runs.folder_of(out, protocol, opened.dtype)
     print(f"results in mteb's format: {home / 'results'}")
     measured = runs.measured(out)
     for column, value in {"model": opened.name, "revision": opened.revision, "dtype": opened.dtype}.items():
@@ -129,7 +129,7 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
         print(compare.summary(rows))
 
 
-def _offline(name: str, seed: int, overrides: list[str], out: str) -> None:
+def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> None:
     """The offline tables of a scale, printed and as CSV."""
     from me5lib import config
     from me5lib.lessons import run
@@ -149,7 +149,7 @@ def _offline(name: str, seed: int, overrides: list[str], out: str) -> None:
 
 
 @contextmanager
-def _opened(model: str, revision: str, dtype: str, devices: list[str]) -> Iterator[tuple[Opened, Any]]:
+def _open_on(model: str, revision: str, dtype: str, devices: list[str]) -> Iterator[tuple[Opened, Any]]:
     """The model, and what encodes: None for its own encoder, or that of processes on several devices."""
     from me5lib.evaluate.cache import Workers
     from me5lib.evaluate.models import open_model
@@ -159,11 +159,11 @@ def _opened(model: str, revision: str, dtype: str, devices: list[str]) -> Iterat
     if len(devices) < 2:
         yield opened, None
         return
-    with Workers(partial(_encoder, model, opened.revision if revision else "", dtype), devices) as workers:
+    with Workers(partial(_encoder_on, model, opened.revision if revision else "", dtype), devices) as workers:
         yield opened, workers.encode
 
 
-def _encoder(model: str, revision: str, dtype: str, device: str) -> Any:
+def _encoder_on(model: str, revision: str, dtype: str, device: str) -> Any:
     """What a process of `Workers` opens."""
     from me5lib.evaluate.models import open_model
 
@@ -175,10 +175,10 @@ def _devices(names: str) -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    return _words(names) or ([f"cuda:{i}" for i in range(count)] if count > 1 else [])
+    return _split_names(names) or ([f"cuda:{i}" for i in range(count)] if count > 1 else [])
 
 
-def _words(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

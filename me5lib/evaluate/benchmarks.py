@@ -3,7 +3,7 @@
     table_tasks(4, quick=True)            # mteb's MIRACLRetrieval, narrowed to the five small corpora
     named_tasks(["SciFact", "Tatoeba"], languages=["deu", "jpn"])
     amount(task)                          # texts and characters, from mteb's descriptive statistics
-    plan(tasks, shape_of("multilingual-e5-small"), "fp16")         # hours, and lines that say them
+    cost_of_run(tasks, shape_of("multilingual-e5-small"), "fp16")     # hours, and lines that say them
 
 Table 3 is mteb's benchmark `MTEB(eng, v1)`: 56 tasks, MSMARCO's dev split, everything else in English and `test`.
 Table 4 is the dev split of MIRACL in full, without the two surprise languages. Table 5 is BUCC as mteb first had it,
@@ -82,7 +82,7 @@ def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask
     missing, kept = set(languages), []
     for task in tasks:
         if languages and len(task.hf_subsets) > 1:
-            codes = {subset: _codes(subset) for subset in task.hf_subsets}
+            codes = {subset: _codes_of_subset(subset) for subset in task.hf_subsets}
             task.hf_subsets = [subset for subset, known in codes.items() if known & set(languages)]
             missing -= set().union(*(codes[subset] for subset in task.hf_subsets))
         if task.hf_subsets:
@@ -95,33 +95,33 @@ def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask
     return kept
 
 
-def _codes(subset: str) -> set[str]:
+def _codes_of_subset(subset: str) -> set[str]:
     """What a subset goes by: its name, and the codes in it but English where there is another."""
-    from me5lib.evaluate.heldout import short
+    from me5lib.evaluate.heldout import short_code
 
     codes = set(subset.split("-"))
     codes = codes - {"en", "eng"} or codes
-    return {subset} | codes | {short(code) for code in codes}
+    return {subset} | codes | {short_code(code) for code in codes}
 
 
-def parts(task: AbsTask) -> list[AbsTask]:
+def parts_of(task: AbsTask) -> list[AbsTask]:
     """The tasks that are evaluated for this one: those it is the mean of, or itself."""
     return list(getattr(task.metadata, "tasks", None) or [task])
 
 
-def wanted(task: AbsTask) -> frozenset[tuple[str, str]]:
+def subsets_of(task: AbsTask) -> frozenset[tuple[str, str]]:
     """(split, subset) that a task is to be evaluated on."""
     return frozenset((split, subset) for split in task.eval_splits for subset in task.hf_subsets)
 
 
 @cache
-def whole(name: str) -> frozenset[tuple[str, str]]:
+def full_subsets(name: str) -> frozenset[tuple[str, str]]:
     """(split, subset) of a task as the paper's tables take it, else as mteb has it; empty for one that mteb lacks."""
     import mteb
 
     by_name = {task.metadata.name: task for number in TABLES for task in table_tasks(number)}
     try:
-        return wanted(by_name[name] if name in by_name else mteb.get_task(name))
+        return subsets_of(by_name[name] if name in by_name else mteb.get_task(name))
     except KeyError:
         return frozenset()
 
@@ -145,7 +145,7 @@ def amount(task: AbsTask) -> Amount | None:
     the few training texts are drawn at random.
     """
     total = Amount()
-    for part in parts(task):
+    for part in parts_of(task):
         stats = part.metadata.descriptive_stats
         if not stats or not set(part.eval_splits) <= set(stats):
             return None
@@ -190,14 +190,14 @@ def shape_of(model: str, revision: str = "") -> Shape | None:
         return None
 
 
-def plan(tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float | None = None,
+def cost_of_run(tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float | None = None,
          devices: Sequence[str] = ()) -> tuple[float, list[str]]:  # fmt: skip
     """The hours that all tasks will take (NaN where it cannot be told of one); and a line per task, their sum, and what
     was assumed.
 
     `speed`: TFLOP/s of one device (None: a guess, which is said); `devices`: their names, empty for the one there is.
     """
-    speed, assumed = _speed(dtype, speed, devices)
+    speed, assumed = _speed_of_devices(dtype, speed, devices)
     amounts = {task.metadata.name: amount(task) for task in tasks}
     total = sum(filter(None, amounts.values()), Amount())
     width, bytes_ = shape.width if shape else 0, 2 if dtype in ("fp16", "bf16") else 4
@@ -218,7 +218,7 @@ def plan(tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float
     ]
 
 
-def _speed(dtype: str, speed: float | None, devices: Sequence[str]) -> tuple[float, str]:
+def _speed_of_devices(dtype: str, speed: float | None, devices: Sequence[str]) -> tuple[float, str]:
     """TFLOP/s of all devices together, and where the figure comes from."""
     import torch
 

@@ -118,7 +118,7 @@ class Workers:
         names = context.Queue()
         for device in devices:
             names.put(device)
-        self._pool = ProcessPoolExecutor(len(devices), context, _begin, (open_on, names))
+        self._pool = ProcessPoolExecutor(len(devices), context, _start_worker, (open_on, names))
 
     def encode(self, batches: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
         """Vectors of each batch, in order; as many batches at a time as there are processes."""
@@ -140,7 +140,7 @@ class Workers:
 _in_worker: Any = None  # the encoder of a process of `Workers`
 
 
-def _begin(open_on: Callable[[str], Any], names: Any) -> None:
+def _start_worker(open_on: Callable[[str], Any], names: Any) -> None:
     """The start of a worker: it opens its model, and ends when the process that made it does."""
     global _in_worker
     from multiprocessing import parent_process

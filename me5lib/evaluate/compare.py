@@ -2,7 +2,7 @@
 
     rows = compare(runs.measured(out), table=5)      # expected | measured | delta | verdict, a row per value
     summary(rows)                                    # one line
-    styled(rows), markdown(rows), latex(rows), csv(rows)
+    styled(rows), markdown(rows), latex(rows), csv_text(rows)
     log_line(out, rows, command="me5 evaluate --table 5")
     protocol_delta(runs.measured(out))               # one model under both protocols: task | paper | mteb | delta | why
 
@@ -61,14 +61,14 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
     import pandas as pd
 
     cells = expected(table, MODELS["mE5-small"]).query("not mean")[_KEY]
-    results = _of_table(_complete(measured), table, cells, model)
+    results = _of_table(_with_weights(measured), table, cells, model)
     run = {name: _single(results[name], name) for name in ONE_RUN}
     if run["dtype"] not in TOLERANCE:
         raise Me5Error(f"no tolerance is set for dtype {run['dtype']!r}: measure in one of fp32, fp16, bf16")
     for task, revisions in results.groupby("task")["dataset_revision"]:
         _single(revisions, f"dataset_revision of {task}")
     published, tolerance = expected(table, model or run["model"]), TOLERANCE[run["dtype"]]
-    rows = _values(results, published, cells)
+    rows = _value_rows(results, published, cells)
     rows = pd.concat([rows, _means(rows, published, cells, table)], ignore_index=True)
     rows["delta"] = rows["measured"] - rows["expected"]
     close = rows["delta"].abs() <= tolerance + 1e-9
@@ -81,7 +81,7 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
     return rows
 
 
-def _complete(measured: pd.DataFrame) -> pd.DataFrame:
+def _with_weights(measured: pd.DataFrame) -> pd.DataFrame:
     """`measured` with every column of `paper.COORDINATES`; `weights` is "" where nobody recorded it."""
     if absent := [name for name in COORDINATES if name not in measured.columns and name != "weights"]:
         raise Me5Error(f"what was measured lacks the columns {', '.join(absent)}: read it with runs.measured")
@@ -125,7 +125,7 @@ def _of_table(measured: pd.DataFrame, table: int, cells: pd.DataFrame, model: st
     return pd.concat([rows[~forum], mean])
 
 
-def _values(results: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+def _value_rows(results: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One row per value, published, measured or both, in the order of the table; others after it. No delta yet."""
     import pandas as pd
 
@@ -228,7 +228,7 @@ def latex(rows: pd.DataFrame) -> str:
     return rows.to_latex(index=False, formatters=formatters, na_rep="", escape=True, caption=caption)
 
 
-def csv(rows: pd.DataFrame) -> str:
+def csv_text(rows: pd.DataFrame) -> str:
     """The comparison as CSV with all digits and, in columns of their own, the coordinates of the run."""
     about = {name: value for name, value in rows.attrs.items() if name != "summary"}
     return rows.assign(**about).to_csv(index=False, lineterminator="\n")
@@ -293,7 +293,7 @@ def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_
     where nothing is common, and where the two are of different models, revisions, precisions, data sets' revisions or
     versions of mteb: that would be a difference of more than the protocol.
     """
-    measured = _complete(measured)
+    measured = _with_weights(measured)
     rows = measured[(measured["metric"] == metric) & (measured["model"].isin([model]) if model else True)]
     sides = [rows[rows["protocol"] == protocol] for protocol in ("paper", "mteb")]
     for side, name in zip(sides, ("paper", "mteb"), strict=True):
@@ -334,7 +334,7 @@ def why(task: str, instruct: bool = False) -> str:
         raise Me5Error(f"mteb has no task {task}: check the name") from None
     parts = getattr(metadata, "tasks", ())  # of CQADupstackRetrieval: only the forums are encoded, all in one way
     about = parts[0].metadata if parts else metadata
-    paper, now = (protocol.rule(name, about, instruct) for name in ("paper", "mteb"))
+    paper, now = (protocol.rule_of(name, about, instruct) for name in ("paper", "mteb"))
     reasons = []
     if paper.query != now.query:
         kind = "instruction" if paper.query.startswith("Instruct: ") else "prefix"

@@ -3,7 +3,7 @@
     for task in build(corpus.tasks()):                       # data in memory, no network, mteb's own scores
         mteb.evaluate(model, task)
     tests = searches(corpus)                                 # {"dev": [...], "xquad": [...], "bitext": [...]}
-    measure(tests, cosines(encoder, tests, max_tokens=96))   # {"dev": [0.5, 1.0, 0.33, ...], ...}
+    query_scores(tests, cosines(encoder, tests))             # {"dev": [0.5, 1.0, 0.33, ...], ...}
     corpus_texts(corpus)                                     # what no training row may hold (`me5 mixture check`)
 
 A task has a subset per language, a bitext two (`de-en`: which English text translates this German one? and `en-de`).
@@ -51,14 +51,14 @@ def build(material: Iterable[Any]) -> list[AbsTask]:
 
     Raises TypeError for anything but its three kinds.
     """
-    kinds = {"Bitext": _bitext, "Retrieval": _retrieval, "Classification": _classification}
+    kinds = {"Bitext": _bitext_task, "Retrieval": _retrieval_task, "Classification": _classification_task}
     material = list(material)
     if unknown := {type(item).__name__ for item in material} - kinds.keys():
         raise TypeError(f"no task is known for a {unknown.pop()}: one of {', '.join(kinds)} is wanted")
     return [kinds[type(item).__name__](item) for item in material]
 
 
-def _bitext(material: Any) -> AbsTask:
+def _bitext_task(material: Any) -> AbsTask:
     """Translation found among all translations of the set, both ways, for every language.
 
     Plain lists, as mteb has BUCC: an Arrow column is read text by text, which took most of the time.
@@ -72,10 +72,10 @@ def _bitext(material: Any) -> AbsTask:
             subsets[name] = Subset(language, direction)
             gold = [(i, i) for i in range(len(queries))]
             data[name] = {"test": {"sentence1": list(queries), "sentence2": list(documents), "gold": gold}}
-    return _task(AbsTaskBitextMining, material, "BitextMining", "f1", subsets, data)
+    return _offline_task(AbsTaskBitextMining, material, "BitextMining", "f1", subsets, data)
 
 
-def _retrieval(material: Any) -> AbsTask:
+def _retrieval_task(material: Any) -> AbsTask:
     """Queries against the documents of their language."""
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
@@ -90,10 +90,10 @@ def _retrieval(material: Any) -> AbsTask:
             "top_ranked": None,
         }}
     subsets = {name: Subset(name, "") for name in material.sets}
-    return _task(AbsTaskRetrieval, material, "Retrieval", "ndcg_at_10", subsets, data)
+    return _offline_task(AbsTaskRetrieval, material, "Retrieval", "ndcg_at_10", subsets, data)
 
 
-def _classification(material: Any) -> AbsTask:
+def _classification_task(material: Any) -> AbsTask:
     """Logistic regression on the vectors of eight texts per label, tested on the rest; mean of `EXPERIMENTS` draws."""
     from datasets import Dataset, DatasetDict
     from mteb.abstasks import AbsTaskClassification
@@ -108,13 +108,13 @@ def _classification(material: Any) -> AbsTask:
     note = (f" {EXPERIMENTS} experiments of {AbsTaskClassification.samples_per_label} samples per label (mteb's "
             "default: 10).")
     subsets = {name: Subset(name, "") for name in material.sets}
-    task = _task(AbsTaskClassification, material, "Classification", "accuracy", subsets, data, note)
+    task = _offline_task(AbsTaskClassification, material, "Classification", "accuracy", subsets, data, note)
     task.n_experiments = EXPERIMENTS
     return task
 
 
-def _task(base: type, material: Any, kind: str, score: str, subsets: Mapping[str, Subset], data: Mapping[str, Any],
-          note: str = "") -> AbsTask:  # fmt: skip
+def _offline_task(base: type, material: Any, kind: str, score: str, subsets: Mapping[str, Subset],
+                  data: Mapping[str, Any], note: str = "") -> AbsTask:  # fmt: skip
     """A task of mteb's class `base` on `data`, which stays for the next model; nothing is loaded."""
     from mteb.abstasks.task_metadata import TaskMetadata
 
@@ -187,7 +187,7 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
     return {"dev": dev, "xquad": xquad, "bitext": bitext}
 
 
-def measure(tests: Mapping[str, Sequence[Search]], scorer: Scorer) -> dict[str, np.ndarray]:
+def query_scores(tests: Mapping[str, Sequence[Search]], scorer: Scorer) -> dict[str, np.ndarray]:
     """The score of every query, float64: its reciprocal rank; of `bitext` whether the translation comes first."""
     scores = {}
     for name, parts in tests.items():
@@ -230,14 +230,14 @@ def cosines(encoder: Encoder, tests: Mapping[str, Sequence[Search]], max_tokens:
     return score
 
 
-def trigrams(search: Search) -> np.ndarray:
+def trigram_cosines(search: Search) -> np.ndarray:
     """TF-IDF cosines of character trigrams [n, m]: what shared letters alone find."""
     from me5lib.evaluate.baselines import Counts, count_trigrams, tfidf_cosine
 
     return tfidf_cosine(*(Counts(count_trigrams(side)) for side in (search.queries, search.passages)))
 
 
-def chance(seed: int) -> Scorer:
+def random_scores(seed: int) -> Scorer:
     """Random scores, new ones for every search."""
     rng = np.random.default_rng(seed)
     return lambda search: rng.random(search.relevant.shape)
@@ -280,7 +280,7 @@ def task_texts(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:
         for subset, held in task.dataset.items() if set(task.dataset) & set(task.hf_subsets) else [("", task.dataset)]:
             spoken = codes.get(subset, codes.get("default", [])) if isinstance(codes, Mapping) else codes
             texts = [text for split in set(task.metadata.eval_splits) & set(held) for text in _strings(held[split])]
-            for language in {short(code.split("-")[0]) for code in spoken} or {""}:
+            for language in {short_code(code.split("-")[0]) for code in spoken} or {""}:
                 by_language[name, language] |= dict.fromkeys(texts)
     return {key: list(texts) for key, texts in by_language.items()}
 
@@ -299,7 +299,7 @@ def _strings(held: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def short(code: str) -> str:
+def short_code(code: str) -> str:
     """ISO 639-1 of a 639-3 code where there is one, of the macrolanguage too: `deu` → `de`, `cmn` → `zh`."""
     from babel.core import get_global
 

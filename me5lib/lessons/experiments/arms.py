@@ -87,9 +87,9 @@ class Lab:
         if dial.offline:
             self._tests = self._tests or heldout.searches(self.corpus)
             longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in (dial.train, dial.finetune))
-            rules = {"trigrams": lambda: heldout.trigrams, "chance": lambda: heldout.chance(seed),
+            rules = {"trigrams": lambda: heldout.trigram_cosines, "chance": lambda: heldout.random_scores(seed),
                      "": lambda: heldout.cosines(self._encoder(seed, folder), self._tests, longest)}
-            return heldout.measure(self._tests, rules[arm.rule]())
+            return heldout.query_scores(self._tests, rules[arm.rule]())
         import mteb
 
         self._tests = self._tests or mteb.get_tasks(tasks=list(ENGLISH), languages=["eng"])
@@ -107,11 +107,11 @@ def on_mteb(encoder: Encoder, name: str, tasks: Sequence[Any], folder: Path) -> 
     """The main score of every task, in their order, float64; under the paper's protocol."""
     import mteb
 
-    from me5lib.evaluate import offline
+    from me5lib.evaluate import runs
     from me5lib.evaluate.protocol import Protocol
 
     model, cache = Protocol(encoder, name), mteb.ResultCache(folder)
-    with offline.quiet():
+    with runs.quiet_mteb():
         return np.array([mteb.evaluate(model, task, cache=cache, co2_tracker=False).task_results[0].get_score()
                          for task in tasks], dtype=np.float64)
 
