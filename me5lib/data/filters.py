@@ -216,8 +216,3 @@ def sift(card: str, given: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, F
     """The steps over one item that a card names, in its order. `Me5Error` as `make_filter`, for all of its steps."""
     made = [(name, make_filter(card, name, options)) for name, options in given.items()]
     return [(name, step) for name, step in made if name in STEPS]
-
-
-def whole_card(card: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The steps over the whole card that it names: name → options, in the order of `WHOLE_CARD`."""
-    return {name: make_filter(card, name, given[name]) for name in WHOLE_CARD if name in given}

@@ -421,7 +421,7 @@ def counted(build: Build, parts: list[dict]) -> dict[str, Any]:
 
 def stages(build: Build, progress: bool = False) -> list[tuple[str, list[PipelineStep], int]]:
     """What is to be run, in order: name, steps, tasks."""
-    at, tasks, whole = build.folder, len(build.shares), filters.whole_card(build.card.name, build.card.filters)
+    at, tasks, whole = build.folder, len(build.shares), build.card.filters
     finders = tasks if build.pairs is None else 1
     make = [FunctionStep(items_of_task, build, progress), FunctionStep(keep_items, at / "items")]
     reread: list[PipelineStep] = [FunctionStep(reread_items, at / "items")]
@@ -434,7 +434,7 @@ def stages(build: Build, progress: bool = False) -> list[tuple[str, list[Pipelin
         reread.append(exact.ExactDedupFilter(duplicates, config, Excluded("exact duplicate", at / "counts")))
     if "near" in whole and build.pairs is None:
         signs, pairs, remove = (str(at / "near" / name) for name in ("signatures", "pairs", "remove"))
-        config = near_config(whole["near"])
+        config = near_config(filters.make_filter(build.card.name, "near", whole["near"]))
         found += [("near signatures", [*reread, NearSignature(signs, config)], tasks),
                   ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=config)], config.num_buckets),
                   ("near clusters", [minhash.MinhashDedupCluster(pairs, remove, config)], 1)]
