@@ -14,7 +14,6 @@ DistributedDataParallel imports, about 3 s of processor time each.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -71,7 +70,7 @@ def prove_gradient(
         raise Me5Error(f"shards {shards} must be {world} numbers of rows that sum to {ROWS}")
     with tempfile.TemporaryDirectory(prefix="me5-", ignore_cleanup_errors=True) as folder:
         task = {"shards": shards, "loss": loss, "seed": seed}
-        (Path(folder) / "task.json").write_text(json.dumps(task), encoding="utf8")
+        io.write_json(Path(folder) / "task.json", task)
         launch([[sys.executable, "-m", "me5lib.lessons.check_gradients", folder]] * world, folder, timeout)
         found = io.read_json(Path(folder) / "found.json")
     return {name: Measured(*numbers) for name, numbers in found.items()}
@@ -152,15 +151,24 @@ def part_of(queries: Tensor, passages: Tensor) -> Relations:
     return Relations(queries, passages, positive, owner, passages[positive, None])
 
 
-def _own_relations(task: Task) -> Relations:
-    first, last = task.mine.start, task.mine.stop
-    return part_of(task.related.query_key[first:last], task.related.passage_key[2 * first : 2 * last])
-
-
-def _own(task: Task, rows: slice) -> tuple[list[list[int]], int]:
-    """Token ids of the queries and then the passages of `rows`, and how many queries there are."""
-    queries = task.queries[rows]
-    return queries + task.passages[2 * rows.start : 2 * rows.stop], len(queries)
+def _loss(variant: str, task: Task, vectors: Tensor, own: int) -> Tensor:
+    """The loss that this rank would call backward on: `vectors` are its `own` queries and then its passages."""
+    q, p, mine = vectors[:own], vectors[own:], task.mine
+    related = part_of(task.related.query_key[mine], task.related.passage_key[2 * mine.start : 2 * mine.stop])
+    related = related.to(q.device)
+    held, lesson = sizes(related), task.lesson(q, p, mine)
+    lesson = lesson / max(1, own) if variant == "local mean" else global_mean(lesson, held.queries)
+    if variant == "local negatives":
+        return lesson + task._replace(related=related).table(q, p, slice(0, own)) / max(1, own)
+    spread = _others_constant if variant in ("÷ W", "dropped") else gather
+    queries, passages = spread(q, held.queries), spread(p, held.passages)
+    if variant in ("÷ W", "× W"):
+        factor = distributed.world() if variant == "× W" else 1
+        return lesson + task.table(queries, passages, slice(0, ROWS)) / ROWS * factor
+    if variant in ("ours", "ours, replayed"):  # the relations are gathered as in training
+        task = task._replace(related=gather_relations(related, held))
+    total = task.table(queries, passages, mine)
+    return lesson + (total / max(1, own) if variant == "local mean" else global_mean(total, held.queries))
 
 
 def _others_constant(mine: Tensor, held: Sequence[int]) -> Tensor:
@@ -169,75 +177,54 @@ def _others_constant(mine: Tensor, held: Sequence[int]) -> Tensor:
     return torch.cat([everybody[: rows.start], mine, everybody[rows.stop :]])
 
 
-def _loss(variant: str, task: Task, vectors: Tensor, own: int) -> Tensor:
-    """The loss that this rank would call backward on: `vectors` are its queries and then its passages."""
-    q, p, whole = vectors[:own], vectors[own:], slice(0, ROWS)
-    right_scale = variant in ("ours", "ours, replayed")
-    related = _own_relations(task).to(q.device)
-    held = sizes(related)
-    lesson = task.lesson(q, p, task.mine)
-    lesson = global_mean(lesson, held.queries) if variant != "local mean" else lesson / max(1, own)
-    if variant == "local negatives":
-        return lesson + task._replace(related=related).table(q, p, slice(0, own)) / max(1, own)
-    spread: Callable[..., Tensor] = _others_constant if variant in ("÷ W", "dropped") else gather
-    queries, passages = spread(q, held.queries), spread(p, held.passages)
-    if variant == "÷ W":
-        return lesson + task.table(queries, passages, whole) / ROWS
-    if variant == "× W":
-        return lesson + task.table(queries, passages, whole) / ROWS * distributed.world()
-    if right_scale:  # the relations are gathered as in training; the others take them from the task
-        task = task._replace(related=gather_relations(related, held))
-    total = task.table(queries, passages, task.mine)
-    return lesson + (total / max(1, own) if variant == "local mean" else global_mean(total, held.queries))
-
-
 def _alone(task: Task, toy: Toy) -> Tensor:
     """The loss of one process that holds all rows."""
     q, p, whole = toy(task.queries), toy(task.passages), slice(0, ROWS)
     return (task.table(q, p, whole) + task.lesson(q, p, whole)) / ROWS
 
 
-def _gradient(model: torch.nn.Module) -> Tensor:
-    flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-    model.zero_grad()
-    return flat
+def _step(model: Callable[..., Tensor], task: Task, variant: str, seed: int) -> Tensor:
+    """Backward of this rank's rows as `variant` would; the loss that it reports."""
+    queries = task.queries[task.mine]
+    ids = queries + task.passages[2 * task.mine.start : 2 * task.mine.stop]
+    budget = BUDGET if variant == "ours, replayed" else sys.maxsize
+    return cached_step(model, ids, lambda vectors: _loss(variant, task, vectors, len(queries)), budget, seed)
 
 
 def measure(task: Task, seed: int, team: Team) -> dict[str, Measured]:
     """Every variant's gradient, as DistributedDataParallel leaves it, beside that of one process with all rows."""
+
+    def gradient() -> Tensor:
+        flat = torch.cat([parameter.grad.flatten() for parameter in toy.parameters()])
+        toy.zero_grad()
+        return flat
+
     toy = Toy(seed).to(team.device)
     _alone(task, toy).backward()
-    right = _gradient(toy)
-    model = team.wrap(toy)
-    found = {}
+    right, model, found = gradient(), team.wrap(toy), {}
     for variant in VARIANTS:
-        loss = _step(model, task, variant, seed)
-        got = _gradient(toy)
+        loss, got = _step(model, task, variant, seed), gradient()
         ratio, cosine = got @ right / (right @ right), got @ right / (got.norm() * right.norm())
         found[variant] = Measured(ratio.item(), cosine.item(), team.mean(loss.item()))
     found["ours"] = found["ours"]._replace(apart=_apart(task, seed, team))
     return found
 
 
-def _step(model: Callable[..., Tensor], task: Task, variant: str, seed: int) -> Tensor:
-    ids, own = _own(task, task.mine)
-    budget = BUDGET if variant == "ours, replayed" else sys.maxsize
-    return cached_step(model, ids, lambda vectors: _loss(variant, task, vectors, own), budget, seed)
-
-
 def _apart(task: Task, seed: int, team: Team) -> float:
     """How far the weights of the team's steps are from those of one process, as a share of the way; by replay."""
+
+    def weights(toy: Toy) -> Tensor:
+        return torch.cat([weight.detach().flatten() for weight in toy.parameters()])
+
     alone, together = Toy(seed).to(team.device), Toy(seed).to(team.device)
-    start = torch.cat([weight.detach().flatten() for weight in alone.parameters()])
-    model = team.wrap(together)
+    start, model = weights(alone), team.wrap(together)
     for toy in (alone, together):
         optimiser = torch.optim.AdamW(toy.parameters(), lr=RATE)
         for _ in range(STEPS):
             optimiser.zero_grad()
             _alone(task, toy).backward() if toy is alone else _step(model, task, "ours, replayed", seed)
             optimiser.step()
-    one, many = (torch.cat([weight.detach().flatten() for weight in toy.parameters()]) for toy in (alone, together))
-    return ((many - one).norm() / (one - start).norm()).item()
+    return ((weights(together) - weights(alone)).norm() / (weights(alone) - start).norm()).item()
 
 
 def main(folder: str = "") -> None:
@@ -250,7 +237,7 @@ def main(folder: str = "") -> None:
     for loss in [task["loss"]] if folder else ["one-way", STAGE_2]:
         found = measure(toy_task(seed, mine, loss), seed, team)
         if team.main and folder:
-            (Path(folder) / "found.json").write_text(json.dumps(found), encoding="utf8")
+            io.write_json(Path(folder) / "found.json", found)
         elif team.main:
             print(f"{loss}, {team.world} process(es), against one; right: ratio 1, cosine 1, weights 0 apart")
             for name, (ratio, cosine, value, apart) in found.items():
