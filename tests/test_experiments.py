@@ -1,4 +1,4 @@
-"""Experiments: intervals against closed forms and brute force; the plan before the run; resume; every arm reported."""
+"""Experiments: intervals against closed forms; the plan before the run; resume; every arm reported."""
 
 import dataclasses
 import json
@@ -18,8 +18,8 @@ from me5lib.evaluate import heldout
 from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.io import Me5Error
 from me5lib.lessons import experiments
-from me5lib.lessons.experiments import arms, plan
-from me5lib.train import labelled as train_labelled
+from me5lib.lessons.run import locked
+from me5lib.train import labelled as examples
 from me5lib.train import loop, stages
 
 SMALL = ["train.steps=4", "train.batch=16", "finetune.steps=2", "finetune.batch=8", "finetune.teacher_steps=2"]
@@ -34,13 +34,17 @@ def corpus():
     return open_corpus(small(), progress=False)
 
 
+def content(path):
+    return json.loads(path.read_text(encoding="utf8"))
+
+
 # Intervals ------------------------------------------------------------------------------------------------------------
 
 
-def crossed(seeds, queries, seed=0, of_seed=0.1, of_query=0.3, noise=0.2):
+def crossed(seeds, queries, noise=0.2):
     """Scores [seeds, queries] with an effect of the seed, of the query, and of both."""
-    rng = np.random.default_rng(seed)
-    return (rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_query, queries)
+    rng = np.random.default_rng(0)
+    return (rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 0.3, queries)
             + rng.normal(0, noise, (seeds, queries)))  # fmt: skip
 
 
@@ -55,20 +59,12 @@ def test_the_spread_of_resampled_means_is_that_of_the_closed_form():
     assert means.var() == pytest.approx(right, rel=0.04)
 
 
-def test_the_interval_is_that_of_a_loop_that_draws_seeds_and_queries():
-    values, rng = crossed(4, 30, of_seed=0.2), np.random.default_rng(5)
-    means = [values[np.ix_(rng.integers(0, 4, 3), rng.integers(0, 30, 30))].mean() for _ in range(6_000)]
-    found = interval(resampled(values[None])[0], 0.95, values.mean())
-    wide = found.high - found.low
-    assert [found.low, found.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.04 * wide)
-    assert found.mean == values.mean()
-
-
 def test_with_one_seed_it_is_scipys_bootstrap_over_queries():
     values = crossed(1, 80)
     right = scipy.stats.bootstrap((values[0],), np.mean, n_resamples=10_000, method="percentile", rng=1)
     found, ends = interval(resampled(values[None])[0], 0.95, values.mean()), right.confidence_interval
     assert [found.low, found.high] == pytest.approx([ends.low, ends.high], abs=0.04 * (ends.high - ends.low))
+    assert found.mean == values.mean()
 
 
 def test_differences_are_paired_by_seed_and_by_query():
@@ -79,16 +75,13 @@ def test_differences_are_paired_by_seed_and_by_query():
     assert (resampled(np.stack([values, values[:, ::-1]]))[0] - means[0] == 0).all()  # the same draws every time
 
 
-@pytest.mark.parametrize(("low", "high", "said"), [(0.1, 0.2, "ahead"), (-0.2, -0.1, "behind"),
-                                                  (-0.1, 0.1, "undecided"), (0.0, 0.1, "undecided")])  # fmt: skip
-def test_a_verdict_needs_an_interval_without_0(low, high, said):
-    assert Interval((low + high) / 2, low, high).verdict == said
-
-
-@pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.zeros((1, 0, 4)), np.full((1, 2, 2), np.nan)])
-def test_scores_that_cannot_be_resampled_are_refused(bad):
-    with pytest.raises(ValueError, match="scores"):
-        resampled(bad)
+def test_a_verdict_needs_an_interval_without_0_and_scores_must_be_numbers():
+    for low, high, verdict in ((0.1, 0.2, "ahead"), (-0.2, -0.1, "behind"), (-0.1, 0.1, "undecided"),
+                               (0.0, 0.1, "undecided")):
+        assert Interval((low + high) / 2, low, high).verdict == verdict
+    for bad in (np.zeros((2, 3)), np.zeros((1, 0, 4)), np.full((1, 2, 2), np.nan)):
+        with pytest.raises(ValueError, match="scores"):
+            resampled(bad)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -101,25 +94,18 @@ def test_reciprocal_ranks_by_hand_and_by_sorting():
     rng = np.random.default_rng(0)
     scores, right = rng.random((50, 9)), rng.random((50, 9)) < 0.2
     right[np.arange(50), rng.integers(0, 9, 50)] = True
-    for found, row, own in zip(heldout.reciprocal_ranks(scores, right), scores, right, strict=True):
-        order = [bool(own[j]) for j in np.argsort(-row)]
-        first = order.index(True)
-        assert found == 1 / (1 + sum(not hit for hit in order[:first]))
+    by_sorting = [1 / (1 + np.flatnonzero(own[np.argsort(-row)])[0]) for row, own in zip(scores, right, strict=True)]
+    assert heldout.reciprocal_ranks(scores, right) == pytest.approx(by_sorting)
 
 
-def test_every_search_has_an_answer_and_none_was_trained_on(corpus):
+def test_searches_have_answers_that_nobody_trained_on_and_rules_score_what_they_should(corpus):
     tests = heldout.searches(corpus)
-    assert set(tests) == set(plan.OFFLINE) and all(tests.values())
+    assert set(tests) == set(experiments.OFFLINE) and all(tests.values())
     assert all(part.relevant.any(axis=1).all() and part.relevant.shape == (len(part.queries), len(part.passages))
                for parts in tests.values() for part in parts)  # fmt: skip
-    trained = {(row.query, row.language) for row in corpus.labelled()}
-    dev = corpus.labelled("dev")
+    dev, trained = corpus.labelled("dev"), {(row.query, row.language) for row in corpus.labelled()}
     assert sum(len(part.queries) for part in tests["dev"]) == len(dev)
     assert not trained & {(row.query, row.language) for row in dev}
-
-
-def test_rules_without_a_model_score_what_they_should(corpus):
-    tests = heldout.searches(corpus)
     perfect = heldout.query_scores(tests, lambda search: search.relevant.astype(float))
     assert all((values == 1).all() for values in perfect.values())
     level = heldout.query_scores(tests, lambda search: np.zeros(search.relevant.shape))
@@ -134,38 +120,31 @@ def test_rules_without_a_model_score_what_they_should(corpus):
 
 @pytest.mark.parametrize("name", experiments.NAMES)
 def test_a_plan_has_one_primary_metric_and_arms_that_can_be_compared(name):
-    found = experiments.planned(name, small(), seeds=3)
-    names = [arm.name for arm in found.arms]
-    assert len(set(names)) == len({arm.folder for arm in found.arms}) == len(names)
-    assert all(arm.against in names for arm in found.arms if arm.against) and found.seeds == (0, 1, 2)
-    content = found.as_json()
-    assert content == json.loads(json.dumps(content)) and content["primary metric"] == "dev"
-    assert "provenance" not in content["scale"] and content["scale"]["train"]["steps"] == 4
-    assert all(arm.name in "\n".join(found.lines()) for arm in found.arms)
+    plan = experiments.planned(name, small(), seeds=3)
+    names = [arm.name for arm in plan.arms]
+    assert len(set(names)) == len({arm.folder for arm in plan.arms}) == len(names)
+    assert all(arm.against in names for arm in plan.arms if arm.against) and plan.seeds == (0, 1, 2)
+    written = plan.as_json()
+    assert written == json.loads(json.dumps(written)) and written["primary metric"] == "dev"
+    assert "provenance" not in written["scale"] and written["scale"]["train"]["steps"] == 4
+    assert all(arm.name in "\n".join(plan.lines()) for arm in plan.arms)
 
 
-def test_the_controls_have_as_many_steps_as_two_stages():
-    by_name = {arm.name: arm for arm in experiments.planned("stages", small()).arms}
+def test_arms_differ_in_what_is_compared_and_in_nothing_else():
+    plan = experiments.planned("stages", small())
+    by_name = {arm.name: arm for arm in plan.arms}
     two, longer, mixed = (by_name[name] for name in ("two stages", "stage 2 only, all steps", "mixed in one stage"))
     assert two.pairs + two.labelled == longer.labelled == mixed.pairs + mixed.labelled == 6
     assert mixed.mixed and not two.mixed and by_name["stage 2 only"].labelled == two.labelled
     assert not any(arm.teacher or arm.negatives != "labelled" for arm in by_name.values())
-
-
-def test_negatives_differ_in_one_thing_at_a_time():
+    assert plan.level == pytest.approx(1 - 0.05 / 7)  # together the differences hold at 95 %
     found = {arm.name: arm for arm in experiments.planned("negatives", small()).arms}
     for arm in found.values():
         if arm.name.endswith("+ KD"):
-            other = found[arm.against]
-            assert dataclasses.replace(arm, name="", teacher=False, against="") == dataclasses.replace(
-                other, name="", against="")
+            other = dataclasses.replace(found[arm.against], name="", against="")
+            assert dataclasses.replace(arm, name="", teacher=False, against="") == other
     assert found["mined, filtered"].filtered and not found["mined"].filtered
-    assert {arm.negatives for arm in found.values()} == set(train_labelled.KINDS)
-
-
-def test_together_the_differences_hold_at_95_percent():
-    found = experiments.planned("stages", small())
-    assert found.level == pytest.approx(1 - 0.05 / 7)
+    assert {arm.negatives for arm in found.values()} == set(examples.KINDS)
 
 
 def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path):
@@ -178,10 +157,10 @@ def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path
     assert experiments.home(full.scale, True, str(tmp_path / "mine")) == tmp_path / "mine"
 
 
-@pytest.mark.parametrize(("name", "seeds", "said"), [("stage", 5, "choose one of stages, negatives"),
-                                                    ("stages", 0, "at least one seed")])  # fmt: skip
-def test_a_plan_that_cannot_be_is_refused(name, seeds, said):
-    with pytest.raises(Me5Error, match=said):
+@pytest.mark.parametrize(("name", "seeds", "words"), [("stage", 5, "choose one of stages, negatives"),
+                                                     ("stages", 0, "at least one seed")])  # fmt: skip
+def test_a_plan_that_cannot_be_is_refused(name, seeds, words):
+    with pytest.raises(Me5Error, match=words):
         experiments.planned(name, small(), seeds)
 
 
@@ -189,92 +168,67 @@ def test_a_plan_that_cannot_be_is_refused(name, seeds, said):
 
 
 def pretended(monkeypatch, base, stop_at=None):
-    """No training: scores by the arm's name; the (seed, arm) that were asked for; asserts that the plan stands."""
-    asked = []
+    """No training: scores by the arm's name; the (seed, arm) that were run; asserts that the plan stands."""
+    made = []
 
     def measured(self, arm, seed):
-        content = json.loads((base / self.plan.experiment / "plan.json").read_text(encoding="utf8"))
-        assert content["arms"] == json.loads(json.dumps([dataclasses.asdict(each) for each in self.plan.arms]))
-        if len(asked) == stop_at:
+        written = content(base / self.plan.experiment / "plan.json")
+        assert written["arms"] == json.loads(json.dumps([dataclasses.asdict(each) for each in self.plan.arms]))
+        if len(made) == stop_at:
             raise KeyboardInterrupt
-        asked.append((seed, arm.name))
+        made.append((seed, arm.name))
         rng = np.random.default_rng([seed, len(arm.name)])
         scores = {metric: rng.random(20).round(5).tolist() for metric in self.plan.metrics}
         facts = {"teacher": {"trusted": seed == 0}} if arm.teacher else {}
         return {"scores": scores, "facts": facts, "conditions": {"threads": 1}, "seconds": 1.0}
 
-    monkeypatch.setattr(arms.Lab, "measured", measured)
-    return asked
+    monkeypatch.setattr(experiments.Lab, "measured", measured)
+    return made
 
 
 def test_the_plan_is_written_before_any_arm_and_no_other_is_let_in(monkeypatch, tmp_path):
-    asked = pretended(monkeypatch, tmp_path)
+    made = pretended(monkeypatch, tmp_path)
     first = experiments.planned("stages", small(), seeds=2)
     experiments.run(first, tmp_path, progress=False)
-    before = (tmp_path / "stages" / "plan.json").read_text(encoding="utf8")
-    assert len(asked) == 2 * len(first.arms)
+    before = content(tmp_path / "stages" / "plan.json")
     for other in (experiments.planned("stages", small(), seeds=3),
                   experiments.planned("stages", config.load("smoke", [*SMALL, "train.lr=1e-3"]), seeds=2),
                   dataclasses.replace(first, arms=first.arms[:-1])):  # fmt: skip
-        with pytest.raises(Me5Error, match="was written before the run") as refusal:
+        with pytest.raises(Me5Error, match=r"was written before the run[^\n]*$"):
             experiments.run(other, tmp_path, progress=False)
-        assert "\n" not in str(refusal.value)
-    assert (tmp_path / "stages" / "plan.json").read_text(encoding="utf8") == before
-    assert len(asked) == 2 * len(first.arms)
-    experiments.run(experiments.planned("negatives", small(), seeds=1), tmp_path, progress=False)  # beside it is fine
+    assert content(tmp_path / "stages" / "plan.json") == before and len(made) == 2 * len(first.arms)
+    with locked(tmp_path), pytest.raises(Me5Error, match="at work in"):
+        experiments.run(first, tmp_path)
 
 
-def test_a_kill_costs_one_arm(monkeypatch, tmp_path):
-    todo = experiments.planned("negatives", small(), seeds=2)
+def test_a_kill_costs_one_arm_and_every_arm_is_reported_with_its_difference(monkeypatch, tmp_path):
+    plan, folder = experiments.planned("negatives", small(), seeds=2), tmp_path / "negatives"
     first = pretended(monkeypatch, tmp_path, stop_at=5)
     with pytest.raises(KeyboardInterrupt):
-        experiments.run(todo, tmp_path, progress=False)
-    assert not (tmp_path / "negatives" / "results.json").exists()
+        experiments.run(plan, tmp_path, progress=False)
+    assert not (folder / "results.json").exists()
     second = pretended(monkeypatch, tmp_path)
-    results = experiments.run(todo, tmp_path, progress=False)
-    assert Counter([*first, *second]) == Counter((seed, arm.name) for seed in (0, 1) for arm in todo.arms)
+    results = experiments.run(plan, tmp_path, progress=False)
+    assert Counter([*first, *second]) == Counter((seed, arm.name) for seed in (0, 1) for arm in plan.arms)
     again = pretended(monkeypatch, tmp_path)
-    assert experiments.run(todo, tmp_path, progress=False) == results and not again
+    assert experiments.run(plan, tmp_path, progress=False) == results == content(folder / "results.json") and not again
 
-
-def test_every_arm_is_reported_with_its_interval_and_difference(monkeypatch, tmp_path):
-    pretended(monkeypatch, tmp_path)
-    todo = experiments.planned("negatives", small(), seeds=3)
-    results = experiments.run(todo, tmp_path, progress=False)
-    folder = tmp_path / "negatives"
-    assert results == json.loads((folder / "results.json").read_text(encoding="utf8"))
-    assert [arm["name"] for arm in results["arms"]] == [arm.name for arm in todo.arms]
-    table = pd.read_csv(folder / "table.csv")
-    assert list(table["arm"]) == [arm.name for arm in todo.arms]
+    names = [arm.name for arm in plan.arms]
+    assert [arm["name"] for arm in results["arms"]] == list(pd.read_csv(folder / "table.csv")["arm"]) == names
     assert {"plan", "corpus", "scale", "seeds", "conditions", "quick"} <= set(results)
+    scores = {arm.name: np.array([content(folder / "arms" / f"seed-{seed}.{arm.folder}.json")["scores"]["dev"]
+                                  for seed in (0, 1)]) for arm in plan.arms}
     for arm in results["arms"]:
-        assert arm["dev"]["low"] <= arm["dev"]["mean"] <= arm["dev"]["high"] and len(arm["dev"]["seeds"]) == 3
-        assert bool(arm["difference"]) == bool(arm["against"])
-        assert arm["KD used"] == (1 if arm["teacher"] else None)
-    png = (folder / "figure.png").read_bytes()
-    assert png.startswith(b"\x89PNG") and len(png) > 10_000
+        own = scores[arm["name"]]
+        assert arm["dev"]["low"] <= arm["dev"]["mean"] <= arm["dev"]["high"]
+        assert arm["dev"]["seeds"] == pytest.approx(own.mean(1).tolist(), abs=1e-6)
+        assert arm["KD used"] == (1 if arm["teacher"] else None) and bool(arm["difference"]) == bool(arm["against"])
+        if arm["against"]:
+            found, other = arm["difference"]["dev"], scores[arm["against"]]
+            assert found["mean"] == pytest.approx((own - other).mean(), abs=1e-6)
+            assert found["seeds ahead"] == (own.mean(1) > other.mean(1)).sum()
+    assert (folder / "figure.png").stat().st_size > 10_000
     assert "seconds" not in (folder / "results.json").read_text(encoding="utf8")
-
-
-def test_a_difference_is_that_of_the_scores(monkeypatch, tmp_path):
-    pretended(monkeypatch, tmp_path)
-    results = experiments.run(experiments.planned("stages", small(), seeds=2), tmp_path, progress=False)
-    by_name = {arm["name"]: arm for arm in results["arms"]}
-
-    def scores(name):
-        found = [(tmp_path / "stages" / "arms" / f"seed-{s}.{name}.json").read_text(encoding="utf8") for s in (0, 1)]
-        return np.array([json.loads(text)["scores"]["dev"] for text in found])
-
-    arm, other = scores("mixed-in-one-stage"), scores("two-stages")
-    found = by_name["mixed in one stage"]["difference"]["dev"]
-    assert found["mean"] == pytest.approx((arm - other).mean(), abs=1e-6)
-    assert found["seeds ahead"] == (arm.mean(1) > other.mean(1)).sum()
-    assert by_name["two stages"]["dev"]["seeds"] == pytest.approx(other.mean(1).tolist(), abs=1e-6)
-
-
-def test_two_at_once_are_refused(tmp_path):
-    with experiments._alone(tmp_path), pytest.raises(Me5Error, match="at work in"):
-        experiments.run(experiments.planned("stages", small(), seeds=1), tmp_path)
 
 
 def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path):
@@ -286,33 +240,33 @@ def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path
         assert all(0 <= arm[metric]["mean"] <= 1 for arm in results["arms"] for metric in results["metrics"])
     assert trained["stage 1"] == 1 and trained["mixed-in-one-stage"] == 1 and trained["teacher"] == 5
     assert sorted(path.name for path in (tmp_path / "seed-0").iterdir()) == ["stage1", "tokenizer"]
-    record = json.loads((tmp_path / "negatives" / "arms" / "seed-0.mined-KD.json").read_text(encoding="utf8"))
+    record = content(tmp_path / "negatives" / "arms" / "seed-0.mined-KD.json")
     assert record["facts"]["teacher"]["queries"] > 0 and record["conditions"]["threads"] >= 1
 
 
 def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, tmp_path, corpus):
     seen, made = [], []
-    work, make = stages.work_of, train_labelled.make_groups
+    work, make = stages.work_of, examples.make_groups
     monkeypatch.setattr(stages, "work_of", lambda rows, *a: seen.append(rows) or work(rows, *a))
-    monkeypatch.setattr(train_labelled, "make_groups", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
-    dial = small()
-    folder = arms.mixed(dial, 0, tmp_path, corpus, "mixed")
-    drawn, examples = corpus.mixture(dial, 0), train_labelled.drop_invalid(corpus.labelled())[0]
-    labelled = train_labelled.Plan(examples, dial.finetune, 0, dial.data.language_temperature)
+    monkeypatch.setattr(examples, "make_groups", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    scale = small()
+    folder = experiments.mixed(scale, 0, tmp_path, corpus, "mixed")
+    drawn, rows = corpus.mixture(scale, 0), examples.drop_invalid(corpus.labelled())[0]
+    labelled = examples.Plan(rows, scale.finetune, 0, scale.data.language_temperature)
     right = [drawn.batch(k) for k in range(4)]
     right += [made[0].batch(labelled, k, 3) for k in range(2)]
     assert Counter(map(tuple, seen)) == Counter(map(tuple, right))
     assert len(loop.read(folder).steps) == 6
-    assert arms.mixed(dial, 0, tmp_path, corpus, "mixed") == folder and len(made) == 1  # found again
+    assert experiments.mixed(scale, 0, tmp_path, corpus, "mixed") == folder and len(made) == 1  # found again
 
 
 def test_batches_are_shuffled_each_once():
-    turns = arms.shuffled(30, 10, 3)
+    turns = experiments.shuffled(30, 10, 3)
     assert sorted(turns) == [(False, k) for k in range(30)] + [(True, k) for k in range(10)]
     for kind in (False, True):
         own = [turn for labelled, turn in turns if labelled is kind]
         assert own == sorted(own)
-    assert 0 < sum(labelled for labelled, _ in turns[:20]) < 10 and turns != arms.shuffled(30, 10, 4)
+    assert 0 < sum(labelled for labelled, _ in turns[:20]) < 10 and turns != experiments.shuffled(30, 10, 4)
 
 
 # The hub and the command ----------------------------------------------------------------------------------------------
@@ -331,25 +285,20 @@ def test_a_scale_of_the_hub_is_told_and_not_started():
     assert "trigrams" not in done.output
 
 
-def test_the_english_subset_is_known_to_mteb():
+def test_tasks_of_mteb_are_known_and_scored_in_order(tmp_path, corpus):
     import mteb
 
-    tasks = mteb.get_tasks(tasks=list(plan.ENGLISH), languages=["eng"])
-    assert sorted(task.metadata.name for task in tasks) == sorted(plan.ENGLISH)
-
-
-def test_tasks_of_mteb_are_scored_in_order(tmp_path, corpus):
     from me5lib.evaluate import offline
-    from me5lib.evaluate.heldout import build
     from me5lib.evaluate.protocol import Protocol
     from me5lib.model.encoder import Encoder
 
-    dial = small()
-    encoder = Encoder.new(dial.model, stages.vocabulary(corpus, dial, tmp_path), 0)
-    tasks = [task for task in build(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
-    found = arms.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
-    row = Protocol(encoder, "untrained")
-    scores = offline.evaluate({"untrained": row}, tasks, tmp_path / "table", progress=False)
+    known = mteb.get_tasks(tasks=list(experiments.ENGLISH), languages=["eng"])
+    assert sorted(task.metadata.name for task in known) == sorted(experiments.ENGLISH)
+    scale = small()
+    encoder = Encoder.new(scale.model, stages.vocabulary(corpus, scale, tmp_path), 0)
+    tasks = [task for task in heldout.build(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
+    found = experiments.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
+    scores = offline.evaluate({"untrained": Protocol(encoder, "untrained")}, tasks, tmp_path / "table", progress=False)
     assert found == pytest.approx([scores[scores.task == t.metadata.name].score.mean() for t in tasks], abs=1e-4)
 
 
