@@ -140,9 +140,8 @@ def test_bad_texts_and_precisions(encoder):
                                  (["a"], {"precision": "fp8"}, "precision")):  # fmt: skip
         with pytest.raises(ValueError, match=line):
             encoder.encode(texts, **options)
-    encoder.counts = type(encoder.counts)()
     vectors = encoder.encode(["", "a\ud800", "x" * 10_000_000])
-    assert np.isfinite(vectors).all() and encoder.counts == (3, 1, 1, 1)
+    assert np.isfinite(vectors).all()
     np.testing.assert_array_equal(encoder.encode(["a\ud800"]), encoder.encode(["a\ufffd"]))
 
 

@@ -85,7 +85,7 @@ class SentenceModel:
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True, **options: Any) -> np.ndarray:
         """fp32 [n, width]. A `prefix` that is none of its own prompts is an E5's, and left out; so is `normalise`."""
-        kept, _ = text.clean(texts)
+        kept = text.clean(texts)
         prompt = prefix if prefix in self.own_prompts.values() else ""
         return np.asarray(self.model.encode(kept, prompt=prompt, show_progress_bar=False), np.float32)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from me5lib import config
 from me5lib.model import save_load
-from me5lib.model.text import QUERY, Counts, clean
+from me5lib.model.text import QUERY, clean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -36,14 +36,13 @@ WINDOW = 16_384  # texts that `encode` holds in tokens at a time
 
 
 class Encoder(nn.Module):
-    """A backbone and its tokenizer. `counts` sums up what its texts needed (empty, cut, repaired)."""
+    """A backbone and its tokenizer."""
 
     def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.counts = Counts()
         words = backbone.get_input_embeddings()
         if words.padding_idx not in (None, tokenizer.pad_token_id):
             # mE5-small's configuration calls token 0 padding, which in its vocabulary is `<s>`: torch would never train
@@ -108,14 +107,9 @@ class Encoder(nn.Module):
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of `prefix + text` with `<s>` and `</s>`, at most `max_tokens` (the encoder's own if None).
 
-        Cleaning comes first (`text.clean`: ValueError for None, naming its index) and is summed up in `counts`.
+        Cleaning comes first (`text.clean`: ValueError for None, naming its index).
         """
-        return self._ids(self._clean(texts), prefix, max_tokens)
-
-    def _clean(self, texts: Sequence[str]) -> list[str]:
-        kept, counts = clean(texts)
-        self.counts = self.counts + counts
-        return kept
+        return self._ids(clean(texts), prefix, max_tokens)
 
     def _ids(self, texts: list[str], prefix: str, max_tokens: int | None) -> list[list[int]]:
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
@@ -194,7 +188,7 @@ class Encoder(nn.Module):
 
         if isinstance(texts, str):
             raise ValueError("texts is one string: pass a list of texts")
-        texts = self._clean(texts)
+        texts = clean(texts)
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
         compute = self.forward if normalise else self.pool
         bar = tqdm(total=len(texts), disable=not progress, unit=" texts", desc="encode")

@@ -1,6 +1,6 @@
 """Text on its way in: prefixes, the instruction template, cleaning; XLM-R's way to cut a text, and own vocabularies.
 
-    clean(texts)                                       # what a tokenizer can take, and what had to be done
+    clean(texts)                                       # what a tokenizer can take
     tokenizer = fast_tokenizer(pieces, charsmap())     # XLM-R's layout; pieces: (text, log probability), special first
     check_golden(tokenizer, "the tokenizer of x")      # raises where it cuts as XLM-R does not
     tokenizer = train_tokenizer(texts, 32_000)         # of the offline scales
@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from me5lib.io import PACKAGE, Me5Error
 
@@ -48,19 +48,6 @@ VOCABULARIES = range(250_002, 250_049)  # rows of the embedding tables of XLM-R,
 GOLDEN = PACKAGE / "model" / "golden_ids.jsonl"  # sentences of ours, and the ids that mE5's own tokenizer gives them
 
 
-class Counts(NamedTuple):
-    """What `clean` met: texts in all, empty ones, cut ones, and ones with lone surrogates. Adds up with `+`."""
-
-    texts: int = 0
-    empty: int = 0
-    cut: int = 0
-    repaired: int = 0
-
-    def __add__(self, other: Counts) -> Counts:  # type: ignore[override]
-        """Counts of two batches together."""
-        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
-
-
 def instruct(task: str, query: str) -> str:
     """The instruct model's query (E5-mistral's template); an empty `task` leaves the query as it is.
 
@@ -69,27 +56,21 @@ def instruct(task: str, query: str) -> str:
     return f"Instruct: {task}\nQuery: {query}" if task else query
 
 
-def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> tuple[list[str], Counts]:
-    """Texts that a tokenizer can take, and what had to be done.
+def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> list[str]:
+    """Texts that a tokenizer can take: over `max_chars` characters cut, a lone surrogate become U+FFFD.
 
-    Empty texts stay; texts over `max_chars` characters are cut; a lone surrogate becomes U+FFFD (two that make a
-    pair become their character). Raises ValueError naming the index of anything that is not a string.
+    Empty texts stay; two surrogates that make a pair become their character. Raises ValueError naming the index of
+    anything that is not a string.
     """
-    texts = list(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             kind = "None" if text is None else f"of type {type(text).__name__}"
             raise ValueError(f"text {index} is {kind}: every text must be a string")
-    lengths = [len(text) for text in texts]
-    cut = sum(length > max_chars for length in lengths)
-    kept = [text[:max_chars] for text in texts] if cut else texts
-    repaired = 0
-    if not _encodable("".join(kept)):
-        bad = [i for i, text in enumerate(kept) if not _encodable(text)]
-        repaired = len(bad)
-        for i in bad:
-            kept[i] = kept[i].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return kept, Counts(len(kept), lengths.count(0), cut, repaired)
+    kept = [text[:max_chars] for text in texts]
+    if _encodable("".join(kept)):
+        return kept
+    return [text if _encodable(text) else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            for text in kept]
 
 
 def _encodable(text: str) -> bool:
@@ -182,7 +163,7 @@ def _sample(texts: Iterable[str]) -> list[str]:
     """At most `TRAINING_TEXTS` different texts, evenly spaced, in the order given; cleaned, cut short, normalised."""
     from tokenizers.normalizers import Precompiled
 
-    kept = list(dict.fromkeys(clean(list(texts), TRAINING_CHARS)[0]))
+    kept = list(dict.fromkeys(clean(list(texts), TRAINING_CHARS)))
     kept = [text for text in kept if text.strip()]
     step = max(1, -(-len(kept) // TRAINING_TEXTS))
     normaliser = Precompiled(charsmap())

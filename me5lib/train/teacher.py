@@ -219,7 +219,7 @@ class Reranker:
         sides = []
         for side, most in zip(zip(*pairs, strict=True), lengths, strict=True):
             texts = list(dict.fromkeys(side))  # the same query comes with each passage of its group
-            encodings = self.raw.encode_batch(clean(texts)[0], add_special_tokens=False)
+            encodings = self.raw.encode_batch(clean(texts), add_special_tokens=False)
             for encoding in encodings:
                 encoding.truncate(most)
             known = dict(zip(texts, encodings, strict=True))
