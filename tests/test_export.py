@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard
+from test_encoder import xlm_r
 from torch.nn.functional import normalize
 
 from me5lib import config
@@ -229,16 +230,6 @@ def test_the_code_on_the_card_runs(stage, tmp_path, monkeypatch):
 
 
 # The graph
-
-
-def xlm_r(tokenizer):
-    """Its positions start behind the padding id."""
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    shape = XLMRobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=64, max_position_embeddings=66, pad_token_id=tokenizer.pad_token_id)
-    torch.manual_seed(2)
-    return Encoder(XLMRobertaModel(shape, add_pooling_layer=False), tokenizer, 64).eval()
 
 
 @pytest.fixture(scope="module", params=["bert", "xlm-r"])

@@ -16,6 +16,7 @@ from loopback import Loopback
 from test_userdata import faq, made_up, refused
 
 from me5lib import config
+from me5lib.cli.train import START
 from me5lib.data import cards, userdata
 from me5lib.evaluate import own as table_of
 from me5lib.model.encoder import Encoder
@@ -23,7 +24,7 @@ from me5lib.train import dry_run, loop
 from me5lib.train import fit as tuning
 from me5lib.train.distributed import Team
 
-SHAPE = config.Model(tuning.MODEL, 1, 32, 2, 64, 2_000, 64)
+SHAPE = config.Model(START, 1, 32, 2, 64, 2_000, 64)
 
 # The table
 
@@ -93,13 +94,13 @@ def hub(tmp_path_factory):
     """The folder of a loopback hub that has a small random model under mE5-small's name."""
     root = tmp_path_factory.mktemp("hub")
     texts = [text for row in made_up(200) for text in row]
-    dry_run.write_backbone(SHAPE, texts, root / "models" / tuning.MODEL)
+    dry_run.write_backbone(SHAPE, texts, root / "models" / START)
     return root
 
 
 @pytest.fixture(scope="module")
 def start(hub):
-    return hub / "models" / tuning.MODEL
+    return hub / "models" / START
 
 
 @pytest.fixture
@@ -110,16 +111,16 @@ def corpus(tmp_path):
 
 def test_the_dials_fit_the_file_and_say_why(corpus, start):
     encoder = Encoder.load(start)
-    dial = tuning.fit(corpus, encoder, tuning.MODEL)
+    dial = tuning.fit(corpus, encoder, START)
     stage = dial.finetune
     assert (stage.batch, stage.steps, stage.lr) == (8, 12, config.load("small").finetune.lr)  # 45 examples, twice
     assert stage.warmup == 1
     assert stage.temperature == 0.01 and stage.query_tokens <= encoder.max_tokens == dial.model.max_tokens == 64
-    assert dial.data.language_temperature == 1 and dial.model.backbone == tuning.MODEL
+    assert dial.data.language_temperature == 1 and dial.model.backbone == START
     told = "\n".join(tuning.setting_lines(dial))
     for key in ("steps", "batch", "lr", "hard_negatives", "near", "passage_tokens"):
         assert re.search(rf"finetune\.{key} +\S+  (ours|paper): \w", told), key
-    shorter = tuning.fit(corpus, encoder, tuning.MODEL, steps=5, overrides=["finetune.batch=16", "finetune.lr=0.5"])
+    shorter = tuning.fit(corpus, encoder, START, steps=5, overrides=["finetune.batch=16", "finetune.lr=0.5"])
     assert (shorter.finetune.steps, shorter.finetune.batch, shorter.finetune.lr) == (5, 16, 0.5)
     assert shorter.provenance["finetune.lr"] == ("ours", "set by hand")
     for many, batch in ((45, 8), (200, 16), (520, 64), (10_000, 64), (6, 6)):
@@ -128,7 +129,7 @@ def test_the_dials_fit_the_file_and_say_why(corpus, start):
                            ({"overrides": ["train.steps=5"]}, ["train.steps decides"]),
                            ({"overrides": ["finetune.stepz=5"]}, ["did you mean finetune.steps"])):
         with refused(*words):
-            tuning.fit(corpus, encoder, tuning.MODEL, **options)
+            tuning.fit(corpus, encoder, START, **options)
 
 
 def test_a_start_that_is_no_mE5_is_refused_and_prompts_of_its_own_are_said(start, tmp_path):
@@ -147,7 +148,7 @@ def test_a_start_that_is_no_mE5_is_refused_and_prompts_of_its_own_are_said(start
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, start, tmp_path, monkeypatch):
     encoder = Encoder.load(start)
-    dial = tuning.fit(corpus, encoder, tuning.MODEL, steps=6)
+    dial = tuning.fit(corpus, encoder, START, steps=6)
 
     def train(out):
         return tuning.finetune(corpus, start, out, dial, progress=False)
@@ -178,7 +179,7 @@ def test_the_prefixes_of_the_corpus_are_those_that_are_trained_with(tmp_path, st
         prefix + text for text in texts) or tokenize(self, texts, prefix, most))
     for symmetric in (False, True):
         corpus = userdata.read(tmp_path / "faq.csv", symmetric=symmetric)
-        dial = tuning.fit(corpus, Encoder.load(start), tuning.MODEL, steps=2)
+        dial = tuning.fit(corpus, Encoder.load(start), START, steps=2)
         seen.clear()
         tuning.finetune(corpus, start, tmp_path / str(symmetric), dial, progress=False)
         assert {text.split(": ")[0] for text in seen} == ({"query"} if symmetric else {"query", "passage"})
@@ -186,7 +187,7 @@ def test_the_prefixes_of_the_corpus_are_those_that_are_trained_with(tmp_path, st
 
 def test_a_teacher_is_trained_when_it_is_asked_for(corpus, start, tmp_path):
     encoder = Encoder.load(start)
-    dial = tuning.fit(corpus, encoder, tuning.MODEL, steps=2, teacher="trained",
+    dial = tuning.fit(corpus, encoder, START, steps=2, teacher="trained",
                       overrides=["finetune.query_tokens=24", "finetune.passage_tokens=32", "finetune.teacher_steps=2"])
     model = tuning.finetune(corpus, start, tmp_path, dial, teacher=True, team=Team.alone(), progress=False)
     assert json.loads((model / "report.json").read_text("utf8"))["teacher"] is not None
@@ -200,7 +201,7 @@ def test_from_a_csv_to_an_evaluated_model_as_a_user_with_a_network_runs_it(hub, 
     out = tmp_path / "out"
 
     def me5(*words, endpoint="http://127.0.0.1:9", **more):
-        command = [sys.executable, "-m", "me5lib", "finetune", "--from", tuning.MODEL, "--data",
+        command = [sys.executable, "-m", "me5lib", "finetune", "--from", START, "--data",
                    str(tmp_path / "faq.csv"), "--out", str(out), *words]
         environment = client.environment(endpoint, **more) | {"USE_TORCH": "1"}
         return subprocess.run(command, env=environment, capture_output=True, encoding="utf8")

@@ -107,16 +107,6 @@ def test_loading_gives_the_same_encoder_and_saving_it_the_same_files(encoder, fo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "checkpoint"]
 
 
-def test_an_xlm_r_reads_two_positions_less_than_it_has(encoder, tmp_path):
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    shape = XLMRobertaConfig(vocab_size=len(encoder.tokenizer), hidden_size=32, num_hidden_layers=1,
-                             num_attention_heads=2, intermediate_size=32, max_position_embeddings=50, pad_token_id=1)
-    Encoder(XLMRobertaModel(shape, add_pooling_layer=False), encoder.tokenizer, 512).save(tmp_path / "xlm-r")
-    loaded = Encoder.load(tmp_path / "xlm-r")
-    assert loaded.max_tokens == 48 and np.isfinite(loaded.encode(["word " * 500])).all()
-
-
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(at_the_end, encoder, folder, monkeypatch):
     import safetensors.torch

@@ -33,7 +33,6 @@ from me5lib.pairs import text_key
 from me5lib.train import labelled, stages
 from me5lib.train.distributed import Team
 
-MODEL = "intfloat/multilingual-e5-small"
 NAME = "model"  # of the finished stage's folder
 EPOCHS = 2.0  # the paper's
 MOST_BATCH, LEAST_BATCH = 64, 8  # ours: what a laptop bears; and fewer negatives teach little
