@@ -2,12 +2,12 @@
 
 Rooms, bottom to top; imports run one way only:
 
-    places, scale, pairs, lesson   the ground: folders, every dial, the two contracts, notebook helpers
+    config, io, device, pairs      the ground: settings with their provenance, files, the contracts
     data, model                    where pairs come from; text in, vectors out
-    train                          the loss, big batches, many processes, both stages
+    train, instruct                the loss, big batches, many processes, both stages
     evaluate                       the paper's protocol on mteb, baselines, expected against measured
-    show                           figures and maps of what the others return
-    experiments, run, cli          papermill runs, report pages, the `me5` command
+    lessons                        what only notebooks show: runs, exercises, figures, experiments
+    cli                            the `me5` command: options only
 
 Nothing heavy is imported here, so that `import me5lib` stays far under half a second.
 """
