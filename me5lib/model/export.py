@@ -38,7 +38,7 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
 
     worst = {}
 
-    def complete(beside: Path) -> None:
+    def _complete(beside: Path) -> None:
         worst["sentence-transformers"] = sentence_transformers(beside, encoder, about.prompts)
         worst["transformers"] = transformers(beside, encoder, about.prompts)
         if about.onnx:
@@ -48,7 +48,7 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
             worst["onnxruntime"] = onnx(beside, encoder, about.prompts)
         (beside / "README.md").write_text(card.render(about), encoding="utf8")
 
-    encoder.save(folder, about.prompts, complete)
+    encoder.save(folder, about.prompts, _complete)
     count = len(check_texts(encoder.max_tokens))
     return (f"{count} texts in {script_count()} scripts, largest difference of a coordinate: "
             + ", ".join(f"{reader} {value:.0e}" for reader, value in worst.items()))
@@ -92,14 +92,14 @@ def transformers(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> flo
     with quiet():
         model = AutoModel.from_pretrained(str(folder), dtype="float32").eval()
 
-    def vectors(batch: dict[str, np.ndarray]) -> np.ndarray:
+    def _vectors(batch: dict[str, np.ndarray]) -> np.ndarray:
         inputs = {name: torch.from_numpy(np.asarray(batch[name])) for name in ("input_ids", "attention_mask")}
         mask = inputs["attention_mask"]
         with torch.no_grad():
             hidden = model(**inputs).last_hidden_state.masked_fill(~mask[..., None].bool(), 0.0)
         return torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1)[:, None], dim=1).numpy()
 
-    return _by_batches(folder, encoder, prompts["query"], vectors, "transformers")
+    return _by_batches(folder, encoder, prompts["query"], _vectors, "transformers")
 
 
 def onnx(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
@@ -108,10 +108,10 @@ def onnx(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
 
     session = graph.session(folder / graph.NAME)
 
-    def vectors(batch: dict[str, np.ndarray]) -> np.ndarray:
+    def _vectors(batch: dict[str, np.ndarray]) -> np.ndarray:
         return graph.run_graph(session, batch)["sentence_embedding"]
 
-    return _by_batches(folder, encoder, prompts["query"], vectors, "onnxruntime")
+    return _by_batches(folder, encoder, prompts["query"], _vectors, "onnxruntime")
 
 
 def _by_batches(folder: Path, encoder: Encoder, prefix: str, vectors: Callable, reader: str) -> float:
