@@ -144,7 +144,7 @@ def test_arms_differ_in_what_is_compared_and_in_nothing_else():
             other = dataclasses.replace(found[arm.against], name="", against="")
             assert dataclasses.replace(arm, name="", teacher=False, against="") == other
     assert found["mined, filtered"].filtered and not found["mined"].filtered
-    assert {arm.negatives for arm in found.values()} == set(examples.KINDS)
+    assert {arm.negatives for arm in found.values()} == set(examples.NEGATIVE_KINDS)
 
 
 def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path):

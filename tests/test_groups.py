@@ -45,7 +45,7 @@ def make(encoder, folder, rows=ROWS, kind="labelled", dev=None, stage=None, team
     folder.mkdir(exist_ok=True)
     stage, team = stage or stage_of(), team or Team.alone(torch.device("cpu"))
     plan = labelled.Plan(rows, stage, 0, 1.0)
-    task = labelled.Task(stage, plan, sides, folder, 0, team, progress)
+    task = labelled.GroupTask(stage, plan, sides, folder, 0, team, progress)
     return labelled.make_groups(encoder, rows, task, kind, dev, faults), plan
 
 
@@ -128,11 +128,11 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
     told = capsys.readouterr().out
     counts = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["filling"]
     short = [row for row in few if len(row.negatives) < 2]
-    assert counts[labelled.SHORT] == len(short) + 3
-    assert counts[labelled.RANDOM] == sum(2 - len(row.negatives) for row in short) + 4
+    assert counts[labelled.TOO_FEW] == len(short) + 3
+    assert counts[labelled.RANDOM_FILLED] == sum(2 - len(row.negatives) for row in short) + 4
     assert counts[labelled.ELSEWHERE] == 4
     assert counts[labelled.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
-    assert "7 empty passages" in told and f"{counts[labelled.RANDOM]} random passages filled in" in told
+    assert "7 empty passages" in told and f"{counts[labelled.RANDOM_FILLED]} random passages filled in" in told
     assert made.rows[25].negatives == ("nein", "nein")
     for row in made.rows.values():
         assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
@@ -151,7 +151,7 @@ def test_an_example_to_which_nothing_is_wrong_is_refused():
 def test_kept_scores_that_do_not_fit_are_counted_and_refused(tmp_path, scores, fault):
     rows = [row._replace(negatives=row.negatives[:4], teacher_scores=(1.0, 0.0, 0.5, 0.2, 0.1)) for row in ROWS]
     rows[3:5] = [row._replace(teacher_scores=scores) for row in rows[3:5]]
-    labelled._write(tmp_path, dict(enumerate(rows)), {}, "report.json")
+    labelled._write_groups(tmp_path, dict(enumerate(rows)), {}, "report.json")
     with pytest.raises(Me5Error, match=f"of 24 groups {fault}"):
         labelled.read_groups(tmp_path)
 
@@ -228,7 +228,7 @@ def test_a_teacher_that_is_no_better_is_not_used_and_one_that_nobody_can_judge_o
 
 def test_interrupted_scoring_goes_on_with_the_block_without_mining_again(encoder, tmp_path, told, monkeypatch):
     options = {"stage": NAMED, "dev": HELD[:6], "kind": "mined"}
-    monkeypatch.setattr(teacher, "BLOCK", 5)  # of held-out groups: 40 and 8 pairs; of the others: 25 each
+    monkeypatch.setattr(teacher, "GROUPS_A_FILE", 5)  # of held-out groups: 40 and 8 pairs; of the others: 25 each
     whole = told(Told())
     right, _ = make(encoder, tmp_path / "whole", **options)
     first = told(Told(stop=100))
@@ -248,7 +248,7 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
     encoder, tmp_path, monkeypatch
 ):
     options = {"stage": stage_of(teacher_steps=3), "dev": HELD[:6]}
-    monkeypatch.setattr(teacher, "BLOCK", 5)
+    monkeypatch.setattr(teacher, "GROUPS_A_FILE", 5)
     monkeypatch.setattr(teacher.Verdict, "trusted", True)
     right, _ = make(encoder, tmp_path / "whole", **options)
     pieces, blocks = teacher.Teacher.pieces, []
@@ -275,7 +275,7 @@ sys.path.insert(0, sys.argv[2])
 import test_groups as the
 from me5lib.train import distributed, teacher
 folder, team = Path(sys.argv[1]), distributed.join(2)
-told, teacher.BLOCK = the.Told(), 4
+told, teacher.GROUPS_A_FILE = the.Told(), 4
 teacher.io.cache, teacher.open_teacher = lambda: folder / "cache", lambda name, device: told
 made, _ = the.make(the.Bare(), folder / "w", stage=the.NAMED, dev=(), team=team)
 (folder / f"rank{team.rank}.txt").write_text(repr(made), encoding="utf8")
@@ -299,7 +299,7 @@ def test_two_processes_score_half_each_and_have_what_one_has(tmp_path, told, mon
     asked = [json.loads((tmp_path / f"asked{r}.json").read_text(encoding="utf8")) for r in range(2)]
     assert [len(pairs) for pairs in asked] == [24 * 5 / 2] * 2  # three blocks of four groups each
     assert sorted(map(tuple, asked[0] + asked[1])) == sorted(alone.asked)
-    monkeypatch.setattr(teacher, "BLOCK", 4)
+    monkeypatch.setattr(teacher, "GROUPS_A_FILE", 4)
     alone = told(Told())
     assert make(Bare(), tmp_path / "later", stage=NAMED, dev=())[0] == right
     assert not alone.asked  # their blocks are those of one process

@@ -365,7 +365,7 @@ def test_what_is_wrong_with_the_file_is_named_and_counted(tmp_path):
         keys = [text_key(text) for text in (row["query"], *row["positives"], *row["negatives"])]
         assert len(set(keys)) == len(keys)
     assert {row["language"] for row in found} == {"en", "und"} and found[6]["positives"][0].endswith(" \ufffd")
-    assert mining.read(out / "shard-00000.jsonl")[1] == {}  # no file that me5 writes is one that it cannot read
+    assert mining.read_pairs(out / "shard-00000.jsonl")[1] == {}  # no file that me5 writes is one that it cannot read
 
 
 def test_columns_of_other_names_are_named(tmp_path):

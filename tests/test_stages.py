@@ -239,7 +239,7 @@ ROWS = [Labelled(f"question {i} about {w}", (f"answer {i} {w}",), (f"wrong {i}",
         for i, w in enumerate(["cars", "trains", "ships", "planes", "bikes"] * 4)]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", labelled.KINDS)
+@pytest.mark.parametrize("kind", labelled.NEGATIVE_KINDS)
 def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, base):
     encoder = Encoder.load(base / "stage1")
     other = [row._replace(language="de", query=row.query + " de") for row in ROWS[:3]]

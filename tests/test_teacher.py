@@ -81,7 +81,7 @@ def test_the_teacher_reads_both_texts_together_however_they_are_cut_into_pieces(
     assert rows[0] == (query + encoder.tokenize(["green house"], "passage: ")[0][1:], len(query))
     whole = made(rows, 2)
     assert torch.allclose(whole[:1], made(made.tokenize(pairs[1::-1], LENGTHS), 2).flip(1), atol=1e-5)
-    monkeypatch.setattr(teacher, "PIECE", 20)
+    monkeypatch.setattr(teacher, "TRAINING_PIECE", 20)
     assert torch.allclose(made(rows, 2), whole, atol=1e-4)
     with pytest.raises(Me5Error, match="reads 48 tokens of query and passage together"):
         made.tokenize(pairs, (32, 32))
@@ -238,7 +238,7 @@ def block(folder, made=None, pairs=KEPT, limits=(9, 9), **identity):
 def score_groups(folder, made):
     """The scores of all `KEPT`, in blocks of four groups, which are ten pairs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "BLOCK", 4)
+        patch.setattr(teacher, "GROUPS_A_FILE", 4)
         return np.concatenate(teacher.score_groups(made, GROUPS, stage_of(), lambda source: ("", ""), folder)).tolist()
 
 
@@ -309,7 +309,7 @@ def write_examples(path, rows, listed=False):
 @pytest.fixture(scope="module")
 def many():
     wrong = {colour: tuple(f"{other} answer" for other in COLOURS if other != colour) for colour in COLOURS}
-    return [Labelled(f"which {colour} thing is number {i}", (f"{colour} answer",), wrong[colour], teacher.OWN, "und")
+    return [Labelled(f"which {colour} thing is number {i}", (f"{colour} answer",), wrong[colour], "own data", "und")
             for i in range(30) for colour in COLOURS]  # fmt: skip
 
 
@@ -326,7 +326,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(many, tmp_path, capsy
     shown = re.search(r"teacher (\S+), its start (\S+), chance 0.125; stage 2 would listen", said)
     assert shown and float(shown[1]) > 0.9 > float(shown[2]) + 0.2 and "1 examples without a positive" in said
     made = teacher.open_teacher(str(tmp_path / "out"), CPU)
-    held = [row for row in many if text_key(row.query) < int(teacher.DEV_SHARE * 2**64) - 2**63]
+    held = [row for row in many if text_key(row.query) < int(teacher.JUDGED_SHARE * 2**64) - 2**63]
     stage = config.load("smoke", settings).finetune
     scores = np.stack(teacher.score_groups(made, held, stage, lambda _: PREFIXES))
     assert 5 < len(held) < 40 and (scores.argmax(1) == 0).mean() > 0.9
@@ -341,7 +341,7 @@ def test_examples_are_read_from_both_forms_and_bad_lines_are_named(many, tmp_pat
     listed = list(teacher.read_examples(write_examples(tmp_path / "b.jsonl", many, listed=True)))
     assert plain == listed == many
     (tmp_path / "c.jsonl").write_text('{"query": "q", "positive": "p", "language": "de"}\n\n', encoding="utf8")
-    assert list(teacher.read_examples(tmp_path / "c.jsonl")) == [Labelled("q", ("p",), (), teacher.OWN, "de")]
+    assert list(teacher.read_examples(tmp_path / "c.jsonl")) == [Labelled("q", ("p",), (), teacher.OWN_DATA, "de")]
     bad = ("{", "[1, 2]", '{"query": "q"}', '{"query": 3, "positives": ["p"]}', '{"query": "q", "positives": [3]}')
     for line in bad:
         (tmp_path / "d.jsonl").write_text(f'{{"query": "q", "positives": ["p"]}}\n{line}\n', encoding="utf8")

@@ -278,7 +278,7 @@ def mine(
     """Mine hard negatives for your pairs. The same command goes on after a crash with the shards that are missing."""
     from me5lib.train import mining
 
-    near = mining.NEAR if near is None and by == "dense" else near or None
+    near = mining.DEFAULT_NEAR if near is None and by == "dense" else near or None
     cfg = mining.Mining(by, depth, skip, negatives, near, margin or None, absolute_margin, max_score, within, spread,
                         index, seed, shard)  # fmt: skip
     wrong = [name.strip() for name in negative_columns.split(",") if name.strip()]

@@ -264,7 +264,7 @@ class BM25:
         found = {}
         for row in queries:
             scores = self._words.scores(row["text"] or "")
-            found[row["id"]] = {self._ids[i]: float(scores[i]) for i in search.largest(scores, top_k)}
+            found[row["id"]] = {self._ids[i]: float(scores[i]) for i in search.top_places(scores, top_k)}
         return found
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from me5lib.evaluate import baselines
 from me5lib.evaluate.stats import Interval, bootstrap
-from me5lib.train.search import BM25Index, largest, top_k, words
+from me5lib.train.search import BM25Index, top_k, top_places, words
 
 if TYPE_CHECKING:
     from me5lib.data.userdata import OwnCorpus
@@ -110,6 +110,6 @@ def best_by_words(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray
     """The best passages by BM25: int64 [Q, up to 10], -1 where no word is shared."""
     index, rows = BM25Index(passages), np.full((len(queries), min(DEPTH, len(passages))), -1)
     for row, query in zip(rows, queries, strict=True):
-        best = largest(index.scores(query), DEPTH)
+        best = top_places(index.scores(query), DEPTH)
         row[: len(best)] = best
     return rows

@@ -362,7 +362,7 @@ def mixed(scale: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
         return made.final
     encoder = Encoder.new(scale.model, stages.vocabulary(corpus, scale, out), seed).to(best_device())
     work, team = made.open(), Team.alone(encoder.device)
-    task = examples.Task(last, plan, stages.prefixes, work, seed, team, progress=False)
+    task = examples.GroupTask(last, plan, stages.prefixes, work, seed, team, progress=False)
     groups = examples.make_groups(encoder, rows, task, "labelled")
     turns, budget = shuffled(scale.train.steps, last.steps, seed), stages.Budget.on_cpu(scale.model)
 

@@ -155,7 +155,7 @@ def mined_line(folder: Path) -> str:
     dropped = ", ".join(f"{many:,} {rule}" for rule, many in report["dropped"].items() if many)
     said = f"mined: {report['kept']:,} of {report['candidates']:,} candidates kept for {report['queries']:,} queries " \
            f"(dropped: {dropped or 'none'})"
-    if (drawn := filling.get(labelled.RANDOM, 0)) > filling["there"] / 2:
+    if (drawn := filling.get(labelled.RANDOM_FILLED, 0)) > filling["there"] / 2:
         said += (f"; {drawn:,} of {filling['there']:,} negatives are random ones, for want of others: if a filter "
                  "dropped most, loosen it (--set finetune.near=1.2)")
     return said

@@ -34,12 +34,12 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
 from me5lib.train.distributed import Team
-from me5lib.train.mining import Mining, MiningReport, PoolKey, by_pool, choose, distinct, mine
+from me5lib.train.mining import Mining, MiningReport, PoolKey, by_pool, choose, distinct_texts, mine
 from me5lib.train.search import BM25Index, Index, Pool
 
-KINDS = ("mined", "bm25", "random", "labelled")
+NEGATIVE_KINDS = ("mined", "bm25", "random", "labelled")
 DEV_EXAMPLES, DEV_GROUP = 1000, 8  # ours: held-out examples that judge the teacher, and passages in each one's group
-SHORT, RANDOM, ELSEWHERE, REPEATED = (
+TOO_FEW, RANDOM_FILLED, ELSEWHERE, REPEATED = (
     "examples with fewer than asked for", "random passages filled in", "taken from other languages or sources",
     "repeated in their group",
 )  # fmt: skip
@@ -121,7 +121,8 @@ def negatives_for_pass(row: Labelled, n: int, turn: int) -> Labelled:
 
 def own_negatives(row: Labelled) -> list[str]:
     """The wrong answers that a row brings along, without any that reads like its query or a right answer of it."""
-    return distinct((row.query, *row.positives, *row.negatives))[len(distinct((row.query, *row.positives))) :]
+    right = row.query, *row.positives
+    return distinct_texts((*right, *row.negatives))[len(distinct_texts(right)) :]
 
 
 def add_negatives(
@@ -147,12 +148,12 @@ def add_negatives(
         if all(len(chosen[i]) >= most for i in places):
             continue
         own = [rows[i] for i in places]
-        filled, counts = _filled(own, [chosen[i] for i in places], Pool.of(own), elsewhere, most, seed)
+        filled, counts = _fill_up(own, [chosen[i] for i in places], Pool.of(own), elsewhere, most, seed)
         filling += counts
         for i, texts in zip(places, filled, strict=True):
             chosen[i] = texts
     if kind == "random":  # asked for: nothing was short of them
-        del filling[SHORT], filling[RANDOM]
+        del filling[TOO_FEW], filling[RANDOM_FILLED]
     found = [row._replace(negatives=tuple(texts[: n * turns]), teacher_scores=None)
              for row, texts, turns in zip(rows, chosen, passes, strict=True)]  # fmt: skip
     return found, report, filling
@@ -185,7 +186,7 @@ def _everywhere(rows: Sequence[Labelled]) -> Callable[[str | None], Pool]:
     return functools.cache(lambda source: Pool.of(row for row in rows if source in (None, row.source)))
 
 
-def _filled(
+def _fill_up(
     rows: Sequence[Labelled], chosen: Sequence[list[str]], pool: Pool, elsewhere: Callable[[str | None], Pool], n: int,
     seed: int,
 ) -> tuple[list[list[str]], Counter[str]]:
@@ -202,12 +203,12 @@ def _filled(
     bare = [rows[i]._replace(negatives=()) for i in short]
     draws = search.random([row.query for row in bare], len(pool.texts), 8 * n, seed)
     for i, more in zip(short, choose(draws, bare, pool, 2 * n)[0], strict=True):
-        both = distinct([*chosen[i], *more])
+        both = distinct_texts([*chosen[i], *more])
         if not both:
             both = _wrong_elsewhere(rows[i], elsewhere)
             counts[ELSEWHERE] += min(n, len(both))
-        counts[SHORT] += 1
-        counts[RANDOM] += min(n, len(both)) - len(chosen[i])
+        counts[TOO_FEW] += 1
+        counts[RANDOM_FILLED] += min(n, len(both)) - len(chosen[i])
         counts[REPEATED] += max(0, n - len(both))
         filled[i] = [both[j % len(both)] for j in range(n)]
     return filled, +counts
@@ -230,7 +231,7 @@ def dev_groups(rows: Sequence[Labelled], seed: int, limit: int = DEV_EXAMPLES, s
         own = [rows[i] for i in places]
         pool = Pool.of(own)
         pool = pool if len(pool.texts) >= 2 * size else elsewhere(key[0])
-        filled, _ = _filled(own, [own_negatives(row)[: size - 1] for row in own], pool, elsewhere, size - 1, seed)
+        filled, _ = _fill_up(own, [own_negatives(row)[: size - 1] for row in own], pool, elsewhere, size - 1, seed)
         found += [row._replace(negatives=tuple(texts)) for row, texts in zip(own, filled, strict=True)]
     return found
 
@@ -252,7 +253,7 @@ class Groups(NamedTuple):
         return [negatives_for_pass(self.rows[i], n, turn) for i, turn in mine]
 
 
-class Task(NamedTuple):
+class GroupTask(NamedTuple):
     """What the preparation of a stage 2 works with, and who does it: every rank of `team`."""
 
     stage: Stage
@@ -265,14 +266,15 @@ class Task(NamedTuple):
 
 
 def make_groups(
-    encoder: Encoder, rows: Sequence[Labelled], task: Task, kind: str, dev: Sequence[Labelled] | None = None,
+    encoder: Encoder, rows: Sequence[Labelled], task: GroupTask, kind: str, dev: Sequence[Labelled] | None = None,
     faults: Mapping[str, int] | None = None,
 ) -> Groups:
     """The groups that the plan will use, made once and kept in `groups.jsonl`; a report beside them.
 
     `encoder` is the start model: it mines, and a teacher that is trained here starts from a copy of it. `kind` is one
-    of `KINDS`; `dev` are the held-out examples that judge the teacher (None: no teacher); `faults` what `drop_invalid`
-    counted, for the report. Every rank of the team calls this: rank 0 mines, all of them score, rank 0 writes.
+    of `NEGATIVE_KINDS`; `dev` are the held-out examples that judge the teacher (None: no teacher); `faults` what
+    `drop_invalid` counted, for the report. Every rank of the team calls this: rank 0 mines, all of them score, rank 0
+    writes.
     """
     from me5lib.train import teacher
 
@@ -281,23 +283,23 @@ def make_groups(
     def mine_once() -> bool:
         """Whether the groups had been made before; else there are mined ones now."""
         if not (folder / REPORT).is_file() and not (folder / MINED).is_file():
-            _write(folder, *_mined(encoder, rows, task, kind, faults), MINED)
+            _write_groups(folder, *_mined(encoder, rows, task, kind, faults), MINED)
             give_back()
         return (folder / REPORT).is_file()
 
     if not team.any(bool(team.by_main(mine_once))):
         made, report = read_groups(folder).rows, io.read_json(folder / MINED)
-        for line in _summary(report) if task.progress else ():
+        for line in _words_of(report) if task.progress else ():
             print(line)
         if dev is not None:
             made, report["teacher"] = teacher.add_scores(encoder, made, task, dev)
-        team.by_main(lambda: (_write(folder, made, report, REPORT), (folder / MINED).unlink()))
+        team.by_main(lambda: (_write_groups(folder, made, report, REPORT), (folder / MINED).unlink()))
         give_back()  # the teacher and its optimiser: the stage that follows wants as much
     return read_groups(folder)
 
 
 def _mined(
-    encoder: Encoder, rows: Sequence[Labelled], task: Task, kind: str, faults: Mapping[str, int] | None
+    encoder: Encoder, rows: Sequence[Labelled], task: GroupTask, kind: str, faults: Mapping[str, int] | None
 ) -> tuple[dict[int, Labelled], dict[str, Any]]:
     """Position → example with its negatives, and what was mined and filled in."""
     passes = task.plan.passes()
@@ -310,7 +312,7 @@ def _mined(
     }  # fmt: skip
 
 
-def _summary(report: Mapping[str, Any]) -> list[str]:
+def _words_of(report: Mapping[str, Any]) -> list[str]:
     """What was wrong with the examples and what was filled in, if anything was."""
     filling = {name: n for name, n in report["filling"].items() if name not in ("asked for", "there")}
     faults, filled = (", ".join(f"{n:,} {what}" for what, n in counts.items()) for counts in (report["input"], filling))
@@ -318,7 +320,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
         f"negatives: {filled} (of {report['filling']['there']:,})"] * bool(filled)  # fmt: skip
 
 
-def _write(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any], name: str) -> None:
+def _write_groups(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any], name: str) -> None:
     """groups.jsonl first, then the JSON file `name`, which says that the groups are whole."""
     def write(beside: Path) -> None:
         with beside.open("w", encoding="utf8") as stream:

@@ -39,20 +39,20 @@ from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
 from me5lib.train.search import BM25Index, Index, Pool, SearchResult
 
-FIRST, LAST = "same text", "not needed"  # the rules that always are, around those that are asked for
-BLOCK = 1024  # queries whose candidates' texts are compared at a time
+SAME_TEXT, NOT_NEEDED = "same text", "not needed"  # the rules that always are, around those that are asked for
+COMPARED_AT_ONCE = 1024  # queries whose candidates' texts are compared at a time
 WAYS = ("dense", "bm25", "random")
-NEAR = 1.06  # where CCMatrix (Schwenk et al. 2021) takes two sentences for translations
-SHARD = 10_000  # ours: queries of a shard
-AT_ONCE = 16_384  # ours: passages that are encoded between two looks at the bar
+DEFAULT_NEAR = 1.06  # where CCMatrix (Schwenk et al. 2021) takes two sentences for translations
+QUERIES_A_SHARD = 10_000  # ours: queries of a shard
+ENCODED_AT_ONCE = 16_384  # ours: passages that are encoded between two looks at the bar
 VECTORS = "passages.npy"
-COUNTS = ("queries", "candidates", "kept", "short", "dropped", "by_language", "languages")  # of a report
+ADDED_FIELDS = ("queries", "candidates", "kept", "short", "dropped", "by_language", "languages")  # of a report
 ABOVE = 0.05  # ours: share of the negatives above their positive that is a finding; a margin leaves none of its own
 EASY = 0.9  # ours: how near the gap to the positive may come to the gap that random passages have
-ONE = 0.9  # ours: share of the negatives in one language that is a finding, where the right answers have less by half
+MOSTLY = 0.9  # ours: share of the negatives in one language that is a finding, where right answers have less by half
 
 PoolKey = tuple[str, str]  # source and language; of the one pool across all, ("", "")
-Faults = dict[str, tuple[int, str, list[int]]]  # reason → how many rows or texts, "line" or "row", the first numbers
+NotUsed = dict[str, tuple[int, str, list[int]]]  # reason → how many rows or texts, "line" or "row", the first numbers
 
 
 class Rule(NamedTuple):
@@ -63,14 +63,14 @@ class Rule(NamedTuple):
 
 
 class MiningReport(NamedTuple):
-    """What became of the candidates of all queries: kept, dropped by a rule, or not needed (`LAST`). JSON types."""
+    """What became of the candidates of all queries: kept, dropped by a rule, or not needed. JSON types."""
 
     queries: int = 0
     candidates: int = 0
     kept: int = 0
     short: int = 0  # queries that got fewer negatives than were asked for
-    dropped: Mapping[str, int] = {FIRST: 0, LAST: 0}  # rule → candidates
-    examples: Sequence[dict[str, Any]] = ()  # some that the rules on scores dropped, probably right: see `_examples`
+    dropped: Mapping[str, int] = {SAME_TEXT: 0, NOT_NEEDED: 0}  # rule → candidates
+    examples: Sequence[dict[str, Any]] = ()  # some that the rules on scores dropped: `_dropped_examples`
     by_language: Mapping[str, dict[str, Any]] = {}  # language of the query → the five counts above
     languages: Mapping[str, dict[str, int]] = {}  # language of the query → of the passage → negatives kept
     scores: Mapping[str, float] = {}  # mean `positive`, `negative`, `chance` of the `scored` kept; how many are `above`
@@ -92,7 +92,7 @@ class Mining(NamedTuple):
     spread: bool = False  # drawn among the candidates that are left (SimLM samples from its top 200), or the hardest
     index: str = "auto"
     seed: int = 0
-    shard: int = SHARD
+    shard: int = QUERIES_A_SHARD
 
     def rules(self) -> list[Rule]:
         """The filters that are asked for, in their order."""
@@ -128,7 +128,7 @@ def max_score(highest: float) -> Rule:
     return Rule("maximum score", lambda found, _: found.scores > highest)
 
 
-def near_positive(highest: float = NEAR) -> Rule:
+def near_positive(highest: float = DEFAULT_NEAR) -> Rule:
     """Drops what is like a positive, a copy, an edit or a translation of the answer, however it scores with the query:
     `SearchResult.margin_ratio` above `highest`."""
 
@@ -155,8 +155,8 @@ def choose(
     any, by a stateless draw.
     """
     left = results.rows >= 0
-    dropped = {FIRST: _same_text(results.rows, rows, pool.keys)}
-    left &= ~dropped[FIRST]
+    dropped = {SAME_TEXT: _same_text(results.rows, rows, pool.keys)}
+    left &= ~dropped[SAME_TEXT]
     for rule in rules:
         out = rule.drops(results, left) & left
         dropped[rule.name] = dropped.get(rule.name, False) | out
@@ -172,18 +172,18 @@ def choose(
         taken = np.zeros(left.shape, bool)
         np.put_along_axis(taken, order, np.arange(left.shape[1]) < room[:, None], axis=1)
         taken &= left
-    dropped[LAST] = left & ~taken
+    dropped[NOT_NEEDED] = left & ~taken
     chosen = [[*row.negatives[:most], *(pool.texts[j] for j in found[some])] for row, most, found, some
               in zip(rows, np.broadcast_to(n, len(rows)), results.rows, taken, strict=True)]
-    return chosen, _report(results, rows, pool, dropped, taken, room)._replace(
-        examples=_examples(results, rows, pool, dropped, examples))
+    return chosen, _account(results, rows, pool, dropped, taken, room)._replace(
+        examples=_dropped_examples(results, rows, pool, dropped, examples))
 
 
 def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) -> np.ndarray:
     """bool [Q, depth]: candidates that read like the query, a passage of its row or an earlier candidate."""
     same = np.zeros(found.shape, bool)
-    for start in range(0, len(found), BLOCK):
-        part = slice(start, start + BLOCK)
+    for start in range(0, len(found), COMPARED_AT_ONCE):
+        part = slice(start, start + COMPARED_AT_ONCE)
         theirs = keys[found[part]]
         known = [[text_key(text) for text in (row.query, *row.positives, *row.negatives)] for row in rows[part]]
         wide = max(map(len, known))
@@ -205,7 +205,7 @@ def by_pool(rows: Sequence[Labelled], within: bool = True) -> dict[PoolKey, list
     return dict(sorted(groups.items()))
 
 
-def distinct(texts: Iterable[str]) -> list[str]:
+def distinct_texts(texts: Iterable[str]) -> list[str]:
     """`texts` without those that say the same (`text_key`) as an earlier one."""
     first: dict[int, str] = {}
     for text in texts:
@@ -245,7 +245,7 @@ def mine(
 # Report
 
 
-def _report(
+def _account(
     results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], taken: np.ndarray,
     room: np.ndarray,
 ) -> MiningReport:
@@ -273,13 +273,15 @@ def _report(
                         scores={} if np.isnan(scores).any() else scored)
 
 
-def _examples(
+def _dropped_examples(
     results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], limit: int
 ) -> list[dict[str, Any]]:
     """The best-scoring candidate that each rule on scores dropped, of `limit` queries spread evenly, a rule."""
     shown = []
     for name, mask in dropped.items():
-        for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist() if name not in (FIRST, LAST) else [], limit):
+        if name in (SAME_TEXT, NOT_NEEDED):
+            continue
+        for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist(), limit):
             row, j = rows[i], int(mask[i].argmax())
             shown.append({"query": row.query, "positive": row.positives[0],
                           "passage": pool.texts[results.rows[i, j]], "rule": name,
@@ -297,7 +299,7 @@ def merge(reports: Sequence[MiningReport], examples: int = 20) -> MiningReport:
     """One report of several searches, with at most so many `examples` of each rule, spread evenly over the searches."""
     if not reports:
         return MiningReport()
-    added = {name: functools.reduce(_added, (getattr(report, name) for report in reports)) for name in COUNTS}
+    added = {name: functools.reduce(_added, (getattr(report, name) for report in reports)) for name in ADDED_FIELDS}
     added |= {name: dict(sorted(added[name].items())) for name in ("by_language", "languages")}
     scored = [report.scores for report in reports if report.scores]
     scores = {name: sum(each[name] for each in scored) for name in ("scored", "above")} if scored else {}
@@ -380,7 +382,7 @@ def _one_language(these: Counter[str], those: Counter[str]) -> tuple[str, float,
         return None
     language, times = these.most_common(1)[0]
     share, other = times / these.total(), those[language] / those.total()
-    return (language, share, other) if share > ONE and other < share / 2 else None
+    return (language, share, other) if share > MOSTLY and other < share / 2 else None
 
 
 # One's own file (`me5 mine`)
@@ -398,14 +400,14 @@ def mine_file(
         raise Me5Error(f"--by {cfg.by}: choose one of {', '.join(WAYS)}")
     if cfg.by == "dense" and not model:
         raise Me5Error("--by dense needs --model, a checkpoint folder or a hub id; or choose --by bm25")
-    if cfg.index not in (*search.KINDS, "auto"):
-        raise Me5Error(f"--index {cfg.index}: choose auto or one of {', '.join(search.KINDS)}")
+    if cfg.index not in (*search.INDEX_KINDS, "auto"):
+        raise Me5Error(f"--index {cfg.index}: choose auto or one of {', '.join(search.INDEX_KINDS)}")
     if cfg.near is not None and cfg.by != "dense":
         raise Me5Error("--near compares vectors: it goes with --by dense only")
-    rows, faults = read(data, encoding, **columns)
+    rows, faults = read_pairs(data, encoding, **columns)
     encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
     mark = encoder_mark(encoder) if encoder else ""
-    begin(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()), "model": mark, "columns": columns,
+    claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()), "model": mark, "columns": columns,
                 "encoding": encoding})  # fmt: skip
     report = mine_shards(rows, out, cfg, encoder, faults, progress)
     return [*(f"not used: {times:,} × {why} ({unit} {', '.join(map(str, first))}{' …' if times > len(first) else ''})"
@@ -414,7 +416,7 @@ def mine_file(
             f"{out}: shards, and report.json with samples of what was dropped"]  # fmt: skip
 
 
-def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], Faults]:
+def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], NotUsed]:
     """One row a query, with all its positives; and what of the file is not used. `columns`: as `choose_columns`.
 
     Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
@@ -426,7 +428,7 @@ def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Label
     rows: dict[int, Labelled] = {}
     for row in examples:
         first = rows.setdefault(text_key(row.query), row)
-        rows[text_key(row.query)] = first._replace(negatives=tuple(distinct((*first.negatives, *row.negatives))))
+        rows[text_key(row.query)] = first._replace(negatives=tuple(distinct_texts((*first.negatives, *row.negatives))))
     if not rows:
         raise Me5Error("; not used: ".join([f"{path} has no query with a positive passage: nothing can be mined",
                                             *userdata.by_reason(faults, table.unit)]))
@@ -436,7 +438,7 @@ def read(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Label
     return list(rows.values()), {why: (len(some), table.unit, some[:5]) for why, some in numbers.items()}
 
 
-def begin(out: Path, settings: dict[str, Any]) -> None:
+def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     """The folder with its settings. Raises `Me5Error` where other ones were begun there, or it cannot be written."""
     path = out / "settings.json"
     try:
@@ -466,7 +468,7 @@ def encoder_mark(encoder: Encoder) -> str:
 
 
 def mine_shards(
-    rows: Sequence[Labelled], out: Path, cfg: Mining, encoder: Encoder | None = None, faults: Faults | None = None,
+    rows: Sequence[Labelled], out: Path, cfg: Mining, encoder: Encoder | None = None, faults: NotUsed | None = None,
     progress: bool = False,
 ) -> MiningReport:
     """Mine the shards of `rows` that are missing in `out`; the report of all, also in `out`/report.json."""
@@ -514,8 +516,8 @@ def _vectors(
                                              desc="encode") as bar:  # fmt: skip
             shape = {"descr": "<f4", "fortran_order": False, "shape": (len(texts), encoder.width)}
             np.lib.format.write_array_header_1_0(file, shape)
-            for start in range(0, len(texts), AT_ONCE):
-                some = texts[start : start + AT_ONCE]
+            for start in range(0, len(texts), ENCODED_AT_ONCE):
+                some = texts[start : start + ENCODED_AT_ONCE]
                 file.write(encoder.encode(some, PASSAGE).tobytes())
                 bar.update(len(some))
 

@@ -28,15 +28,15 @@ from me5lib.pairs import Labelled, text_key
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 LARGE = 2_000_000  # ours: passages from which an approximate index is the default
-KINDS = ("exact", "ivf", "hnsw")
+INDEX_KINDS = ("exact", "ivf", "hnsw")
 FEW = 256  # ours: passages below which every index is exact: fewer than four in an inverted list, and soon searched
-CHANCE = 64  # ours: random passages that every query is scored against, to know what an easy negative scores
+RANDOM_PASSAGES = 64  # ours: random passages that every query is scored against, to know what an easy negative scores
 NEIGHBOURS = 4  # as Artetxe and Schwenk have it; a pool with many copies of every answer wants more
 SAMPLED = 200  # ours: queries on which the recall of an approximate index is measured
 BLOCK_QUERIES, BLOCK_PASSAGES = 1024, 4096
-AT_ONCE = 64  # queries whose candidates' vectors are held at once
+RESCORED_AT_ONCE = 64  # queries whose candidates' vectors are held at once
 WIDE = 16  # ours: candidates that bf16 may leave open, in times k, before all products are taken in fp32
-COLUMNS = 16  # ours: passages of a block that share a maximum, by which most of them are passed over
+FOLDS = 16  # ours: passages of a block that share a maximum, by which most of them are passed over
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai … Han
 HIDDEN = re.compile("[\u00ad\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # soft hyphens and variation selectors
 WORDS_VERSION = 2  # of `words`: what was kept of another version is stale
@@ -89,10 +89,10 @@ class Index:
 
         Raises `Me5Error` for another kind.
         """
-        if kind not in (*KINDS, "auto"):
-            raise Me5Error(f"there is no index {kind!r}: choose one of {', '.join(KINDS)}")
+        if kind not in (*INDEX_KINDS, "auto"):
+            raise Me5Error(f"there is no index {kind!r}: choose one of {', '.join(INDEX_KINDS)}")
         kind = "exact" if len(vectors) < FEW else kind
-        self.kind = kind if kind != "auto" else KINDS[len(vectors) >= LARGE]
+        self.kind = kind if kind != "auto" else INDEX_KINDS[len(vectors) >= LARGE]
         self.vectors = vectors
         self._faiss = None if self.kind == "exact" else _approximate(vectors, self.kind)
 
@@ -171,7 +171,7 @@ def nearest(
     for start in range(0, len(owner), BLOCK_PASSAGES):
         part = slice(start, start + BLOCK_PASSAGES)
         np.maximum.at(own, owner[part], np.einsum("nd,nd->n", queries[owner[part]], positives[part]).astype(np.float32))
-    some = np.linspace(0, len(index.vectors) - 1, min(CHANCE, len(index.vectors))).astype(int)
+    some = np.linspace(0, len(index.vectors) - 1, min(RANDOM_PASSAGES, len(index.vectors))).astype(int)
     chance = (queries @ index.vectors[some].mean(0)).astype(np.float32)
     ratio = margin_ratio_of(rows, owner, positives, index) if margin_ratio else None
     return SearchResult(rows, scores, own, chance, ratio, index.recall(queries, skip + depth))
@@ -202,7 +202,7 @@ def bm25(rows: Sequence[Labelled], pool: Pool, index: BM25Index, depth: int, ski
         every = index.scores(row.query)
         own[i] = every[pool.positives(row)].max()
         chance[i] = every.mean() if every.size else 0.0
-        best = largest(every, skip + depth)[skip:]
+        best = top_places(every, skip + depth)[skip:]
         found[i, : len(best)], scores[i, : len(best)] = best, every[best]
     return SearchResult(found, scores, own, chance)
 
@@ -225,7 +225,7 @@ class BM25Index:
         return self._index.get_scores(tokens) if tokens else np.zeros(self.size, np.float32)
 
 
-def largest(scores: np.ndarray, k: int) -> np.ndarray:
+def top_places(scores: np.ndarray, k: int) -> np.ndarray:
     """Places of the `k` largest scores above zero, best first, of equal ones the lower place first."""
     some = np.flatnonzero(scores > 0)
     if len(some) > k:
@@ -285,17 +285,17 @@ def top_k(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray
     if not rows.size:
         return rows, scores
     passages = torch.from_numpy(np.ascontiguousarray(passages, dtype=np.float32))
-    coarse = _rounded(passages) if device.precision(torch.device("cpu")).name == "bf16" else None
+    coarse = _in_bf16(passages) if device.precision(torch.device("cpu")).name == "bf16" else None
     for start in range(0, len(queries), BLOCK_QUERIES):
         part = slice(start, start + BLOCK_QUERIES)
         block = torch.from_numpy(np.ascontiguousarray(queries[part], dtype=np.float32))
-        near = _candidates(block, coarse, k) if coarse else None
-        best, found = _sweep(block, passages, k) if near is None else _scored(block, passages, near, k)
+        near = _left_open(block, coarse, k) if coarse else None
+        best, found = _sweep(block, passages, k) if near is None else _rescored(block, passages, near, k)
         rows[part], scores[part] = found.numpy(), best.numpy()
     return rows, scores
 
 
-def _rounded(passages: Tensor) -> tuple[Tensor, float, float]:
+def _in_bf16(passages: Tensor) -> tuple[Tensor, float, float]:
     """Passages in bf16, less their mean; the length of the longest rounding error, and of the longest vector.
 
     The mean adds the same to all scores of a query, and rounding is as coarse as the vectors are long: without it,
@@ -313,7 +313,7 @@ def _rounded(passages: Tensor) -> tuple[Tensor, float, float]:
     return rounded, lost, longest
 
 
-def _candidates(queries: Tensor, coarse: tuple[Tensor, float, float], k: int) -> Tensor | None:
+def _left_open(queries: Tensor, coarse: tuple[Tensor, float, float], k: int) -> Tensor | None:
     """Rows [B, more than k] among which each query's exact best k are, -1 for none; None where they are too many.
 
     q·p differs from what bf16 gives for it, before the result is rounded, by at most |q̃| |p − p̃| + |q − q̃| |p|
@@ -342,7 +342,7 @@ def _sweep(
 
     scores, rows = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
     floor = scores[:, -1]
-    width = -(-min(BLOCK_PASSAGES, len(passages)) // COLUMNS) * COLUMNS
+    width = -(-min(BLOCK_PASSAGES, len(passages)) // FOLDS) * FOLDS
     products = torch.empty(len(queries), width, dtype=queries.dtype)
     for start in range(0, len(passages), width):
         part = passages[start : start + width]
@@ -363,13 +363,13 @@ def _reaching(
 ) -> tuple[Tensor, Tensor]:
     """(row, column) of the scores in the first `real` columns that reach the floor of their row, in that order.
 
-    Every column shares a maximum with `COLUMNS` − 1 others: one pass over the block, and most of it is out. In the
+    Every column shares a maximum with `FOLDS` − 1 others: one pass over the block, and most of it is out. In the
     first block, where there is no floor, one lies below the k-th largest of the maxima: k scores reach that.
     """
-    stride = products.shape[1] // COLUMNS
+    stride = products.shape[1] // FOLDS
     if stride < k:
         return (products[:, :real] >= floor[:, None]).nonzero(as_tuple=True)
-    folded = products.view(len(products), COLUMNS, stride)
+    folded = products.view(len(products), FOLDS, stride)
     maxima = folded.amax(1)
     if floor[0] == -np.inf:
         floor = floor_of(maxima.float().topk(k).values[:, -1])
@@ -391,12 +391,12 @@ def _merged(scores: Tensor, rows: Tensor, query: Tensor, more: Tensor, found: Te
     return both, torch.cat([rows, places], 1).gather(1, order)
 
 
-def _scored(queries: Tensor, passages: Tensor, near: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _rescored(queries: Tensor, passages: Tensor, near: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores in fp32 and rows [B, k] of the best among the rows `near` [B, some]; -1: none."""
     near = near.sort(dim=1).values  # so that the lower row comes first of equal scores
     scores, rows = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
-    for start in range(0, len(queries), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
+    for start in range(0, len(queries), RESCORED_AT_ONCE):
+        part = slice(start, start + RESCORED_AT_ONCE)
         vectors = passages[near[part].clamp(min=0)].numpy()
         exact = torch.from_numpy(np.einsum("qpd,qd->qp", vectors, queries[part].numpy()))
         exact[near[part] < 0] = -torch.inf

@@ -43,7 +43,7 @@ from me5lib.train import loss as losses
 from me5lib.train.checkpoint import StageDir, stage_settings
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, sizes
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
-from me5lib.train.labelled import KINDS, Prefixes
+from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes
 from me5lib.train.monitor import watch
 from me5lib.train.teacher import TRAINED, group_scores, kl_divergence, teacher_fingerprint
 
@@ -114,7 +114,7 @@ def finetune(
         return place.final
     encoder = _encoder(scale, seed, out, corpus, stage, team, start)
     team.main_process_first(place.open)
-    task = examples.Task(stage, plan, sides, place.part, seed, team, progress and team.main)
+    task = examples.GroupTask(stage, plan, sides, place.part, seed, team, progress and team.main)
     kind = "labelled" if negatives == "mined" and start is None else negatives
     dev = examples.drop_invalid(corpus.labelled("dev"))[0] if teacher else None
     made = examples.make_groups(encoder, rows, task, kind, dev, faults)
@@ -145,8 +145,8 @@ def _trained(
 
 def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
     """Raise `Me5Error` for what cannot work, before anything is read."""
-    if negatives not in KINDS:
-        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(KINDS)}")
+    if negatives not in NEGATIVE_KINDS:
+        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(NEGATIVE_KINDS)}")
     stage, most = scale.finetune, scale.model.max_tokens
     if teacher and stage.teacher == TRAINED and stage.query_tokens + stage.passage_tokens > most:
         raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "

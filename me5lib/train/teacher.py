@@ -43,21 +43,21 @@ from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import PASSAGE, QUERY, clean
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import checkpoint, labelled, loop
-from me5lib.train.labelled import Plan, Prefixes, Task, dev_groups, negatives_for_pass
+from me5lib.train.labelled import GroupTask, Plan, Prefixes, dev_groups, negatives_for_pass
 from me5lib.train.loss import widen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
-PIECE = 4096  # padded tokens at once in training (ours)
-AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
-BLOCK = 512  # ours: groups in a file of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
+TRAINING_PIECE = 4096  # padded tokens at once in training (ours)
+GROUPS_AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
+GROUPS_A_FILE = 512  # ours: of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
 TRAINED = "trained"  # `finetune.teacher`: a small one of one's own
 SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
-ABOUT, HEAD = "teacher.json", "head.safetensors"
-DEV_SHARE = 0.1  # ours: of the examples of `me5 teach`, to judge the teacher by
-OWN = "own data"  # the source of an example that names none
+TEACHER_JSON, HEAD = "teacher.json", "head.safetensors"
+JUDGED_SHARE = 0.1  # ours: of the examples of `me5 teach`, to judge the teacher by
+OWN_DATA = "own data"  # the source of an example that names none
 
 TextPair = tuple[str, str]
 Joint = tuple[list[int], int]  # token ids of a query and a passage, as the teacher reads them; where the passage begins
@@ -111,7 +111,7 @@ class Teacher(nn.Module):
     def forward(self, rows: Sequence[Joint], size: int) -> Tensor:
         """Scores (logits, higher is better) of B groups of `size` passages, the positive first: fp32 [B, size]."""
         self.encoder.choose_attention()
-        pieces = list(by_length([len(ids) for ids, _ in rows], PIECE))
+        pieces = list(by_length([len(ids) for ids, _ in rows], TRAINING_PIECE))
         scores = torch.cat([self._piece([rows[i] for i in piece]) for piece in pieces])
         back = np.argsort(np.concatenate(pieces), kind="stable")
         return scores[torch.from_numpy(back).to(scores.device)].view(-1, size)
@@ -150,7 +150,7 @@ class Teacher(nn.Module):
         self.encoder.save(beside / "encoder")
         try:
             save_file({name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}, beside / HEAD)
-            io.write_json(beside / ABOUT, {**(about or {}), "temperature": self.temperature})
+            io.write_json(beside / TEACHER_JSON, {**(about or {}), "temperature": self.temperature})
             io.replace(beside, folder)
         except OSError as error:
             raise io.unwritten(folder, error) from None
@@ -162,7 +162,7 @@ class Teacher(nn.Module):
         from safetensors.torch import load_file
 
         try:
-            about = io.read_json(folder / ABOUT)
+            about = io.read_json(folder / TEACHER_JSON)
             teacher = cls(Encoder.load(folder / "encoder").to(device), about["temperature"], 0)
             teacher.head.load_state_dict(load_file(folder / HEAD))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -238,7 +238,7 @@ class Reranker:
 def open_teacher(name: str, device: torch.device) -> Teacher | Reranker:
     """The teacher that `finetune.teacher` names: a folder of `me5 teach`, or a cross-encoder by folder or hub id."""
     folder = Path(name).expanduser()
-    return Teacher.load(folder, device) if (folder / ABOUT).is_file() else Reranker.load(name, device)
+    return Teacher.load(folder, device) if (folder / TEACHER_JSON).is_file() else Reranker.load(name, device)
 
 
 def teacher_fingerprint(name: str) -> str:
@@ -357,10 +357,10 @@ def score_groups(
     groups, counts = [], {True: 0, False: 0}  # of pairs: read from `folder`, or scored
     sizes = [1 + len(row.negatives) for row in rows]
     with tqdm(total=sum(sizes), unit="pair", desc=teacher.name, disable=None if progress else True) as bar:
-        for start in range(0, len(rows), BLOCK):
-            pairs = _pairs(teacher, rows[start : start + BLOCK], prefixes)
+        for start in range(0, len(rows), GROUPS_A_FILE):
+            pairs = _text_pairs(teacher, rows[start : start + GROUPS_A_FILE], prefixes)
             scores, cached = block_scores(pairs, teacher, lengths_of(stage), folder)
-            groups += np.split(scores, np.cumsum(sizes[start : start + BLOCK])[:-1])
+            groups += np.split(scores, np.cumsum(sizes[start : start + GROUPS_A_FILE])[:-1])
             counts[cached] += len(pairs)
             bar.update(len(pairs))
     if progress:
@@ -368,7 +368,7 @@ def score_groups(
     return groups
 
 
-def _pairs(teacher: Teacher | Reranker, rows: Sequence[Labelled], prefixes: Prefixes) -> list[TextPair]:
+def _text_pairs(teacher: Teacher | Reranker, rows: Sequence[Labelled], prefixes: Prefixes) -> list[TextPair]:
     """Each row's query with its first positive and with each negative, as the teacher reads them."""
     sides = {name: prefixes(name) if teacher.prefixed else ("", "") for name in {row.source for row in rows}}
     return [(sides[row.source][0] + row.query, sides[row.source][1] + text)
@@ -394,7 +394,7 @@ def first_place(scores: np.ndarray) -> np.ndarray:
     return scores[:, 0] > scores[:, 1:].max(1)
 
 
-def compare(
+def judge(
     teacher: Teacher | Reranker, student: Encoder, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes,
     folder: Path | None = None,
 ) -> Verdict:
@@ -427,8 +427,9 @@ def train_teacher(
         parts = []
         for source in dict.fromkeys(row.source for row in own):
             same = [row for row in own if row.source == source]
-            parts += [teacher.tokenize(_pairs(teacher, same[start : start + AT_ONCE], prefixes), lengths_of(stage))
-                      for start in range(0, len(same), AT_ONCE)]
+            for start in range(0, len(same), GROUPS_AT_ONCE):
+                pairs = _text_pairs(teacher, same[start : start + GROUPS_AT_ONCE], prefixes)
+                parts.append(teacher.tokenize(pairs, lengths_of(stage)))
         size, sources = 1 + stage.hard_negatives, dict.fromkeys(row.source for row in own)
         return loop.Work(lambda: _mean_loss(teacher, parts, size), "+".join(sources))
 
@@ -450,7 +451,7 @@ def _mean_loss(teacher: Teacher, parts: Sequence[Sequence[Joint]], size: int) ->
 
 
 def add_scores(
-    encoder: Encoder, rows: dict[int, Labelled], task: Task, dev: Sequence[Labelled]
+    encoder: Encoder, rows: dict[int, Labelled], task: GroupTask, dev: Sequence[Labelled]
 ) -> tuple[dict[int, Labelled], dict[str, Any] | None]:
     """The groups with the teacher's scores if it is better than the start model, else as they were; and its report.
 
@@ -459,7 +460,7 @@ def add_scores(
     """
     stage, team, prefixes = task.stage, task.team, task.prefixes
     teacher, home = team.main_process_first(lambda: _stage_teacher(encoder, rows, task))
-    verdict = team.by_main(lambda: compare(teacher, encoder, dev_groups(dev, task.seed), stage, prefixes, home))
+    verdict = team.by_main(lambda: judge(teacher, encoder, dev_groups(dev, task.seed), stage, prefixes, home))
     named = stage.teacher != TRAINED
     used = team.any(verdict is not None and (verdict.trusted or named and not verdict.queries))
     if task.progress and verdict and not verdict.queries:
@@ -471,7 +472,7 @@ def add_scores(
     if not used:
         return rows, report
     places = sorted(rows)
-    share = [i for n, i in enumerate(places) if n // BLOCK % team.world == team.rank]  # the same blocks as alone
+    share = [i for n, i in enumerate(places) if n // GROUPS_A_FILE % team.world == team.rank]  # as if alone
     scores = score_groups(teacher, [rows[i] for i in share], stage, prefixes, home, task.progress)
     team.barrier()
     if team.main and team.world > 1:  # the blocks of all ranks are in `home` now
@@ -480,13 +481,13 @@ def add_scores(
             for i, logits in zip(share, scores, strict=True)}, report  # fmt: skip
 
 
-def _stage_teacher(encoder: Encoder, rows: dict[int, Labelled], task: Task) -> tuple[Teacher | Reranker, Path]:
+def _stage_teacher(encoder: Encoder, rows: dict[int, Labelled], task: GroupTask) -> tuple[Teacher | Reranker, Path]:
     """The teacher, ready to score, and where its scores are kept: those of one that nobody else has, in the stage's own
     folder. It is trained once, and saved there, so that an interrupted scoring goes on with the very same weights."""
     if task.stage.teacher != TRAINED:
         return open_teacher(task.stage.teacher, encoder.device), io.cache() / "scores"
     home = task.folder / "teacher"
-    if not (home / ABOUT).is_file():
+    if not (home / TEACHER_JSON).is_file():
         train_teacher(encoder, rows, task.plan, task.stage, task.prefixes, task.seed, task.progress).save(home)
     teacher = Teacher.load(home, encoder.device)
     teacher.name = "teacher"
@@ -508,7 +509,7 @@ def train_on_file(
     if out.exists():
         raise Me5Error(f"{out} is there already: choose another --out, or delete it")
     rows, faults = labelled.drop_invalid(read_examples(data))
-    edge = int(DEV_SHARE * 2**64) - 2**63
+    edge = int(JUDGED_SHARE * 2**64) - 2**63
     dev = [row for row in rows if text_key(row.query) < edge]
     train = [row for row in rows if text_key(row.query) >= edge]
     if not train or not dev:
@@ -523,7 +524,7 @@ def train_on_file(
     chosen, _, filling = labelled.add_negatives([train[i] for i in passes], "labelled", None, stage, prefixes_of, seed,
                                                 list(passes.values()))  # fmt: skip
     teacher = train_teacher(encoder, dict(zip(passes, chosen, strict=True)), plan, stage, prefixes_of, seed, progress)
-    verdict = compare(teacher, encoder, dev_groups(dev, seed), stage, prefixes_of)
+    verdict = judge(teacher, encoder, dev_groups(dev, seed), stage, prefixes_of)
     teacher.save(out, {"data": sha256(data), "start": str(start), "seed": seed, "stage": dataclasses.asdict(stage),
                        "verdict": {**verdict._asdict(), "trusted": verdict.trusted}})  # fmt: skip
     advice = "stage 2 would listen to it"
@@ -554,17 +555,18 @@ def read_examples(path: Path) -> Iterator[Labelled]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield _example(json.loads(line))
+                    yield _labelled_of(json.loads(line))
                 except (ValueError, KeyError, TypeError) as error:
                     raise Me5Error(f"{path}: line {number} is no example ({type(error).__name__}: {error}): as "
                                    '{"query": "…", "positives": ["…"], "negatives": ["…"]}') from None
 
 
-def _example(fields: Any) -> Labelled:
+def _labelled_of(fields: Any) -> Labelled:
     if isinstance(fields, list):  # of groups.jsonl: a position, then the fields of `Labelled`
         fields = dict(zip(Labelled._fields, fields[1:], strict=True))
     sides = fields["positives"] if "positives" in fields else fields["positive"], fields.get("negatives") or ()
     positives, negatives = (((side,) if isinstance(side, str) else tuple(side)) for side in sides)
     if not all(isinstance(text, str) for text in (fields["query"], *positives, *negatives)):
         raise TypeError("a query or a passage is no text")
-    return Labelled(fields["query"], positives, negatives, fields.get("source") or OWN, fields.get("language") or "und")
+    source, language = fields.get("source") or OWN_DATA, fields.get("language") or "und"
+    return Labelled(fields["query"], positives, negatives, source, language)
