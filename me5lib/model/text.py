@@ -17,11 +17,9 @@ about ten seconds on one core.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
-import lzma
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from me5lib.io import PACKAGE, Me5Error
+from me5lib.model.charsmap import charsmap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -89,16 +88,6 @@ def vocabulary_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = {key: state[key] for key in ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=True).encode("ascii")).hexdigest()
-
-
-@functools.lru_cache(maxsize=1)
-def charsmap() -> bytes:
-    """XLM-R's character map, as the normaliser `Precompiled` of `tokenizers` takes it: 224,711 rules.
-
-    It is sentencepiece's `nmt_nfkc` as it was in 2019 (Apache 2.0). Today's knows a later Unicode and keeps the
-    zero-width joiner, of which XLM-R makes a space, so it cannot stand in.
-    """
-    return lzma.decompress((PACKAGE / "model" / "xlmr_charsmap.xz").read_bytes())
 
 
 def fast_tokenizer(
