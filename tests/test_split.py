@@ -1,4 +1,4 @@
-"""The split: near-copies share a cluster, clusters are held out whole, and what is near a held-out text is refused.
+"""The split: near-copies share a cluster, clusters are held out whole, what is near them is refused, or found.
 
 References are written here from the definitions: sets of trigrams in plain Python, single linkage by flooding.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from me5lib.data import split
-from me5lib.data.split import HeldOut, clusters, fraction, mask, mask_numbers, near
+from me5lib.data.split import HeldOut, clusters, find_leaks, fraction, mask, mask_numbers, near
 
 
 def trigrams(text: str) -> set[str]:
@@ -145,3 +145,61 @@ def test_a_pair_at_the_threshold_is_all_but_never_missed():
         if jaccard(stem, twin) >= split.NEAR:
             missed += clusters([stem, twin]).tolist() != [0, 0]
     assert missed == 0
+
+
+# Leaks ----------------------------------------------------------------------------------------------------------------
+
+WORDS = "the light in room door window could not be found please try again later open close turn on off save".split()
+
+
+class Rows:
+    """A shard in memory."""
+
+    def __init__(self, columns: dict[str, list]):
+        self.columns, self.table = tuple(columns), columns
+        self.rows = len(next(iter(columns.values())))
+
+    def read(self, rows):
+        return [[values[i] for i in rows] for values in self.table.values()]
+
+
+def sentences(n: int, seed: int) -> list[str]:
+    draw = np.random.default_rng(seed)
+    return [" ".join(draw.choice(WORDS, draw.integers(3, 9))) + f" {seed}{i}x" for i in range(n)]
+
+
+def test_near_copies_are_those_that_comparing_every_pair_finds():
+    held, trained = sentences(120, 4), sentences(400, 5)
+    found = list(find_leaks({("web", "en"): Rows({"query": trained, "passage": ["y"] * 400})},
+                            {("t", "en"): held}, progress=False))
+    truth = {i: max(jaccard(text, other) for other in held) for i, text in enumerate(trained)}
+    expected = {i: value for i, value in truth.items() if value >= split.NEAR}
+    assert len(expected) > 5
+    assert {leak.row: leak.similarity for leak in found} == pytest.approx(expected, abs=1e-3)
+
+
+def test_planted_leaks_are_found_in_any_column_of_every_stream_and_named():
+    held, query, passage = sentences(50, 1), sentences(300, 2), sentences(300, 3)
+    query[17] = held[4].upper() + "  "  # equal after normalisation
+    passage[250] = held[9].replace("the", "The") + "y"
+    found = list(find_leaks({("web", "en"): Rows({"query": query, "passage": passage})}, {("task", "en"): held}, False))
+    assert [(leak.row, leak.column, leak.task, leak.evaluated) for leak in found if leak.kind == "exact"] == [
+        (17, "query", "task", held[4])]
+    assert (250, "passage", held[9]) in {(leak.row, leak.column, leak.evaluated) for leak in found}
+    english = ["The light in the room is on", "clean text", "another clean one"]  # every stream repeats it
+    streams = {("ui", language): Rows({"english": english, "text": ["x", "y", "z"]}) for language in ("de", "fr", "sw")}
+    found = find_leaks(streams, {("t", "en"): ["The light in the room is off"]}, False)
+    assert [(leak.language, leak.row, leak.column) for leak in found] == [(code, 0, "english") for code in
+                                                                          ("de", "fr", "sw")]
+    labelled = Rows({"query": ["a question"], "positives": [["right"]], "negatives": [["wrong", "held out text"]]})
+    (leak,) = find_leaks({("nq", "en"): labelled}, {("t", "en"): ["Held out text"]}, False)
+    assert (leak.column, leak.trained, leak.similarity) == ("negatives", "held out text", 1.0)
+
+
+def test_a_near_copy_counts_within_its_language_and_an_equal_text_in_any():
+    held = {("t", "de"): ["Das Licht im Zimmer ist an"]}
+    shard = Rows({"english": ["Das Licht im Zimmer ist aus", "nothing"], "text": ["x", "Das Licht im  zimmer ist an"]})
+    found = list(find_leaks({("ui", "fr"): shard}, held, progress=False))
+    assert [(leak.kind, leak.row, leak.column) for leak in found] == [("exact", 1, "text")]
+    german = Rows({"english": ["a"], "text": ["Das Licht im Zimmer ist aus"]})
+    assert [leak.kind for leak in find_leaks({("ui", "de"): german}, held, progress=False)] == ["near"]

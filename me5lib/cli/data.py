@@ -249,7 +249,7 @@ def check_mixture(
 ) -> None:
     """Hold every training row against every evaluation text; exit code 1 where one leaks."""
     from me5lib import config
-    from me5lib.data import leaks, shards
+    from me5lib.data import shards, split
     from me5lib.data.corpus import open_corpus
     from me5lib.evaluate import heldout
 
@@ -260,14 +260,14 @@ def check_mixture(
     held = heldout.corpus_texts(corpus) | heldout.task_texts([name for name in tasks.split(",") if name])
     if texts is not None:
         held[texts.name, ""] = texts.read_text(encoding="utf8").splitlines()
-    found = list(leaks.find(streams or corpus.shards, held, progress=sys.stderr.isatty()))
+    found = list(split.find_leaks(streams or corpus.shards, held, progress=sys.stderr.isatty()))
     rows = sum(shard.rows for shard in (streams or corpus.shards).values())
     print(f"{rows:,} rows against {sum(map(len, held.values())):,} evaluation texts: {len(found)} leaks")
     for leak in found[:20]:
         print(f"  {leak.source} {leak.language} row {leak.row} {leak.column}: {leak.trained[:60]!r} is "
               f"{'equal to' if leak.kind == 'exact' else 'near'} {leak.evaluated[:60]!r} of {leak.task}")
     if report is not None:
-        _write_csv(report, leaks.Leak._fields, found)
+        _write_csv(report, split.Leak._fields, found)
     if found:
         raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ that of the distinct texts (some 40 µs each, most of it trigrams), not of the r
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ INTERFACE = ("homeassistant", "gettext", "kolibri")  # whose strings may be held
 LEAST_ROWS = 64  # ours: a language with fewer rows in a source would repeat them in almost every batch
 LABELLED_ROWS = 20_000  # ours: at most so many of one labelled source, chosen by hash; EXAMS has about as many
 COUNTS = ("source", "language", "role", "rows")  # roles: stage 1, stage 2, dev, held out, evaluation, dropped: <reason>
+LABELLED = ("query", "positives", "negatives", "language")
 Count = tuple[str, str, str, int]
 
 
@@ -41,15 +43,6 @@ class Material(NamedTuple):
     train: dict[str, pa.Table]
     evaluation: dict[str, pa.Table]
     dropped: dict[str, dict[str, int]]
-
-
-class Row(NamedTuple):
-    """A labelled example as the tables have it; of a title and its description, one without negatives."""
-
-    query: str
-    positives: list[str]
-    negatives: list[str]
-    language: str
 
 
 def card_of(source: str) -> str:
@@ -70,14 +63,14 @@ def build(data: config.Data, folder: Path, progress: bool = True) -> None:
         held, heldout = hold_out(material, data)
         bar.update()
         drawn = {name: draw(material.train[name]) for name in data.labelled}
-        good = admitted(held, texts_by_language(material, data, drawn))
+        good = admitted(held, material, data, drawn)
         bar.update()
         counts = [(card, "all", f"dropped: {reason}", n)
                   for card, reasons in material.dropped.items() for reason, n in reasons.items()]
         counts += _write_stage_1(material, good, folder, data)
         counts += _write_labelled(material, drawn, good, folder, data)
         counts += _write_evaluation({**material.evaluation, "heldout": heldout}, folder)
-        pq.write_table(_columns(COUNTS, counts), folder / "counts.parquet")
+        pq.write_table(table_of(COUNTS, counts), folder / "counts.parquet")
         put_json(folder / "report.json", held.report)
         bar.update()
 
@@ -90,7 +83,15 @@ def read(data: config.Data) -> Material:
     found = {name: offline.extract(cards.load(name), files) for name, files in paths.items()}
     if "cldr" in used:
         found["cldr"] = offline.Extracted(cldr.tables(cldr.SMOKE if smoke else None), {})
-    train = {name: _training_table(name, found[card_of(name)].tables) for name in names}
+    train = {}
+    for name in names:
+        own = found[card_of(name)].tables
+        kinds = [SPECIAL[name][1]] if name in SPECIAL else ["translations", "pairs", "labelled"]
+        table = own[next(kind for kind in kinds if kind in own)]
+        if "english" in table.column_names:  # a translation without its English has its key in place of it
+            english = pc.if_else(pc.equal(pc.fill_null(table["english"], ""), ""), table["key"], table["english"])
+            table = pa.table({"english": english, "text": table["text"], "language": table["language"]})
+        train[name] = table
     if smoke:  # CLDR's languages of retrieval are dealt alternately to the two retrieval tasks
         tables = found["cldr"].tables
         retrieval = tables["retrieval"]
@@ -100,16 +101,6 @@ def read(data: config.Data) -> Material:
     else:
         evaluation = {name: found[name].tables[kind] for name, kind in EVALUATION.items()}
     return Material(train, evaluation, {name: each.dropped for name, each in found.items()})
-
-
-def _training_table(name: str, tables: dict[str, pa.Table]) -> pa.Table:
-    """The rows of a training source; a translation without its English has its key in place of it."""
-    kinds = [SPECIAL[name][1]] if name in SPECIAL else ["translations", "pairs", "labelled"]
-    table = tables[next(kind for kind in kinds if kind in tables)]
-    if "english" not in table.column_names:
-        return table
-    key = pc.if_else(pc.equal(pc.fill_null(table["english"], ""), ""), table["key"], table["english"])
-    return pa.table({"english": key, "text": table["text"], "language": table["language"]})
 
 
 def by_language(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
@@ -127,8 +118,9 @@ def hold_out(material: Material, data: config.Data) -> tuple[HeldOut, pa.Table]:
     tables = {name: table for name, table in material.train.items() if "english" in table.column_names}
     chosen = [name for name in tables if name in INTERFACE] or list(tables)
     usable = is_sentence if set(chosen) & set(INTERFACE) else is_name
-    english = sorted(set().union(*(table["english"].unique().to_pylist() for table in tables.values())))
-    offered = set().union(*(tables[name]["english"].unique().to_pylist() for name in chosen))
+    texts_of = {name: set(table["english"].unique().to_pylist()) for name, table in tables.items()}
+    english = sorted(set().union(*texts_of.values()))
+    offered = set().union(*(texts_of[name] for name in chosen))
     candidates = np.array([text in offered and usable(text) for text in english], dtype=bool)
     held = HeldOut.choose(english, candidates, data.heldout_share)
     held.report["exact-hash split: % with a near-copy in training"] = _flattery(english, candidates, data.heldout_share)
@@ -142,7 +134,7 @@ def hold_out(material: Material, data: config.Data) -> tuple[HeldOut, pa.Table]:
         _hold_texts(held, table, texts[EVALUATION[name]])
     distinct = {(row["language"], split.fraction(english := split.mask(row["english"])), row["english"], row["text"],
                  held.english[row["english"]]) for row in rows if split.mask(row["text"]) not in (english, "")}
-    return held, _columns(("language", "order", "english", "text", "cluster"), sorted(distinct))
+    return held, table_of(("language", "order", "english", "text", "cluster"), sorted(distinct))
 
 
 def is_sentence(text: str) -> bool:
@@ -169,28 +161,24 @@ def _hold_texts(held: HeldOut, table: pa.Table, columns: Iterable[str]) -> None:
             held.add((text for text in own[column].unique().to_pylist() if text), language)
 
 
-def texts_by_language(material: Material, data: config.Data, drawn: dict[str, list[Row]]) -> dict[str, set[str]]:
-    """Every text that may be trained on, by the language it is in."""
+def admitted(held: HeldOut, material: Material, data: config.Data,
+             drawn: dict[str, list[tuple]]) -> dict[str, set[str]]:
+    """By language the texts of the sources and of the labelled rows `drawn` that may be trained on."""
     texts: dict[str, set[str]] = defaultdict(set)
     for name in data.sources:
         for language, own in by_language(material.train[name]):
             for column in own.column_names:
                 texts["en" if column == "english" else language].update(own[column].unique().to_pylist())
-    for row in (row for rows in drawn.values() for row in rows):
-        texts[row.language].update((row.query, *row.positives, *row.negatives))
-    return texts
+    for query, positives, negatives, language in itertools.chain(*drawn.values()):
+        texts[language].update((query, *positives, *negatives))
 
-
-def admitted(held: HeldOut, texts: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Of each language's texts those that may be trained on."""
-
-    def own(language: str) -> set[str]:
+    def fit(language: str) -> set[str]:
         ordered = sorted(texts[language])
-        return {text for text, fine in zip(ordered, held.admits(ordered, language), strict=True) if fine}
+        return set(itertools.compress(ordered, held.admits(ordered, language)))
 
     largest_first = sorted(texts, key=lambda language: -len(texts[language]))
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # most of it is sparse products, which run beside each other
-        return dict(zip(largest_first, threads.map(own, largest_first), strict=True))
+        return dict(zip(largest_first, threads.map(fit, largest_first), strict=True))
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -216,34 +204,36 @@ def _write_stage_1(material: Material, good: dict[str, set[str]], folder: Path, 
     return counts
 
 
-def draw(table: pa.Table) -> list[Row]:
-    """At most `LABELLED_ROWS` rows of a labelled source, or of a source of pairs, chosen by hash, in its order."""
+def draw(table: pa.Table) -> list[tuple]:
+    """At most `LABELLED_ROWS` rows of a labelled source, or of a source of pairs (no negatives), chosen by hash, in its
+    order: as `LABELLED`."""
     if "positives" in table.column_names:
-        rows = zip(*(table[name].to_pylist() for name in Row._fields), strict=True)
+        rows = zip(*(table[name].to_pylist() for name in LABELLED), strict=True)
     else:
         rows = ((row["query"], [row["passage"]], [], row["language"]) for row in table.to_pylist())
-    return sorted((Row(*row) for row in rows), key=lambda row: split.fraction(f"{row[0]} {row[1]}"))[:LABELLED_ROWS]
+    return sorted(rows, key=lambda row: split.fraction(f"{row[0]} {row[1]}"))[:LABELLED_ROWS]
 
 
-def _write_labelled(material: Material, drawn: dict[str, list[Row]], good: dict[str, set[str]], folder: Path,
+def _write_labelled(material: Material, drawn: dict[str, list[tuple]], good: dict[str, set[str]], folder: Path,
                     data: config.Data) -> list[Count]:
     """Rows whose question and right answers may be trained on, without the wrong answers that may not."""
     rows, counts = [], []
     for name, own in drawn.items():
-        fine = [row._replace(negatives=[text for text in row.negatives if text in good[row.language]]) for row in own
-                if row.positives and good[row.language].issuperset((row.query, *row.positives))]
+        fine = [(query, positives, [text for text in negatives if text in good[language]], language)
+                for query, positives, negatives, language in own
+                if positives and good[language].issuperset((query, *positives))]
         # Dev questions: whole near-duplicate clusters, alike in every language. A source that stage 1 has seen gives
         # none: it cannot be a fair test of stage 2.
-        queries = sorted({row.query for row in fine}) if name not in data.sources else []
+        queries = sorted({query for query, *_ in fine}) if name not in data.sources else []
         dev = HeldOut.choose(queries, np.ones(len(queries), dtype=bool), data.heldout_share).english
-        parts = ["dev" if row.query in dev else "stage 2" for row in fine]
-        rows += [(name, part, *row) for part, row in zip(parts, fine, strict=True)]
-        tally = Counter((row.language, part) for row, part in zip(fine, parts, strict=True))
+        parted = [(name, "dev" if row[0] in dev else "stage 2", *row) for row in fine]
+        tally = Counter((language, part) for _, part, *_, language in parted)
         counts += [(name, language, part, n) for (language, part), n in sorted(tally.items())]
+        rows += parted
         lost = material.train[name].num_rows - len(own)
         counts += [(name, "all", "dropped: not drawn for stage 2", lost),
                    (name, "all", "dropped: held-out text or near-copy in stage 2", len(own) - len(fine))]
-    pq.write_table(_columns(("source", "part", *Row._fields), rows), folder / "labelled.parquet", compression="zstd")
+    pq.write_table(table_of(("source", "part", *LABELLED), rows), folder / "labelled.parquet", compression="zstd")
     return counts
 
 
@@ -257,6 +247,7 @@ def _write_evaluation(tables: dict[str, pa.Table], folder: Path) -> list[Count]:
     return counts
 
 
-def _columns(names: Sequence[str], rows: Sequence[tuple]) -> pa.Table:
+def table_of(names: Sequence[str], rows: Sequence[tuple]) -> pa.Table:
+    """The rows as a table of these columns."""
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     return pa.table(dict(zip(names, map(list, columns), strict=True)))

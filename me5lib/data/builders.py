@@ -2,16 +2,11 @@
 
 A builder is a pure function of a row and of its `RowContext`, listed by name in `BUILDERS`. It trusts that the row has
 the types of its card (`hub.make_items` checks them first), gives bare stripped texts without prefixes, and says with a
-`Drop` why a row, or a part of it, gives none: every part of a row ends as an item or as a counted drop. Values of a
-row that only the builder sees, as Reddit's score, are judged here, by the options of the card's hub entry. What the
-paper leaves open is explained on the cards.
+`Drop` why a row, or a part of it, gives none. What the paper leaves open is explained on the cards.
 
 One builder of labelled examples serves all repositories whose rows have one form. A positive that was there already
 goes, and so does a negative that is a positive, the query or another negative, by `text_key`: it would be pushed away
-from what it should be near.
-
-Cost: 1 to 5 µs a row; 0.03 ms for a Wikipedia article of 10,000 characters, 2 ms for that much HTML, 0.2 ms for 30
-labelled passages of 650 characters.
+from what it should be near. Cost: 1 to 5 µs a row; 2 ms for 10,000 characters of HTML.
 """
 
 from __future__ import annotations
@@ -19,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from html.parser import HTMLParser
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -49,7 +45,6 @@ _MARKDOWN_HEADING = re.compile(r"(#{1,6})\s+(.*?)[\s#]*$")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _END_TAG = re.compile(r"</[a-zA-Z][a-zA-Z0-9]*>|<[bh]r\s*/?>")
 _BLOCKS = frozenset("p div br hr li ul ol dl dt dd pre blockquote table tr h1 h2 h3 h4 h5 h6 section article".split())
-_SILENT = frozenset(("script", "style"))
 _GONE = frozenset(("[deleted]", "[removed]", "[deleted by user]"))  # what Reddit shows of a withdrawn text
 NO_LANGUAGE = frozenset(("und", "mul", "mis", "zxx"))  # ISO 639 codes that name no language
 _DIALECTS = {"prs": "fa", "pbt": "ps", "quy": "qu"}  # of NLLB, which CLDR leaves apart or knows only by region
@@ -106,25 +101,23 @@ def mc4(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
         yield _pair(title, content, context)
 
 
-def cc_news(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
-    """Title → news content."""
-    yield _pair(_text(row, "title"), _text(row, "maintext"), context)
-
-
 def ccmatrix(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """English and another language, whose code the file gives: both directions."""
-    yield from _both_ways((_text(row, "english"), "en"), (_text(row, "non_english"), context.language), context)
+    yield from _both_ways((row.get("english"), "en"), (row.get("non_english"), context.language), context)
 
 
 def nllb(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Two texts with their NLLB codes (`eng_Latn`): both directions."""
-    first, second = (_code(_text(row, f"lang{side}")) for side in (1, 2))
+    tags = [_text(row, f"lang{side}") for side in (1, 2)]
+    bases = [tag.split("_")[0].casefold() for tag in tags]
+    first, second = (_DIALECTS.get(base) or (None if base in NO_LANGUAGE else language(tag))
+                     for base, tag in zip(bases, tags, strict=True))
     if not first or not second:
         yield Drop("unknown language")
     elif first == second:
         yield Drop("same language")
     else:
-        yield from _both_ways((_text(row, "text1"), first), (_text(row, "text2"), second), context)
+        yield from _both_ways((row.get("text1"), first), (row.get("text2"), second), context)
 
 
 def reddit(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
@@ -146,11 +139,10 @@ def reddit_post(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
 
 
 def s2orc(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
-    """Title → abstract, or title → titles of cited papers. Option `passage`: `abstract`, or `citation` (one or a list).
-    """
+    """Title → abstract, or → titles of cited papers. Option `passage`: `abstract`, or `citation` (one or a list)."""
     found = row[context.options.get("passage", "abstract")]
     for passage in found if isinstance(found, list) else [found]:
-        yield _pair(_text(row, "title"), passage or "", context)
+        yield _pair(row.get("title"), passage, context)
 
 
 def stackexchange(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
@@ -175,14 +167,10 @@ def stackexchange_title(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     yield _pair(without_html(_text(row, "title_body")), without_html(_text(row, "upvoted_answer")), context)
 
 
-def xp3(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
-    """Prompt → response."""
-    yield _pair(_text(row, "inputs"), _text(row, "targets"), context)
-
-
-def columns(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
+def columns(row: Row, context: RowContext, **names: str) -> Iterator[Pair | Drop]:
     """One column → another. Options `query` and `passage`, required: their names."""
-    yield _pair(_text(row, context.options["query"]), _text(row, context.options["passage"]), context)
+    names = names or context.options
+    yield _pair(row.get(names["query"]), row.get(names["passage"]), context)
 
 
 def without_html(text: str) -> str:
@@ -209,7 +197,7 @@ class _Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: object = None, step: int = 1) -> None:
         """An element begins, or with `step` -1 ends; a block begins and ends a line."""
-        self.silent = max(0, self.silent + step * (tag in _SILENT))
+        self.silent = max(0, self.silent + step * (tag in ("script", "style")))
         if tag in _BLOCKS:
             self.parts.append("\n")
 
@@ -231,29 +219,22 @@ def _text(row: Row, column: str) -> str:
 def _score(value: object) -> float | None:
     """A score that may be written as text; None where it is none."""
     try:
-        number = float(value)
+        return float(value) if math.isfinite(float(value)) else None
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
 
 
-def _code(tag: str) -> str | None:
-    """The ISO code of an NLLB tag; None for one that is unknown."""
-    base = tag.split("_")[0].casefold()
-    return _DIALECTS.get(base) or (None if base in NO_LANGUAGE else language(tag))
-
-
-def _pair(query: str, passage: str, context: RowContext, language: str = "") -> Pair | Drop:
-    """The pair of two texts, or why there is none."""
-    query, passage = query.strip(), passage.strip()
+def _pair(query: str | None, passage: str | None, context: RowContext, language: str = "") -> Pair | Drop:
+    """The pair of two texts, stripped, or why there is none."""
+    query, passage = (query or "").strip(), (passage or "").strip()
     if not query or not passage:
         return Drop("empty passage" if query else "empty query")
     return Pair(query, passage, context.card, language or context.language)
 
 
-def _both_ways(first: tuple[str, str], second: tuple[str, str], context: RowContext) -> Iterator[Pair | Drop]:
-    """Both directions between two (text, language); a pair's language is its passage's, or the one that is not English.
-    """
+def _both_ways(first: tuple[str | None, str], second: tuple[str | None, str],
+               context: RowContext) -> Iterator[Pair | Drop]:
+    """Both directions between two (text, language), by the language of the passage, or the one that is not English."""
     for (query, asked), (passage, given) in ((first, second), (second, first)):
         yield _pair(query, passage, context, asked if given == "en" else given)
 
@@ -323,10 +304,9 @@ def _distinct(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[in
     return {key: text for key, text in found.items() if key not in but}
 
 
-PAIR_BUILDERS: dict[str, Builder] = {
-    each.__name__: each
-    for each in (wikipedia, mc4, cc_news, ccmatrix, nllb, reddit, reddit_post, s2orc, stackexchange,
-                 stackexchange_title, xp3, columns)
-}
+PAIR_BUILDERS: dict[str, Builder] = {each.__name__: each for each in (
+    wikipedia, mc4, ccmatrix, nllb, reddit, reddit_post, s2orc, stackexchange, stackexchange_title, columns,
+)} | {"cc_news": partial(columns, query="title", passage="maintext"),
+     "xp3": partial(columns, query="inputs", passage="targets")}
 LABELLED_BUILDERS: dict[str, Builder] = {each.__name__: each for each in (passages, lists, triplet, translations)}
 BUILDERS = PAIR_BUILDERS | LABELLED_BUILDERS  # every builder by its name in the cards

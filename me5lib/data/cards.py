@@ -133,8 +133,8 @@ def parse(name: str, text: str) -> Card:
         what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise Me5Error(f"data card {name}.md: {where}: {what}") from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise Me5Error(f"data card {name}.md has no front matter that can be read: {' '.join(str(error).split())}"
-                       ) from None
+        told = " ".join(str(error).split())
+        raise Me5Error(f"data card {name}.md has no front matter that can be read: {told}") from None
     if card.name != name:
         raise Me5Error(f"data card {name}.md calls itself {card.name!r}")
     return card
@@ -155,7 +155,7 @@ def weights(sources: Iterable[str]) -> dict[str, float]:
 
     Raises `Me5Error` for a source whose count is not published, or that is no hub source.
     """
-    found = {name: (load(name).paper.rows if load(name).paper else None) for name in sources}
+    found = {name: load(name).paper and load(name).paper.rows for name in sources}
     if missing := [name for name, rows in found.items() if rows is None]:
         raise Me5Error(f"the paper gives no count for {', '.join(missing)}: weigh the sources by hand")
     return {name: float(rows) for name, rows in found.items()}

@@ -1,14 +1,11 @@
 """CLDR as Babel ships it: names of territories, languages, scripts and currencies, and facts that join them.
 
-An ordinary dependency, so nothing is downloaded: stage-1 translations and stage-2 facts for every scale, and at
-`smoke` the stand-ins for the evaluation packs.
+Nothing is downloaded: stage-1 translations and stage-2 facts for every scale, and at `smoke` the stand-ins for the
+evaluation packs, made of parts of CLDR that training never sees (units, dates, time zones, cities).
 
 Only locales that inherit from nothing but CLDR's root are taken, since the root names nothing: Babel fills the gaps of
-`ht` from French and of `hi_Latn` from English, and those names would be French and English. The stand-ins are made of
-parts of CLDR that training never sees (units, dates, time zones, cities).
-
-Every table comes in a fixed order and without randomness. Cost: about 0.3 s for the 24 smoke languages, about 3 s for
-all 150.
+`ht` from French and of `hi_Latn` from English, and those names would be French and English. Every table comes in a
+fixed order. Cost: about 0.3 s for the 24 smoke languages, about 3 s for all 150.
 """
 
 from __future__ import annotations
@@ -149,10 +146,9 @@ def _facts() -> list[Fact]:
     Wrong answers are of the right answer's kind; a territory where the language is merely spoken is not a wrong one.
     """
     money = {territory: code for territory in sorted(names("en")["territory"]) if (code := currency(territory))}
-    facts = []
-    for territory, code in money.items():
-        others = _scattered("currency", set(money.values()) - {code}, territory)
-        facts.append(Fact(("territory", territory), (("currency", code),), others))
+    facts = [Fact(("territory", territory), (("currency", code),),
+                  _scattered("currency", set(money.values()) - {code}, territory))
+             for territory, code in money.items()]
     spoken = get_global("territory_languages")
     for language in sorted({language for territory in spoken for language in official(territory)}):
         homes = [territory for territory in sorted(spoken) if language in official(territory)]

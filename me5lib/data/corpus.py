@@ -1,4 +1,4 @@
-"""The one door of the data room: `open_corpus(scale)` gives everything that training and evaluation read.
+"""`open_corpus(scale)` gives everything that training and evaluation read.
 
     corpus = open_corpus(load("tiny"))        # built once, about two minutes; then opened in milliseconds
     corpus.mixture(scale, seed=0)             # stage 1: batches of pairs, a pure function of the step
@@ -18,6 +18,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -134,9 +135,8 @@ class Corpus:
 
         Examples without negatives (title and description) have theirs mined.
         """
-        rows = self._table("labelled").to_pylist()
         return [Labelled(row["query"], tuple(row["positives"]), tuple(row["negatives"]), row["source"], row["language"])
-                for row in rows if row["part"] == part]
+                for row in self._table("labelled").to_pylist() if row["part"] == part]
 
     def sample_texts(self, n: int, seed: int = 0) -> list[str]:
         """About `n` distinct training texts (never more) to train a vocabulary on.
@@ -165,9 +165,12 @@ class Corpus:
 
     def tasks(self) -> list[Bitext | Retrieval | Classification]:
         """The evaluation material: `heldout`, `gsm`, `gsm-raw`, `xquad`, `fastapi`, `intents`."""
-        gsm = self._table("gsm")
+        gsm, size = self._table("gsm"), self.scale.evaluate.heldout_strings
+        pools = {language: distinct(own.to_pylist())[:size]
+                 for language, own in build.by_language(self._table("heldout"))}
         return [
-            Bitext("heldout", self._pools()),
+            Bitext("heldout", {language: ([row["english"] for row in rows], [row["text"] for row in rows])
+                               for language, rows in pools.items() if len(rows) == size}),
             Bitext("gsm", aligned(gsm, masked=True)),
             Bitext("gsm-raw", aligned(gsm)),
             *(Retrieval(name, _retrieval(self._table(name))) for name in ("xquad", "fastapi")),
@@ -175,11 +178,7 @@ class Corpus:
         ]
 
     def parallel(self, n: int) -> dict[str, list[str]]:
-        """Language → `n` held-out meanings, aligned across languages, English (`en`) among them; for the map.
-
-        As many languages as have `n` meanings in common, at least `LANGUAGES` in `SCRIPTS` scripts.
-        Raises `Me5Error` when so many meanings are not there.
-        """
+        """`common_meanings` of the held-out translations, for the map."""
         return common_meanings(self._table("heldout").to_pylist(), n)
 
     def heldout(self, language: str) -> list[str]:
@@ -196,12 +195,8 @@ class Corpus:
         except (OSError, pa.ArrowInvalid) as error:
             raise shards.damaged(self.folder, " ".join(str(error).split())) from None
 
-    def _pools(self) -> dict[str, tuple[list[str], list[str]]]:
-        size = self.scale.evaluate.heldout_strings
-        rows = build.by_language(self._table("heldout"))
-        pools = {language: distinct(own.to_pylist())[:size] for language, own in rows}
-        return {language: ([row["english"] for row in rows], [row["text"] for row in rows])
-                for language, rows in pools.items() if len(rows) == size}
+
+_order = itemgetter("order", "english", "text")  # of held-out rows: by hash
 
 
 def distinct(rows: Sequence[dict]) -> list[dict]:
@@ -209,7 +204,7 @@ def distinct(rows: Sequence[dict]) -> list[dict]:
     that can be told apart, and are no near-copies of one another in English."""
     seen: set = set()
     found = []
-    for row in sorted(rows, key=lambda row: (row["order"], row["english"], row["text"])):
+    for row in sorted(rows, key=_order):
         marks = {row["cluster"], ("text", split.mask(row["text"]))}  # an equal English text has an equal cluster
         if not marks & seen:
             found.append(row)
@@ -263,10 +258,10 @@ def common_meanings(rows: Sequence[dict], n: int) -> dict[str, list[str]]:
     """`n` English texts and their translations in as many languages as share so many, English under `en`.
 
     Languages are given up one by one: the one whose loss leaves most meanings in common, but never the last of a script
-    while there are only `SCRIPTS`.
+    while there are only `SCRIPTS`. Raises `Me5Error` when fewer than `LANGUAGES` would be left.
     """
     texts: dict[str, dict[str, str]] = defaultdict(dict)
-    for row in sorted(rows, key=lambda row: (row["order"], row["english"], row["text"])):
+    for row in sorted(rows, key=_order):
         texts[row["language"]].setdefault(row["english"], row["text"])
     cluster = {row["english"]: row["cluster"] for row in rows}
     meanings = sorted(cluster, key=lambda text: (split.fraction(split.mask(text)), text))

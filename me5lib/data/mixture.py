@@ -15,9 +15,7 @@ state of a random generator. The construction:
 
 With `homogeneous` h < 1 a batch has round(h·B) rows of its own source, and the rest dealt to all sources by weight.
 
-Cost: construction tables the S steps (a millisecond for 30,000). A plan costs the same at any step: a few numpy passes
-over a rank's rows, and over the blocks that the batch touches; under a millisecond. Reading the texts costs more.
-Nothing grows with the rows of a stream: 980 million cost what 980 do.
+Cost: a millisecond to construct 30,000 steps; under a millisecond a plan, at any step and for any number of rows.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, repeat
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from me5lib.data.shards import BLOCK, GOLDEN, splitmix64
+from me5lib.data.shards import BLOCK, GOLDEN, Rows, runs, splitmix64
 from me5lib.io import Me5Error
 from me5lib.pairs import Pair
 
@@ -39,22 +37,9 @@ TRANSLATIONS = ("english", "text")  # columns of a shard that can be read in bot
 PAIRS = ("query", "passage")
 ROUNDS = 4  # ours: of the Feistel network; even, and four already look random
 # Drawn at random between 2^30 and 2^31 (ours); that they are primes is all that counts.
-_PRIMES = np.array([
-    1_101_904_333, 1_420_623_697, 1_460_547_229, 1_462_263_463, 1_523_545_981, 1_536_484_109,
-    1_693_992_043, 1_744_723_873, 1_751_902_367, 1_791_399_277, 1_799_369_821, 1_820_818_123,
-    1_964_747_209, 1_973_166_469, 1_977_071_851, 2_106_134_243,
-], dtype=np.int64)
-_NEW = tuple.__new__
-
-
-class Rows(Protocol):
-    """What a mixture needs of a shard."""
-
-    rows: int
-    columns: tuple[str, ...]
-
-    def read(self, rows: np.ndarray) -> Sequence[Sequence]:
-        """The rows at these positions, in that order: a list per column."""
+_PRIMES = np.array([1_101_904_333, 1_420_623_697, 1_460_547_229, 1_462_263_463, 1_523_545_981, 1_536_484_109,
+                    1_693_992_043, 1_744_723_873, 1_751_902_367, 1_791_399_277, 1_799_369_821, 1_820_818_123,
+                    1_964_747_209, 1_973_166_469, 1_977_071_851, 2_106_134_243], dtype=np.int64)
 
 
 class Stream(NamedTuple):
@@ -92,14 +77,18 @@ class Mixture:
         self.steps, self.batch_size, self.seed = int(steps), int(batch), int(seed)
         self.temperature, self.homogeneous = float(temperature), float(homogeneous)
         self._refuse_nonsense()
-        self.sources = tuple(dict.fromkeys(stream.source for stream in self.streams))
-        self.weights = _weights(self.streams, weights)
-        quotas = largest_remainder(list(self.weights.values()), self.steps).tolist()
-        self.quotas = dict(zip(self.sources, quotas, strict=True))
         self._sizes = np.array([stream.rows for stream in self.streams])
         of = np.array([stream.source for stream in self.streams])
+        self.sources = tuple(dict.fromkeys(of.tolist()))
         self._members = {source: np.flatnonzero(of == source) for source in self.sources}
         sizes = {source: self._sizes[own] for source, own in self._members.items()}
+        if weights and set(weights) != set(self.sources):
+            raise Me5Error(f"weights name {', '.join(sorted(weights))}, but the sources are {', '.join(self.sources)}")
+        if weights and not (min(weights.values()) >= 0 and 0 < sum(weights.values()) < float("inf")):
+            raise Me5Error("weights must be finite, none below 0 and at least one above")
+        self.weights = {name: float(weights[name] if weights else sizes[name].sum()) for name in self.sources}
+        quotas = largest_remainder(list(self.weights.values()), self.steps).tolist()
+        self.quotas = dict(zip(self.sources, quotas, strict=True))
         scaled = {source: (rows / rows.max()) ** temperature for source, rows in sizes.items()}
         self._shares = {source: part / part.sum() for source, part in scaled.items()}
         self._own = round(self.homogeneous * self.batch_size)  # rows of a batch that come from the step's own source
@@ -158,18 +147,18 @@ class Mixture:
             both = [(b, a) if flip else (a, b) for a, b, flip in zip(first, second, turned, strict=True)]
             first, second = zip(*both, strict=True)
         # Pair(…) goes through Python; texts come by the million.
-        return list(map(_NEW, repeat(Pair), zip(first, second, repeat(source), repeat(language), strict=False)))
+        texts = zip(first, second, repeat(source), repeat(language), strict=False)
+        return list(map(tuple.__new__, repeat(Pair), texts))
 
     def shares(self, source: str) -> dict[str, float]:
         """Language → its share of the rows drawn from `source`."""
-        pairs = zip(self._members[source], self._shares[source].tolist(), strict=True)
-        return {self.streams[i].language: share for i, share in pairs}
+        shares = self._shares[source].tolist()
+        return {self.streams[i].language: share for i, share in zip(self._members[source], shares, strict=True)}
 
     def totals(self) -> dict[Stream, int]:
         """Stream → rows drawn from it in all `steps` steps; divided by its rows it is the number of passes."""
-        dealt = {source: self._dealt(source, self.steps).tolist() for source in self.sources}
-        return {self.streams[i]: n for source, all_of in dealt.items()
-                for i, n in zip(self._members[source].tolist(), all_of, strict=True)}
+        return {self.streams[i]: n for source, own in self._members.items()
+                for i, n in zip(own.tolist(), self._dealt(source, self.steps).tolist(), strict=True)}
 
     def _refuse_nonsense(self) -> None:
         if not self.streams:
@@ -204,7 +193,7 @@ class Mixture:
         stream, start, stop = stream[some], start[some], stop[some]
         rows = self._sizes[stream]
         first = start // rows
-        of, nth = _runs((stop - 1) // rows - first + 1)
+        of, nth = runs((stop - 1) // rows - first + 1)
         passes, rows = first[of] + nth, rows[of]
         return (stream[of], passes, np.maximum(start[of] - passes * rows, 0),
                 np.minimum(stop[of] - passes * rows, rows))
@@ -215,7 +204,7 @@ class Mixture:
         A pass reads its whole blocks in a permuted order, and the rows that fill no block last.
         """
         rows = self._sizes[stream]
-        of, nth = _runs((stop - 1) // BLOCK - start // BLOCK + 1)
+        of, nth = runs((stop - 1) // BLOCK - start // BLOCK + 1)
         nth += (start // BLOCK)[of]
         key = splitmix64(splitmix64(self._key("rows") + stream.astype(np.uint64)) + passes.astype(np.uint64))[of]
         block = permute(nth, rows[of] // BLOCK, key)  # the short block, behind the last whole one, stays where it is
@@ -236,25 +225,6 @@ class Mixture:
     def _key(self, *name: str | int) -> np.uint64:
         digest = hashlib.blake2b(repr((self.seed, *name)).encode("utf8"), digest_size=8).digest()
         return np.uint64(int.from_bytes(digest, "little"))
-
-
-def _weights(streams: Sequence[Stream], given: Mapping[str, float] | None) -> dict[str, float]:
-    rows = dict.fromkeys((stream.source for stream in streams), 0.0)
-    for stream in streams:
-        rows[stream.source] += stream.rows
-    if given is None:
-        return rows
-    if set(given) != set(rows):
-        raise Me5Error(f"weights name {', '.join(sorted(given))}, but the sources are {', '.join(sorted(rows))}")
-    if min(given.values()) < 0 or not 0 < sum(given.values()) < float("inf"):
-        raise Me5Error("weights must be finite, none below 0 and at least one above")
-    return {source: float(given[source]) for source in rows}
-
-
-def _runs(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`count` consecutive things for each i: which i each belongs to, and which of its things it is; int64."""
-    of = np.repeat(np.arange(len(count)), count)
-    return of, np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
 
 
 # Dealing out, and shuffling, without any state ------------------------------------------------------------------------
@@ -282,7 +252,7 @@ def webster(weights: Sequence[float], total: int) -> np.ndarray:
     dealt = np.maximum(np.floor(share * sure + 0.5), 0).astype(np.int64)
     # By the time total + parties / 2 all is dealt: nobody gets more than this many of the slots that are left.
     most = np.where(share > 0, np.ceil(share * (total + parties / 2 - max(sure, 0))) + 1, 0).astype(np.int64)
-    party, nth = _runs(most)
+    party, nth = runs(most)
     time = (dealt[party] + nth + 0.5) / share[party]
     first = np.argsort(time, kind="stable")[: total - int(dealt.sum())]
     return dealt + np.bincount(party[first], minlength=parties)

@@ -6,10 +6,8 @@
 
 One builder a card, listed by name in `BUILDERS`: it reads an archive's members by glob and offers rows to a
 `RowCollector`, which cleans them, keeps what is fit and counts the rest by reason. A table's name is its kind:
-`homeassistant` gives "translations" and "pairs" (the training source and card `homeassistant-descriptions`). Texts are
-plain (no markup, no placeholders) and bare (no prefix). Equal files give equal rows.
-
-Cost: about 55 s of one core for all cards, half of it for Home Assistant's 44,000 files; 0.8 GB at the peak.
+`homeassistant` gives "translations" and "pairs" (the card `homeassistant-descriptions`). Texts are plain (no markup, no
+placeholders) and bare (no prefix). Cost: about 55 s of one core for all cards; 0.8 GB at the peak.
 """
 
 from __future__ import annotations
@@ -55,10 +53,7 @@ class Extracted(NamedTuple):
 
 
 def extract(card: Card, archives: Sequence[Path]) -> Extracted:
-    """The tables of `card` out of its files, which come in the card's order.
-
-    Raises `Me5Error` for a card that nothing is extracted from.
-    """
+    """The tables of `card` out of its files, in the card's order. Raises `Me5Error` where nothing is extracted."""
     if card.name not in BUILDERS:
         raise Me5Error(f"nothing is extracted for data card {card.name!r}: there are {', '.join(BUILDERS)}")
     return extract_from(card.name, [partial(packs.members, path) for path in archives])
@@ -88,26 +83,22 @@ class RowCollector:
         self.kept: dict[str, dict[tuple, tuple]] = defaultdict(dict)  # by kind: identity of a row → row
         self.dropped: Counter[str] = Counter()
 
-    def drop(self, reason: str, items: int = 1) -> None:
-        """Count `items` as dropped for `reason`."""
-        if items:
-            self.dropped[reason] += items
-
     def keep(self, kind: str, identity: tuple, row: tuple, unfit: str | None = None) -> None:
         """Keep `row`, unless it is `unfit` for a reason or one of the same `identity` is there."""
         if unfit or identity in self.kept[kind]:
-            self.drop(unfit or "duplicate")
+            self.dropped[unfit or "duplicate"] += 1
         else:
             self.kept[kind][identity] = row
 
     def translation(self, key: str, english: str | None, text: str, tag: str) -> None:
         """Offer a string and its translation, both as the source has them; `english` is None where it has none."""
+        code, english, text = language(tag), english and plain(english), plain(text)
         if english is None:
-            return self.drop("no English")
-        code, english, text = language(tag), plain(english), plain(text)
-        if code is None or code == "en":
-            return self.drop("not a language" if code is None else "variant of English")
-        reason = unfit(text, code) or unfit(english, "en")
+            reason = "no English"
+        elif code is None or code == "en":
+            reason = "not a language" if code is None else "variant of English"
+        else:
+            reason = unfit(text, code) or unfit(english, "en")
         if not reason and (english == text or normalise(english) == normalise(text)):
             reason = "same as English"
         self.keep("translations", (english, text, code), (key, english, text, code), reason)
@@ -115,9 +106,7 @@ class RowCollector:
     def pair(self, query: str, passage: str, tag: str) -> None:
         """Offer a title and its body, as the source has them."""
         code, query, passage = language(tag), plain(query), plain(passage)
-        if code is None:
-            return self.drop("not a language")
-        reason = unfit(query, code) or unfit(passage, code)
+        reason = (unfit(query, code) or unfit(passage, code)) if code else "not a language"
         if not reason and normalise(passage).startswith(normalise(query)) and len(passage) < len(query) + 3:
             reason = "body repeats title"
         self.keep("pairs", (query, passage, code), (query, passage, code), reason)
@@ -151,7 +140,7 @@ def homeassistant(read: Reader, rows: RowCollector) -> None:
     crowded = [pair for pair in pairs if bodies[pair[0], pair[2]] > MOST_BODIES]  # such a title names none of them
     for pair in crowded:
         del pairs[pair]
-    rows.drop("title of many bodies", len(crowded))
+        rows.dropped["title of many bodies"] += 1
 
 
 def _leaves(tree: dict, path: str = "") -> Iterator[tuple[str, str]]:
@@ -196,7 +185,7 @@ def kolibri(read: Reader, rows: RowCollector) -> None:
     for tag, strings in sorted(catalogues.items()):
         for key, text in strings.items():
             if re.search(r"\{\s*\w+\s*,\s*(plural|select)", text + english.get(key, "")):
-                rows.drop("plural expression")
+                rows.dropped["plural expression"] += 1
             else:
                 rows.translation(key, english.get(key), text, tag)
 
@@ -219,14 +208,15 @@ def history(read: Reader, rows: RowCollector) -> None:
             if event := _EVENT.fullmatch(line):
                 events[tag][f"{day}_{event[1]}"].append(event[2])
             elif line.strip() and not line.startswith("#"):
-                rows.drop("no year")
+                rows.dropped["no year"] += 1
     english = events.pop("en-US", {})
     for tag, dates in sorted(events.items()):
         for date, texts in sorted(dates.items()):
             if len(texts) == len(english.get(date, ())) == 1:
                 rows.translation(date, english[date][0], texts[0], tag)
             else:
-                rows.drop("several events on a date" if date in english else "date without its English", len(texts))
+                reason = "several events on a date" if date in english else "date without its English"
+                rows.dropped[reason] += len(texts)
 
 
 # Questions ------------------------------------------------------------------------------------------------------------
@@ -248,10 +238,8 @@ def exams(read: Reader, rows: RowCollector) -> None:
             reason = unfit(question, code)
             if not reason and code == "pl" and _BROKEN.search(question + right + "".join(wrong)):
                 reason = "broken letters"
-            elif not reason and not has_letter(right):
-                reason = "right answer has no letter"
-            elif not reason and not wrong:
-                reason = "no wrong answer with a letter"
+            elif not reason and not (has_letter(right) and wrong):
+                reason = "no wrong answer with a letter" if has_letter(right) else "right answer has no letter"
             rows.keep("labelled", (question, right, code), (question, (right,), wrong, code), reason)
 
 
@@ -279,7 +267,7 @@ def gsm(read: Reader, rows: RowCollector) -> None:
         answer = re.sub(r"<<.*?>>|####.*", "", problem.get("answer", ""))
         problems[name.split("/")[-3]][Path(name).stem] = plain(problem.get("question", "")), plain(answer)
     second = problems.pop("eng_metric", {})
-    rows.drop("second English", len(second))
+    rows.dropped.update({"second English": len(second)} if second else {})
     for tag, texts in sorted(problems.items()):
         code = language(tag)
         for number, (question, answer) in sorted(texts.items()):
@@ -322,7 +310,7 @@ def fastapi(read: Reader, rows: RowCollector) -> None:
         tag, page = name.split("/docs/", 1)[1].split("/docs/", 1)
         code = language(tag)
         if code is None or page.endswith("release-notes.md"):
-            rows.drop("not a language" if code is None else "release notes")
+            rows.dropped["not a language" if code is None else "release notes"] += 1
             continue
         for number, (path, body) in enumerate(_sections(content.decode("utf8"))):
             query, text, identity = " > ".join(path), plain(body), f"{code}/{page.removesuffix('.md')}/{number}"

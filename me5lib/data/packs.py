@@ -6,10 +6,8 @@
 
 A pack is never built, installed or executed. `unearth` finds and downloads it, from where pip is configured to look:
 its settings are read here, because `unearth` does not. A file counts only when its size and SHA-256 are those of its
-card: it is brought into the folder `.part` and renamed when it is right; one that breaks off is begun again. `export`
-and `fetch(source=…)` serve a classroom behind one thin line: one machine downloads, the others copy.
-
-Cost: about 400 MB once; then 1 s per GB to verify, once per process and file.
+card: it is brought into the folder `.part` and renamed when it is right. `export` and `fetch(source=…)` serve a
+classroom behind one thin line. Cost: about 400 MB once; then 1 s per GB to verify, once per process and file.
 """
 
 from __future__ import annotations
@@ -81,12 +79,11 @@ def fetch(names: Iterable[str] | None = None, source: Path | None = None, progre
 
 def archives(name: str) -> list[Path]:
     """The verified files of card `name`, in the card's order; raises `Me5Error` where one has to be fetched first."""
-    paths = []
-    for file in cards.load(name).files:
-        paths.append(cache() / "packs" / file.file)
-        if fault := _fault(paths[-1], file):
+    files = {cache() / "packs" / file.file: file for file in cards.load(name).files}
+    for path, file in files.items():
+        if fault := _fault(path, file):
             raise Me5Error(f"{file.file} {fault}: run `me5 packs`")
-    return paths
+    return list(files)
 
 
 def export(folder: Path, names: Iterable[str] | None = None, progress: bool = True) -> Path:
@@ -94,12 +91,13 @@ def export(folder: Path, names: Iterable[str] | None = None, progress: bool = Tr
     chosen, folder = cards.names() if names is None else list(names), Path(folder).expanduser().resolve()
     for name in chosen:
         archives(name)
+    files = wanted(chosen)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _bring(wanted(chosen), folder, cache() / "packs", progress)
+        _bring(files, folder, cache() / "packs", progress)
     except OSError as error:
         raise full_disk(error, folder) from None
-    put_json(folder / "packs.json", [file.model_dump() for file in wanted(chosen).values()])
+    put_json(folder / "packs.json", [file.model_dump() for file in files.values()])
     return folder / "packs.json"
 
 
@@ -126,9 +124,9 @@ def _bring(files: dict[str, File], folder: Path, source: Path | None, progress: 
     part = folder / ".part"
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     part.mkdir()
-    quiet = None if progress else True  # None: a bar on a terminal only
     try:
-        with tqdm(total=needed - SPARE_BYTES, unit="B", unit_scale=True, desc="packs", disable=quiet) as bar:
+        with tqdm(total=needed - SPARE_BYTES, unit="B", unit_scale=True, desc="packs",
+                  disable=None if progress else True) as bar:  # None: a bar on a terminal only
             options = {} if source else pip_options()
             for file in missing:
                 if source:
@@ -149,9 +147,8 @@ def _fault(path: Path, file: File) -> str | None:
     if not path.is_file():
         return f"is not in the cache ({path.parent})"
     stat = path.stat()
-    if stat.st_size != file.size:
-        found, expected = f"{stat.st_size} bytes", str(file.size)
-    else:
+    found, expected = f"{stat.st_size} bytes", f"{file.size} bytes"
+    if found == expected:
         found, expected = _sha256(path, stat.st_size, stat.st_mtime_ns), file.sha256
     if found == expected:
         return None
@@ -176,8 +173,8 @@ def pip_options() -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, encoding="utf8", stdin=subprocess.DEVNULL)
     if listed.returncode:
-        variables = {key: value for key, value in os.environ.items() if key.startswith("PIP_") and value}
-        return {key[4:].lower().replace("_", "-"): value for key, value in variables.items()}
+        return {key[4:].lower().replace("_", "-"): value for key, value in os.environ.items()
+                if key.startswith("PIP_") and value}
     lines = re.findall(r"^(global|install|download|:env:)\.([a-z-]+)=(.*)$", listed.stdout, re.MULTILINE)
     lines.sort(key=lambda line: ("global", "install", "download", ":env:").index(line[0]))  # `pip download`: last wins
     return {name: ast.literal_eval(value) for _, name, value in lines}
@@ -220,10 +217,8 @@ def _client(options: dict[str, str]) -> PyPIClient:
 
 
 def _download(file: File, part: Path, options: dict[str, str], bar: tqdm) -> None:
-    """Download `file` into the folder `part` from the first place that has it, checked by its hash.
-
-    All places are asked again after growing waits (0.25 s … 8 s) while the network fails.
-    """
+    """Download `file` into the folder `part` from the first place that has it, checked by its hash; all are asked again
+    after growing waits (0.25 s … 8 s) while the network fails."""
     from httpx2 import HTTPError
     from unearth import HashMismatchError, UnpackError
 

@@ -5,11 +5,9 @@
 
 Rows are shuffled once at build by a stateless hash of the row number, so that a block of neighbouring rows is already a
 random sample and the plan may permute blocks instead of rows. A shard of the corpus has the columns `english, text`
-(translations, which can be read in both directions) or `query, passage` (title and body: one direction).
-
-Cost: opening reads the manifest and the Arrow footer, under a millisecond, and keeps no file handle (only the mapping),
-so hundreds of streams stay open at once. `read` copies the rows asked for and nothing else. A block lies in one piece
-on the disk, which makes a first (cold) reading twice as fast as one record batch for all rows would.
+(translations, which can be read in both directions) or `query, passage` (title and body: one direction). Opening takes
+under a millisecond and keeps no file handle (only the mapping), so hundreds of streams stay open at once. A block lies
+in one piece on the disk, which makes a cold reading twice as fast as one record batch for all rows would.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +29,16 @@ from me5lib.io import Me5Error, sha256
 MAPPED, MANIFEST = "pairs.arrow", "manifest.json"
 BLOCK = 1024  # rows that lie together, and that the plan moves together
 GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64: 2^64 over the golden ratio
+
+
+class Rows(Protocol):
+    """What is read of a stream: a shard, or several joined."""
+
+    rows: int
+    columns: tuple[str, ...]
+
+    def read(self, rows: np.ndarray) -> Sequence[Sequence]:
+        """The rows at these positions, in that order: a list per column."""
 
 
 class Manifest(NamedTuple):
@@ -60,11 +68,9 @@ class Shard:
         if len(rows) and (block == block[0]).all():
             return _lists(self._mapped.get_batch(int(block[0])), offset)
         order = np.argsort(block, kind="stable")
-        starts = np.flatnonzero(np.diff(block[order], prepend=-1)).tolist()
-        parts = []
-        for start, stop in pairwise([*starts, len(order)]):
-            at = order[start:stop]
-            parts.append(_lists(self._mapped.get_batch(int(block[at[0]])), offset[at]))
+        cuts = np.flatnonzero(np.diff(block[order], prepend=-1, append=-1)).tolist()
+        pieces = [order[start:stop] for start, stop in pairwise(cuts)]
+        parts = [_lists(self._mapped.get_batch(int(block[at[0]])), offset[at]) for at in pieces]
         back = np.argsort(order).tolist()
         columns = [[value for part in parts for value in part[i]] for i in range(len(self.columns))]
         return columns if back == sorted(back) else [[column[i] for i in back] for column in columns]
@@ -168,6 +174,12 @@ def shuffled(rows: int, seed: int) -> np.ndarray:
     """A permutation of `rows` row numbers, int64: the order of their SplitMix64 hashes. Without any state."""
     start = np.uint64((seed + 1) * GOLDEN % 2**64)
     return np.argsort(splitmix64(np.arange(rows, dtype=np.uint64) + start), kind="stable")
+
+
+def runs(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`count` consecutive things for each i: which i each belongs to, and which of its things it is; int64."""
+    of = np.repeat(np.arange(len(count)), count)
+    return of, np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
 
 
 def damaged(folder: Path, what: str) -> Me5Error:

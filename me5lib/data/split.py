@@ -1,35 +1,40 @@
-"""The honest split: near-copies of a text are held out together, and nothing near a held-out text is trained on.
+"""The honest split, and the search for leaks: near-copies are held out together, and none of them is trained on.
 
-Strings of an interface come in near-copies ("Error saving photo", "Error saving video"). Two English strings are near
-when the sets of character trigrams of their masked forms have a Jaccard similarity of at least `NEAR`; a cluster is
-what a chain of near strings connects (single linkage), found with MinHash and checked exactly. A cluster is held out
-when the hash of its canonical member (the first in alphabetical order) falls under the share: no random state, the
-same for every seed, and fixed before anything is trained. A cluster of more than `LARGEST` strings goes to training.
+Strings of an interface come in near-copies ("Error saving photo", "Error saving video"). Two texts are near when the
+sets of character trigrams of their masked forms have a Jaccard similarity of at least `NEAR`; a cluster is what a chain
+of near strings connects (single linkage), found with MinHash and checked exactly. A cluster is held out when the hash
+of its canonical member (the first in alphabetical order) falls under the share: the same for every seed, and fixed
+before anything is trained. A cluster of more than `LARGEST` strings goes to training.
 
     english ──► clusters ──► HeldOut.choose ──► .english   the held-out English strings
                                             ──► .add       their translations, and texts that only evaluate
                                             ──► .admits    what may be trained on, on either side, in any language
+    shards, evaluation texts ──► find_leaks ──► every training row that equals one, or is near one in its language
 
-Cost: MinHash takes about 0.1 ms a string; `near` is exact, a sparse product that grows with held-out × tested strings.
+A sentence inside a long passage is not a near-copy of it: that takes n-gram matching. Cost: MinHash takes about 0.1 ms
+a distinct string; `near` is exact, a sparse product that grows with held-out × tested strings.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from me5lib.data.shards import splitmix64
+from me5lib.data.shards import GOLDEN, Rows, runs, splitmix64
 from me5lib.pairs import normalise, text_key
 
 NEAR = 0.6  # ours: below it unlike strings begin to chain up (at 0.45 a third of Home Assistant is one cluster)
 LARGEST = 200  # ours: strings; nothing is learnt from holding out one huge cluster, and much is lost
 BANDS, ROWS = 48, 3  # MinHash: a pair at Jaccard NEAR is missed with (1 - 0.6³)⁴⁸, less than 1 in 100,000
 TOKEN = "#"  # what a number or a placeholder becomes
+READ_ROWS = 20_000  # rows that are searched for leaks at a time
 
 _DIGIT = r"[\d²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞፩-፼]"
 _GROUPED = r"(?<!\d)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)"  # 1 000 000, as French and Russian write it
@@ -52,16 +57,9 @@ def mask(text: str) -> str:
     return mask_numbers(_PLACEHOLDER.sub(TOKEN, text)) if _ANY.search(text) else text
 
 
-def shingles(forms: Sequence[str]) -> sparse.csr_matrix:
-    """Character trigrams of each masked text, its ends padded: binary int32 [len(forms), trigrams].
-
-    A trigram's code is its three code points side by side (3 × 21 bits), so nothing collides.
-    """
-    return _trigrams(forms)[0]
-
-
-def _trigrams(forms: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """`shingles`, and the code of the trigram that each column stands for, int64."""
+def shingles(forms: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Character trigrams of masked texts, their ends padded: binary int32 [len(forms), trigrams], and what the columns
+    stand for, int64 [trigrams]: the three code points side by side (3 × 21 bits), so nothing collides."""
     padded = [f" {form} " for form in forms]
     signs = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
     row = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
@@ -83,7 +81,7 @@ def clusters(english: Sequence[str]) -> np.ndarray:
     form_of = np.array([number.setdefault(mask(text), len(number)) for text in english], dtype=np.int64)
     if not number:
         return form_of
-    grams = shingles(list(number))
+    grams = shingles(list(number))[0]
     edges = _candidates(_signatures(grams))
     edges = edges[jaccard(grams, edges) >= NEAR]
     links = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(number), len(number)))
@@ -99,7 +97,7 @@ def near(held: Sequence[str], forms: Sequence[str], block: int = 256) -> np.ndar
     result = np.zeros(len(forms), dtype=bool)
     if not len(held) or not len(forms):
         return result
-    grams = shingles([*held, *forms])
+    grams = shingles([*held, *forms])[0]
     sizes = np.diff(grams.indptr)
     left, right = (np.argsort(part, kind="stable") for part in (sizes[: len(held)], sizes[len(held) :]))
     right += len(held)
@@ -170,15 +168,15 @@ def fraction(text: str) -> float:
     return (text_key(text) + 2**63) / 2**64
 
 
-def bands(forms: Sequence[str]) -> np.ndarray:
-    """The MinHash bands of masked texts, uint64 [texts, BANDS]: near-copies nearly surely agree on one.
-
-    They depend on each text alone, so bands of different lists can be compared.
-    """
-    grams, codes = _trigrams(forms)
-    signatures = _signatures(grams, splitmix64(codes.astype(np.uint64)) >> np.uint64(32))
-    columns = [_folded(signatures[:, band : band + ROWS]) for band in range(0, BANDS * ROWS, ROWS)]
-    return np.stack(columns, axis=1)
+def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -> np.ndarray:
+    """Jaccard similarity of the texts that each of `edges` (int64 [n, 2], rows of `grams`) joins; float64 [n]."""
+    sizes = np.diff(grams.indptr)
+    result = np.empty(len(edges))
+    for start in range(0, len(edges), block):
+        i, j = edges[start : start + block].T
+        common = np.asarray(grams[i].multiply(grams[j]).sum(axis=1)).ravel()
+        result[start : start + block] = common / (sizes[i] + sizes[j] - common)
+    return result
 
 
 def _signatures(grams: sparse.csr_matrix, hashes: np.ndarray | None = None) -> np.ndarray:
@@ -192,12 +190,20 @@ def _signatures(grams: sparse.csr_matrix, hashes: np.ndarray | None = None) -> n
     return np.array([one.hashvalues for one in hashes], dtype=np.uint32)
 
 
+def _bands(signatures: np.ndarray) -> np.ndarray:
+    # uint64 [texts, BANDS]: every band in one number; a chance collision costs a comparison, no more
+    found = np.zeros((len(signatures), BANDS), dtype=np.uint64)
+    for row in range(ROWS):
+        found = (found ^ signatures[:, row::ROWS]) * np.uint64(GOLDEN)
+        found ^= found >> np.uint64(32)
+    return found
+
+
 def _candidates(signatures: np.ndarray, block: int = 100_000) -> np.ndarray:
     # int64 [pairs, 2], smaller first: texts that agree on all rows of some band, each joined to the bucket's others,
     # and on so many rows in all that a similarity of NEAR is not out of the question (five standard deviations)
     n, found = len(signatures), [np.zeros(0, dtype=np.int64)]
-    for band in range(0, BANDS * ROWS, ROWS):
-        keys = _folded(signatures[:, band : band + ROWS])
+    for keys in _bands(signatures).T:
         order = np.argsort(keys, kind="stable")
         starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1], True])
         sizes = np.diff(starts)
@@ -215,21 +221,103 @@ def _candidates(signatures: np.ndarray, block: int = 100_000) -> np.ndarray:
     return np.stack([codes // n, codes % n], axis=1)
 
 
-def _folded(rows: np.ndarray) -> np.ndarray:
-    # a band as one uint64 [texts]; a chance collision costs a comparison, no more
-    folded = np.zeros(len(rows), dtype=np.uint64)
-    for column in rows.T:
-        folded = (folded ^ column) * np.uint64(0x9E3779B97F4A7C15)
-        folded ^= folded >> np.uint64(32)
-    return folded
+# Leaks ----------------------------------------------------------------------------------------------------------------
 
 
-def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -> np.ndarray:
-    """Jaccard similarity of the texts that each of `edges` (int64 [n, 2], rows of `grams`) joins; float64 [n]."""
-    sizes = np.diff(grams.indptr)
-    result = np.empty(len(edges))
-    for start in range(0, len(edges), block):
-        i, j = edges[start : start + block].T
-        common = np.asarray(grams[i].multiply(grams[j]).sum(axis=1)).ravel()
-        result[start : start + block] = common / (sizes[i] + sizes[j] - common)
-    return result
+class Leak(NamedTuple):
+    """A training text that should not be there."""
+
+    source: str
+    language: str
+    row: int  # of the stream
+    column: str
+    kind: str  # "exact" or "near"
+    task: str
+    similarity: float  # Jaccard; 1 when exact
+    trained: str
+    evaluated: str
+
+
+class NearIndex:
+    """The evaluation texts of one language by masked form, with the MinHash bands of each."""
+
+    def __init__(self, texts: Mapping[str, tuple[str, str]]):
+        """`texts`: masked form → (task, text)."""
+        self.forms, self.texts = list(texts), list(texts.values())
+        bands = self._bands_of(self.forms)
+        self._order = np.argsort(bands, axis=0, kind="stable")
+        self._sorted = np.take_along_axis(bands, self._order, 0)
+
+    @staticmethod
+    def _bands_of(forms: Sequence[str]) -> np.ndarray:
+        # of each text alone, so that bands of different lists can be compared
+        grams, codes = shingles(forms)
+        return _bands(_signatures(grams, splitmix64(codes.astype(np.uint64)) >> np.uint64(32)))
+
+    def find(self, texts: Sequence[str]) -> Iterator[tuple[int, float, str, str]]:
+        """(position, similarity, task, evaluation text) of each of `texts` that is a near-copy; the nearest one."""
+        forms, pairs = [mask(text) for text in texts], [np.zeros((0, 2), dtype=np.int64)]
+        for column, known, order in zip(self._bands_of(forms).T, self._sorted.T, self._order.T, strict=True):
+            low, high = (np.searchsorted(known, column, side) for side in ("left", "right"))
+            here, nth = runs(high - low)
+            pairs.append(np.stack([here, order[low[here] + nth]], axis=1))
+        (mine, my), (theirs, their) = (np.unique(side, return_inverse=True) for side in np.concatenate(pairs).T)
+        edges = np.unique(np.stack([my, len(mine) + their], axis=1), axis=0)  # each once
+        if not len(edges):
+            return
+        grams = shingles([*(forms[i] for i in mine), *(self.forms[i] for i in theirs)])[0]
+        found = sorted(zip(edges[:, 0].tolist(), jaccard(grams, edges).tolist(), edges[:, 1].tolist(), strict=True))
+        nearest = {here: (value, there) for here, value, there in found if value >= NEAR}  # the last of equals
+        for here, (value, there) in nearest.items():
+            yield int(mine[here]), round(value, 3), *self.texts[theirs[there - len(mine)]]
+
+
+def find_leaks(shards: Mapping[tuple[str, str], Rows], texts: Mapping[tuple[str, str], Iterable[str]],
+               progress: bool = True) -> Iterator[Leak]:
+    """Every training text of `shards`, by (source, language), that should not be there for one of `texts`, by (task,
+    language): equal to one when normalised, whatever language either is in, or near one within its language.
+
+    All columns are compared: both sides of a pair, and the negatives of a labelled row too.
+    """
+    from tqdm.auto import tqdm
+
+    exact: dict[int, tuple[str, str]] = {}  # key → task, text
+    forms: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)  # language → masked form → task, text
+    for (task, language), own in texts.items():
+        for text in own:
+            if form := mask(text):
+                exact.setdefault(text_key(text), (task, text))
+                forms[language].setdefault(form, (task, text))
+    indices = {language: NearIndex(own) for language, own in forms.items()}
+    clean: set[int] = set()  # keys of English texts that were looked up: every language's stream has them again
+    with tqdm(total=sum(shard.rows for shard in shards.values()), unit=" rows", disable=not progress) as bar:
+        for (source, language), shard in sorted(shards.items()):
+            bar.set_postfix_str(f"{source} {language}")
+            for start in range(0, shard.rows, READ_ROWS):
+                rows = np.arange(start, min(start + READ_ROWS, shard.rows))
+                for column, values in zip(shard.columns, shard.read(rows), strict=True):
+                    english = column == "english"
+                    index = indices.get("en" if english else language)
+                    for at, *rest in _leaks(values, exact, index, clean if english else set()):
+                        yield Leak(source, language, start + at, column, *rest)
+                bar.update(len(rows))
+
+
+def _leaks(values: Sequence, exact: Mapping[int, tuple[str, str]], index: NearIndex | None,
+           clean: set[int]) -> Iterator[tuple]:
+    """(row, kind, task, similarity, trained, evaluated) of a column: texts, or lists of texts. `clean` grows."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for row, value in enumerate(values):
+        for text in (value,) if isinstance(value, str) else value:
+            places[text].append(row)
+    rest = []
+    for text, rows in places.items():
+        key = text_key(text)
+        if hit := exact.get(key):
+            yield from ((row, "exact", hit[0], 1.0, text, hit[1]) for row in rows)
+        elif key not in clean:
+            rest.append(text)
+    near_copies = list(index.find(rest)) if index and rest else []
+    clean.update(map(text_key, set(rest) - {rest[at] for at, *_ in near_copies}))
+    for at, similarity, task, evaluated in near_copies:
+        yield from ((row, "near", task, similarity, rest[at], evaluated) for row in places[rest[at]])
