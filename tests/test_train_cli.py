@@ -214,8 +214,11 @@ def test_accelerate_launch_trains_together(undisturbed, tmp_path):
     assert ours == theirs
 
 
-def test_a_mistake_under_a_launcher_is_said_once(tmp_path):
-    done = launched("torchrun", "pretrain", "--scale", "base", "--out", tmp_path / "out")
+def test_a_mistake_under_a_launcher_is_said_once_even_if_the_first_rank_meets_it_last(tmp_path):
+    late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(4)\n"
+    (tmp_path / "sitecustomize.py").write_text(late, encoding="utf8")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = launched("torchrun", "pretrain", "--scale", "base", "--out", tmp_path / "out", PYTHONPATH=path)
     assert done.returncode != 0 and done.stderr.count("me5: ") == 1 and "--plan" in done.stderr
 
 

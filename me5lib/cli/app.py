@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from me5lib.config import Scale
 
 
+FIRST_RANK = 20.0  # seconds that a silent rank waits before it exits with a mistake that all ranks meet (ours)
+
+
 class Plain(TyperGroup):
     """A group of commands that turns `Me5Error` and an interrupt into one line."""
 
@@ -34,6 +38,8 @@ class Plain(TyperGroup):
         except Me5Error as error:
             if speaks() or isinstance(error, OfRank):
                 print(f"me5: {error}", file=sys.stderr)
+            else:
+                time.sleep(FIRST_RANK)  # a launcher ends every rank at the first exit: rank 0 has not spoken yet
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             if speaks():
