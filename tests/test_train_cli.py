@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from me5lib import config
+from me5lib.cli import app as app_module
 from me5lib.cli.app import app
 from me5lib.data.corpus import open_corpus
 from me5lib.io import PACKAGE
@@ -106,7 +107,14 @@ def test_fresh_throws_away_what_is_unfinished(unfinished):
     assert "steps 0 … 6" in done.stdout and steps_of(unfinished) == list(range(6))
 
 
-def test_other_ranks_are_silent_about_what_all_meet():
+def test_resume_does_not_take_a_damaged_checkpoint_for_something(unfinished):
+    for path in (unfinished / "stage1.part" / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(b"damaged")
+    refused(run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished), "nothing to resume")
+
+
+def test_other_ranks_are_silent_about_what_all_meet(monkeypatch):
+    monkeypatch.setattr(app_module, "FIRST_RANK", 0.0)
     for rank, lines in (("0", 1), ("1", 0)):
         done = run("pretrain", "--scale", "base", RANK=rank)
         assert done.exit_code == 2 and len(done.stderr.splitlines()) == lines and done.stdout == ""
