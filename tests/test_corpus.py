@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from me5lib.config import load
-from me5lib.data import build, cards, corpus, shards, split
+from me5lib.data import cards, corpus, shards, split
 from me5lib.data.corpus import Corpus, common_meanings, open_corpus
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, script
@@ -22,7 +22,7 @@ ALPHABETS = {"en": "bcdfghklmnprstvw", "de": "bdfgklmnprstwzäö", "el": "βγδ
              "ja": "あかさたなはまやらわいきしちにひ", "ru": "бвгджзклмнпрстфхц", "th": "กขคงจชดตถนบปมยรส"}
 
 
-def planted() -> build.Material:
+def planted() -> corpus.Material:
     """Random phrases as interface strings, and copies and near-copies of all of them in every other source."""
     rng = random.Random(0)
 
@@ -59,7 +59,7 @@ def planted() -> build.Material:
              "exams": exams}
     evaluation = {"gsm": gsm, "xquad": retrieval, "fastapi": retrieval, "intents": labels}
     tables = ({name: pa.Table.from_pylist(rows) for name, rows in each.items()} for each in (train, evaluation))
-    return build.Material(*tables, {"homeassistant": {"empty": 3}})
+    return corpus.Material(*tables, {"homeassistant": {"empty": 3}})
 
 
 SETTINGS = ("data.sources=homeassistant,homeassistant-descriptions,gettext,history", "data.labelled=exams",
@@ -71,7 +71,7 @@ def small(tmp_path_factory) -> Corpus:
     """A corpus of planted copies."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ME5_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(build, "read", lambda data: planted())
+        patch.setattr(corpus, "read_sources", lambda data: planted())
         patch.setattr(corpus, "fingerprint", lambda data: "planted")
         return open_corpus(load("tiny", SETTINGS), progress=False)
 
@@ -238,7 +238,7 @@ def test_a_built_corpus_is_opened_and_a_second_build_is_equal(smoke, tmp_path, m
     files = [path.relative_to(smoke.folder) for path in smoke.folder.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert [path for path in files if (smoke.folder / path).read_bytes() != (again.folder / path).read_bytes()] == []
-    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built twice"))
+    monkeypatch.setattr(corpus, "write_corpus", lambda *_: pytest.fail("built twice"))
     assert open_corpus(load("smoke", ("train.steps=1", "evaluate.heldout_strings=5"))).folder == again.folder
     assert again.fingerprint != corpus.fingerprint(load("smoke", ("data.heldout_share=0.5",)).data)
     (again.folder / "heldout.parquet").write_bytes(b"PAR1")
@@ -252,7 +252,7 @@ def test_a_build_that_fails_leaves_nothing_behind(failure, tmp_path, monkeypatch
         raise failure
 
     monkeypatch.setenv("ME5_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "hold_out", fail)
+    monkeypatch.setattr(corpus, "hold_out", fail)
     with pytest.raises(Me5Error, match="ME5_CACHE|me5 packs"):
         open_corpus(load("smoke"), progress=False)
     assert [path.name for path in (tmp_path / "corpus").iterdir() if path.suffix != ".lock"] == []
