@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from me5lib import config
 from me5lib.data import cards, schema
+from me5lib.io import sha256
 
 HEAD = """---
 name: toy
@@ -98,11 +99,26 @@ def named(pattern: str, number: int, files: int) -> str:
     return first.replace("**", "all").replace("*", "all") + (f"{number:05d}-of-{files:05d}" if star else "") + last
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """Path → SHA-256 of all files of a card that a user sees."""
+    return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*"))
+            if file.is_file() and ".build" not in file.parts}
+
+
+def arrow_type(kind: schema.Kind) -> pa.DataType:
+    """The pyarrow type that a Parquet file of such a column has."""
+    if kind.word == "list":
+        return pa.list_(arrow_type(kind.parts[0][1]))
+    if kind.word == "struct":
+        return pa.struct([(name, arrow_type(part)) for name, part in kind.parts])
+    return pa.type_for_alias(kind.word)
+
+
 def write(path: Path, hub: cards.Hub, given: Iterable[dict[str, Any]]) -> None:
     """Write rows to a file of the kind that its name says: Parquet with the card's types, or (packed) JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        types = pa.schema([(name, schema.arrow_type(schema.parse_type(text))) for name, text in hub.columns.items()])
+        types = pa.schema([(name, arrow_type(schema.parse_type(text))) for name, text in hub.columns.items()])
         pq.write_table(pa.Table.from_pylist(list(given), schema=types), path)
         return
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in given).encode("utf8")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fixtures_hub import HEAD
+from fixtures_hub import HEAD, hashes
 from loopback import Loopback
 from typer.testing import CliRunner
 
@@ -120,11 +120,6 @@ def rows_of(folder: Path) -> dict[str, list[tuple]]:
 
 def manifest(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text("utf8"))
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*"))
-            if file.is_file() and ".build" not in file.parts}
 
 
 def test_a_drawing_survives_503s_and_is_whole_without_the_hub(online, root):

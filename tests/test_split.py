@@ -191,7 +191,8 @@ def test_planted_leaks_are_found_in_any_column_of_every_stream_and_named():
     found = find_leaks(streams, {("t", "en"): ["The light in the room is off"]}, False)
     assert [(leak.language, leak.row, leak.column) for leak in found] == [(code, 0, "english") for code in
                                                                           ("de", "fr", "sw")]
-    labelled = Rows({"query": ["a question"], "positives": [["right"]], "negatives": [["wrong", "held out text"]]})
+    labelled = Rows({"query": ["a question"], "positives": [["right"]], "negatives": [["wrong", "held out text"]],
+                     "instruction": [None]})
     (leak,) = find_leaks({("nq", "en"): labelled}, {("t", "en"): ["Held out text"]}, False)
     assert (leak.column, leak.trained, leak.similarity) == ("negatives", "held out text", 1.0)
 

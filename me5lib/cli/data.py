@@ -8,9 +8,7 @@ table3` (or 4, 5) fetches what `me5 evaluate --table 3` reads: mteb's data sets,
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +19,6 @@ from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from me5lib.data import hub
-    from me5lib.data.cards import Card
 
 RATE = 20.0  # MB/s that `--plan` reckons with unless told: ours, an assumption that is printed with its result
 ROWS_A_SECOND = 4_000  # read, built, filtered; 3,000 to 9,000 of four cards from the loopback hub, on one slow core
@@ -59,7 +56,7 @@ def fetch_scale(
     pairs = {name: rows or hub.pairs_wanted(cfg, name) for name in names}  # every card is read first
     temperature = cfg.data.language_temperature
     if plan:
-        _print_plan([(cards.load(name), number) for name, number in pairs.items()], temperature, rate)
+        _print_plan(pairs, temperature, rate)
         return
     for name, number in pairs.items():
         place = pipeline.draw_card(cards.load(name), number, temperature)
@@ -115,40 +112,34 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
         print(f"{model}: {backbone(full_id(model), pickle, revision or None)}")
 
 
-def _print_plan(pairs: list[tuple[Card, int]], temperature: float, rate: float) -> None:
-    from me5lib.data import hub
+def _print_plan(pairs: dict[str, int], temperature: float, rate: float) -> None:
+    """A line for each card of what would be read: rows, files, GB (rows times an entry's mean bytes a row, never more
+    than a file has; a bound for a card that does not say how many rows there are), minutes."""
+    from me5lib.data import cards, hub
 
-    total = [0, 0.0, 0.0]
+    sums = [0, 0.0, 0.0]
     print(f"{'card':18}{'rows':>12}{'files':>7}{'GB':>9}{'minutes':>9}")
-    for card, number in pairs:
+    for card, number in ((cards.load(name), number) for name, number in pairs.items()):
         if (hub.drawing_home(card, number, temperature) / "manifest.json").is_file():
             print(f"{card.name:18}{number:>12,}{'in the cache':>25}")
             continue
-        rows, files, megabytes, bounded = reading_cost(card, hub.plan_drawing(card, number, temperature))
-        minutes, sign = (megabytes / rate + rows / ROWS_A_SECOND) / 60, "≤" if bounded else "~"
+        plan, rows, files, megabytes, sign = hub.plan_drawing(card, number, temperature), 0, 0, 0.0, "~"
+        for stream in plan.streams:
+            entry, due = stream[0].entry, 0
+            known = card.hub[entry].rows
+            sign = sign if known else "≤"
+            for file in stream:
+                mean = plan.bytes[entry] / known if known else file.size
+                megabytes += min(file.size, mean * (file.due - due)) / 1e6
+                files += file.due > due
+                due = file.due
+            rows += due
+        minutes = (megabytes / rate + rows / ROWS_A_SECOND) / 60
         print(f"{card.name:18}{rows:>12,}{files:>7}{sign:>2}{megabytes / 1e3:>7.2f}{sign:>2}{minutes:>7.1f}")
-        total = [total[0] + rows, total[1] + megabytes, total[2] + minutes]
-    print(f"{'together':18}{total[0]:>12,}{'':7}{total[1] / 1e3:>9.2f}{total[2]:>9.1f}")
+        sums = [a + b for a, b in zip(sums, (rows, megabytes, minutes), strict=True)]
+    print(f"{'together':18}{sums[0]:>12,}{'':7}{sums[1] / 1e3:>9.2f}{sums[2]:>9.1f}")
     print(f"Estimates from the hub's listing (~), or bounds where a card does not know its rows (≤), at {rate:g} MB/s "
           f"and {ROWS_A_SECOND:,} rows/s. On top come rows that filters drop, and the rest of each file's last block.")
-
-
-def reading_cost(card: Card, plan: hub.DrawingPlan) -> tuple[int, int, float, bool]:
-    """What a plan will read: pairs, files, MB (rows times an entry's mean bytes a row, never more than a file has), and
-    whether that is only a bound, for a card that does not say how many rows there are.
-    """
-    pairs, files, megabytes, bounded = 0, 0, 0.0, False
-    for stream in plan.streams:
-        before, entry = 0, stream[0].entry
-        known = card.hub[entry].rows
-        bounded |= known is None
-        for file in stream:
-            mean = plan.bytes[entry] / known if known else file.size
-            megabytes += min(file.size, mean * (file.due - before)) / 1e6
-            files += file.due > before
-            before = file.due
-        pairs += before
-    return pairs, files, megabytes, bounded
 
 
 def backbone(name: str, pickle: bool = False, revision: str | None = None) -> str:
@@ -198,11 +189,11 @@ def build_mixture(
     mirror = source.expanduser().resolve() if source else None
     builds = [pipeline.prepare_build(cards.load(name), out or hub.built_home(), tasks, mirror, limit) for name in card]
     for each in builds:
-        for absent in each.facts["absent"]:
-            print(f"me5: card {each.card.name}: no files {absent}", file=sys.stderr)
+        warnings = [f"no files {absent}" for absent in each.facts["absent"]]
         if idle := each.shares.count([]):
-            print(f"me5: card {each.card.name}: {idle} of {tasks} tasks have nothing to read, for a file is not split",
-                  file=sys.stderr)
+            warnings.append(f"{idle} of {tasks} tasks have nothing to read, for a file is not split")
+        for warning in warnings:
+            print(f"me5: card {each.card.name}: {warning}", file=sys.stderr)
         if job := pipeline.run_build(each, executor, workers, slurm, float(mem)):
             print(f"{each.card.name}: submitted, the last job is {job}; when it has ended: me5 mixture show --out "
                   f"{each.out.parent}")
@@ -220,6 +211,8 @@ def show_mixture(
     temperature: Annotated[float, typer.Option(help="Of the languages inside a source (ours: 0.5).")] = 0.5,
 ) -> None:
     """What is built: rows and shares by source and language, wanted and built; a picture; and who is starved."""
+    import pandas as pd
+
     from me5lib.data import cards, hub
     from me5lib.lessons import data_figures, figures
 
@@ -232,10 +225,10 @@ def show_mixture(
         path = folder / f"mixture-{number + 1}.png"
         figures.keep(data_figures.mixture(stage, hub.STARVED), path)
         print(f"picture: {path}\n")
-    rows = ([stage.title, name, code, n, f"{stage.languages[code][1]:.6f}"]
-            for stage in stages for name, languages in stage.built.items() for code, n in sorted(languages.items()))
-    _write_csv(folder / "mixture.csv",
-               ["stage", "source", "language", "rows built", "share of the language in its stage"], rows)
+    rows = [(stage.title, name, code, n, f"{stage.languages[code][1]:.6f}")
+            for stage in stages for name, languages in stage.built.items() for code, n in sorted(languages.items())]
+    header = ["stage", "source", "language", "rows built", "share of the language in its stage"]
+    pd.DataFrame(rows, columns=header).to_csv(folder / "mixture.csv", index=False, lineterminator="\r\n")
     print(f"every source and language: {folder / 'mixture.csv'}")
 
 
@@ -248,6 +241,8 @@ def check_mixture(
     report: Annotated[Path | None, typer.Option(help="Write every leak to this CSV file.")] = None,
 ) -> None:
     """Hold every training row against every evaluation text; exit code 1 where one leaks."""
+    import pandas as pd
+
     from me5lib import config
     from me5lib.data import shards, split
     from me5lib.data.corpus import open_corpus
@@ -267,7 +262,8 @@ def check_mixture(
         print(f"  {leak.source} {leak.language} row {leak.row} {leak.column}: {leak.trained[:60]!r} is "
               f"{'equal to' if leak.kind == 'exact' else 'near'} {leak.evaluated[:60]!r} of {leak.task}")
     if report is not None:
-        _write_csv(report, split.Leak._fields, found)
+        table = pd.DataFrame(found, columns=split.Leak._fields)
+        table.to_csv(report, index=False, lineterminator="\r\n")
     if found:
         raise typer.Exit(1)
 
@@ -285,19 +281,10 @@ def stage_table(stage: hub.StageMixture, most: int = 20) -> list[str]:
     lines.append(f"  {'language':20}{'built':>14}{'share drawn':>14}")
     lines += [f"  {code:20}{rows:>14,}{share:>14.3%}" for code, (rows, share) in list(stage.languages.items())[:most]]
     lines += [f"  and {len(stage.languages) - most} more"] if len(stage.languages) > most else []
-    if stage.starved:
-        poor = _first_of([f"{code} {share:.3%}" for code, share in stage.starved.items()], most)
-        lines.append(f"  WARNING: starved languages, under {STARVED:.1%} of what is drawn (our threshold): {poor}")
-    return lines + [f"  WARNING: {name} has no rows in {_first_of(codes, most)}"
-                    for name, codes in stage.missing.items() if codes]
-
-
-def _first_of(names: list[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    with path.open("w", encoding="utf8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
+    poorest = sorted((share, code) for code, (_, share) in stage.languages.items() if share < STARVED)
+    warnings = {f"starved languages, under {STARVED:.1%} of what is drawn (our threshold):":
+                [f"{code} {share:.3%}" for share, code in poorest]}
+    warnings |= {f"{name} has no rows in": codes for name, codes in stage.missing.items()}
+    return lines + [f"  WARNING: {what} {', '.join(which[:most])}"
+                    + (f" and {len(which) - most} more" if len(which) > most else "")
+                    for what, which in warnings.items() if which]

@@ -18,7 +18,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, validate_call
 
@@ -43,16 +43,18 @@ def length(least: Natural = 1, most: Natural = 10_000, query_least: Natural | No
            query_most: Natural | None = None, passage_least: Natural | None = None,
            passage_most: Natural | None = None) -> Filter:
     """Drop where a side has fewer or more characters than this; `least` and `most` hold where the side has no own."""
-    own = {"query": (query_least, query_most), "passage": (passage_least, passage_most)}
-    bounds = {side: (least if low is None else low, most if high is None else high)
-              for side, (low, high) in own.items()}
+    lows = {"query": least if query_least is None else query_least,
+            "passage": least if passage_least is None else passage_least}
+    highs = {"query": most if query_most is None else query_most,
+             "passage": most if passage_most is None else passage_most}
 
     def step(item: Item) -> str | None:
         """The first side that is too short or too long."""
         for side, text in sides(item, "both"):
-            low, high = bounds[side]
-            if not low <= len(text) <= high:
-                return f"{side} {f'under {low}' if len(text) < low else f'over {high}'} characters"
+            if len(text) < lows[side]:
+                return f"{side} under {lows[side]} characters"
+            if len(text) > highs[side]:
+                return f"{side} over {highs[side]} characters"
         return None
 
     return step
@@ -65,6 +67,11 @@ _ALIKE = ({"nb", "nn", "da"}, {"bs", "hr", "sr", "sr-latn", "sh"}, {"id", "ms", 
           {"es", "ca", "gl", "ext", "an"}, {"bg", "mk"}, {"tt", "ba"}, {"az", "tr"}, {"uz", "ug"}, {"ku", "sdh"},
           {"bn", "as"}, {"nso", "st", "tn"}, {"fr", "gcf", "gcr", "ht", "wa"}, {"de", "lb"}, {"nl", "af"})
 _NONE = "zxx"  # of py3langid: no language at all (addresses, numbers)
+
+
+@cache
+def _alike(one: str, other: str) -> bool:
+    return one == other or any({one, other} <= relatives for relatives in _ALIKE)
 
 
 @cache
@@ -84,7 +91,7 @@ def in_language(side: Side = "passage", least_chars: Natural = 40, sure: Share =
     is, or both are in one language.
     """
     def step(item: Item) -> str | None:
-        """The language that a side surely is instead."""
+        """The side that surely is in another language."""
         base = item.language.split("-")[0]
         if base not in _identifier()[1]:
             return None
@@ -108,16 +115,14 @@ def _surely(text: str, least_chars: int, sure: float) -> str | None:
     return best if best != _NONE and sum(p for code, p in found if _alike(best, code)) >= sure else None
 
 
-@cache
-def _alike(one: str, other: str) -> bool:
-    return one == other or any({one, other} <= relatives for relatives in _ALIKE)
-
-
 _COOKIES = re.compile(
     r"(we|this (web)?site) uses? cookies|accept (all )?cookies|cookie (policy|settings)|verwende[nt] .{0,20}cookies"
     r"|utilis(ons|e) .{0,20}cookies|(utiliza(mos)?|usamos) .{0,20}cookies|utilizz(iamo|a) .{0,20}cookie"
     r"|gebruik(t|en) .{0,20}cookies|używa(my)? .{0,20}cookie|использу(ем|ет) .{0,20}cookie|cookie ?を使用"
     r"|(please )?enable javascript|javascript (is|must be) (disabled|enabled)", re.IGNORECASE)
+
+
+_ENDS = ".,;:!?…。、！？।॥؟"  # no entry of a menu ends so
 
 
 def boilerplate(side: Side = "passage", letters: Share = 0.4) -> Filter:
@@ -126,10 +131,8 @@ def boilerplate(side: Side = "passage", letters: Share = 0.4) -> Filter:
     `letters`: the least share of letters and their marks among what is not white space, of texts of 20 or more.
     """
     def step(item: Item) -> str | None:
-        for where, text in sides(item, side):
-            if reason := _boilerplate(text, letters):
-                return f"{where} is {reason}"
-        return None
+        found = ((where, _boilerplate(text, letters)) for where, text in sides(item, side))
+        return next((f"{where} is {reason}" for where, reason in found if reason), None)
 
     return step
 
@@ -143,24 +146,19 @@ def _boilerplate(text: str, letters: float) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) >= 4 and Counter(lines).most_common(1)[0][1] > len(lines) / 2:
         return "one line repeated"
-    if len(lines) >= 10 and sum(map(_is_entry, lines)) >= 0.9 * len(lines):
+    entries = [line for line in lines if len(line) <= 25 and len(line.split()) <= 3 and line[-1] not in _ENDS]
+    if len(lines) >= 10 and len(entries) >= 0.9 * len(lines):
         return "a menu"
     signs = [sign for sign in text[:1_000] if not sign.isspace()]
     written = sum(sign.isalpha() or unicodedata.category(sign)[0] == "M" for sign in signs)
     return "mostly not letters" if len(signs) >= 20 and written < letters * len(signs) else None
 
 
-def _is_entry(line: str) -> bool:
-    """Whether a line looks like an entry of a menu: up to three words and 25 signs, no end of a sentence."""
-    return len(line) <= 25 and len(line.split()) <= 3 and line[-1] not in ".,;:!?…。、！？।॥؟"
-
-
 def identical() -> Filter:
     """Drop where the passage says what the query says (`text_key`): nothing is to be learnt from it."""
     def step(item: Item) -> str | None:
-        key = text_key(item.query)
-        same = any(text_key(text) == key for _, text in sides(item, "passage"))
-        return "query equals passage" if same else None
+        keys = {text_key(text) for _, text in sides(item, "passage")}
+        return "query equals passage" if text_key(item.query) in keys else None
 
     return step
 
@@ -169,28 +167,19 @@ def exact() -> None:
     """Of items with the same keys on both sides, over the card, one is kept."""
 
 
-class Near(NamedTuple):
-    """Of near duplicates (MinHash over character n-grams of the passage), over the card, one is kept."""
+def near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> tuple[int, int]:
+    """Of items whose passages' character n-grams have this Jaccard similarity, over the card, one is kept (MinHash).
 
-    threshold: float = 0.8  # Jaccard similarity of the passages' character n-grams
-
-    @property
-    def bands(self) -> tuple[int, int]:
-        """(buckets, hashes per bucket): the strictest that catches nine in ten pairs at `threshold`, of 128 hashes."""
-        for rows in range(64, 0, -1):
-            if 1 - (1 - self.threshold**rows) ** (128 // rows) >= 0.9:
-                return 128 // rows, rows
-        return 128, 1
-
-
-def near_options(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> Near:
-    """The options of `Near`, checked."""
-    return Near(threshold)
+    (buckets, hashes per bucket): the strictest that catches nine in ten pairs at `threshold`, of 128 hashes.
+    """
+    catching = (rows for rows in range(64, 0, -1) if 1 - (1 - threshold**rows) ** (128 // rows) >= 0.9)
+    rows = next(catching, 1)
+    return 128 // rows, rows
 
 
 STEPS: dict[str, Callable[..., Filter]] = {"length": length, "language": in_language, "boilerplate": boilerplate,
                                          "identical": identical}
-WHOLE_CARD: dict[str, Callable[..., Any]] = {"exact": exact, "near": near_options}
+WHOLE_CARD: dict[str, Callable[..., Any]] = {"exact": exact, "near": near}
 
 
 def make_filter(card: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -203,13 +192,12 @@ def make_filter(card: str, name: str, options: Mapping[str, Any]) -> Any:
         raise Me5Error(f"data card {card}.md: filters.{name}: no such filter: there are {', '.join(known)}")
     try:
         return validate_call(known[name])(**options)
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error), "type": ""}
-        where = ".".join(map(str, ("filters", name, *first["loc"])))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what, where = first["msg"], ".".join(map(str, ("filters", name, *first["loc"])))
         if first["type"] == "unexpected_keyword_argument":
-            names = ", ".join(inspect.signature(known[name]).parameters) or "none"
-            raise Me5Error(f"data card {card}.md: {where}: no such option: there are {names}") from None
-        raise Me5Error(f"data card {card}.md: {where}: {first['msg']}") from None
+            what = f"no such option: there are {', '.join(inspect.signature(known[name]).parameters) or 'none'}"
+        raise Me5Error(f"data card {card}.md: {where}: {what}") from None
 
 
 def sift(card: str, given: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Filter]]:

@@ -1,9 +1,9 @@
 """The hub's rows: which files a card has at a commit, their rows, what the card's builder makes of them; what is there.
 
-    files, commits, absent = list_files(card)               # from listings alone
-    plan_drawing(card, 100_000)                                     # which of them a drawing of 100,000 pairs reads
-    make_items(card, file, read_rows(folder, file.path, columns), BUILDERS, Ledger())     # pairs, or labelled ones
-    HubCorpus(config.load("workshop"))                      # what a scale trains on; touches no network
+    files, commits, absent = list_files(card)           # from listings alone
+    plan_drawing(card, 100_000)                         # which of them a drawing of 100,000 pairs reads
+    make_items(card, file, read_rows(folder, file.path, columns), BUILDERS, Ledger())   # pairs, or labelled examples
+    HubCorpus(config.load("workshop"))                  # what a scale trains on; touches no network
 
 One path for `me5 fetch` (a drawing: so many pairs of a card) and `me5 mixture build` (all of it): `pipeline` runs it.
 Folders are those of fsspec: `hf://datasets/<repository>@<commit>` (honours `HF_ENDPOINT`), or `<mirror>/<repository>`.
@@ -20,7 +20,6 @@ Cost: about 50 µs a row beside the filters; memory of one Parquet batch or one 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io as streams
 import json
@@ -30,6 +29,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -87,19 +87,15 @@ class Broken(Exception):
 class Unreachable(Me5Error):
     """The hub does not answer, or `HF_HUB_OFFLINE` forbids to ask."""
 
-
-def unreachable(why: object) -> Unreachable:
-    """The one-line error that says why, and what to do."""
-    return Unreachable(f"the hub cannot be reached ({' '.join(str(why).split())[:200]}): run `me5 fetch --for "
-                       "workshop` where there is a network, or `me5 mixture build --from DIR` on a copy of the files")
+    def __init__(self, why: object):
+        super().__init__(f"the hub cannot be reached ({' '.join(str(why).split())[:200]}): run `me5 fetch --for "
+                         "workshop` where there is a network, or `me5 mixture build --from DIR` on a copy of the files")
 
 
 class Ledger:
-    """Counts rows and items by what became of them, reason and language: so that nothing is lost unsaid.
+    """Counts by what became of them, reason and language: rows of files, and items, which builders make of them.
 
-    A row is a record of a file; an item is a pair or labelled example that a builder made of it, or why there is none.
-
-        read = unfit + built (rows)          made = dropped + kept (items)
+        read = unfit + built (rows)          made = dropped + kept (items: pairs, labelled examples, or why not)
     """
 
     def __init__(self, say: Callable[[str], None] | None = None):
@@ -117,12 +113,8 @@ class Ledger:
             if self.say:
                 self.say(f"{where}: {reason} (further ones are only counted)")
 
-    def total(self, what: str) -> int:
-        """How many of a kind."""
-        return sum(n for (kind, _, _), n in self.counts.items() if kind == what)
-
     def save(self, path: Path) -> None:
-        """Write it as JSON, beside and renamed."""
+        """Write it as JSON."""
         counts = sorted([*key, n] for key, n in self.counts.items())
         io.put_json(path, {"counts": counts, "first": self.first, "broken": self.broken}, sort_keys=True)
 
@@ -165,23 +157,23 @@ def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[HubFi
     from fsspec.utils import glob_translate
     from huggingface_hub import HfApi
 
-    found, commits, absent = [], [], []
+    files, commits, absent = [], [], []
     for number, entry in enumerate(card.hub):
         about = partial(HfApi().dataset_info, entry.repository, revision=entry.revision)
         commit = entry.revision or "main" if mirror else ask_hub(f"card {card.name}", entry.repository, about).sha
         commits.append(commit)
-        here, before = folder(entry, commit, mirror), len(found)
+        here, before = folder(entry, commit, mirror), len(files)
         listing = _listing(card, entry, here)
         for code, theirs in (entry.languages or {entry.language or "": ""}).items():
             pattern = entry.files.replace("{language}", theirs)
             matches = re.compile(glob_translate(pattern)).match
             own = [HubFile(number, path, code, *about) for path, about in listing.items() if matches(path)]
-            found += own
+            files += own
             absent += [] if own else [f"{entry.repository}/{pattern}"]
-        if len(found) == before:
+        if len(files) == before:
             raise Me5Error(f"card {card.name}: no files {entry.files} in {here}: "
                            + ("the copy must lie in DIR/<repository>" if mirror else "mend the card"))
-    return found, commits, absent
+    return files, commits, absent
 
 
 def _listing(card: cards.Card, entry: cards.Hub, here: str) -> dict[str, tuple[int, str]]:
@@ -189,11 +181,12 @@ def _listing(card: cards.Card, entry: cards.Hub, here: str) -> dict[str, tuple[i
     from fsspec.core import url_to_fs
 
     system, root = url_to_fs(here)
-    under = f"{root}/{re.split(r'[*?{]', entry.files)[0].rpartition('/')[0]}".rstrip("/")
-    found = {}
-    with contextlib.suppress(FileNotFoundError):  # no such folder
-        find = partial(system.find, under, detail=True)
+    find = partial(system.find, f"{root}/{re.split(r'[*?{]', entry.files)[0].rpartition('/')[0]}".rstrip("/"),
+                   detail=True)
+    try:
         found = ask_hub(f"card {card.name}", entry.repository, find) if here.startswith("hf://") else find()
+    except FileNotFoundError:  # no such folder
+        return {}
     return {path.removeprefix(root.rstrip("/") + "/"): (about["size"], str(about.get("blob_id") or about.get("mtime")))
             for path, about in sorted(found.items()) if about["type"] == "file"}
 
@@ -204,30 +197,32 @@ def ask_hub(who: str, repository: str, question: Callable[[], Any]) -> Any:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if constants.is_offline_mode():
-        raise unreachable("HF_HUB_OFFLINE is set")
-    for tries in range(1, TRIES + 1):
+        raise Unreachable("HF_HUB_OFFLINE is set")
+    for tries in count(1):
         try:
             return question()
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise Me5Error(f"{who}: the hub has no {repository} at that revision for you ({type(error).__name__}): "
                            "private and gated ones want `hf auth login`") from None
         except Exception as error:
-            if not broken_connection(error):
+            if not waited(error, tries):
                 raise
-            if tries == TRIES:
-                raise unreachable(error) from None
+
+
+def waited(error: BaseException, tries: int) -> bool:
+    """Whether only the way to the hub broke (408, 429, 5xx, a timeout, no route), and to ask again, now that this has
+    waited. Raises `Unreachable` after `TRIES`.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        status, names = _status(cause), {base.__name__ for base in type(cause).__mro__}  # of whichever httpx there is
+        routeless = isinstance(cause, ConnectionError | TimeoutError) or "TransportError" in names
+        if status in (408, 429) or status >= 500 or (routeless and not status):
+            if tries >= TRIES:
+                raise Unreachable(error) from None
             time.sleep(WAIT * tries)
-
-
-def broken_connection(error: BaseException | None) -> bool:
-    """Whether an error is one of the way to the hub and not of what came: 408, 429, 5xx, a timeout, no route."""
-    while error is not None:
-        if status := _status(error):
-            return status in (408, 429) or status >= 500
-        names = {base.__name__ for base in type(error).__mro__}  # of whichever httpx the hub's client uses
-        if isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names:
             return True
-        error = error.__cause__
+        cause = None if status else cause.__cause__
     return False
 
 
@@ -283,17 +278,14 @@ def read_rows(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tupl
             return
         except Exception as error:
             tries += 1
-            if broken_connection(error):
-                if tries >= TRIES:
-                    raise unreachable(error) from None
-                time.sleep(WAIT * tries)
-            elif status := _status(error):  # 401, 403, 404: no fault of the file, and login may mend it
+            if waited(error, tries):
+                continue
+            if status := _status(error):  # 401, 403, 404: no fault of the file, and login may mend it
                 raise Me5Error(f"{here}: the hub refuses {path} ({status}): gated sets want `hf auth login`") from None
-            elif isinstance(error, pa.ArrowInvalid | UnicodeDecodeError) or (type(error) is OSError
-                                                                             and error.errno is None):  # Arrow's
+            of_arrow = type(error) is OSError and error.errno is None
+            if of_arrow or isinstance(error, pa.ArrowInvalid | UnicodeDecodeError):
                 raise Broken(" ".join(str(error).split())[:200]) from error
-            else:
-                raise
+            raise
 
 
 def _parquet(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
@@ -388,13 +380,6 @@ class StageMixture(NamedTuple):
     languages: dict[str, tuple[int, float]]  # language → (rows, share of what is drawn), the richest first
     missing: dict[str, list[str]]  # built card → its languages without rows
 
-    @property
-    def starved(self) -> dict[str, float]:
-        """Languages drawn less often than `STARVED`, the poorest first: the first thing to look at where a model is
-        poor in some languages."""
-        poor = {code: share for code, (_, share) in self.languages.items() if share < STARVED}
-        return dict(sorted(poor.items(), key=lambda each: (each[1], each[0])))
-
 
 def built(out: Path) -> dict[str, dict[str, int]]:
     """Card → language → rows of the finished builds in `out`. Raises `Me5Error` for one that cannot be read."""
@@ -417,6 +402,8 @@ def mixtures(found: Mapping[str, Mapping[str, int]], known: Mapping[str, cards.C
     for table, title in TITLES.items():
         own = {name: card for name, card in known.items() if card.paper.table == table}
         here = {name: found[name] for name in own if found.get(name)}
+        if not here:
+            continue
         weights = {name: own[name].paper.rows or sum(rows.values()) for name, rows in here.items()}
         shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         rows, drawn = Counter(), Counter()
@@ -426,10 +413,9 @@ def mixtures(found: Mapping[str, Mapping[str, int]], known: Mapping[str, cards.C
             drawn.update({code: shares[name] * n**temperature / total for code, n in languages.items()})
         wanted = {name: own[name].paper.rows for name in sorted(own, key=lambda name: name not in here)}
         missing = {name: sorted(set(own[name].languages) - set(languages)) for name, languages in here.items()}
-        order = sorted(drawn, key=lambda code: (-drawn[code], code))
-        stages.append(StageMixture(title, wanted, here, shares, {code: (rows[code], drawn[code]) for code in order},
-                                   missing))
-    return [stage for stage in stages if stage.built]
+        richest = {code: (rows[code], drawn[code]) for code in sorted(drawn, key=lambda code: (-drawn[code], code))}
+        stages.append(StageMixture(title, wanted, here, shares, richest, missing))
+    return stages
 
 
 def built_home() -> Path:

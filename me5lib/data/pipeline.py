@@ -5,23 +5,22 @@
     draw_card(cards.load("nllb"), 100_000)                          # the same with a limit: a task per stream
 
 Stages: 1 read, make pairs, filter; 2 find exact duplicates; 3–5 near ones (not of a drawing); 6 shards; 7 seal. A card
-has those that it names. datatrove writes down last of all that a task is finished, and what a task leaves is written
-beside and renamed: a build killed at any moment goes on with the other tasks, and ends with the same bytes.
+has those that it names. What a task leaves is written beside and renamed, and datatrove notes last of all that it is
+finished: a build killed at any moment goes on with the other tasks, and ends with the same bytes.
 
     <out>/<card>/<language>/part-<rank>-<n>/      shards, and
     <out>/<card>/manifest.json                    what they are, and what was dropped and why: written last
     <out>/<card>/.build/<key>/                    logs, counts and (until it is sealed) intermediate files
 
-The key hashes the card, the options that shape the shards and the list of files: a changed card or input is another
-build, and the shards of the last finished one stay until that one is sealed. A drawing keeps its plan instead, so that
-it goes on at the same commits though a branch has moved. The manifest holds no time and no path of a machine.
+The key hashes the card, the options that shape the shards and the list of files; the last finished build's shards stay
+until another is sealed. A drawing keeps its plan instead: it goes on at the same commits though a branch has moved.
 
 datatrove's readers leave out what they cannot parse without a count, its writers make no file for a task without
 documents, which then reads another's, and its pool waits for ever for a worker that the system killed: those are ours.
 
 Near duplicates: MinHash over character 5-grams of the normalised passage (ours; words would need a tokenizer per
-language), a sketch: at the threshold 0.8 a pair of Jaccard similarity 0.5 / 0.6 / 0.7 / 0.8 / 0.9 is taken for a
-duplicate with probability 0.06 / 0.24 / 0.61 / 0.95 / 1.00.
+language): at the threshold 0.8 a pair of Jaccard similarity 0.5 / 0.6 / 0.7 / 0.8 / 0.9 is taken for a duplicate with
+probability 0.06 / 0.24 / 0.61 / 0.95 / 1.00.
 
 Cost: disk about the size of the compressed text while it runs, and per item 14 bytes for `exact`, 1.1 kB for `near`;
 `exact` 20 µs an item, `near` 1 ms a passage of 1,000 signs; memory of `HELD` bytes of text a task.
@@ -158,9 +157,9 @@ def _described(card: Card, files: list[hub.HubFile], commits: list[str]) -> dict
         sizes = [file.size for file in files if file.entry == number]
         repositories.append({"repository": entry.repository, "revision": commit, "glob": entry.files,
                              "files": len(sizes), "bytes": sum(sizes)})
-    revision = "; ".join(dict.fromkeys(f"{each['repository']}@{each['revision']}" for each in repositories))
-    return {"card": card.name, "card_sha256": card.sha256, "me5": __version__, "build": VERSION, "revision": revision,
-            "repositories": repositories}
+    revisions = [f"{entry.repository}@{commit}" for entry, commit in zip(card.hub, commits, strict=True)]
+    return {"card": card.name, "card_sha256": card.sha256, "me5": __version__, "build": VERSION,
+            "revision": "; ".join(dict.fromkeys(revisions)), "repositories": repositories}
 
 
 def share(files: list[hub.HubFile], tasks: int) -> list[list[hub.HubFile]]:
@@ -203,7 +202,8 @@ def items_of_task(build: Build, progress: bool, _: Documents | None, rank: int) 
     for file in build.shares[rank]:
         most, lacking = build.per_file, None
         if file.due is not None:
-            most, lacking = max(READ * file.due - book.total("read"), 0), max(file.due - kept, 0)
+            read = sum(n for (what, *_), n in book.counts.items() if what == "read")
+            most, lacking = max(READ * file.due - read, 0), max(file.due - kept, 0)
         if most == 0 or lacking == 0:
             continue
         entry = build.card.hub[file.entry]
@@ -212,11 +212,9 @@ def items_of_task(build: Build, progress: bool, _: Documents | None, rank: int) 
             for item in islice(hub.make_items(build.card, file, islice(rows, most), build.builders, book), lacking):
                 kept += 1
                 bar.update()
-                if isinstance(item, Pair):
-                    yield to_document((item.query, [item.passage], [], item.language, False, None))
-                else:
-                    yield to_document((item.query, list(item.positives), list(item.negatives), item.language, True,
-                                    item.instruction))
+                texts, told = (([item.passage], []), (False, None)) if isinstance(item, Pair) else (
+                    (list(item.positives), list(item.negatives)), (True, item.instruction))
+                yield to_document((item.query, *texts, item.language, *told))
         except hub.Broken as error:
             logger.error(f"card {build.card.name}, {file.path}: unreadable: {error}")
             book.broken.append({"file": file.path, "why": str(error)})
@@ -292,9 +290,8 @@ class NearSignature(minhash.MinhashDedupSignature):
         return np.unique(hashes).reshape(-1, 1)
 
 
-def near_config(options: filters.Near) -> minhash.MinhashConfig:
-    """datatrove's of these options."""
-    buckets, hashes = options.bands
+def near_config(buckets: int, hashes: int) -> minhash.MinhashConfig:
+    """datatrove's, of the bands that `filters.near` gives."""
     return minhash.MinhashConfig(n_grams=NGRAM, num_buckets=buckets, hashes_per_bucket=hashes)
 
 
@@ -305,10 +302,23 @@ def write_shards(build: Build, data: Documents, rank: int) -> Documents:
     rows, tables, size, written = defaultdict(list), defaultdict(list), Counter(), []
 
     def flush(language: str) -> None:
-        """Write what is held of a language as its next part."""
+        """Write what is held of a language as its next part, and note what the manifest says of it."""
+        table = pa.concat_tables([*tables.pop(language, ()), _table(rows.pop(language))])
+        kinds = set(table["labelled"].to_pylist())
+        if len(kinds) > 1:
+            raise Me5Error(f"card {build.card.name}, language {language}: its builders make pairs and labelled "
+                           "examples: give each a card of its own")
+        if kinds == {True}:
+            own = ["instruction"] if table["instruction"].null_count < table.num_rows else []
+            table = table.select(["query", "positives", "negatives", *own])
+        else:
+            passages = pa.chunked_array([chunk.flatten() for chunk in table["positives"].chunks], pa.string())
+            table = pa.table({"query": table["query"], "passage": passages})
         number = sum(part["language"] == language for part in written)
-        held = pa.concat_tables([*tables.pop(language, ()), _table(rows.pop(language))])
-        written.append(_write_part(build, held, language, rank, number))
+        name = f"{language}/part-{rank:05d}-{number:04d}"
+        done = shards.write(table, build.folder / "shards" / name, seed=rank * 10_000 + number)
+        written.append({"folder": name, "language": language, "rows": done.rows, "columns": list(done.columns),
+                        "bytes": done.bytes, "sha256": done.sha256})
         del size[language]
 
     for each in data:
@@ -327,32 +337,14 @@ def write_shards(build: Build, data: Documents, rank: int) -> Documents:
     return iter(())
 
 
-def _write_part(build: Build, table: pa.Table, language: str, rank: int, number: int) -> dict[str, Any]:
-    """One part; what the manifest says of it."""
-    kinds = set(table["labelled"].to_pylist())
-    if len(kinds) > 1:
-        raise Me5Error(f"card {build.card.name}, language {language}: its builders make pairs and labelled examples: "
-                       "give each a card of its own")
-    if kinds == {True}:
-        own = ["instruction"] if table["instruction"].null_count < table.num_rows else []
-        table = table.select(["query", "positives", "negatives", *own])
-    else:
-        passages = pa.chunked_array([chunk.flatten() for chunk in table["positives"].chunks], pa.string())
-        table = pa.table({"query": table["query"], "passage": passages})
-    name = f"{language}/part-{rank:05d}-{number:04d}"
-    done = shards.write(table, build.folder / "shards" / name, seed=rank * 10_000 + number)
-    return {"folder": name, "language": language, "rows": done.rows, "columns": list(done.columns),
-            "bytes": done.bytes, "sha256": done.sha256}
-
-
 def finalize(build: Build, _: Documents | None, rank: int) -> Documents:
     """Put the shards of a build in their place, write its manifest, and remove what is no longer needed.
 
     One task, which may be killed anywhere: whatever it finds half done it does again to the same end. Raises `Me5Error`
     for counts that do not add up, and for a drawing of no pairs.
     """
-    out, folder = build.out, build.folder
-    files = sorted((folder / "counts" / "parts").glob("*.json"))
+    out, made = build.out, build.folder / "shards"
+    files = sorted((build.folder / "counts" / "parts").glob("*.json"))
     parts = sorted((part for file in files for part in io.read_json(file)), key=lambda part: part["folder"])
     manifest = build.facts | counted(build, parts)
     if build.pairs and not parts:
@@ -360,32 +352,24 @@ def finalize(build: Build, _: Documents | None, rank: int) -> Documents:
         raise Me5Error(f"card {build.card.name}: none of the {manifest['read']} rows drawn makes a pair "
                        f"({'; '.join(why[:3]) or 'the files are empty'}): mend the card")
     (out / MANIFEST).unlink(missing_ok=True)
-    _clear(build, {part["folder"] for part in parts})
-    for part in parts:
-        made, place = folder / "shards" / part["folder"], out / part["folder"]
-        if made.exists():
-            place.parent.mkdir(exist_ok=True)
-            os.replace(made, place)
-        shards.open_shard(place)
+    ours = [part["folder"] for part in parts]
+    kept = {out / name for name in ours if not (made / name).exists()}  # in place already
+    others = [other for other in (out / ".build").glob("*/") if other != build.folder]
+    for stale in (*others, *(shard for shard in out.glob("[!.]*/part-*") if shard not in kept)):
+        shutil.rmtree(stale)
+    for name in ours:
+        if (made / name).exists():
+            (out / name).parent.mkdir(exist_ok=True)
+            os.replace(made / name, out / name)
+        shards.open_shard(out / name)
+    for language in list(out.glob("[!.]*/")):
+        with contextlib.suppress(OSError):
+            language.rmdir()  # where it is empty
     io.put_json(out / ".build" / SEALED, build.key)
     io.put_json(out / MANIFEST, manifest, sort_keys=True)
     for name in ("items", "exact", "near", "shards"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(build.folder / name, ignore_errors=True)
     return iter(())
-
-
-def _clear(build: Build, ours: set[str]) -> None:
-    """Remove other builds of the card, and every shard in place that is not of this one."""
-    for other in (build.out / ".build").glob("*/"):
-        if other != build.folder:
-            shutil.rmtree(other)
-    for shard in list(build.out.glob("[!.]*/part-*")):
-        name = f"{shard.parent.name}/{shard.name}"
-        if name not in ours or (build.folder / "shards" / name).exists():
-            shutil.rmtree(shard)
-    for language in list(build.out.glob("[!.]*/")):
-        with contextlib.suppress(OSError):
-            language.rmdir()  # where it is empty
 
 
 def counted(build: Build, parts: list[dict]) -> dict[str, Any]:
@@ -394,20 +378,20 @@ def counted(build: Build, parts: list[dict]) -> dict[str, Any]:
     `rows`: items kept, also by language; `read`, `built`: rows of files; `unfit`: reason → language → rows; `made`:
     items; `dropped`: reason → language → items; `unreadable`: files; `first`: where a reason was first met.
     """
-    totals, first, broken, languages = Counter(), {}, [], Counter()
+    number, languages, first, broken = Counter(), Counter(), {}, []
+    reasons = {"unfit": defaultdict(Counter), "dropped": defaultdict(Counter)}
     for book in sorted(build.folder.glob("counts/*/*.json")):
-        if book.parent.name != "parts":
-            given = io.read_json(book)
-            totals.update({(what, reason, language): n for what, reason, language, n in given["counts"]})
-            first, broken = given["first"] | first, broken + given["broken"]
+        if book.parent.name == "parts":
+            continue
+        about = io.read_json(book)
+        first, broken = about["first"] | first, broken + about["broken"]
+        for what, reason, language, n in about["counts"]:
+            number[what] += n
+            if what in reasons:
+                reasons[what][reason][language] += n
     for part in parts:
         languages[part["language"]] += part["rows"]
-    number = Counter({"kept": languages.total()})
-    reasons = {"unfit": defaultdict(dict), "dropped": defaultdict(dict)}
-    for (what, reason, language), n in totals.items():
-        number[what] += n
-        if what in reasons:
-            reasons[what][reason][language] = n
+    number["kept"] = languages.total()
     if number["read"] != number["unfit"] + number["built"] or number["made"] != number["dropped"] + number["kept"]:
         raise Me5Error(f"card {build.card.name}: the counts do not add up ({dict(number)}): delete {build.folder} and "
                        "build again")
@@ -434,7 +418,7 @@ def stages(build: Build, progress: bool = False) -> list[tuple[str, list[Pipelin
         reread.append(exact.ExactDedupFilter(duplicates, config, Excluded("exact duplicate", at / "counts")))
     if "near" in whole and build.pairs is None:
         signs, pairs, remove = (str(at / "near" / name) for name in ("signatures", "pairs", "remove"))
-        config = near_config(filters.make_filter(build.card.name, "near", whole["near"]))
+        config = near_config(*filters.make_filter(build.card.name, "near", whole["near"]))
         found += [("near signatures", [*reread, NearSignature(signs, config)], tasks),
                   ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=config)], config.num_buckets),
                   ("near clusters", [minhash.MinhashDedupCluster(pairs, remove, config)], 1)]
@@ -478,7 +462,7 @@ class _Local(_Quiet, LocalPipelineExecutor):
 
 
 class _Ray(_Quiet, RayPipelineExecutor):
-    """datatrove's executor for Ray."""
+    """datatrove's executor of a Ray cluster."""
 
 
 def _end_with_parent() -> None:
@@ -541,17 +525,16 @@ def _executor(kind: str, steps: list, tasks: int, logs: str, workers: int | None
 
 def _finish(title: str, executor: Any) -> None:
     """Run what a stage still lacks. Raises `Me5Error` naming the log of a task that is not finished after it."""
-    if not executor.get_incomplete_ranks():
-        return
     why = ""
     try:
-        executor.run()
+        if executor.get_incomplete_ranks():
+            executor.run()
     except Me5Error:
         raise
     except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         died = type(error).__name__ == "BrokenProcessPool"
-        said = "a worker was killed: too little memory? Try fewer --workers" if died else " ".join(str(error).split())
-        why = f" ({type(error).__name__}: {said[:200]})"
+        why = f" ({'a worker was killed: too little memory? Try fewer --workers' if died else said})"
     if (missing := executor.get_incomplete_ranks()) or why:
         log = executor.logging_dir.resolve_paths(f"logs/task_{(missing or [0])[0]:05d}.log")
         raise Me5Error(f"card {title}: {len(missing)} tasks are not finished{why}: see {log}; the same command goes on "

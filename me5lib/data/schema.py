@@ -1,8 +1,7 @@
-"""The types of a hub source's columns, as its data card writes them: one line of Arrow words, read three ways.
+"""The types of a hub source's columns, as its data card writes them: one line of Arrow words.
 
     parse_type("list<struct<docid: string, text: string?>>")     # → Kind
-    arrow_type(kind)                                             # the pyarrow type
-    fault(kind, value)                                      # None, "null", or "not string but int"
+    row_fault({"title": "string"}, {"title": None})              # "title: null"; None where nothing is wrong
 
 Words: string, int64, float64, bool, `list<T>`, `struct<name: T, …>`; a `?` behind any of them allows null.
 """
@@ -13,8 +12,6 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
-
-import pyarrow as pa
 
 _PYTHON = {"string": str, "int64": int, "float64": (float, int), "bool": bool, "list": list, "struct": Mapping}
 _TOKEN = re.compile(r"\s*([A-Za-z_][\w .()-]*?(?=\s*[:<>,?]|\s*$)|[<>:,?])")
@@ -36,7 +33,6 @@ def parse_type(text: str) -> Kind:
         raise ValueError(f"type {text!r} has signs that no type is written with")
 
     def take(expected: str = "") -> str:
-        """The next token, which must be `expected`, if that is given."""
         if not tokens or (expected and tokens[0] != expected):
             raise ValueError(f"type {text!r} lacks {expected or 'a type'!r} before {' '.join(tokens) or 'its end'}")
         return tokens.pop(0).strip()
@@ -58,15 +54,6 @@ def parse_type(text: str) -> Kind:
     if tokens:
         raise ValueError(f"type {text!r} goes on after its end: {' '.join(tokens)}")
     return found
-
-
-def arrow_type(kind: Kind) -> pa.DataType:
-    """The pyarrow type that a Parquet file of such a column has."""
-    if kind.word == "list":
-        return pa.list_(arrow_type(kind.parts[0][1]))
-    if kind.word == "struct":
-        return pa.struct([(name, arrow_type(part)) for name, part in kind.parts])
-    return pa.type_for_alias(kind.word)
 
 
 def fault(kind: Kind, value: Any) -> str | None:

@@ -308,7 +308,7 @@ def _leaks(values: Sequence, exact: Mapping[int, tuple[str, str]], index: NearIn
     """(row, kind, task, similarity, trained, evaluated) of a column: texts, or lists of texts. `clean` grows."""
     places: dict[str, list[int]] = defaultdict(list)
     for row, value in enumerate(values):
-        for text in (value,) if isinstance(value, str) else value:
+        for text in (value,) if isinstance(value, str) else value or ():
             places[text].append(row)
     rest = []
     for text, rows in places.items():
