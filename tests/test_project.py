@@ -63,9 +63,9 @@ def test_the_conda_environment_and_the_constraints_are_in_step():
     python, _ = str(conda.pop("python").specifier), conda.pop("pip")
     assert {name: str(one.specifier) for name, one in conda.items()} == {
         name: str(one.specifier) for name, one in DECLARED.items()}
-    assert python == PROJECT["requires-python"] and [line for line in by_pip if line.startswith("-")] == ["-e .[lab]"]
+    assert python == PROJECT["requires-python"] and [line for line in by_pip if line.startswith("-")] == ["-e ."]
     pinned = named((ROOT / "constraints.txt").read_text("utf8").splitlines())
-    installed = [line for extra in ("test", "usem3", "export", "lab") for line in EXTRAS[extra]]
+    installed = [line for extra in ("test", "usem3", "export") for line in EXTRAS[extra]]
     for name, wanted in (DECLARED | named(installed)).items():
         (pin,) = pinned[name].specifier
         assert pin.operator == "==" and wanted.specifier.contains(pin.version), name
@@ -79,7 +79,7 @@ def test_every_import_is_declared_and_every_dependency_is_used():
     seen -= set(sys.stdlib_module_names) | {"me5lib"} | extras
     used = {canonicalize_name(owner) for name in seen for owner in owners.get(name, [name])}
     assert used - set(DECLARED) == set()
-    unseen = {"ipykernel", "sentence-transformers", "pystemmer"}  # Jupyter, readers, mteb's BM25
+    unseen = {"ipykernel", "jupyterlab", "sentence-transformers", "pystemmer"}  # Jupyter, readers, mteb's BM25
     assert set(DECLARED) - used - unseen == set()
 
 
