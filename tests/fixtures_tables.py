@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
 from me5lib.evaluate.heldout import build
 from me5lib.evaluate.models import Opened
+from me5lib.evaluate.paper import csv_table
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -122,22 +123,11 @@ def write_tables(root: Path) -> None:
         pool = [f"{pair} pool {i}" for i in range(90)]
         bucc[pair] = [{"sentence1": [f"{pair} own {i}" for i in range(90)], "sentence2": pool,
                        "gold": [[i, i + 3] for i in range(1, 20)]}]
-    for code in tatoeba_subsets():
+    for code in csv_table("tatoeba_per_language")["pair"]:  # from the paper's side of it
         tatoeba += [{"sentence1": f"{code} {i} sala", "sentence2": f"sala {i} {code}", "lang": code} for i in range(3)]
     write(datasets / "MIRACLRetrieval", miracl, "dev")
     write(datasets / "BUCC", bucc, "test")
     write(datasets / "tatoeba-bitext-mining", {"default": tatoeba}, "test")
-
-
-def tatoeba_subsets() -> list[str]:
-    """Tatoeba's 112 pairs, from the paper's side of it."""
-    import csv
-
-    from me5lib.io import PACKAGE
-
-    with (PACKAGE / "evaluate" / "tables" / "tatoeba_per_language.csv").open(encoding="utf8", newline="") as file:
-        reader = csv.DictReader(file)
-        return [row[reader.fieldnames[0]] for row in reader]
 
 
 def tatoeba(subsets: list[str]) -> AbsTask:

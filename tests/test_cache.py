@@ -12,7 +12,7 @@ import pytest
 
 from me5lib import io
 from me5lib.evaluate import cache
-from me5lib.evaluate.cache import CachedEncoder, Workers
+from me5lib.evaluate.cache import CachedEncoder, on_devices
 from me5lib.io import Me5Error
 
 MODEL = {"model": "m", "revision": "a1"}
@@ -25,17 +25,14 @@ def hashed(text: str) -> np.ndarray:
 
 
 class Counting:
-    """Vectors from a hash of prefix, norm and text; remembers every batch, and calls `stop` before the `last` one."""
+    """Vectors from a hash of prefix, norm and text; remembers every batch."""
 
     own_prompts = {"query": "q "}
 
-    def __init__(self, last: int = 0, stop=lambda: None) -> None:
+    def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.last, self.stop = last, stop
 
     def encode(self, texts, prefix="", *, normalise=True, **options):
-        if len(self.batches) + 1 == self.last:
-            self.stop()
         self.batches.append(list(texts))
         return np.array([hashed(f"{prefix}|{normalise}|{options}|{text}") for text in texts]).reshape(-1, 5)
 
@@ -76,11 +73,16 @@ def test_all_that_decides_vectors_is_in_the_name(tmp_path, texts, monkeypatch):
     ways = [({}, "p: ", {}), ({}, "q: ", {}), ({}, "p: ", {"normalise": False}), ({}, "p: ", {"max_tokens": 8}),
             ({"revision": "b2"}, "p: ", {}), ({"dtype": "fp16"}, "p: ", {}), ({"dtype": "bf16"}, "p: ", {})]
     for i, (change, prefix, options) in enumerate(ways, start=1):
+        before = chunks(tmp_path)
         encoder = Counting()
         cached = CachedEncoder(encoder, tmp_path, MODEL | {"revision": change.get("revision", "a1")},
                                change.get("dtype", "fp32"))
         expected = Counting().encode(texts, prefix, **options)
-        np.testing.assert_allclose(cached.encode(texts, prefix, **options), expected, rtol=2**-11)
+        made, half = cached.encode(texts, prefix, **options), "dtype" in change
+        np.testing.assert_allclose(made, expected, rtol=2**-11 if half else 0)
+        assert made.dtype == np.float32 and np.array_equal(cached.encode(texts, prefix, **options), made)  # as returned
+        stored = {np.load(path).dtype for path in set(chunks(tmp_path)).difference(before)}
+        assert stored == {np.dtype(np.float16 if half else np.float32)}
         assert len(encoder.texts) == 300 and len(chunks(tmp_path)) == 6 * i, (change, prefix, options)
     for other in (["ab", "cd"], ["cd", "ab"], ["abcd", ""], ["abc", "d"]):
         CachedEncoder(Counting(), tmp_path / "texts", MODEL).encode(other)
@@ -90,17 +92,13 @@ def test_all_that_decides_vectors_is_in_the_name(tmp_path, texts, monkeypatch):
     assert len(chunks(tmp_path / "texts")) == 5
 
 
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def kill_at_rename(count: int) -> None:
     """Kill this process when it has written the `count`-th chunk beside its place."""
     left, rename = iter(range(count - 1)), io.rename
 
     def counted(before: Path, after: Path) -> None:
         if after.suffix == ".npy" and next(left, None) is None:
-            kill()
+            os.kill(os.getpid(), signal.SIGKILL)
         rename(before, after)
 
     io.rename = counted
@@ -108,7 +106,7 @@ def kill_at_rename(count: int) -> None:
 
 def evaluate(out: Path, encoder) -> str:
     """mteb's retrieval among 300 documents, in chunks of 50: seven calls of the encoder. The result file's scores."""
-    from me5lib.data.corpus import Retrieval, RetrievalSet  # here, since `Workers` import this module: mteb takes long
+    from me5lib.data.corpus import Retrieval, RetrievalSet  # here, since workers import this module: mteb takes long
     from me5lib.evaluate import heldout, runs
     from me5lib.evaluate.models import Opened
 
@@ -123,22 +121,18 @@ def evaluate(out: Path, encoder) -> str:
 
 CHILD = """
 import sys
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[2])
 import test_cache as the
-if sys.argv[2] == "encode":
-    encoder = the.Counting(5, the.kill)
-else:
-    encoder = the.Counting()
-    the.kill_at_rename(5)
-the.evaluate(the.Path(sys.argv[1]), encoder)
+the.kill_at_rename(5)
+the.evaluate(the.Path(sys.argv[1]), the.Counting())
 """
 
 
-@pytest.mark.parametrize("moment", ["encode", "rename"])
-def test_killed_in_mid_evaluation_it_encodes_the_missing_chunks_alone_and_ends_with_the_same_scores(tmp_path, moment):
+def test_killed_in_mid_evaluation_it_encodes_the_missing_chunks_alone_and_ends_with_the_same_scores(tmp_path):
+    """Before the fifth chunk is in its place; `test_runs` kills encoders."""
     straight, rest = Counting(), Counting()
     expected = evaluate(tmp_path / "straight", straight)
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), moment, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(Path(__file__).parent)]
     child = subprocess.run(command, capture_output=True, encoding="utf8")
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert len(chunks(tmp_path / "killed")) == 4
@@ -177,14 +171,6 @@ def test_a_damaged_chunk_is_said_in_one_line_and_encoded_again(tmp_path, texts, 
         np.testing.assert_array_equal(CachedEncoder(encoder, tmp_path, MODEL).encode(texts, "p: "), direct(texts))
         assert len(encoder.texts) == count
     assert capsys.readouterr().err == f"{path} is damaged: its 50 texts are encoded again\n"
-
-
-def test_half_precision_takes_half_the_disk_and_reads_back_what_was_returned(tmp_path, texts):
-    half = CachedEncoder(Counting(), tmp_path, MODEL, "bf16")
-    rounded, exact = half.encode(texts, "p: "), direct(texts)
-    assert rounded.dtype == np.float32 and 0 < np.abs(rounded / exact - 1).max() <= 2**-11
-    np.testing.assert_array_equal(half.encode(texts, "p: "), rounded)
-    assert {np.load(path).dtype for path in chunks(tmp_path)} == {np.dtype(np.float16)}
 
 
 def test_vectors_that_are_not_finite_are_refused_and_the_chunks_before_them_stay(tmp_path, texts):
@@ -239,12 +225,12 @@ class OnDevice(Counting):
 
 
 def test_two_processes_encode_and_the_caller_drives(tmp_path, texts):
-    with Workers(OnDevice, ["cpu", "cpu"]) as workers:
+    with on_devices(OnDevice, ["cpu", "cpu"]) as encode:
         local = Counting()
-        made = CachedEncoder(local, tmp_path, MODEL, encode=workers.encode).encode(texts * 3, "p: ")
+        made = CachedEncoder(local, tmp_path, MODEL, encode=encode).encode(texts * 3, "p: ")
         np.testing.assert_array_equal(made[:, :-1], direct(texts * 3)[:, :-1])
         assert not local.texts and set(made[:, -1]) and os.getpid() not in set(made[:, -1].astype(int))
-        again = CachedEncoder(local, tmp_path, MODEL, encode=workers.encode).encode(texts, "p: ")
+        again = CachedEncoder(local, tmp_path, MODEL, encode=encode).encode(texts, "p: ")
         np.testing.assert_array_equal(again, made[:300])
         with pytest.raises(Me5Error, match="a process that encodes has died"):
-            list(workers.encode([["die"]], ""))
+            list(encode([["die"]], ""))

@@ -29,8 +29,9 @@ def keys(folder):
 
     words = [f"{a}{b} {b}{a}" for a in "klmnoprstu" for b in "aeiou"] * 20
     encoder = Encoder.new(config.load("smoke").model, train_tokenizer(words, 330), 0)
-    cached = cache.CachedEncoder(models.E5(encoder), folder / "vectors", {"revision": "a1"})
-    shutil.rmtree(folder / "scores", ignore_errors=True)
+    for kept in ("scores", "vectors"):
+        shutil.rmtree(folder / kept, ignore_errors=True)
+    cache.CachedEncoder(models.E5(encoder), folder / "vectors", {"revision": "a1"}).encode(["a", "b"], "query: ")
     told = SimpleNamespace(name="a teacher", identity={}, pieces=lambda pairs, lengths: [([0], [1.0])])
     teacher.block_scores([("a", "b")], told, (9, 9), folder / "scores")
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
@@ -39,7 +40,7 @@ def keys(folder):
         "drawing": hub.drawing_home(cards.load("nllb"), 100).name,
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25(), baselines.Digits())],
         "protocol": protocol.encoder_fingerprint(encoder),
-        "vectors": cached._path(["a", "b"], "query: ", {}).name,
+        "vectors": [path.name for path in (folder / "vectors").iterdir()],
         "scores": [path.name for path in (folder / "scores").iterdir()],
         "run": run.Journal(folder / "run", run.books(), parameters).keys,
     }

@@ -95,7 +95,7 @@ def test_impossible_metrics_are_refused_by_name_and_made_again_on_demand(made, t
         runs.measured(tmp_path)
     assert "\n" not in str(raised.value) and (words == "has no scores" or "(val, default)" in str(raised.value))
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}"):
-        model._results(tmp_path, opened())  # no model card takes it either
+        model._result_entries(tmp_path, opened())  # no model card takes it either
     before, task = path.read_bytes(), [retrieval.MockRetrievalTask()]
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}.*add --again to replace it"):
         runs.evaluate(opened(), task, tmp_path)
@@ -175,5 +175,6 @@ def test_a_task_of_the_tables_is_whole_with_what_the_tables_take_of_it():
     assert benchmarks.full_subsets("MIRACLRetrieval") == {("dev", language) for language in benchmarks.MIRACL}
     assert benchmarks.full_subsets("STS22") == {("test", "en")}
     assert benchmarks.full_subsets("MSMARCO") == {("dev", "default")}
-    assert {subset for _, subset in benchmarks.full_subsets("Tatoeba")} == set(paper.tatoeba()["pair"])
+    pairs = paper.csv_table("tatoeba_per_language")["pair"]
+    assert {subset for _, subset in benchmarks.full_subsets("Tatoeba")} == set(pairs)
     assert len(benchmarks.full_subsets("STS22.v2")) > 10 and benchmarks.full_subsets("no task") == frozenset()

@@ -142,13 +142,10 @@ def test_which_folders_read_instructions(change, expected, folder, tmp_path):
     assert open_model(str(copy), device="cpu").instruct is expected
 
 
-def test_short_names():
+def test_short_names_and_a_revision_behind_the_id_or_beside_it():
     for name, full in (("multilingual-e5-large-instruct", "intfloat/multilingual-e5-large-instruct"), ("a/b", "a/b"),
                        ("LaBSE", "sentence-transformers/LaBSE"), ("xlm-roberta-base", "xlm-roberta-base")):
         assert full_id(name) == full
-
-
-def test_a_revision_stands_behind_the_id_or_beside_it():
     assert [resolve.resolve("a/b@v2"), resolve.resolve("LaBSE", "v2"), resolve.resolve("a/b")] == [
         ("hub", "a/b", "v2"), ("hub", full_id("LaBSE"), "v2"), ("hub", "a/b", "")]
 

@@ -20,7 +20,8 @@ def found():
 
 def test_a_bar_per_language_by_script_and_family_and_a_mark_per_published_value(found, tmp_path):
     bars = paper_figures.bars(found)
-    assert len(bars) == 112 and {bar.language for bar in bars} == {r[:3] for r in paper.tatoeba()["pair"]}
+    assert len(bars) == 112 and {bar.language for bar in bars} == {
+        r[:3] for r in paper.csv_table("tatoeba_per_language")["pair"]}
     assert [bar.script for bar in bars[:60]] == ["Latin"] * 60 and bars[-1].script != "Latin"
     for names in ([bar.script for bar in bars], [(bar.script, bar.family) for bar in bars]):
         changes = [a for a, b in zip(names, [None, *names], strict=False) if a != b]

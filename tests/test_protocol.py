@@ -66,16 +66,6 @@ def test_its_tasks_are_those_of_the_tables_by_mtebs_own_names():
     assert {row["task"]: (row["table"], row["type"]) for row in rows} == expected
 
 
-def test_where_todays_mteb_has_another_instruction():
-    """CQADupstack's forums have none of their own in mteb 2.26, and SummEval's ends in a full stop."""
-    rows = [row for row in committed() if row["task"] != "CQADupstackRetrieval"]  # only its forums are ever encoded
-    today = {row["task"]: rules.mteb_instruct_rule(mteb.get_task(row["task"]).metadata).query for row in rows}
-    other = {row["task"]: today[row["task"]] for row in rows if today[row["task"]] != row["instruct_query"]}
-    assert other.pop("SummEval").endswith("similar summaries.\nQuery: ")
-    assert len(other) == 12 and {name[:11] for name in other} == {"CQADupstack"}
-    assert set(other.values()) == {"Instruct: Retrieve text based on user query.\nQuery: "}
-
-
 def test_rules_of_types_that_mteb_hands_over_as_retrieval():
     for kind in ("Reranking", "InstructionReranking", "BitextMining", "Summarization", "PairClassification"):
         assert paper_rule(kind, "any") == (Q, Q, True, True)
@@ -138,7 +128,7 @@ def strings(kind: str, side: str, columns: dict, instruct: bool) -> list[str]:
         return [f"query: {b}" for b in columns["body"]] if kind == "Quora" else [f"passage: {t}" for t in joined]
     if not instruct:
         return [f"query: {text}" for text in columns["text"]]
-    listed = {(kind, row.task): row.instruction for row in paper.instruct_prompts().itertuples()
+    listed = {(kind, row.task): row.instruction for row in paper.csv_table("instruct_prompts").itertuples()
               for kind in row.task_type.split(",")}
     official = kind.replace("Quora", "Retrieval")
     task = listed.get((official, TASKS[kind][1])) or listed[official, "*"]

@@ -229,7 +229,7 @@ def test_languages_narrow_the_tasks_that_have_several():
         "BUCC": {"de-en"}, "Tatoeba": {"deu-eng", "jpn-eng"}}
     (only,) = benchmarks.narrowed(benchmarks.table_tasks(5), ["swh"])
     assert (only.metadata.name, list(only.hf_subsets)) == ("Tatoeba", ["swh-eng"])
-    whole, _ = benchmarks.named_tasks(["SciFact", "Tatoeba"], ["deu"])
+    whole, _ = benchmarks.narrowed(benchmarks.named_tasks(["SciFact", "Tatoeba"]), ["deu"])
     assert whole.hf_subsets == ["default"]
     with pytest.raises(Me5Error, match="has a subset for en"):  # the other side of every pair
         benchmarks.narrowed(benchmarks.table_tasks(5), ["en"])

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,13 +66,19 @@ def evaluate(
     for name, value, known in (("protocol", protocol, ("paper", "mteb")), ("dtype", dtype, ("fp32", "bf16", "fp16"))):
         if value not in known:
             raise Me5Error(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+    import torch
+
     from me5lib.evaluate import benchmarks, runs
+    from me5lib.evaluate.cache import on_devices
+    from me5lib.evaluate.models import open_model
 
     numbers = benchmarks.tables(table) if table else ()
     of_tables = [task for number in numbers for task in benchmarks.table_tasks(number, quick)]
     known = {task.metadata.name for task in of_tables}
     named = benchmarks.named_tasks([name for name in _split_names(tasks) if name not in known])
-    chosen, where = benchmarks.narrowed([*of_tables, *named], _split_names(languages)), _devices(devices)
+    chosen = benchmarks.narrowed([*of_tables, *named], _split_names(languages))
+    gpus = torch.cuda.device_count()
+    where = _split_names(devices) or [f"cuda:{i}" for i in range(gpus) if gpus > 1]  # none: what torch finds
     hours, lines = benchmarks.cost_of_run(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
     if plan:
         print("\n".join(lines))
@@ -81,7 +87,10 @@ def evaluate(
         long = "a time that cannot be told" if hours != hours else f"about {hours:,.1f} hours"
         raise Me5Error(f"this takes {long}: look at it with --plan, then add --yes")
     folder = Path(out).expanduser().resolve() if out else io.run_folder("tables", 0).parent
-    with _open_on(model, revision, dtype, where) as (opened, encode):
+    several = len(where) > 1
+    opened = open_model(model, revision=revision, dtype=dtype, device="cpu" if several else "".join(where))
+    open_on = partial(_encoder_on, model, opened.revision if revision else "", dtype)
+    with on_devices(open_on, where) if several else nullcontext() as encode:
         paths = runs.evaluate(opened, chosen, folder, protocol=protocol, again=again, encode=encode,
                               keep=not drop_vectors, command=_command())
     for path in paths:
@@ -97,7 +106,7 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
     each and the log. Tasks that were trained on are marked in the files."""
     from me5lib.evaluate import compare, paper, runs
 
-    home = runs.folder_of(out, protocol, opened.dtype)
+    home = out / f"{protocol}-{opened.dtype}"
     print(f"results in mteb's format: {home / 'results'}")
     measured = runs.measured(out)
     for column, value in {"model": opened.name, "revision": opened.revision, "dtype": opened.dtype}.items():
@@ -148,34 +157,11 @@ def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> Non
     print(f"means over languages, between 0 and 1; every language and direction: {path}")
 
 
-@contextmanager
-def _open_on(model: str, revision: str, dtype: str, devices: list[str]) -> Iterator[tuple[Opened, Any]]:
-    """The model, and what encodes: None for its own encoder, or that of processes on several devices."""
-    from me5lib.evaluate.cache import Workers
-    from me5lib.evaluate.models import open_model
-
-    here = "cpu" if len(devices) > 1 else "".join(devices)
-    opened = open_model(model, revision=revision, dtype=dtype, device=here)
-    if len(devices) < 2:
-        yield opened, None
-        return
-    with Workers(partial(_encoder_on, model, opened.revision if revision else "", dtype), devices) as workers:
-        yield opened, workers.encode
-
-
 def _encoder_on(model: str, revision: str, dtype: str, device: str) -> Any:
-    """What a process of `Workers` opens."""
+    """What a process of `on_devices` opens."""
     from me5lib.evaluate.models import open_model
 
     return open_model(model, revision=revision, dtype=dtype, device=device).encoder
-
-
-def _devices(names: str) -> list[str]:
-    """The devices to encode on; empty for the one that torch finds."""
-    import torch
-
-    count = torch.cuda.device_count()
-    return _split_names(names) or ([f"cuda:{i}" for i in range(count)] if count > 1 else [])
 
 
 def _split_names(text: str) -> list[str]:

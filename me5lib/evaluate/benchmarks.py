@@ -1,7 +1,7 @@
 """What the paper's Tables 3, 4 and 5 are measured on, as mteb's own tasks; how much text that is, and what it costs.
 
     table_tasks(4, quick=True)            # mteb's MIRACLRetrieval, narrowed to the five small corpora
-    named_tasks(["SciFact", "Tatoeba"], languages=["deu", "jpn"])
+    narrowed(named_tasks(["SciFact", "Tatoeba"]), ["deu", "jpn"])
     amount(task)                          # texts and characters, from mteb's descriptive statistics
     cost_of_run(tasks, shape_of("multilingual-e5-small"), "fp16")     # hours, and lines that say them
 
@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from me5lib.evaluate.paper import TABLES
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from mteb import AbsTask
 
-TABLES = (3, 4, 5)
 MIRACL = ("ar", "bn", "en", "es", "fa", "fi", "fr", "hi", "id", "ja", "ko", "ru", "sw", "te", "th", "zh")
 MIRACL_QUICK = ("sw", "bn", "hi", "te", "th")  # the languages of 130 to 540 thousand passages; all others: millions
 LONGEST = 512  # tokens that are read of a text
@@ -59,8 +59,8 @@ def table_tasks(number: int, quick: bool = False) -> list[AbsTask]:
     return [mteb.get_task(name) for name in ("BUCC", "Tatoeba")]
 
 
-def named_tasks(names: Iterable[str], languages: Sequence[str] = ()) -> list[AbsTask]:
-    """mteb's tasks of these names, in order, `narrowed`. Raises `Me5Error` for one that mteb does not know."""
+def named_tasks(names: Iterable[str]) -> list[AbsTask]:
+    """mteb's tasks of these names, in order. Raises `Me5Error` for one that mteb does not know."""
     import mteb
 
     tasks = []
@@ -71,7 +71,7 @@ def named_tasks(names: Iterable[str], languages: Sequence[str] = ()) -> list[Abs
             near = str(error).partition("Did you mean: ")[2].strip("'\"?")
             hint = f"did you mean {near}?" if near else "`mteb available-tasks` lists them"
             raise Me5Error(f"mteb knows no task {name!r}: {hint}") from None
-    return narrowed(tasks, languages)
+    return tasks
 
 
 def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask]:
@@ -105,7 +105,7 @@ def _codes_of_subset(subset: str) -> set[str]:
 
 
 def parts_of(task: AbsTask) -> list[AbsTask]:
-    """The tasks that are evaluated for this one: those it is the mean of, or itself."""
+    """Those that a task is the mean of, or itself."""
     return list(getattr(task.metadata, "tasks", None) or [task])
 
 
@@ -192,11 +192,8 @@ def shape_of(model: str, revision: str = "") -> Shape | None:
 
 def cost_of_run(tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float | None = None,
          devices: Sequence[str] = ()) -> tuple[float, list[str]]:  # fmt: skip
-    """The hours that all tasks will take (NaN where it cannot be told of one); and a line per task, their sum, and what
-    was assumed.
-
-    `speed`: TFLOP/s of one device (None: a guess, which is said); `devices`: their names, empty for the one there is.
-    """
+    """The hours that all tasks will take (NaN where it cannot be told of one); and lines: tasks, their sum, what was
+    assumed. `speed`: TFLOP/s of one device (None: a guess); `devices`: their names, empty for the one there is."""
     speed, assumed = _speed_of_devices(dtype, speed, devices)
     amounts = {task.metadata.name: amount(task) for task in tasks}
     total = sum(filter(None, amounts.values()), Amount())

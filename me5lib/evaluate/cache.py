@@ -8,7 +8,7 @@ all that decides its vectors: model, dtype, code, prefix, norm, options and its 
 is read back in any task (ClimateFEVER has FEVER's corpus), another list with some of the same texts is encoded.
 
 Vectors of half precision are kept, and returned, rounded to fp16 (by at most 2⁻¹¹ of a value, less than bf16 loses):
-the same scores whether they come from the encoder or from the file. `Workers` encode on several devices.
+the same scores whether they come from the encoder or from the file. `on_devices` encodes on several.
 Cost: 4 × width bytes of disk a text, or 2 × width; memory for the vectors of one call, twice.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class CachedEncoder:
     """`encoder` with its vectors kept in `folder`, for one process at a time.
 
     `identity` (JSON types) is what vectors depend on besides the text: the model and its revision; `dtype`, what they
-    are computed in, and the code's versions are added. `encode` (`Workers.encode`) does the work of `encoder.encode`.
+    are computed in, and the code's versions are added. `encode` (of `on_devices`) does the work of `encoder.encode`.
     `seen` gets the number of characters of each chunk once it is there, for a progress bar.
     """
 
@@ -48,7 +49,8 @@ class CachedEncoder:
         self.encoder, self.folder, self.seen = encoder, Path(folder), seen
         self._key = {"version": f"{VERSION}.{encoders.VERSION}", "model": identity, "dtype": dtype}
         self._stored = np.float16 if dtype in HALF else np.float32
-        self._encode = encode or self._encode_here
+        self._encode = encode or (lambda chunks, *args, **more: (encoder.encode(chunk, *args, **more)
+                                                                 for chunk in chunks))
         self._used: set[Path] = set()
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True, **options: Any) -> np.ndarray:
@@ -62,32 +64,27 @@ class CachedEncoder:
         # by length over the call: of chunks in the order of `texts`, a GPU reads a quarter more, padding (simulated)
         distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
         chunks = [distinct[start : start + TEXTS] for start in range(0, len(distinct), TEXTS)]
-        vectors = [self._read(self._path(chunk, prefix, options), chunk) for chunk in chunks]
+        # a file is named by all that decides its vectors
+        keys = [self._key | {"prefix": prefix, "options": options, "texts": chunk} for chunk in chunks]
+        paths = [self.folder / f"{checkpoint.fingerprint(key)}.npy" for key in keys]
+        self._used.update(paths)
+        vectors = [io.read_array(path, self._stored, len(chunk), 2, f"its {len(chunk):,} texts are encoded again")
+                   for path, chunk in zip(paths, chunks, strict=True)]
         missing = [i for i, array in enumerate(vectors) if array is None]
+        for i in set(range(len(chunks))).difference(missing):
+            self.seen(sum(map(len, chunks[i])))
         encoded = self._encode([chunks[i] for i in missing], prefix, **options)
         for i, array in zip(missing, encoded, strict=True):  # one is on disk before the next is begun
             vectors[i] = np.asarray(array).astype(self._stored)
-            _refuse_non_finite(vectors[i], chunks[i])
-            io.put_array(self._path(chunks[i], prefix, options), vectors[i])
+            wrong = np.flatnonzero(~np.isfinite(vectors[i]).all(axis=1))
+            if len(wrong):
+                raise Me5Error(f"the model gave {len(wrong)} of {len(chunks[i])} texts no finite vector (the first: "
+                               f"{chunks[i][wrong[0]][:60]!r}): compute in fp32 (--dtype fp32), or choose another "
+                               "model")
+            io.put_array(paths[i], vectors[i])
             self.seen(sum(map(len, chunks[i])))
         row = {text: i for i, text in enumerate(distinct)}
         return np.concatenate(vectors, dtype=np.float32)[[row[text] for text in texts]]
-
-    def _path(self, texts: Sequence[str], prefix: str, options: dict[str, Any]) -> Path:
-        """The file of a chunk, named by all that decides its vectors; `delete` removes what was asked for here."""
-        key = self._key | {"prefix": prefix, "options": options, "texts": texts}
-        path = self.folder / f"{checkpoint.fingerprint(key)}.npy"
-        self._used.add(path)
-        return path
-
-    def _read(self, path: Path, texts: Sequence[str]) -> np.ndarray | None:
-        vectors = io.read_array(path, self._stored, len(texts), 2, f"its {len(texts):,} texts are encoded again")
-        if vectors is not None:
-            self.seen(sum(map(len, texts)))
-        return vectors
-
-    def _encode_here(self, chunks: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
-        return (self.encoder.encode(chunk, prefix, **options) for chunk in chunks)
 
     def delete(self) -> None:
         """Delete the chunks that this encoder has read or written; those of other tasks and models stay."""
@@ -96,48 +93,38 @@ class CachedEncoder:
         self._used.clear()
 
 
-def _refuse_non_finite(vectors: np.ndarray, texts: Sequence[str]) -> None:
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(wrong):
-        raise Me5Error(f"the model gave {len(wrong)} of {len(texts)} texts no finite vector (the first: "
-                       f"{texts[wrong[0]][:60]!r}): compute in fp32 (--dtype fp32), or choose another model")
-
-
-class Workers:
+@contextmanager
+def on_devices(open_on: Callable[[str], Any], devices: Sequence[str]) -> Iterator[Callable[..., Iterator[np.ndarray]]]:
     """One process a device that opens the model and encodes batches; the caller's process does all the rest.
 
+    Gives what encodes: vectors of each batch, in order, as many batches at a time as there are processes.
     `open_on(device)` returns an encoder and is sent to the processes, so it must be a function of a module (or a
-    `functools.partial` of one). Use as a context; processes end with it, and when the caller dies.
+    `functools.partial` of one). The processes end with the context, and when the caller dies.
     """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
 
-    def __init__(self, open_on: Callable[[str], Any], devices: Sequence[str]) -> None:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
+    context = get_context("spawn")
+    names = context.Queue()
+    for device in devices:
+        names.put(device)
+    pool = ProcessPoolExecutor(len(devices), context, _start_worker, (open_on, names))
 
-        context = get_context("spawn")
-        names = context.Queue()
-        for device in devices:
-            names.put(device)
-        self._pool = ProcessPoolExecutor(len(devices), context, _start_worker, (open_on, names))
-
-    def encode(self, batches: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
-        """Vectors of each batch, in order; as many batches at a time as there are processes."""
-        from concurrent.futures.process import BrokenProcessPool
-
+    def encode(batches: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
         try:
-            yield from self._pool.map(_encode_in_worker, batches, [prefix] * len(batches), [options] * len(batches))
+            yield from pool.map(_encode_in_worker, batches, [prefix] * len(batches), [options] * len(batches))
         except BrokenProcessPool:
             raise Me5Error("a process that encodes has died (memory?): what is finished is kept, start again, with "
                            "fewer --devices if it dies again") from None
 
-    def __enter__(self) -> Workers:
-        return self
+    try:
+        yield encode
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
-
-_in_worker: Any = None  # the encoder of a process of `Workers`
+_in_worker: Any = None  # the encoder of a process of `on_devices`
 
 
 def _start_worker(open_on: Callable[[str], Any], names: Any) -> None:

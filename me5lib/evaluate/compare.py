@@ -6,12 +6,10 @@
     log_line(out, rows, command="me5 evaluate --table 5")
     protocol_delta(runs.measured(out))               # one model under both protocols: task | paper | mteb | delta | why
 
-A value agrees when it is within `TOLERANCE` of the published one: 0.1 point in fp32, 0.3 in half precision, the same
-for every task. MIRACL is published with one decimal only, so up to 0.05 of a difference there is rounding. What was
-measured under two revisions, protocols, dtypes or versions of mteb is refused: such a mean is a number of nothing.
-
+A value agrees when it is within `TOLERANCE` of the published one (MIRACL has one decimal: up to 0.05 is rounding). What
+was measured under two revisions, protocols, dtypes or versions of mteb is refused: such a mean is a number of nothing.
 A table is *reproduced* where everything agrees that was published, by the very model (its recorded revision, its full
-weights) in the precision of the published run. Weights of 4 bits, or another dtype, may agree; they reproduce nothing.
+weights) in the precision of the published run; other weights or another dtype may agree, and reproduce nothing.
 """
 
 from __future__ import annotations
@@ -47,15 +45,11 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
     """The values of Table `table` (3, 4 or 5) as published and as measured, and whether they agree.
 
     `measured` has `paper.COORDINATES`, per cent, one run of one model; rows of other tables are left alone. `model` is
-    whose published values it is held against (`small`, `mE5-small`, a hub id; "": its own); where several models were
-    measured it also chooses the one.
-
-    Returned: `COLUMNS`, a row per published or measured value, then the table's averages (over all their rows, or NaN).
-    `attrs` holds the run (`ONE_RUN`), `table`, `against`, the `expected_dtype` and `expected_mteb` of the published
-    run, `tolerance`, `summary`.
-
-    Raises `Me5Error` for a frame that mixes runs or data revisions, that has a value twice, that lacks a column or any
-    row of the table, for an unknown dtype, and for a model that the paper does not have.
+    whose published values it is held against (`small`, `mE5-small`, a hub id; "": its own), and the one that is taken
+    where several were measured. Returned: `COLUMNS`, a row per published or measured value, then the table's averages
+    (over all their rows, or NaN); in `attrs` the run (`ONE_RUN`), `table`, `against`, `expected_dtype`,
+    `expected_mteb`, `tolerance` and `summary`. Raises `Me5Error` for a frame that mixes runs or data revisions, has a
+    value twice, lacks a column or any row of the table, for an unknown dtype, and for a model that the paper lacks.
     """
     import numpy as np
     import pandas as pd
@@ -185,7 +179,7 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame) -> str:
-    """The whole comparison in one line, of a part of its rows, too: coordinates, how many came to which verdict."""
+    """The whole comparison in one line, also of a part of its rows: coordinates, how many came to which verdict."""
     return rows.attrs["summary"]
 
 
@@ -206,11 +200,9 @@ def _summary(rows: pd.DataFrame) -> str:
 
 def styled(rows: pd.DataFrame) -> Styler:
     """The comparison for a notebook: verdicts in colour, a caption with the coordinates."""
-    def colour(row: pd.Series) -> list[str]:
-        return [f"background-color: {_COLOURS[row['verdict']]}" if row["verdict"] in _COLOURS else ""] * len(row)
-
-    styler = rows.style.format(_NUMBERS, na_rep="").apply(colour, axis=1).hide(axis="index")
-    return styler.set_caption(summary(rows))
+    colours = rows["verdict"].map({name: f"background-color: {code}" for name, code in _COLOURS.items()}).fillna("")
+    styler = rows.style.format(_NUMBERS, na_rep="").apply(lambda column: colours)
+    return styler.hide(axis="index").set_caption(summary(rows))
 
 
 def markdown(rows: pd.DataFrame) -> str:
@@ -236,12 +228,8 @@ def csv_text(rows: pd.DataFrame) -> str:
 
 def log_line(out: Path | str, rows: pd.DataFrame, command: str, *, hardware: str = "", commit: str = "",
              date: str = "") -> str:
-    """Add one line on this comparison to `<out>/reproduction.md` (made if absent), and return it.
-
-    Empty `hardware`, `commit` and `date` are found out: this machine's processor or GPU, the checkout's commit (with
-    `-dirty` where files were changed; empty for an installed wheel), now in UTC. Raises `Me5Error` where the file
-    cannot be written.
-    """
+    """Add one line on this comparison to `<out>/reproduction.md` (made if absent), and return it; empty `hardware`,
+    `commit` (of the checkout) and `date` are found out. Raises `Me5Error` where the file cannot be written."""
     from me5lib.evaluate import runs
 
     about, path = rows.attrs, Path(out) / LOG
@@ -290,8 +278,7 @@ def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_
 
     A task's value is the mean over the splits and subsets that both protocols have (`subsets`: how many). `instruct`:
     whether the model reads instructions; None: whether its name says so. Raises `Me5Error` where a protocol is missing,
-    where nothing is common, and where the two are of different models, revisions, precisions, data sets' revisions or
-    versions of mteb: that would be a difference of more than the protocol.
+    where nothing is common, and where the two differ in more than the protocol.
     """
     measured = _with_weights(measured)
     rows = measured[(measured["metric"] == metric) & (measured["model"].isin([model]) if model else True)]

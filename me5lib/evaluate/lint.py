@@ -54,16 +54,22 @@ def subsets_held(result: TaskResult) -> set[tuple[str, str]]:
     return {(split, row["hf_subset"]) for split, rows in result.scores.items() for row in rows}
 
 
-def faults_of(result: TaskResult, path: Path, record: Record | None,
-          whole: frozenset[tuple[str, str]] = frozenset()) -> list[Fault]:  # fmt: skip
-    """All faults of a result file at `path`: impossible metrics, coordinates other than recorded, missing ones of
-    `whole`, which are the (split, subset) that the task has (`benchmarks.full_subsets`; empty: not known)."""
-    faults = [*impossible(result), *missing(subsets_held(result), record, whole)]
+def faults_of(result: TaskResult, path: Path, record: Record | None, whole: frozenset[tuple[str, str]] = frozenset(),
+              wanted: Mapping[str, str] | None = None) -> list[Fault]:  # fmt: skip
+    """All faults of a result file at `path`: coordinates other than `wanted` or recorded, impossible metrics, missing
+    ones of `whole`, which are the (split, subset) that the task has (`benchmarks.full_subsets`; empty: not known)."""
+    protocol, _, dtype = path.parents[3].name.rpartition("-")
+    there = {"protocol": protocol, "dtype": dtype, "data revision": result.dataset_revision,
+             "mteb": str(result.mteb_version)}
+
+    def others(expected: Mapping[str, str], by: str = "") -> list[Fault]:
+        return [Fault(f"is of {name} {there[name]}, not {value}{by}") for name, value in expected.items()
+                if there[name] != value]
+
+    faults = [*others(wanted or {}), *impossible(result), *_missing(subsets_held(result), record, whole)]
     if record is None:
         return [*faults, Fault("has no run recorded in run.json: its weights and dtype are not known", refused=False)]
-    protocol, _, dtype = path.parents[3].name.rpartition("-")
-    there = {"protocol": protocol, "dtype": dtype} | data_and_mteb(result)
-    return [*faults, *(Fault(f"{fault.what} as run.json says") for fault in other(there, record.coordinates))]
+    return [*faults, *others(record.coordinates, " as run.json says")]
 
 
 def refusal(faults: Sequence[Fault]) -> str:
@@ -71,29 +77,18 @@ def refusal(faults: Sequence[Fault]) -> str:
     return " and ".join([fault.what for fault in faults if fault.refused][:3])
 
 
-def data_and_mteb(result: TaskResult) -> dict[str, str]:
-    """Of which data, and by which mteb, a result is."""
-    return {"data revision": result.dataset_revision, "mteb": str(result.mteb_version)}
-
-
-def other(there: Mapping[str, str], wanted: Mapping[str, str]) -> list[Fault]:
-    """A fault for each coordinate that is not the wanted one."""
-    return [Fault(f"is of {name} {value}, not {wanted[name]}") for name, value in there.items()
-            if value != wanted[name]]
-
-
-def missing(held: set[tuple[str, str]], record: Record | None, whole: frozenset[tuple[str, str]]) -> list[Fault]:
+def _missing(held: set[tuple[str, str]], record: Record | None, whole: frozenset[tuple[str, str]]) -> Iterator[Fault]:
     """Subsets that the task has and the file lacks; refused where its run was finished and had been asked for them."""
-    absent = sorted(whole - held)
-    if not absent:
-        return []
+    if not (absent := sorted(whole - held)):
+        return
     names = ", ".join(map("/".join, absent[:3])) + " …" * (len(absent) > 3)
     what = f"has {len(whole) - len(absent)} of {len(whole)} subsets (without {names})"
     if record is None or not record.subsets:
-        return [Fault(what, refused=False)]
-    if record.finished and len(held) < record.subsets:
-        return [Fault(f"{what}, of which its run made {record.subsets}")]
-    return [Fault(f"{what}: its run was {'narrowed' if record.finished else 'not finished'}", refused=False)]
+        yield Fault(what, refused=False)
+    elif record.finished and len(held) < record.subsets:
+        yield Fault(f"{what}, of which its run made {record.subsets}")
+    else:
+        yield Fault(f"{what}: its run was {'narrowed' if record.finished else 'not finished'}", refused=False)
 
 
 def impossible(result: TaskResult) -> Iterator[Fault]:

@@ -93,10 +93,9 @@ class SentenceModel:
 def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: str = "") -> Opened:
     """The model that `where` means by `model.resolve`: a released name, a folder, a hub id (short ones too).
 
-    `revision`: commit, branch or tag of the hub (empty: its main branch). `dtype` is that of the computation: fp32,
-    bf16 or fp16. `device`: empty for a GPU if there is one. Raises `Me5Error`, one line, for a folder without a model,
-    an id or a revision that the hub does not have, a hub out of reach, weights that cannot be read, and for another
-    dtype or device.
+    `revision`: commit, branch or tag of the hub (empty: its main branch); `dtype`: of the computation; `device`: empty
+    for a GPU if there is one. Raises `Me5Error`, one line, for a folder without a model, an id or a revision that the
+    hub does not have, a hub out of reach, weights that cannot be read, and for another dtype or device.
     """
     if dtype not in DTYPES:
         raise Me5Error(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")

@@ -8,12 +8,9 @@
 
 Each (model, task) is kept as mteb's own result JSON under `<folder>/results/<model>/<fingerprint>/<task>.json`; other
 weights, texts, code of a row or mteb are evaluated anew. Rows that no training changes are kept once for all runs of a
-user, in the cache, under the fingerprint of the task's texts. A result that is being made is locked, so two processes
-share the work, one from either end.
-
-Intervals (ours; the paper gives none): bootstrap over languages. They say how far a mean would move with other
-languages of the same kind, not with another training seed. Cost: 15 s of mteb's own for a row; a real model of
-mE5-small's size reads 3 million tokens: nine minutes of two cores in bf16, once.
+user, in the cache. A result that is being made is locked, so two processes share the work, one from either end.
+Intervals (ours) are a bootstrap over languages: not over training seeds. Cost: 15 s of mteb's own for a row; a real
+model of mE5-small's size nine minutes of two cores in bf16, once.
 """
 
 from __future__ import annotations
@@ -62,7 +59,7 @@ def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, 
     """mteb's scores of every model on every task: one row per model, task and subset, in that order.
 
     Columns: `model`, `task`, `kind` (mteb's task type), `language`, `direction` ("xx-en", "en-xx" or ""), `subset`,
-    `score` (mteb's main score) and `accuracy` (bitext and classification; else NaN); all scores between 0 and 1. A
+    `score` (mteb's main score) and `accuracy` (bitext and classification; else NaN), between 0 and 1. A
     model with `kinds` is run on tasks of those types only, one with `languages` on subsets in those only. Results come
     from `folder` where they are there already; those of a model that is `shared` from the user's cache.
     """

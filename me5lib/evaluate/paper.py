@@ -42,6 +42,7 @@ def csv_table(name: str, **options: Any) -> pd.DataFrame:
     results repository. `datasets`: the revision of each task's data that the cards' values were made of (not of
     English retrieval: there the cards say "None", for mteb 1.0.2 took it from BEIR's archives). `metric_changes`: where
     a number of today's mteb is not the paper's, whatever the protocol, and which files of the two packages say so.
+    `instruct_prompts`: the instructions of mE5-large-instruct by task type and task (`*`: any), from unilm `e5`.
     """
     import pandas as pd
 
@@ -71,16 +72,6 @@ def paper_table(number: int) -> pd.DataFrame:
         return table.fillna({"from": ""})
     table["share"] = table["sampled"] / table["sampled"].sum()
     return table if number == 1 else table.drop(columns="pair")
-
-
-def tatoeba() -> pd.DataFrame:
-    """Tatoeba F1 and accuracy of the four models for each of the 112 pairs, per cent (cards; results repository)."""
-    return csv_table("tatoeba_per_language")
-
-
-def instruct_prompts() -> pd.DataFrame:
-    """The instructions of mE5-large-instruct by task type and task (`*`: every task of the type), from unilm `e5`."""
-    return csv_table("instruct_prompts")
 
 
 def languages() -> pd.DataFrame:

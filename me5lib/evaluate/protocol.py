@@ -25,7 +25,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 
-from me5lib.evaluate.paper import instruct_prompts
+from me5lib.evaluate.paper import csv_table
 from me5lib.io import Me5Error
 from me5lib.model import text
 from me5lib.model.text import PASSAGE, QUERY
@@ -120,7 +120,7 @@ def instruction(task_type: str, name: str) -> str:
     Raises `Me5Error` for a task without one.
     """
     first = re.sub(r"(HardNegatives)?(\.v\d+)?$", "", name)
-    for row in instruct_prompts().itertuples(index=False):
+    for row in csv_table("instruct_prompts").itertuples(index=False):
         if _LIKE.get(task_type, task_type) in row.task_type.split(",") and fnmatchcase(first, row.task):
             return row.instruction
     raise Me5Error(f"the authors' scripts have no instruction for {name} ({task_type}): leave it out, add it to "

@@ -46,23 +46,18 @@ METRICS = {"MIRACL": ("ndcg_at_10", "recall_at_100"), "BUCC": ("f1", "accuracy")
 LOADING = {"batch_size": 4096, "show_progress_bar": False}  # of mteb's data loader; the encoder batches by tokens
 
 
-def folder_of(out: Path, protocol: str, dtype: str) -> Path:
-    """The folder of one way to evaluate."""
-    return Path(out) / f"{protocol}-{dtype}"
-
-
 def evaluate(opened: Opened, tasks: Sequence[AbsTask], out: Path, *, protocol: str = "paper", again: bool = False,
              keep: bool = True, command: str = "",
              encode: Callable[..., Iterator[np.ndarray]] | None = None) -> list[Path]:  # fmt: skip
     """Evaluate `opened` on `tasks`, those without a finished result; the result file of each task, in order.
 
-    `encode`: `Workers.encode`, for several devices. `again`: replace results of another data revision or mteb. `keep`:
-    leave a task's vectors on disk once its result is there. `command` goes into run.json. Raises `Me5Error` for results
-    that do not fit, for data that cannot be had, for a second run in the same folder, and for a disk that refuses.
+    `encode`: of `cache.on_devices`. `again`: replace results that do not fit. `keep`: leave a task's
+    vectors on disk. `command` goes into run.json. Raises `Me5Error` for results that do not fit, for data that cannot
+    be had, for a second run in the same folder, and for a disk that refuses.
     """
     from filelock import FileLock, Timeout
 
-    folder = folder_of(out, protocol, opened.dtype)
+    folder = Path(out) / f"{protocol}-{opened.dtype}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock").acquire(timeout=0):
@@ -106,8 +101,7 @@ def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
         path.unlink(missing_ok=True)
         return None
     now = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
-    faults = [*lint.other(lint.data_and_mteb(result), now), *lint.faults_of(result, path, record_of(path))]
-    if not (refusal := lint.refusal(faults)):
+    if not (refusal := lint.refusal(lint.faults_of(result, path, record_of(path), wanted=now))):
         return result
     if not again:
         raise Me5Error(f"the result file {path} {refusal}: choose another --out, or add --again to replace it")
@@ -202,13 +196,17 @@ def _recorded(folder: Path, opened: Opened, protocol: str, tasks: Sequence[AbsTa
     file, runs = folder / "run.json", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         runs = list(io.read_json(file)["runs"])
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     every = {part.metadata.name: part for task in tasks for part in (task, *benchmarks.parts_of(task))}
     entry = {
         "command": command, "model": opened.name, "revision": opened.revision,
         "weights": opened.weights, "protocol": protocol, "dtype": opened.dtype,
         "tasks": {name: str(task.metadata.revision) for name, task in every.items()},
         "subsets": {name: len(benchmarks.subsets_of(task)) for name, task in every.items()},
-        "hardware": hardware(), "versions": versions(), "python": platform.python_version(), "begun": now(),
+        "hardware": hardware(), "versions": versions, "python": platform.python_version(), "begun": now(),
         "finished": "",
     }
     io.put_json(file, {"runs": [*runs, entry]}, sort_keys=True)
@@ -221,7 +219,6 @@ def _evaluate(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: 
     """Every task through mteb, with a bar of characters; mteb goes on with what it wrote for single subsets."""
     import mteb
     from tqdm.auto import tqdm
-
     sizes = [size.characters if (size := benchmarks.amount(task)) else 0 for task in tasks]
     with tqdm(total=sum(sizes), disable=not sys.stderr.isatty(), unit=" characters", unit_scale=True,
               smoothing=0.05) as bar:
@@ -306,15 +303,6 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} cores {platform.machine()} {platform.processor()}".strip()
-
-
-def versions() -> dict[str, str]:
-    """Version of each of `PACKAGES` that is installed."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _result_path(folder: Path, opened: Opened, task: AbsTask) -> Path:

@@ -5,16 +5,11 @@
     interval(means[0], level=0.95)                       # of an arm's mean
     interval(means[1] - means[0], level=0.95)            # of a difference, paired by seed and by query
 
-A score depends on the seed that a model was trained with and on the query that it is asked. Both were drawn, so both
-are drawn again: in a draw the seeds are resampled with replacement, and the queries with replacement, the same ones for
-every seed and every arm. What makes a query hard for all, or a seed bad for all, cancels in a difference.
-
-Seeds are few, and drawing S of S makes intervals too narrow by √((S − 1) / S). So S − 1 of them are drawn, which gives
-the variance of a mean of seeds without bias (McCarthy and Snowden 1985; the arms and their units are ours). With one
-seed nothing is known of other seeds, and the interval is one over queries alone. A percentile interval of five seeds
-still covers less than it says when seeds differ much.
-
-Cost: a matrix product [arms · seeds, queries] × [queries, draws]: 8 arms, 5 seeds, 4,000 queries in a few seconds.
+A score depends on a model's seed and on the query. In a draw both are resampled with replacement, the same ones for
+every arm: what makes a query hard for all, or a seed bad for all, cancels in a difference. Of S seeds S − 1 are drawn,
+which gives the variance of a mean of seeds without bias (McCarthy and Snowden 1985; S of S would be too narrow by
+√((S − 1) / S)). With one seed the interval is one over queries alone; of five it still covers less than it says when
+seeds differ much. Cost: 8 arms, 5 seeds, 4,000 queries in a few seconds.
 """
 
 from __future__ import annotations

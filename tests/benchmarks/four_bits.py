@@ -97,7 +97,7 @@ def predictions(opened: Any, task: Any, out: Path, protocol: str, dtype: str) ->
 
     from me5lib.evaluate import runs
 
-    folder = runs.folder_of(out, protocol, dtype)
+    folder = out / f"{protocol}-{dtype}"
     place = folder / "predictions" / opened.name.replace("/", "__") / opened.revision
     file = place / f"{task.metadata.name}_predictions.json"
     if not file.exists():
@@ -170,7 +170,7 @@ class Run:
         gold = np.array(tasks["STSBenchmark"].dataset["test"]["score"], float)
         self.sts = likeness(given["STSBenchmark"], gold)
         english = paper.expected(3, "small").set_index("task")["value"]
-        table = paper.tatoeba().set_index("pair")
+        table = paper.csv_table("tatoeba_per_language").set_index("pair")
         self.languages = table["small_card_f1" if protocol == "paper" else "small_mtebrepo_f1"].astype(float)
         self.published = ({"STSBenchmark": english["STSBenchmark"], "SciFact": english["SciFact"],
                            "Tatoeba": self.languages.mean()} if protocol == "paper"
