@@ -143,20 +143,6 @@ def test_killed_in_mid_evaluation_it_encodes_the_missing_chunks_alone_and_ends_w
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_real_encoders_vectors_are_bit_equal_whether_encoded_read_or_encoded_in_part(tmp_path, texts):
-    import fixtures_tables
-
-    from me5lib.evaluate.models import open_model
-
-    model = open_model(str(fixtures_tables.tiny(tmp_path / "model")), device="cpu").encoder
-    cached = CachedEncoder(model, tmp_path / "cache", MODEL)
-    encoded = cached.encode(texts[:-1], "query: ")
-    for path in chunks(tmp_path / "cache")[::2]:
-        path.unlink()
-    for _ in range(2):
-        np.testing.assert_array_equal(cached.encode(texts[:-1], "query: "), encoded)
-
-
 @pytest.mark.parametrize("damage", [
     *(lambda path, size=size: path.write_bytes(path.read_bytes()[:size]) for size in (0, 100, -1)),
     *(lambda path, change=change: np.save(path, change(np.load(path))) for change in (

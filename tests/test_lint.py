@@ -14,7 +14,7 @@ from mteb.mocks.mock_tasks import retrieval
 from packaging.version import Version
 
 from me5lib.cli import model
-from me5lib.evaluate import benchmarks, lint, paper, runs
+from me5lib.evaluate import lint, runs
 from me5lib.io import Me5Error
 
 KINDS = ("bitext_mining.MockMultilingualBitextMiningTask", "classification.MockClassificationTask",
@@ -169,12 +169,3 @@ def test_missing_subsets_are_refused_where_the_run_had_them_and_named_where_it_w
     record.write_text(json.dumps({"runs": [{**json.loads(record.read_text("utf8"))["runs"][0], "finished": ""}]}))
     runs.measured(tmp_path)
     assert capsys.readouterr().err.strip().endswith(": its run was not finished")
-
-
-def test_a_task_of_the_tables_is_whole_with_what_the_tables_take_of_it():
-    assert benchmarks.full_subsets("MIRACLRetrieval") == {("dev", language) for language in benchmarks.MIRACL}
-    assert benchmarks.full_subsets("STS22") == {("test", "en")}
-    assert benchmarks.full_subsets("MSMARCO") == {("dev", "default")}
-    pairs = paper.csv_table("tatoeba_per_language")["pair"]
-    assert {subset for _, subset in benchmarks.full_subsets("Tatoeba")} == set(pairs)
-    assert len(benchmarks.full_subsets("STS22.v2")) > 10 and benchmarks.full_subsets("no task") == frozenset()

@@ -2,11 +2,10 @@
 
 import csv
 
-import mteb
 import pandas as pd
 import pytest
 
-from me5lib.evaluate import paper
+from me5lib.evaluate import benchmarks, paper
 from me5lib.io import PACKAGE, Me5Error
 
 
@@ -71,16 +70,15 @@ def test_expected_rows_and_their_coordinates():
     assert own[list(set(revisions.index) & set(own.index))].isin(revisions).all() and (own == "").sum() == 15
 
 
-def test_expected_rows_are_those_that_mteb_evaluates():
-    own = paper.expected(3, "small").query("not mean").set_index("task")
-    tasks = {task.metadata.name: task for task in mteb.get_benchmark("MTEB(eng, v1)").tasks}
-    assert {name: ([row.split], [row.subset]) for name, row in own.iterrows()} == {
-        name: (list(task.eval_splits), list(task.hf_subsets)) for name, task in tasks.items()}
-    for name in ("BUCC", "Tatoeba"):
-        pairs = paper.expected(5, "small").query("not mean and task == @name")["subset"]
-        assert set(mteb.get_task(name).hf_subsets) == set(pairs)
-    languages = paper.expected(4, "small").query("not mean")["subset"]
-    assert set(languages) < set(mteb.get_task("MIRACLRetrieval").hf_subsets)
+def test_expected_rows_are_those_that_are_evaluated():
+    for number in paper.TABLES:
+        own = paper.expected(number, "small").query("not mean")
+        there = {name: set(zip(rows["split"], rows["subset"], strict=True)) for name, rows in own.groupby("task")}
+        tasks = {task.metadata.name: benchmarks.subsets_of(task) for task in benchmarks.table_tasks(number)}
+        assert there == tasks == {name: benchmarks.full_subsets(name) for name in tasks}
+    assert set(benchmarks.table_tasks(4, quick=True)[0].hf_subsets) == {"sw", "bn", "hi", "te", "th"}
+    assert len(benchmarks.full_subsets("STS22.v2")) > 10 and benchmarks.full_subsets("no task") == frozenset()
+    assert benchmarks.tables("all") == (3, 4, 5) and benchmarks.tables("5, 3") == (3, 5)
 
 
 def test_models_by_any_of_their_names_and_no_others():

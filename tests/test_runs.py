@@ -207,22 +207,6 @@ def test_vectors_go_when_they_are_not_wanted(tmp_path):
     pd.testing.assert_frame_equal(runs.measured(tmp_path / "kept"), runs.measured(tmp_path / "dropped"))
 
 
-def test_benchmarks_are_the_papers_tables(shared):
-    three = benchmarks.table_tasks(3)
-    names = set(pd.read_csv(shared / "reference" / "mteb_eng_v1_per_task.csv")["task"])
-    assert {task.metadata.name for task in three} == names and len(three) == 56
-    splits = {task.metadata.name: task.eval_splits for task in three}
-    assert splits.pop("MSMARCO") == ["dev"] and set(map(tuple, splits.values())) == {("test",)}
-    assert {len(task.hf_subsets) for task in three} == {1}
-    (four,), (quick,) = benchmarks.table_tasks(4), benchmarks.table_tasks(4, quick=True)
-    languages = set(pd.read_csv(shared / "reference" / "miracl_per_language.csv")["lang"])
-    assert set(four.hf_subsets) == languages and len(languages) == 16 and four.eval_splits == ["dev"]
-    assert set(quick.hf_subsets) == {"sw", "bn", "hi", "te", "th"}
-    assert {task.metadata.name: len(task.hf_subsets) for task in benchmarks.table_tasks(5)} == {
-        "BUCC": 4, "Tatoeba": 112}
-    assert benchmarks.tables("all") == (3, 4, 5) and benchmarks.tables("5, 3") == (3, 5)
-
-
 def test_languages_narrow_the_tasks_that_have_several():
     by_code = benchmarks.narrowed(benchmarks.table_tasks(5), ["de", "jpn-eng"])
     assert {task.metadata.name: set(task.hf_subsets) for task in by_code} == {
