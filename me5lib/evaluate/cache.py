@@ -7,8 +7,8 @@ The different texts of a call are sorted by length and cut into chunks. A chunk 
 all that decides its vectors: model, dtype, code, prefix, norm, options and its texts in order. The same list of texts
 is read back in any task (ClimateFEVER has FEVER's corpus), another list with some of the same texts is encoded.
 
-Vectors of half precision are kept, and returned, rounded to fp16 (by at most 2⁻¹¹ of a value, less than bf16 loses):
-the same scores whether they come from the encoder or from the file. `on_devices` encodes on several.
+Vectors of half precision are kept, and returned, rounded to fp16 (by at most 2⁻¹¹ of a value): the same scores whether
+they come from the encoder or from the file. `on_devices` encodes on several.
 Cost: 4 × width bytes of disk a text, or 2 × width; memory for the vectors of one call, twice.
 """
 

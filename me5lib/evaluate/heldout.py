@@ -8,11 +8,11 @@
 
 A task has a subset per language, a bitext two (`de-en`: which English text translates this German one? and `en-de`).
 The main scores are mteb's: weighted F1 (bitext, as in the paper's Table 5), nDCG@10, accuracy. `dataset.revision` in
-the metadata is a hash of the texts, so that a kept result is never taken for other data.
+the metadata is a hash of the texts.
 
-Searches give every query a score, in seconds, for experiments. `dev`: the labelled questions that stage 2 never saw,
-the answer looked for among all passages of the test in the same source and language. `xquad`: questions and paragraphs
-of a kind that nothing was trained on. `bitext`: held-out translations, as they are watched while a model trains.
+Searches give every query a score, for experiments. `dev`: labelled questions that stage 2 never saw, among all passages
+of the test in the same source and language. `xquad`: of a kind that nothing was trained on. `bitext`: held-out
+translations, as they are watched while a model trains.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _retrieval_task(material: Any) -> AbsTask:
 
 
 def _classification_task(material: Any) -> AbsTask:
-    """Logistic regression on the vectors of eight texts per label, tested on the rest; mean of `EXPERIMENTS` draws."""
+    """Logistic regression on the vectors of eight texts per label; mean of `EXPERIMENTS` draws."""
     from datasets import Dataset, DatasetDict
     from mteb.abstasks import AbsTaskClassification
 

@@ -5,10 +5,9 @@
 A fault is refused where no run can have given the file, or where it is not of what it says it is of. It is named, and
 no more, where there is an honest reason for it: a run narrowed or not finished, ties at the first rank.
 
-MRR@1 and precision@1 are one number, the share of queries with a relevant document first, unless equal scores are
-ranked in two ways. Since 2.18.19 (its issue 5136) mteb ranks them in one, and a difference has no such excuse. In files
-of earlier versions it is named, and refused where it is larger than ties make it: of 1,347 public files of mE5 73
-differ by more than 0.005, and those by more than 0.04 are faulty (mteb issue 5228: 0.859 and 0.179). Bounds are ours.
+MRR@1 and precision@1 are one number, unless equal scores are ranked in two ways. Since 2.18.19 (its issue 5136) mteb
+ranks them in one. In files of earlier versions a difference is named, and refused where it is larger than ties make it:
+of 1,347 public files of mE5 73 differ by more than 0.005, and those by more than 0.04 are faulty (mteb issue 5228).
 """
 
 from __future__ import annotations

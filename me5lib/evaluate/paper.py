@@ -6,11 +6,9 @@
     inconsistencies()             # where the paper and the cards contradict themselves or each other
     beside(measured)              # the paper's rows and measured ones in one frame, labelled as not comparable
 
-The figures lie in `tables/*.csv`. Sources: arXiv 2402.05672 (Tables 1 to 7), the authors' model cards (values with two
-decimals; those of the bitext tasks as mteb's results repository keeps them), E5-mistral (arXiv 2401.00368) Table 6 for
-the BM25 and mDPR columns of the MIRACL table. The cards' values were made with mteb 1.0.2 in fp16, as unilm `e5` asks;
-of which commit of the weights they do not say. Families of `languages` are from common knowledge (ours); its scripts
-are those of CLDR, held against Babel by a test.
+The figures lie in `tables/*.csv`. Sources: arXiv 2402.05672 (Tables 1 to 7), the authors' model cards (two decimals;
+bitext tasks as mteb's results repository keeps them; made with mteb 1.0.2 in fp16, of which commit of the weights they
+do not say), E5-mistral (arXiv 2401.00368) Table 6 for BM25 and mDPR on MIRACL. Families of `languages` are ours.
 """
 
 from __future__ import annotations

@@ -175,13 +175,12 @@ class Protocol:
     """An mteb encoder around `encoder`, under the rules of a protocol (`paper` or `mteb`).
 
     `options` go to `encoder.encode`; `instruct` is for a model that reads instructions in place of prefixes.
-    `revision`, if given, is the model's own and is taken as it stands: then results of two protocols, or of two
-    precisions, need two folders. Without one it is the weights' fingerprint, with protocol and options added, so that
-    results of two ways to evaluate never meet. Raises `Me5Error` for an unknown protocol.
+    `revision`: the model's own (then results of two protocols or precisions need two folders); without one, the
+    weights' fingerprint with protocol and options added. Raises `Me5Error` for an unknown protocol.
 
-    A text is encoded once per task, prefix and norm, and kept (`keep` bytes at most), so that the English side of a
-    hundred language pairs is free. Documents, and lists of more than `MANY` texts, go straight through: an encoder that
-    keeps vectors on disk is handed the very same lists in every run.
+    A text is encoded once per task, prefix and norm, and kept (`keep` bytes at most): the English side of a hundred
+    language pairs is free. Documents, and lists of more than `MANY` texts, go straight through: an encoder that keeps
+    vectors on disk is handed the very same lists in every run.
     """
 
     languages: frozenset[str] | None = None  # those the model is evaluated in; None: all
