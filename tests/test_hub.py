@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -241,8 +242,9 @@ def test_a_card_of_which_nothing_is_left_is_refused(online, root):
 def test_a_hub_out_of_reach_or_a_wrong_card_is_one_line(online, root, monkeypatch):
     with Loopback(root) as server:
         online(server)
-    with pytest.raises(hub.Unreachable, match="run `me5 fetch --for workshop` where there is a network"):
+    with pytest.raises(hub.Unreachable, match="run `me5 fetch --for workshop` where there is a network") as error:
         draw(10)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # as a worker hands it on
     with Loopback(root / "models") as server:
         online(server)
         with pytest.raises(Me5Error, match="card toy: the hub has no own/tables at that revision for you"):

@@ -87,9 +87,11 @@ class Broken(Exception):
 class Unreachable(Me5Error):
     """The hub does not answer, or `HF_HUB_OFFLINE` forbids to ask."""
 
-    def __init__(self, why: object):
-        super().__init__(f"the hub cannot be reached ({' '.join(str(why).split())[:200]}): run `me5 fetch --for "
-                         "workshop` where there is a network, or `me5 mixture build --from DIR` on a copy of the files")
+
+def unreachable(why: object) -> Unreachable:
+    """The one-line error that says why, and what to do."""
+    return Unreachable(f"the hub cannot be reached ({' '.join(str(why).split())[:200]}): run `me5 fetch --for "
+                       "workshop` where there is a network, or `me5 mixture build --from DIR` on a copy of the files")
 
 
 class Ledger:
@@ -197,7 +199,7 @@ def ask_hub(who: str, repository: str, question: Callable[[], Any]) -> Any:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if constants.is_offline_mode():
-        raise Unreachable("HF_HUB_OFFLINE is set")
+        raise unreachable("HF_HUB_OFFLINE is set")
     for tries in count(1):
         try:
             return question()
@@ -219,7 +221,7 @@ def waited(error: BaseException, tries: int) -> bool:
         routeless = isinstance(cause, ConnectionError | TimeoutError) or "TransportError" in names
         if status in (408, 429) or status >= 500 or (routeless and not status):
             if tries >= TRIES:
-                raise Unreachable(error) from None
+                raise unreachable(error) from None
             time.sleep(WAIT * tries)
             return True
         cause = None if status else cause.__cause__
