@@ -200,7 +200,7 @@ class OnDevice(Counting):
 
     def __init__(self, device: str) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.encoder = device, self
 
     def encode(self, texts, prefix="", **options):
         if any(text.startswith("die") for text in texts):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -89,7 +89,7 @@ def evaluate(
     folder = Path(out).expanduser().resolve() if out else io.run_folder("tables", 0).parent
     several = len(where) > 1
     opened = open_model(model, revision=revision, dtype=dtype, device="cpu" if several else "".join(where))
-    open_on = partial(_encoder_on, model, opened.revision if revision else "", dtype)
+    open_on = partial(open_model, model, revision=opened.revision if revision else "", dtype=dtype)
     with on_devices(open_on, where) if several else nullcontext() as encode:
         paths = runs.evaluate(opened, chosen, folder, protocol=protocol, again=again, encode=encode,
                               keep=not drop_vectors, command=_command())
@@ -155,13 +155,6 @@ def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> Non
     means = offline.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
     print(means.to_string(float_format="{:.3f}".format, na_rep=""))
     print(f"means over languages, between 0 and 1; every language and direction: {path}")
-
-
-def _encoder_on(model: str, revision: str, dtype: str, device: str) -> Any:
-    """What a process of `on_devices` opens."""
-    from me5lib.evaluate.models import open_model
-
-    return open_model(model, revision=revision, dtype=dtype, device=device).encoder
 
 
 def _split_names(text: str) -> list[str]:

@@ -94,12 +94,12 @@ class CachedEncoder:
 
 
 @contextmanager
-def on_devices(open_on: Callable[[str], Any], devices: Sequence[str]) -> Iterator[Callable[..., Iterator[np.ndarray]]]:
+def on_devices(open_on: Callable[..., Any], devices: Sequence[str]) -> Iterator[Callable[..., Iterator[np.ndarray]]]:
     """One process a device that opens the model and encodes batches; the caller's process does all the rest.
 
     Gives what encodes: vectors of each batch, in order, as many batches at a time as there are processes.
-    `open_on(device)` returns an encoder and is sent to the processes, so it must be a function of a module (or a
-    `functools.partial` of one). The processes end with the context, and when the caller dies.
+    `open_on(device=...)`, which opens a model (`models.Opened`), is sent to the processes, so it must be a function of
+    a module (or a `functools.partial` of one). The processes end with the context, and when the caller dies.
     """
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
@@ -127,7 +127,7 @@ def on_devices(open_on: Callable[[str], Any], devices: Sequence[str]) -> Iterato
 _in_worker: Any = None  # the encoder of a process of `on_devices`
 
 
-def _start_worker(open_on: Callable[[str], Any], names: Any) -> None:
+def _start_worker(open_on: Callable[..., Any], names: Any) -> None:
     """The start of a worker: it opens its model, and ends when the process that made it does."""
     global _in_worker
     from multiprocessing import parent_process
@@ -137,7 +137,7 @@ def _start_worker(open_on: Callable[[str], Any], names: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    _in_worker = open_on(names.get())
+    _in_worker = open_on(device=names.get()).encoder
 
 
 def _encode_in_worker(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
