@@ -15,8 +15,7 @@ import tempfile
 from pathlib import Path
 
 CHILD = """
-import json, os, sys, time
-import torch, transformers
+import json, time
 from transformers import BertModel, PreTrainedTokenizerFast
 from me5lib.model import released
 from me5lib.model.encoder import Encoder
@@ -42,13 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--golden", type=Path)
     golden_file = parser.parse_args().golden
-    import numpy as np
     from sentence_transformers import SentenceTransformer
     from transformers import AutoTokenizer
 
     from me5lib.data import packs
     from me5lib.model import export, released, text
     from me5lib.model.encoder import Encoder
+    from me5lib.model.save_load import PROMPTS
 
     (pack,) = packs.fetch([released.NAME]).values()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,20 +61,17 @@ def main() -> None:
         kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
         print(f"cache {kept / 1e6:.1f} MB")
 
-        encoder = Encoder.load(released.NAME)
-        encoder.save(Path(folder) / "model")
-        exported = str(Path(folder) / "model")
+        encoder, exported = Encoder.load(released.NAME), str(Path(folder) / "model")
+        encoder.save(exported)
         model = SentenceTransformer(exported, device="cpu")
         rows = [json.loads(line) for line in (golden_file or text.GOLDEN).read_text(encoding="utf8").splitlines()]
         for name, tokenizer in (("pack", encoder.tokenizer), ("AutoTokenizer", AutoTokenizer.from_pretrained(exported)),
                                 ("sentence-transformers", model.tokenizer)):
             right = sum(tokenizer(row["text"])["input_ids"] == row["ids"] for row in rows)
             print(f"token ids, {name}: {right} of {len(rows)}")
-        sample = export.check_texts(encoder.max_tokens)
-        theirs = model.encode([text.QUERY + each for each in sample], batch_size=32)
-        worst = np.abs(encoder.encode(sample, text.QUERY) - theirs).max()
-        print(f"vectors of {len(sample)} texts in {export.script_count()} scripts, sentence-transformers against "
-              f"Encoder, fp32: {worst:.1e} apart at most")
+        worst = export.sentence_transformers(Path(exported), encoder, PROMPTS)
+        print(f"vectors of {len(export.check_texts(encoder.max_tokens))} texts in {export.script_count()} scripts, "
+              f"sentence-transformers against Encoder, fp32: {worst:.1e} apart at most")
 
 
 if __name__ == "__main__":

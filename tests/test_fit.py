@@ -22,7 +22,6 @@ from me5lib.evaluate import own as table_of
 from me5lib.model.encoder import Encoder
 from me5lib.train import dry_run, loop
 from me5lib.train import fit as tuning
-from me5lib.train.distributed import Team
 
 SHAPE = config.Model(START, 1, 32, 2, 64, 2_000, 64)
 
@@ -171,27 +170,20 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, 
         assert (a == b).all()
 
 
-def test_the_prefixes_of_the_corpus_are_those_that_are_trained_with(tmp_path, start, monkeypatch):
-    faq(60).to_csv(tmp_path / "faq.csv", index=False)
-    seen = []
-    tokenize = Encoder.tokenize
+def test_own_prefixes_are_trained_with_and_a_teacher_where_it_is_asked_for(corpus, start, tmp_path, monkeypatch):
+    seen, tokenize = [], Encoder.tokenize
     monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, prefix="", most=None: seen.extend(
         prefix + text for text in texts) or tokenize(self, texts, prefix, most))
     for symmetric in (False, True):
         corpus = userdata.read(tmp_path / "faq.csv", symmetric=symmetric)
-        dial = tuning.fit(corpus, Encoder.load(start), START, steps=2)
+        dial = tuning.fit(corpus, Encoder.load(start), START, steps=2, teacher="trained" if symmetric else "",
+                          overrides=["finetune.query_tokens=24", "finetune.passage_tokens=32",
+                                     "finetune.teacher_steps=2"])
         seen.clear()
-        tuning.finetune(corpus, start, tmp_path / str(symmetric), dial, progress=False)
+        model = tuning.finetune(corpus, start, tmp_path / str(symmetric), dial, teacher=symmetric, progress=False)
         assert {text.split(": ")[0] for text in seen} == ({"query"} if symmetric else {"query", "passage"})
-
-
-def test_a_teacher_is_trained_when_it_is_asked_for(corpus, start, tmp_path):
-    encoder = Encoder.load(start)
-    dial = tuning.fit(corpus, encoder, START, steps=2, teacher="trained",
-                      overrides=["finetune.query_tokens=24", "finetune.passage_tokens=32", "finetune.teacher_steps=2"])
-    model = tuning.finetune(corpus, start, tmp_path, dial, teacher=True, team=Team.alone(), progress=False)
-    assert json.loads((model / "report.json").read_text("utf8"))["teacher"] is not None
-    assert "candidates kept" in tuning.mined_line(model)
+        assert (json.loads((model / "report.json").read_text("utf8"))["teacher"] is not None) == symmetric
+        assert "candidates kept" in tuning.mined_line(model)
 
 
 def test_from_a_csv_to_an_evaluated_model_as_a_user_with_a_network_runs_it(hub, client, tmp_path):

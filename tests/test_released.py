@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from me5lib.cli.app import app
 from me5lib.data import cards
-from me5lib.io import Me5Error, cache
+from me5lib.io import Me5Error
 from me5lib.model import released, text
 from me5lib.model.encoder import Encoder
 
@@ -101,8 +101,8 @@ def test_names_are_those_of_bert():
 
     config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)
     state = BertModel(config, add_pooling_layer=False).state_dict()
-    assert {released.torch_name(name) for name in released.tensor_names(2)} == set(state)
     quantised = released.quantise_state(state, 2)
+    assert {released.torch_name(name) for name in quantised} == set(state)
     assert {name for name, value in quantised.items() if value.dtype == released.Q4} == {
         "emb.word", *(f"l{i}.{name}.w" for i in range(2) for name in ("q", "k", "v", "ao", "fi", "fo"))}
 
@@ -143,21 +143,6 @@ def test_the_pin_of_the_card_is_the_one_that_is_read():
     assert (file.file, file.sha256) == (released.WHEEL, released.WHEEL_SHA256)
 
 
-# The hub's full weights in place of the pack, and held against it.
-
-
-def test_verifying_names_the_tensors_that_differ():
-    pack = released.parse_file(written(tensors()))
-    full = {released.torch_name(name): torch.from_numpy(value.reshape(-1, 32) if four_bits(name) else value)
-            for name, value in tensors().items()}  # fmt: skip
-    assert released.verify(pack, released.FileWeights(SHAPE, released.quantise_state(full, 1))) == []
-    full["encoder.layer.0.intermediate.dense.weight"][3, 5] += 4
-    full["embeddings.LayerNorm.bias"][7] += 1e-3
-    found = released.verify(pack, released.FileWeights(SHAPE, released.quantise_state(full, 1)))
-    assert [name for name, _, _ in found] == ["emb.ln.b", "l0.fi.w"]
-    assert found[0][1] == 1 and 1 <= found[1][1] <= 33
-
-
 # The real file.
 
 
@@ -166,18 +151,13 @@ def real(packs) -> Encoder:
     return Encoder.load(released.NAME)
 
 
-def golden(shared) -> list[dict]:
+def test_the_tokenizer_is_me5s_id_for_id(real, shared):
     """Texts in 112 languages and 36 that are hard to cut, with the ids that mE5's own tokenizer gives them."""
     lines = (shared / "reference" / "golden_ids.jsonl").read_text(encoding="utf8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def test_the_tokenizer_is_me5s_id_for_id(real, shared):
-    rows = golden(shared)
+    rows = [json.loads(line) for line in lines]
+    texts, ids = ([row[key] for row in rows] for key in ("text", "ids"))
     assert len(rows) == 148
-    for row in rows:
-        assert real.tokenizer(row["text"])["input_ids"] == row["ids"], row["text"]
-    assert real.tokenize([row["text"] for row in rows]) == [row["ids"] for row in rows]
+    assert real.tokenizer(texts)["input_ids"] == real.tokenize(texts) == ids
 
 
 def test_its_characters_are_those_of_xlm_rs_own_map(shared):
@@ -188,24 +168,6 @@ def test_its_characters_are_those_of_xlm_rs_own_map(shared):
     assert base64.b64decode(theirs) == text.charsmap()
 
 
-def test_its_single_characters_are_those_of_the_file(packs):
-    """The file holds every single character that XLM-R's map changes."""
-    from tokenizers.normalizers import Precompiled
-
-    content = released.member(packs[released.NAME][0])
-    count, letters = struct.unpack_from("<i16xQ", content, 44)
-    at = 44 + 28 + 4 * (count + 1) + 4 * count + letters
-    (rows,), at, found = struct.unpack_from("<i", content, at), at + 8, {}
-    for _ in range(rows):
-        code, length = struct.unpack_from("<IB", content, at)
-        found[chr(code)] = "".join(map(chr, struct.unpack_from(f"<{length}I", content, at + 5)))
-        at += 5 + 4 * length
-    theirs = Precompiled(text.charsmap())
-    signs = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-    changed = {sign: target for sign in signs if (target := theirs.normalize_str(sign)) != sign}
-    assert changed == {source: target for source, target in found.items() if source != target}
-
-
 def test_vectors_are_those_of_a_model_that_knows_translations(real):
     """And in the cosines' range that the authors' card names."""
     pairs = [("How much protein should one eat?", "Wie viel Eiweiß sollte man essen?"),
@@ -213,11 +175,6 @@ def test_vectors_are_those_of_a_model_that_knows_translations(real):
     left, right = (real.encode([pair[side] for pair in pairs]) for side in (0, 1))
     cosines = left @ right.T
     assert (cosines.argmax(1) == np.arange(3)).all() and 0.6 < cosines.min() and cosines.max() < 1.0
-
-
-def test_nothing_but_the_wheel_and_a_tokenizer_is_kept(real):
-    kept = [path for path in (cache() / "released").glob(f"{released.NAME}*") if path.is_file()]
-    assert sum(path.stat().st_size for path in kept) + cards.load(released.NAME).files[0].size <= 120e6
 
 
 def test_a_tokenizer_that_is_another_is_refused(real, tmp_path):
@@ -276,8 +233,10 @@ def test_the_hubs_weights_are_fetched_and_held_against_the_file(client, tmp_path
     found = []
     for change in (0.0, 4.0):
         state["encoder.layer.0.output.dense.weight"][1, 2] += change
+        state["embeddings.LayerNorm.bias"][7] += change
         save_file(state, repository / "model.safetensors", metadata={"format": "pt"})
         with Loopback(tmp_path / "hub") as hub:
             said = client(VERIFY, tmp_path / "q4.bin", endpoint=hub.endpoint, HF_HOME=str(tmp_path / f"hf{change}"))
         found.append(said.stdout.partition("FOUND ")[2].strip())
-    assert found[0] == f"[] {SHAPE}" and "('l0.fo.w', " in found[1]
+    assert found[0] == f"[] {SHAPE}"
+    assert found[1].startswith("[('emb.ln.b', 1, 32), ('l0.fo.w', ") and found[1].count("', ") == 2

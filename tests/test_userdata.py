@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 
 from me5lib.data import cards, userdata
-from me5lib.data.corpus import RetrievalSet
 from me5lib.data.text import resolve_language
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, text_key
@@ -109,10 +108,10 @@ def test_columns_are_guessed_by_common_names_and_the_guess_is_said(
 
 
 def test_named_columns_are_taken_before_any_guess(tmp_path):
-    frame = faq().rename(columns={"negative_1": "query"})
-    frame.to_csv(tmp_path / "x.csv", index=False)
+    faq().rename(columns={"negative_1": "query"}).to_csv(tmp_path / "x.csv", index=False)
+    query, passage, wrong = made_up()[0]
     rows = rows_of(tmp_path / "x.csv", query="answer", passage="question", negatives=["query"])
-    assert rows[0][:3] == (made_up()[0][1], (made_up()[0][0],), (made_up()[0][2],))
+    assert rows[0][:3] == (passage, (query,), (wrong,))
 
 
 HEAD = "query,positive\n"
@@ -146,36 +145,28 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line_that_says_where(name,
     assert "\n" not in str(caught.value)
 
 
-def test_columns_that_are_not_there_are_refused_with_those_that_are(tmp_path):
-    path = written(tmp_path, "\n".join(["query,positive", *good_lines()]))
-    for options in ({"query": "frage"}, {"passage": "frage"}, {"negatives": ["frage"]}, {"language": "frage"}):
-        with refused("no column 'frage'", "'query', 'positive'"):
-            userdata.read(path, **options)
-    with refused("'query' cannot be two things"):
-        userdata.read(path, passage="query")
-    with refused("there is no file"):
-        userdata.read(tmp_path / "missing.csv")
-    for encoding in ("utf9", "idna", "punycode"):
-        with refused(f"no encoding {encoding!r}"):
-            userdata.read(path, encoding=encoding)
-    with refused("share between 0 and 1"):
-        userdata.read(path, dev_share=1.5)
+@pytest.mark.parametrize(("options", "words"), [
+    *(({name: value}, ["no column 'frage'", "'query', 'positive'"]) for name, value in
+      (("query", "frage"), ("passage", "frage"), ("negatives", ["frage"]), ("language", "frage"))),
+    ({"passage": "query"}, ["'query' cannot be two things"]), ({"dev_share": 1.5}, ["share between 0 and 1"]),
+    *(({"encoding": name}, [f"no encoding {name!r}"]) for name in ("utf9", "idna", "punycode")),
+    ({}, ["line 2", "--encoding cp1252"]),
+])  # fmt: skip
+def test_what_is_asked_of_a_file_and_is_not_there_is_refused(options, words, tmp_path):
     path = written(tmp_path, "\n".join(["query,positive", "Größe,Straße", *good_lines()]), encoding="cp1252")
-    with refused("line 2", "--encoding cp1252"):
-        userdata.read(path)
     assert rows_of(path, encoding="cp1252")[0][:2] == ("Größe", ("Straße",))
+    with refused(*words):
+        userdata.read(path, **{"encoding": "cp1252"} | options if options else {})
 
 
 OPENED, CLOSED = '"I will come tomorrow, she said, and left the house.', 'Nobody had seen him since the storm."'
-SIGNS = {  # rows that are read as they stand, every quote a sign
+QUOTES = {  # rows that are read as they stand, every quote a sign; or rows, and the line where the quote opens
     "closed by a query": [("q 0", OPENED), ('so he said "', "b"), ("q 2", "c")],
     "never closed": [("q 0", "a"), ("q 1", OPENED), ("q 2", "b")],
     "a word at the start": [("q 0", '"Yes" is a word.'), ('"No" too', "b")],
     "doubled": [("q 0", '""Yes"" and no'), ("q 1", "b")],
     "across the separator": [('"Where is it?', 'It is here."'), ("q 1", "b")],
     "inches": [("q 0", '27" wide'), ("q 1", '5\' 10"'), ("'tis q 2", "the dogs'")],
-}
-READ_IN_TWO_WAYS = {  # and the line where the quote opens
     "closed rows later": ([("q 0", "a"), ("q 1", OPENED), ("q 2", "b"), ("q 3", "c"), ("q 4", CLOSED), ("q 5", "d")],
                           3),
     "closed in the next row": ([("q 0", OPENED), ("q 1", CLOSED), ("q 2", "b")], 2),
@@ -183,10 +174,10 @@ READ_IN_TWO_WAYS = {  # and the line where the quote opens
 }
 
 
-@pytest.mark.parametrize("name", [*SIGNS, *READ_IN_TWO_WAYS])
+@pytest.mark.parametrize("name", QUOTES)
 def test_quotes_of_a_text_swallow_no_rows(name, tmp_path):
     for separator in "\t,":
-        rows, line = READ_IN_TWO_WAYS.get(name) or (SIGNS[name], None)
+        rows, line = QUOTES[name] if isinstance(QUOTES[name], tuple) else (QUOTES[name], None)
         rows = [tuple(text.replace(",", "") for text in row) for row in rows]
         if line is None:
             assert lines_of(tmp_path, rows, separator) == [(i, *row) for i, row in enumerate(rows, 2)]
@@ -413,22 +404,15 @@ def test_a_large_group_stays_in_training_and_a_file_of_near_copies_says_so(tmp_p
     assert corpus.card().ours["dev"] == userdata.CHAINED
 
 
-def test_the_parts_are_whole_and_the_fingerprint_names_them(tmp_path):
+def test_parts_fingerprint_and_the_passages_to_search(tmp_path):
     faq().to_csv(tmp_path / "x.csv", index=False)
     corpus, other = userdata.read(tmp_path / "x.csv"), userdata.read(tmp_path / "x.csv", symmetric=True)
-    both = corpus.labelled() + corpus.labelled("dev")
-    assert sorted(both) == sorted(corpus.rows) and len(corpus.labelled("dev")) == 15
+    assert sorted(corpus.labelled() + corpus.labelled("dev")) == sorted(corpus.rows)
     assert corpus.fingerprint == userdata.read(tmp_path / "x.csv").fingerprint != other.fingerprint
     assert corpus.prefixes() == ("query: ", "passage: ") and other.prefixes() == ("query: ", "query: ")
-
-
-def test_passages_are_searched_by_hash_order_and_the_right_ones_are_always_there(tmp_path):
-    faq().to_csv(tmp_path / "x.csv", index=False)
-    corpus = userdata.read(tmp_path / "x.csv")
     small, whole = corpus.retrieval(30), corpus.retrieval()
-    assert isinstance(small, RetrievalSet) and len(small.documents) == 30 and len(whole.documents) == 120
+    assert [len(each.documents) for each in (corpus.retrieval(3), small, whole)] == [15, 30, 120]
     assert set().union(*small.relevant.values()) <= set(small.documents) <= set(whole.documents)
-    assert len(corpus.retrieval(3).documents) == 15
     assert list(whole.documents) == sorted(whole.documents, key=int)
 
 

@@ -31,20 +31,19 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx/model.onnx too (extra `export`).")] = False,
     name: Annotated[str, typer.Option(help="The model's name on its card (default: the folder's).")] = "",
     results: Annotated[Path | None, typer.Option(help="Results of `me5 evaluate --out`, for the card.")] = None,
-    data: Annotated[str, typer.Option(help="Data cards it was trained on, as nllb,xp3 (default: as the folder "
-                                           "says).")] = "",
+    data: Annotated[str, typer.Option(help="Data cards it was trained on (default: as the folder says).")] = "",
     license: Annotated[str, typer.Option(help="Its licence, as the hub writes it: mit, apache-2.0 …")] = "",
     instruction: Annotated[str, typer.Option(help="Of an instruct model: the prompt of queries.")] = "",
 ) -> None:
     """Write a model for sentence-transformers, transformers and ONNX, checked, with a model card."""
     if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / "modules.json").is_file())):
         raise Me5Error(f"{to} exists and is no earlier export: choose another --to")
-    if to.exists() and Path(model).expanduser().exists() and to.resolve() == Path(model).expanduser().resolve():
+    if to.exists() and to.resolve() == Path(model).expanduser().resolve():
         raise Me5Error(f"{to} is the model itself: choose another --to")
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise Me5Error(f"--license {license!r} is no identifier of the hub: write it as mit, apache-2.0 or other")
     if onnx:
-        from me5lib.model.onnx import ready
+        from me5lib.model.export import ready
 
         ready()
     from me5lib.evaluate import models

@@ -5,13 +5,9 @@
     corpus.labelled(), corpus.labelled("dev")     # what is trained on, what is kept out
     corpus.write(folder)                          # the card, the dev split, every row that is not used
 
-It has the face of `corpus.Corpus`, so `stages.finetune` trains on it; its prefixes are its own, for no card of the
-library names them. A row is never guessed and nothing is dropped in silence: what cannot be read is refused with its
-line, what cannot be used is counted by reason and written down.
-
-A row of several positives becomes an example of each, and no positive of a query is ever a negative of it. The split is
-by query: queries with alike trigrams (`split.clusters`) and queries that share a passage stay together; groups go to
-dev by the hash of their first query, the same for every seed. A group larger than the dev split stays in training.
+`stages.finetune` trains on it as on a `corpus.Corpus`. A row is never guessed and nothing is dropped in silence: what
+cannot be read is refused with its line, what cannot be used is counted by reason and written down. A row of several
+positives becomes an example of each, and no positive of a query is ever a negative of it.
 
 Cost: some 0.2 ms a row (`split.clusters`); the file is held in memory.
 """
@@ -24,8 +20,8 @@ import hashlib
 import io
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,10 +101,10 @@ class Columns(NamedTuple):
     beside: tuple[str, ...] = ()  # further columns that could have been the query or the passage
 
     def __str__(self) -> str:
-        parts = [f"query = {self.query!r}, passage = {self.passage!r}",
-                 f"negatives = {', '.join(map(repr, self.negatives)) or 'none'}",
-                 f"language = {repr(self.language) if self.language else 'none'}"]
-        return ", ".join(parts) + (f" (not taken: {', '.join(map(repr, self.beside))})" if self.beside else "")
+        negatives, beside = (", ".join(map(repr, names)) for names in (self.negatives, self.beside))
+        return (f"query = {self.query!r}, passage = {self.passage!r}, negatives = {negatives or 'none'}, "
+                f"language = {repr(self.language) if self.language else 'none'}"
+                + (f" (not taken: {beside})" if beside else ""))
 
 
 class Fault(NamedTuple):
@@ -176,10 +172,9 @@ class OwnCorpus:
 
     def card(self) -> cards.Card:
         """The data card of this file, by the schema of `data_cards`."""
+        met = Counter(fault.why for fault in self.faults)
         counts = {"labelled": len(self.rows), "dev": int(self.dev.sum())}
-        for why, words in REASONS.items():
-            if many := sum(fault.why == why for fault in self.faults):
-                counts[f"dropped: {words}"] = many
+        counts |= {f"dropped: {words}": met[why] for why, words in REASONS.items() if why in met}
         queries = len({row.query for row in self.labelled("dev")})
         dev = f"{queries:,} queries, by hash; near-copies and queries of one passage stay together"
         query_prefix, passage_prefix = self.prefixes()
@@ -227,9 +222,6 @@ def name_of(path: Path) -> str:
     return re.sub(r"\W+", "-", path.stem.casefold()).strip("-_") or "own"
 
 
-# The columns, and the examples
-
-
 def _column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
@@ -240,7 +232,7 @@ def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
 
 
 def choose_columns(table: Table, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
-           language: str | None = None) -> Columns:
+                   language: str | None = None) -> Columns:
     """The columns: as named, else by common names. Raises `Me5Error` with those that there are."""
     there = f"{table.path.name} has the columns {', '.join(map(repr, table.columns))}"
     if missing := [name for name in (query, passage, *negatives, language) if name and name not in table.columns]:
@@ -318,11 +310,10 @@ def _field_texts(value: Any) -> list[str] | None:
     if isinstance(value, list | tuple):
         parts = [_field_texts(each) for each in value]
         return None if None in parts else [text for part in parts for text in part]
-    if value is None or isinstance(value, float) and np.isnan(value):
-        return []
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float | None):
         return None
-    return [text] if (text := str(value).strip()) else []
+    text = "" if value is None or value != value else str(value).strip()  # NaN is unlike itself
+    return [text] if text else []
 
 
 def by_reason(faults: Sequence[Fault], unit: str) -> list[str]:
@@ -333,9 +324,6 @@ def by_reason(faults: Sequence[Fault], unit: str) -> list[str]:
             some = ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
             found.append(f"{len(numbers):,} × {words} ({unit} {some})")
     return found
-
-
-# The split
 
 
 def dev_split(rows: Sequence[Labelled], share: float = DEV_SHARE) -> tuple[np.ndarray, bool]:
@@ -368,20 +356,15 @@ def _linked_groups(rows: Sequence[Labelled], keys: np.ndarray, near: bool) -> np
 
 def _whole_groups(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.ndarray:
     """Whole groups, by the hash of their first query in the alphabet, until there are `size` queries: bool [rows]."""
-    members: dict[int, set[int]] = defaultdict(set)
-    first: dict[int, str] = {}
+    members: dict[int, dict[int, str]] = defaultdict(dict)
     for row, number in zip(rows, group.tolist(), strict=True):
-        members[number].add(text_key(row.query))
-        first[number] = min(first.get(number, form := split.mask(row.query)), form)
+        members[number].setdefault(text_key(row.query), row.query)
     chosen, room = [], size
-    for number in sorted(members, key=lambda number: split.fraction(first[number])):
+    for number in sorted(members, key=lambda number: split.fraction(min(map(split.mask, members[number].values())))):
         if len(members[number]) <= room:
             chosen.append(number)
             room -= len(members[number])
     return np.isin(group, chosen)
-
-
-# Reading the file
 
 
 def read_table(path: str | Path, encoding: str = "utf8") -> Table:
@@ -423,12 +406,11 @@ def _decode(path: Path, encoding: str) -> str:
 
 def _table_row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> TableRow:
     """A row, U+FFFD for each surrogate that stands alone. Surplus fields that are all empty are none."""
-    fields, rest = {"fields": fields}, list(surplus) if any(map(str.strip, surplus)) else []
-    text = json.dumps(fields | {"surplus": rest}, ensure_ascii=False, default=str)
+    rest = list(surplus) if any(map(str.strip, surplus)) else []
+    text = json.dumps([fields, rest], ensure_ascii=False, default=str)
     if broken := SURROGATE.search(text) is not None:
-        fields = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
-        rest = fields["surplus"]
-    return TableRow(number, fields["fields"], tuple(rest), broken)
+        fields, rest = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    return TableRow(number, fields, tuple(rest), broken)
 
 
 def _csv_table(path: Path, encoding: str) -> Table:
@@ -447,30 +429,26 @@ def _csv_table(path: Path, encoding: str) -> Table:
 
 def _separator_fit(text: str, separator: str) -> tuple[float, int]:
     """How well a separator fits: share of the rows that have the header's number of fields, and that number."""
-    head = "\n".join(text.split("\n", LOOKED_AT)[:LOOKED_AT])
-    best = 0.0, 0
+    head, best = text.split("\n", LOOKED_AT)[:LOOKED_AT], (0.0, 0)
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
-        widths = [len(fields) for fields in csv.reader(io.StringIO(head), delimiter=separator, quoting=quoting)
-                  if fields]
+        reader = csv.reader([line + "\n" for line in head], delimiter=separator, quoting=quoting)
+        widths = [len(fields) for fields in reader if fields]
         if widths and widths[0] > 1:
             best = max(best, (widths.count(widths[0]) / len(widths), widths[0]))
     return best
 
 
-def _records(text: str, separator: str, quoting: int) -> Iterator[tuple[int, list[str]]]:
+def _records(text: str, separator: str, quoting: int) -> list[tuple[int, list[str]]]:
     """The line at which each row begins, and its fields. Raises `csv.Error` that is the line of quotes not closed."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text), delimiter=separator, quoting=quoting, strict=True)
-    while True:
-        start = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            raise csv.Error(start) from None
-        if fields:  # an empty line is no row
-            yield start, fields
+    reader, rows, start = csv.reader(io.StringIO(text), delimiter=separator, quoting=quoting, strict=True), [], 1
+    try:
+        for fields in reader:
+            rows += [(start, fields)] if fields else []  # an empty line is no row
+            start = reader.line_num + 1
+    except csv.Error:
+        raise csv.Error(start) from None
+    return rows
 
 
 def _csv_rows(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
@@ -481,12 +459,12 @@ def _csv_rows(path: Path, text: str, separator: str) -> list[tuple[int, list[str
     So where most further lines of a quoted text look like rows, and no other text of the file needs its quotes, the
     file is refused. Raises `Me5Error` that names the line for this, and for quotes that close nowhere.
     """
-    bare = list(_records(text, separator, csv.QUOTE_NONE))
+    bare = _records(text, separator, csv.QUOTE_NONE)
     even = all(len(fields) == len(bare[0][1]) for _, fields in bare)
     if '"' not in text:
         return bare
     try:
-        rows = list(_records(text, separator, csv.QUOTE_MINIMAL))
+        rows = _records(text, separator, csv.QUOTE_MINIMAL)
     except csv.Error as error:
         if even:
             return bare

@@ -4,9 +4,8 @@
     print(found)                       # the table, and how far apart the last two rows are
     found.table                        # a data frame
 
-Every dev query is searched among the passages of the whole file (`OwnCorpus.retrieval`), the right ones of its own and
-everyone else's. accuracy@1, MRR@10 and nDCG@10 are means over queries. The interval of a difference is a bootstrap over
-queries, paired: what another few queries would change, not what another training seed would.
+Every dev query is searched among the passages of the whole file (`OwnCorpus.retrieval`). The interval of a difference
+is a bootstrap over queries, paired: what another few queries would change, not what another training seed would.
 
 Cost: encoding the passages once for each model; the lexical rows about a millisecond a query.
 """
@@ -62,9 +61,17 @@ def compare(corpus: OwnCorpus, models: Mapping[str, Encoder], **options: Any) ->
     queries, passages = list(dev.queries.values()), [text for _, text in dev.documents.values()]
     place = {key: i for i, key in enumerate(dev.documents)}
     positives = [{place[key] for key in dev.relevant[query]} for query in dev.queries]
+    counts = [baselines.Counts(baselines.count_trigrams(texts)) for texts in (queries, passages)]
+    cosines = baselines.tfidf_cosine(*counts)
+    by_trigrams = np.argsort(-cosines, axis=1, kind="stable")[:, :DEPTH]
+    shared = np.take_along_axis(cosines, by_trigrams, axis=1) > 0
+    index, by_words = BM25Index(passages), np.full((len(queries), min(DEPTH, len(passages))), -1)
+    for row, query in zip(by_words, queries, strict=True):
+        best = top_places(index.scores(query), DEPTH)
+        row[: len(best)] = best
     scores = {"random": random_order([len(rows) for rows in positives], len(passages)),
-              "character trigrams": figures(best_by_trigrams(queries, passages), positives),
-              "BM25": figures(best_by_words(queries, passages), positives)}
+              "character trigrams": figures(np.where(shared, by_trigrams, -1), positives),
+              "BM25": figures(by_words, positives)}
     for name, encoder in models.items():
         vectors = [encoder.encode(texts, prefix, **options)
                    for texts, prefix in zip((queries, passages), corpus.prefixes(), strict=True)]
@@ -96,20 +103,3 @@ def random_order(positives: Sequence[int], passages: int) -> np.ndarray:
             first, missed = first + missed * hit / place, missed * (1 - hit)
         rows.append((many / passages, first, many / passages * DISCOUNT[:depth].sum() / DISCOUNT[:many].sum()))
     return np.array(rows)
-
-
-def best_by_trigrams(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
-    """The best passages by character-trigram TF-IDF: int64 [Q, up to 10], -1 where no trigram is shared."""
-    counts = [baselines.Counts(baselines.count_trigrams(texts)) for texts in (queries, passages)]
-    scores = baselines.tfidf_cosine(*counts)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
-    return np.where(np.take_along_axis(scores, best, axis=1) > 0, best, -1)
-
-
-def best_by_words(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
-    """The best passages by BM25: int64 [Q, up to 10], -1 where no word is shared."""
-    index, rows = BM25Index(passages), np.full((len(queries), min(DEPTH, len(passages))), -1)
-    for row, query in zip(rows, queries, strict=True):
-        best = top_places(index.scores(query), DEPTH)
-        row[: len(best)] = best
-    return rows

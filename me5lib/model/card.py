@@ -2,9 +2,7 @@
 
     text = render(About("my-e5", encoder.width, ...))      # the README.md of an exported folder
 
-By `huggingface_hub`'s own `ModelCard`. Languages and training data come from the data cards that the caller hands over,
-results from measured rows, each with its protocol, precision and the revision of its data set; nothing is filled in
-that was not given.
+By `huggingface_hub`'s own `ModelCard`; nothing is filled in that the caller did not hand over.
 """
 
 from __future__ import annotations
@@ -59,7 +57,7 @@ def render(about: About) -> str:
     """The whole card: metadata between two lines of dashes, then Markdown."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    codes = iso_languages(about.sources)
+    codes = _iso_languages(about.sources)
     datasets = dict.fromkeys(repository for source in about.sources for repository in source.repositories)
     data = ModelCardData(
         model_name=about.name, language=codes or None, license=about.license, library_name="sentence-transformers",
@@ -76,7 +74,7 @@ def render(about: About) -> str:
     return card.content
 
 
-def iso_languages(sources: Sequence[CitedSource]) -> list[str]:
+def _iso_languages(sources: Sequence[CitedSource]) -> list[str]:
     """ISO 639 codes of all sources, sorted, scripts and regions left out; `multilingual` first where there are more."""
     codes = {code.partition("-")[0].lower() for source in sources for code in source.languages}
     known = sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code))  # what the hub takes for a language

@@ -167,17 +167,9 @@ class Encoder(nn.Module):
         hidden = self.backbone(inputs_embeds=vectors[where], attention_mask=None if full else mask).last_hidden_state
         return average_pool(hidden, mask)
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        prefix: str = QUERY,
-        *,
-        normalise: bool = True,
-        token_budget: int | None = None,
-        max_tokens: int | None = None,
-        precision: str = "fp32",
-        progress: bool = False,
-    ) -> np.ndarray:
+    def encode(self, texts: Sequence[str], prefix: str = QUERY, *, normalise: bool = True,
+               token_budget: int | None = None, max_tokens: int | None = None, precision: str = "fp32",
+               progress: bool = False) -> np.ndarray:
         """Vectors of `prefix + text`, fp32 [n, width], in the order of `texts`; no gradient, no dropout.
 
         `precision` is "fp32", "bf16" or "fp16" (autocast of the backbone; vectors then agree to about 1e-3).
@@ -214,10 +206,8 @@ class Encoder(nn.Module):
             handle = embeddings.register_forward_hook(lambda module, inputs, output: output.to(half))
         self.eval()
         try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, half or torch.bfloat16, enabled=half is not None),
-            ):
+            autocast = torch.autocast(self.device.type, half or torch.bfloat16, enabled=half is not None)
+            with torch.inference_mode(), autocast:
                 yield
         finally:
             self.train(was_training)

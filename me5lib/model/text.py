@@ -12,22 +12,27 @@ decide vectors, and a wrong tokenizer is silent: a library that knows none for a
 An own vocabulary is a unigram model (as XLM-R's), trained by sentencepiece on one thread because the trainer of
 `tokenizers` gives another vocabulary at every run, with XLM-R's normaliser and layout: a student finds the same
 characters and words as the released models do, and cuts them shorter. 100,000 interface strings make 32,000 pieces in
-about ten seconds on one core.
+about ten seconds on one core. XLM-R's character map is derived from sentencepiece's in three, once a process.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import re
+import struct
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from me5lib.io import PACKAGE, Me5Error
-from me5lib.model.charsmap import charsmap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,6 +50,14 @@ ROLES = {
 }  # fmt: skip
 VOCABULARIES = range(250_002, 250_049)  # rows of the embedding tables of XLM-R, Multilingual-MiniLM and mE5
 GOLDEN = PACKAGE / "model" / "golden_ids.jsonl"  # sentences of ours, and the ids that mE5's own tokenizer gives them
+# Characters that Unicode gained after XLM-R's map was made: XLM-R leaves them alone, today's map folds some of them.
+_LATER = (
+    (0x061C, 0x061C), (0x32FF, 0x32FF), (0xA7F1, 0xA7F4), (0xAB69, 0xAB69), (0x105C0, 0x105FF), (0x10780, 0x107BA),
+    (0x11380, 0x113FF), (0x11900, 0x1195F), (0x16100, 0x1613F), (0x16D40, 0x16D7F), (0x1CCD6, 0x1CCF9),
+    (0x1E030, 0x1E06D), (0x1F16C, 0x1F16C), (0x1F23B, 0x1F23B), (0x1FBF0, 0x1FBF9),
+)  # fmt: skip
+_JOINER = {"\u200d": " "}  # XLM-R's map makes a space of the zero-width joiner; today's keeps it
+_RULES_SHA256 = "e85b175040c3dcd9120ff1fe2fbe630f7abfcd22267d6c763cfc5390374c7849"
 
 
 def instruct(task: str, query: str) -> str:
@@ -66,18 +79,11 @@ def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> list[str]:
             kind = "None" if text is None else f"of type {type(text).__name__}"
             raise ValueError(f"text {index} is {kind}: every text must be a string")
     kept = [text[:max_chars] for text in texts]
-    if _encodable("".join(kept)):
-        return kept
-    return [text if _encodable(text) else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            for text in kept]
-
-
-def _encodable(text: str) -> bool:
     try:
-        text.encode("utf8")
+        "".join(kept).encode("utf8")
     except UnicodeEncodeError:
-        return False
-    return True
+        return [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in kept]
+    return kept
 
 
 def vocabulary_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -101,9 +107,8 @@ def fast_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.Unigram(list(pieces), unk_id=SPECIAL.index("<unk>"), byte_fallback=byte_fallback))
-    raw.normalizer = normalizers.Sequence(
-        [normalizers.Precompiled(charsmap), normalizers.Replace(Regex(" {2,}"), " ")]
-    )
+    raw.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap),
+                                           normalizers.Replace(Regex(" {2,}"), " ")])
     marks = {"replacement": "▁", "prepend_scheme": "always"}
     raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**marks)])
     words = decoders.Metaspace(**marks)
@@ -177,11 +182,8 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=vocabulary,
-        hard_vocab_limit=False,
+        sentence_iterator=iter(sample), model_writer=model, model_type="unigram", vocab_size=vocabulary,
+        hard_vocab_limit=False, num_threads=1, shuffle_input_sentence=False, minloglevel=2,
         character_coverage=0.98,  # the least that sentencepiece takes; `required_chars` adds the rest
         required_chars=_alphabet(sample, vocabulary),
         byte_fallback=True,
@@ -189,9 +191,80 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
         normalization_rule_name="identity",  # `_sample` has normalised
         bos_id=0, pad_id=1, eos_id=2, unk_id=3,
         **dict(zip(("bos_piece", "pad_piece", "eos_piece", "unk_piece"), SPECIAL, strict=True)),
-        num_threads=1,
-        shuffle_input_sentence=False,
         max_sentence_length=4 * TRAINING_CHARS,  # bytes, so that none is skipped
-        minloglevel=2,
     )  # fmt: skip
     return model.getvalue()
+
+
+@functools.lru_cache(maxsize=1)
+def rules() -> dict[str, str]:
+    """XLM-R's character map: what is replaced (one character or a sequence, the longest match first) → by what.
+
+    It is sentencepiece's `nmt_nfkc` as it was in 2019. The one of the installed sentencepiece knows a later Unicode;
+    Unicode never changes how characters that it has are composed, so the two differ only in rules that name a
+    character that came later, and in the joiner. Leaving those out and putting the joiner in gives XLM-R's 224,711
+    rules exactly, whichever sentencepiece made them: the hash of all of them is held. Raises `Me5Error` otherwise.
+    """
+    import sentencepiece
+
+    today = _read_map(_compiled(normalization_rule_name="nmt_nfkc"))
+    later = {chr(code) for first, last in _LATER for code in range(first, last + 1)}
+    kept = {source: target for source, target in today.items() if later.isdisjoint(source)} | _JOINER
+    listed = json.dumps(sorted(kept.items())).encode("ascii")
+    if hashlib.sha256(listed).hexdigest() != _RULES_SHA256:
+        raise Me5Error(f"XLM-R's character map cannot be had from that of sentencepiece {sentencepiece.__version__}: "
+                       "install the version of constraints.txt")
+    return kept
+
+
+@functools.lru_cache(maxsize=1)
+def charsmap() -> bytes:
+    """The same compiled, as the normaliser `Precompiled` of `tokenizers` takes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rules.tsv"
+        rows = [[" ".join(f"{ord(letter):X}" for letter in text) for text in rule] for rule in rules().items()]
+        file.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="ascii")
+        return _compiled(normalization_rule_tsv=str(file))
+
+
+def _compiled(**normaliser: str) -> bytes:
+    """The character map that sentencepiece's trainer compiles into a model, here one of next to no text.
+
+    Read off the wire format of its protobuf message, which spares the protobuf package: field 1 of the normaliser is
+    its name, field 2 the map: its length, seven bits a byte with the lowest first, and its bytes.
+    """
+    import sentencepiece
+
+    model, size = io.BytesIO(), 0
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b"] * 8), model_writer=model, vocab_size=8, hard_vocab_limit=False, minloglevel=2,
+        **normaliser,
+    )  # fmt: skip
+    content = model.getvalue()
+    start, end = re.search(rb"\n.(nmt_nfkc|user_defined)\x12([\x80-\xff]*[\0-\x7f])", content, re.DOTALL).span(2)
+    for byte in reversed(content[start:end]):
+        size = size << 7 | byte & 0x7F
+    return content[end : end + size]
+
+
+def _read_map(charsmap: bytes) -> dict[str, str]:
+    """Source → target of every rule of a compiled map: a double-array trie of UTF-8 bytes, and the targets behind it.
+
+    A unit (uint32) of the trie: bits 0–7 its label, bit 8 whether a rule ends here, bits 10–31 how far its children
+    lie (shifted by 8 more where bit 9 is set). The first child of an end holds where its target begins.
+    """
+    (size,) = struct.unpack_from("<I", charsmap)
+    units, targets = np.frombuffer(charsmap[4 : 4 + size], "<u4"), charsmap[4 + size :]
+    children = (units >> 10) << ((units & 0x200) >> 6)  # how far those of each unit lie from it
+    labels, rules, level = np.arange(1, 256, dtype=np.uint32), {}, [(children[0], b"")]
+    while level:  # a level of the trie at a time: a byte longer each
+        at = np.array([place for place, _ in level], np.uint32)[:, None] ^ labels
+        parents, label = np.nonzero(units[np.minimum(at, len(units) - 1)] & 0x800000FF == labels)
+        at = at[parents, label]
+        below, ends = at ^ children[at], (units[at] & 0x100).astype(bool)
+        sources = [level[parent][1] + bytes((byte + 1,)) for parent, byte in zip(parents, label, strict=True)]
+        for i in np.flatnonzero(ends):
+            start = units[below[i]] & 0x7FFFFFFF
+            rules[sources[i].decode("utf8")] = targets[start : targets.index(b"\0", start)].decode("utf8")
+        level = list(zip(below, sources, strict=True))
+    return rules

@@ -5,11 +5,8 @@
     cfg = fit(corpus, Encoder.load(start), str(start))
     model = finetune(corpus, start, out, cfg)                # out/model, which SentenceTransformer loads
 
-The start model must read texts as mE5 does: average pooling over all tokens, "query: " and "passage: " before them,
-cosines. A model that pools otherwise is refused: it would be trained as something that it is not.
-
-Every setting is the paper's where it says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…`
-changes it.
+The start model must read texts as mE5 does; one that pools otherwise is refused. Every setting is the paper's where it
+says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…` changes it.
 """
 
 from __future__ import annotations
@@ -38,10 +35,8 @@ EPOCHS = 2.0  # the paper's
 MOST_BATCH, LEAST_BATCH = 64, 8  # ours: what a laptop bears; and fewer negatives teach little
 STEPS_AN_EPOCH = 8  # ours: a small file has a smaller batch, or its two epochs would be a step or two
 
-Say = Callable[[str], object]
 
-
-def open_start(model: str | Path, say: Say = print) -> str | Path:
+def open_start(model: str | Path, say: Callable[[str], object] = print) -> str | Path:
     """What a start model, by any name that `model.resolve` knows, is called for `Encoder.load` on every rank.
 
     Of the hub: fetched into its client's cache once, and pinned to its commit. Raises `Me5Error` as `resolve` does.
@@ -66,13 +61,13 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
     """
     if epochs is not None and steps is not None:
         raise Me5Error("--epochs and --steps say the same: leave one of them out")
-    by_hand = {override.partition("=")[0] for override in overrides}
+    by_hand = [override.partition("=")[0] for override in overrides]
     base = config.load("base", overrides)  # refuses what is no setting, or no value
     if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:
         raise Me5Error(f"{idle[0]} decides nothing with --data: set finetune.… or data.language_temperature")
-    fixed = {key.partition(".")[2] for key in by_hand if key.startswith("finetune.")}
-    chosen = _fitting_values(corpus, encoder, EPOCHS if epochs is None else epochs, steps,
-                     {key: getattr(base.finetune, key) for key in fixed})
+    fixed = {name: getattr(base.finetune, name) for key in by_hand for room, _, name in [key.partition(".")]
+             if room == "finetune"}
+    chosen = _fitting_values(corpus, encoder, EPOCHS if epochs is None else epochs, steps, fixed)
     if teacher:
         chosen["teacher"] = (teacher, "ours", "asked for")
     chosen = {key: value for key, value in chosen.items() if key not in fixed}
@@ -81,7 +76,7 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
     told = {f"finetune.{key}": (source, why) for key, (_, source, why) in chosen.items()}
     told |= {key: base.provenance[key] for key in ("finetune.near", "finetune.margin")}
     told["data.language_temperature"] = ("ours", "by rows: an epoch is then each example once")
-    told |= {override.partition("=")[0]: ("ours", "set by hand") for override in overrides}
+    told |= dict.fromkeys(by_hand, ("ours", "set by hand"))
     bert = encoder.backbone.config
     shape = config.Model(start, bert.num_hidden_layers, bert.hidden_size, bert.num_attention_heads,
                          bert.intermediate_size, bert.vocab_size, encoder.max_tokens)
@@ -90,7 +85,7 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
 
 
 def _fitting_values(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None,
-                   fixed: dict) -> dict[str, tuple[Any, str, str]]:
+                    fixed: dict) -> dict[str, tuple[Any, str, str]]:
     """The stage's settings, from the file's size, the lengths of its texts, the model's size and the `fixed` ones."""
     rows = corpus.labelled()
     if not 0 < epochs * len(rows) < math.inf or (steps is not None and steps < 1):

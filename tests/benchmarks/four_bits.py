@@ -282,8 +282,8 @@ def through_four_bits(folder: Path, to: Path) -> None:
     save_file(state, to / "model.safetensors", metadata={"format": "pt"})
 
 
-def tell(rows: Sequence[Row], runs_: Mapping[tuple[str, str], Run]) -> None:
-    """Print the tables, and how the languages' differences go together."""
+def tell(rows: Sequence[Row]) -> None:
+    """Print the tables; of the languages those that differ most."""
     import pandas as pd
 
     frame = pd.DataFrame(rows)
@@ -293,20 +293,6 @@ def tell(rows: Sequence[Row], runs_: Mapping[tuple[str, str], Run]) -> None:
                 lambda each: pd.concat([each.head(8), each.tail(8)]))
         shown = part.drop(columns=["table", "model"]).to_string(index=False, float_format="{:.2f}".format)
         print(f"\n{table}\n{shown}")
-    for (dtype, protocol), run in runs_.items():
-        if protocol == "paper" and (dtype, "mteb") in runs_:
-            print(f"\n{dtype}: {by_language_together(run, runs_[dtype, 'mteb'])}")
-
-
-def by_language_together(prefixed: Run, bare: Run) -> str:
-    """How the prefix's worth in each language goes with its published worth, and what is left without a prefix."""
-    with_, without = (np.array([100 * values.mean() for values in run.pairs.values()]) for run in (prefixed, bare))
-    theirs_with, theirs_without = (run.languages[list(run.pairs)].to_numpy() for run in (prefixed, bare))
-    ours, theirs, left = with_ - without, theirs_with - theirs_without, without - theirs_without
-    share, r = ours @ theirs / (theirs @ theirs), np.corrcoef(ours, theirs)[0, 1]
-    return (f"the prefix's worth by language, ours against the published one: r = {r:.2f}, ours is {share:.2f} of it; "
-            f"up in {(with_ > theirs_with).sum()} languages with a prefix, in {(left > 0).sum()} without; Δ without: "
-            f"mean {left.mean():+.2f}, sd {left.std():.2f}")
 
 
 def moved(rows: Sequence[Row]) -> list[str]:
@@ -361,7 +347,7 @@ def main() -> int:
         rows += control(asked.control, asked.out, asked.dtypes[0])
     if asked.json:
         write(asked.json, rows, opened)
-    tell(rows, found)
+    tell(rows)
     server.shutdown()
     print("\n".join(moved(rows)) or f"every bf16 score is within {WITHIN} of the first measurement")
     return bool(moved(rows))
