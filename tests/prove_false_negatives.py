@@ -246,7 +246,7 @@ class Measured(NamedTuple):
 
 def measure(rule: mining.Rule | None, half: Half) -> Measured:
     """What is dropped under this rule, the same text always included."""
-    dropped = half.same | (rule.drops(half.found, half.kind >= 0) if rule else False)
+    dropped = half.same | (rule.drops(half.found) if rule else False)
     shares = {name: float(dropped[half.kind == i].mean()) for i, name in enumerate(KINDS)}
     planted, true = (half.kind >= 0) & (half.kind < len(PLANTED)), half.kind >= len(PLANTED)
     precision = dropped[planted].sum() / max(1, dropped[planted | true].sum())

@@ -32,7 +32,7 @@ def keys(folder):
     for kept in ("scores", "vectors"):
         shutil.rmtree(folder / kept, ignore_errors=True)
     cache.CachedEncoder(models.E5(encoder), folder / "vectors", {"revision": "a1"}).encode(["a", "b"], "query: ")
-    told = SimpleNamespace(name="a teacher", identity={}, pieces=lambda pairs, lengths: [([0], [1.0])])
+    told = SimpleNamespace(name="a teacher", identity={}, scores=lambda pairs, lengths: [1.0])
     teacher.block_scores([("a", "b")], told, (9, 9), folder / "scores")
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {

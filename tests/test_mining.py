@@ -1,6 +1,5 @@
 """The rules that keep a right answer from being called wrong, the report, its diagnosis; and `me5 mine`."""
 
-import csv
 import dataclasses
 import json
 import subprocess
@@ -20,14 +19,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import mining, search
-from me5lib.train.mining import (
-    MiningReport,
-    absolute_margin,
-    choose,
-    max_score,
-    near_positive,
-    relative_margin,
-)
+from me5lib.train.mining import MiningReport, absolute_margin, choose, max_score, near_positive, relative_margin
 from me5lib.train.search import Index, Pool, SearchResult
 
 RNG = np.random.default_rng(0)
@@ -381,22 +373,6 @@ def test_columns_of_other_names_are_named(tmp_path):
     assert first["positives"] == [pairs()[0]["positive"]] and first["negatives"][0] == "no answer"
     assert first["language"] == "en"
     refused(mine(*command, *columns[:-2]), "begun with another columns")
-
-
-def test_csv_with_names_that_are_guessed_and_texts_without_a_word_are_mined(tmp_path, model):
-    path = tmp_path / "faq.csv"
-    with path.open("w", encoding="utf8", newline="") as file:
-        csv.writer(file).writerows([["question", "answer"], *([row["query"], row["positive"]] for row in pairs()[:12])])
-    assert mine("--data", path, "--by", "bm25", "--out", tmp_path / "out").exit_code == 0
-    assert len(rows_of(tmp_path / "out")) == 12
-    emoji = [{"query": chr(0x1F600 + i), "positive": chr(0x1F900 + i)} for i in range(12)]
-    done = mine("--data", write(tmp_path / "x.jsonl", emoji), "--by", "bm25", "--out", tmp_path / "emoji")
-    assert done.exit_code == 0 and "12 queries are short" in done.stdout
-    rows = [row for i, row in enumerate(pairs()) if row["language"] == "en" or i % 8 == 0]
-    done = mine("--data", write(tmp_path / "y.jsonl", rows), "--model", model, "--index", "ivf",
-                "--out", tmp_path / "few")
-    assert done.exit_code == 0 and {row["language"] for row in rows_of(tmp_path / "few") if row["negatives"]} == {
-        "en", "de"}
 
 
 def test_a_full_disk_is_one_line_and_nothing_half_is_left(data, model, tmp_path):

@@ -145,13 +145,8 @@ def add_negatives(
     elsewhere, filling = _everywhere(rows), Counter()
     for places in by_pool(rows).values():
         most = n * max(passes[i] for i in places) if kind == "random" else n
-        if all(len(chosen[i]) >= most for i in places):
-            continue
-        own = [rows[i] for i in places]
-        filled, counts = _fill_up(own, [chosen[i] for i in places], Pool.of(own), elsewhere, most, seed)
-        filling += counts
-        for i, texts in zip(places, filled, strict=True):
-            chosen[i] = texts
+        if any(len(chosen[i]) < most for i in places):
+            filling += _fill_up(rows, chosen, places, Pool.of(rows[i] for i in places), elsewhere, most, seed)
     if kind == "random":  # asked for: nothing was short of them
         del filling[TOO_FEW], filling[RANDOM_FILLED]
     found = [row._replace(negatives=tuple(texts[: n * turns]), teacher_scores=None)
@@ -166,12 +161,7 @@ def _searched(
     """`mining.mine` with the stage's prefixes, lengths and precision; a pool is held while it is searched. Each row's
     `own` negatives come first, but all that the rows brought along are searched."""
     places = by_pool(rows)
-
-    def encode(texts: Sequence[str], source: str, side: int = 0) -> np.ndarray:
-        """Unit vectors of queries (side 0) or passages (1); neighbours are sought, not scores reported."""
-        longest = (stage.query_tokens, stage.passage_tokens)[side]
-        return encoder.encode(texts, prefixes(source)[side], max_tokens=longest,
-                              precision=precision(encoder.device).name)  # fmt: skip
+    encode = functools.partial(encode_side, encoder, stage, prefixes)
 
     def open_pool(key: PoolKey) -> tuple[Pool, Index | BM25Index]:
         pool = Pool.of(rows[i] for i in places[key])
@@ -181,59 +171,61 @@ def _searched(
     return mine(bare, cfg, n, open_pool, encode)
 
 
+def encode_side(
+    encoder: Encoder, stage: Stage, prefixes: Prefixes, texts: Sequence[str], source: str, side: int = 0
+) -> np.ndarray:
+    """Unit vectors fp32 [n, d] of a source's queries (side 0) or passages (1), with the stage's prefixes and lengths;
+    in the fastest precision: they are compared, not reported."""
+    return encoder.encode(texts, prefixes(source)[side], max_tokens=(stage.query_tokens, stage.passage_tokens)[side],
+                          precision=precision(encoder.device).name)  # fmt: skip
+
+
 def _everywhere(rows: Sequence[Labelled]) -> Callable[[str | None], Pool]:
     """The pool of a source over all its languages, or (None) of all sources; each made when it is first asked for."""
     return functools.cache(lambda source: Pool.of(row for row in rows if source in (None, row.source)))
 
 
 def _fill_up(
-    rows: Sequence[Labelled], chosen: Sequence[list[str]], pool: Pool, elsewhere: Callable[[str | None], Pool], n: int,
-    seed: int,
-) -> tuple[list[list[str]], Counter[str]]:
-    """`chosen`, each with random passages of the pool added up to `n`; in a pool too small they come again. And how
-    many examples were short, how many passages were added, taken from elsewhere, repeated.
+    rows: Sequence[Labelled], chosen: list[list[str]], places: Sequence[int], pool: Pool,
+    elsewhere: Callable[[str | None], Pool], n: int, seed: int,
+) -> Counter[str]:
+    """Add random passages of the pool to the `chosen` of the rows at `places`, up to `n`; in a pool too small they come
+    again. Counted: examples that were short, and passages that were added, taken from elsewhere, repeated.
 
     Where the pool holds nothing but right answers, the source in all languages is drawn on, then all sources; raises
     `Me5Error` where even they hold none.
     """
-    filled, counts = list(chosen), Counter()
-    short = [i for i, texts in enumerate(chosen) if len(texts) < n]
+    counts: Counter[str] = Counter()
+    short = [i for i in places if len(chosen[i]) < n]
     if not short:
-        return filled, counts
+        return counts
     bare = [rows[i]._replace(negatives=()) for i in short]
     draws = search.random([row.query for row in bare], len(pool.texts), 8 * n, seed)
     for i, more in zip(short, choose(draws, bare, pool, 2 * n)[0], strict=True):
         both = distinct_texts([*chosen[i], *more])
         if not both:
-            both = _wrong_elsewhere(rows[i], elsewhere)
+            others = (tuple(elsewhere(source).texts) for source in (rows[i].source, None))
+            both = next(filter(None, (own_negatives(rows[i]._replace(negatives=texts)) for texts in others)), [])
             counts[ELSEWHERE] += min(n, len(both))
+        if not both:
+            raise Me5Error(f"there is no wrong answer to {rows[i].query[:60]!r} ({rows[i].source}): every passage of "
+                           "the labelled examples is a right one; add examples with other passages")
         counts[TOO_FEW] += 1
         counts[RANDOM_FILLED] += min(n, len(both)) - len(chosen[i])
         counts[REPEATED] += max(0, n - len(both))
-        filled[i] = [both[j % len(both)] for j in range(n)]
-    return filled, +counts
-
-
-def _wrong_elsewhere(row: Labelled, elsewhere: Callable[[str | None], Pool]) -> list[str]:
-    """Wrong answers to a row out of other languages of its source, else of other sources."""
-    for source in (row.source, None):
-        if texts := own_negatives(row._replace(negatives=tuple(elsewhere(source).texts))):
-            return texts
-    raise Me5Error(f"there is no wrong answer to {row.query[:60]!r} ({row.source}): every passage of the labelled "
-                   "examples is a right one; add examples with other passages")  # fmt: skip
+        chosen[i] = [both[j % len(both)] for j in range(n)]
+    return +counts
 
 
 def dev_groups(rows: Sequence[Labelled], seed: int, limit: int = DEV_EXAMPLES, size: int = DEV_GROUP) -> list[Labelled]:
     """At most `limit` held-out examples, spread evenly, each with `size` − 1 negatives: its own, then random ones."""
     rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)] if rows else []
-    found, elsewhere = [], _everywhere(rows)
-    for key, places in by_pool(rows).items():
-        own = [rows[i] for i in places]
-        pool = Pool.of(own)
+    chosen, elsewhere, pools = [own_negatives(row)[: size - 1] for row in rows], _everywhere(rows), by_pool(rows)
+    for key, places in pools.items():
+        pool = Pool.of(rows[i] for i in places)
         pool = pool if len(pool.texts) >= 2 * size else elsewhere(key[0])
-        filled, _ = _fill_up(own, [own_negatives(row)[: size - 1] for row in own], pool, elsewhere, size - 1, seed)
-        found += [row._replace(negatives=tuple(texts)) for row, texts in zip(own, filled, strict=True)]
-    return found
+        _fill_up(rows, chosen, places, pool, elsewhere, size - 1, seed)
+    return [rows[i]._replace(negatives=tuple(chosen[i])) for places in pools.values() for i in places]
 
 
 # Groups
@@ -289,8 +281,11 @@ def make_groups(
 
     if not team.any(bool(team.by_main(mine_once))):
         made, report = read_groups(folder).rows, io.read_json(folder / MINED)
-        for line in _words_of(report) if task.progress else ():
-            print(line)
+        filling = dict(report["filling"])
+        there, _ = filling.pop("there"), filling.pop("asked for")
+        for what, counts in ("labelled examples", report["input"]), (f"of {there:,} negatives", filling):
+            if counts and task.progress:
+                print(f"{what}: {', '.join(f'{n:,} {name}' for name, n in counts.items())}")
         if dev is not None:
             made, report["teacher"] = teacher.add_scores(encoder, made, task, dev)
         team.by_main(lambda: (_write_groups(folder, made, report, REPORT), (folder / MINED).unlink()))
@@ -310,14 +305,6 @@ def _mined(
         "negatives": kind, "input": dict(faults or {}), "filling": {"asked for": wanted, "there": there, **filling},
         "mining": report._replace(examples=report.examples[:5])._asdict(), "teacher": None,
     }  # fmt: skip
-
-
-def _words_of(report: Mapping[str, Any]) -> list[str]:
-    """What was wrong with the examples and what was filled in, if anything was."""
-    filling = {name: n for name, n in report["filling"].items() if name not in ("asked for", "there")}
-    faults, filled = (", ".join(f"{n:,} {what}" for what, n in counts.items()) for counts in (report["input"], filling))
-    return [f"labelled examples: {faults}"] * bool(faults) + [
-        f"negatives: {filled} (of {report['filling']['there']:,})"] * bool(filled)  # fmt: skip
 
 
 def _write_groups(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any], name: str) -> None:

@@ -56,10 +56,10 @@ NotUsed = dict[str, tuple[int, str, list[int]]]  # reason → how many rows or t
 
 
 class Rule(NamedTuple):
-    """A false-negative filter: which candidates of a search may not be negatives, of those that are still `left`."""
+    """A false-negative filter: which candidates of a search may not be negatives, bool [Q, depth]."""
 
     name: str
-    drops: Callable[[SearchResult, np.ndarray], np.ndarray]  # (results, left: bool [Q, depth]) → bool [Q, depth]
+    drops: Callable[[SearchResult], np.ndarray]
 
 
 class MiningReport(NamedTuple):
@@ -115,25 +115,24 @@ def ceiling(positive: np.ndarray, margin: float) -> np.ndarray:
 
 def relative_margin(share: float) -> Rule:
     """Drops what scores above `share` of the positive's score (NV-Retriever's TopK-PercPos), whatever its sign."""
-    return Rule("relative margin", lambda found, _: found.scores > ceiling(found.positive, share)[:, None])
+    return Rule("relative margin", lambda found: found.scores > ceiling(found.positive, share)[:, None])
 
 
 def absolute_margin(gap: float) -> Rule:
     """Drops what scores no more than `gap` below the positive (NV-Retriever's TopK-MarginPos)."""
-    return Rule("absolute margin", lambda found, _: found.scores >= (found.positive - np.float32(gap))[:, None])
+    return Rule("absolute margin", lambda found: found.scores >= (found.positive - np.float32(gap))[:, None])
 
 
 def max_score(highest: float) -> Rule:
     """Drops what scores above `highest`, whatever the positive has."""
-    return Rule("maximum score", lambda found, _: found.scores > highest)
+    return Rule("maximum score", lambda found: found.scores > highest)
 
 
 def near_positive(highest: float = DEFAULT_NEAR) -> Rule:
     """Drops what is like a positive, a copy, an edit or a translation of the answer, however it scores with the query:
     `SearchResult.margin_ratio` above `highest`."""
 
-    def drops(results: SearchResult, _: np.ndarray) -> np.ndarray:
-        """bool [Q, depth]."""
+    def drops(results: SearchResult) -> np.ndarray:
         if results.margin_ratio is None:
             raise Me5Error("near_positive needs the candidates' likeness to the positives: dense(…, margin_ratio=True)")
         return results.margin_ratio > highest
@@ -158,7 +157,7 @@ def choose(
     dropped = {SAME_TEXT: _same_text(results.rows, rows, pool.keys)}
     left &= ~dropped[SAME_TEXT]
     for rule in rules:
-        out = rule.drops(results, left) & left
+        out = rule.drops(results) & left
         dropped[rule.name] = dropped.get(rule.name, False) | out
         left &= ~out
     room = np.maximum(0, np.broadcast_to(n, len(rows)) - [len(row.negatives) for row in rows])
@@ -175,8 +174,8 @@ def choose(
     dropped[NOT_NEEDED] = left & ~taken
     chosen = [[*row.negatives[:most], *(pool.texts[j] for j in found[some])] for row, most, found, some
               in zip(rows, np.broadcast_to(n, len(rows)), results.rows, taken, strict=True)]
-    return chosen, _account(results, rows, pool, dropped, taken, room)._replace(
-        examples=_dropped_examples(results, rows, pool, dropped, examples))
+    report = _account(results, rows, pool, dropped, taken, room)
+    return chosen, report._replace(examples=_dropped_examples(results, rows, pool, dropped, examples))
 
 
 def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) -> np.ndarray:
@@ -253,7 +252,6 @@ def _account(
     kept = taken.sum(axis=1)
 
     def counts(own: np.ndarray) -> dict[str, Any]:
-        """The first five fields of the report, of some rows."""
         return {"queries": int(own.sum()), "candidates": int((results.rows[own] >= 0).sum()),
                 "kept": int(kept[own].sum()), "short": int((kept < room)[own].sum()),
                 "dropped": {name: int(mask[own].sum()) for name, mask in dropped.items()}}
@@ -263,14 +261,14 @@ def _account(
     languages: dict[str, dict[str, int]] = {}
     for (left, right), times in sorted(Counter(zip(spoken[query].tolist(), passages, strict=True)).items()):
         languages.setdefault(left, {})[right] = times
-    scores, positive = results.scores[query, place], results.positive[query]
-    means = {"positive": positive, "negative": scores}
-    means |= {} if results.chance is None else {"chance": results.chance[query]}
-    scored = {"scored": len(query), "above": int((scores > positive).sum()),
-              **{name: float(values.mean(dtype=np.float64)) for name, values in means.items()}} if len(query) else {}
-    return MiningReport(**counts(np.ones(len(rows), bool)), languages=languages, recall=results.recall,
-                        by_language={one: counts(spoken == one) for one in sorted(set(spoken.tolist()))},
-                        scores={} if np.isnan(scores).any() else scored)
+    compared = {"positive": results.positive[query], "negative": results.scores[query, place]}
+    compared |= {} if results.chance is None else {"chance": results.chance[query]}
+    scores: dict[str, float] = {}
+    if len(query) and not np.isnan(compared["negative"]).any():
+        scores = {"scored": len(query), "above": int((compared["negative"] > compared["positive"]).sum())}
+        scores |= {name: float(values.mean(dtype=np.float64)) for name, values in compared.items()}
+    return MiningReport(**counts(np.ones(len(rows), bool)), languages=languages, recall=results.recall, scores=scores,
+                        by_language={one: counts(spoken == one) for one in sorted(set(spoken.tolist()))})
 
 
 def _dropped_examples(
@@ -279,9 +277,8 @@ def _dropped_examples(
     """The best-scoring candidate that each rule on scores dropped, of `limit` queries spread evenly, a rule."""
     shown = []
     for name, mask in dropped.items():
-        if name in (SAME_TEXT, NOT_NEEDED):
-            continue
-        for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist(), limit):
+        some = [] if name in (SAME_TEXT, NOT_NEEDED) else np.flatnonzero(mask.any(axis=1)).tolist()
+        for i in _spread(some, limit):
             row, j = rows[i], int(mask[i].argmax())
             shown.append({"query": row.query, "positive": row.positives[0],
                           "passage": pool.texts[results.rows[i, j]], "rule": name,
@@ -349,8 +346,6 @@ def diagnose(report: MiningReport) -> list[str]:
     wrong answer away, nothing has to be understood).
     """
     found, scores = [], report.scores
-    if not report.kept:
-        return []
     if scores and (share := scores["above"] / scores["scored"]) > ABOVE:
         found.append(f"{share:.1%} of the negatives score above the right answer, so many of them probably are right: "
                      "look at them, and filter more (`near`, lower than 1.06, or a margin)")
@@ -363,9 +358,7 @@ def diagnose(report: MiningReport) -> list[str]:
                          "passages, or mine with a better encoder or in a larger pool")
     queries = Counter({language: counts["queries"] for language, counts in report.by_language.items()})
     right = Counter({language: sum(theirs.values()) for language, theirs in report.languages.items()})
-    wrong = Counter()
-    for theirs in report.languages.values():
-        wrong.update(theirs)
+    wrong = sum(map(Counter, report.languages.values()), Counter())
     if one := _one_language(wrong, right):
         found.append(f"{one[1]:.0%} of the negatives are in {one[0]}, but only {one[2]:.0%} of the right answers, so "
                      "the language alone tells them apart: mine within each language, or in a pool that has them all")
@@ -396,19 +389,18 @@ def mine_file(
 
     Raises `Me5Error`, before anything is read, for what cannot be asked for.
     """
-    if cfg.by not in WAYS:
-        raise Me5Error(f"--by {cfg.by}: choose one of {', '.join(WAYS)}")
+    for option, value, known in ("--by", cfg.by, WAYS), ("--index", cfg.index, ("auto", *search.INDEX_KINDS)):
+        if value not in known:
+            raise Me5Error(f"{option} {value}: choose one of {', '.join(known)}")
     if cfg.by == "dense" and not model:
         raise Me5Error("--by dense needs --model, a checkpoint folder or a hub id; or choose --by bm25")
-    if cfg.index not in (*search.INDEX_KINDS, "auto"):
-        raise Me5Error(f"--index {cfg.index}: choose auto or one of {', '.join(search.INDEX_KINDS)}")
     if cfg.near is not None and cfg.by != "dense":
         raise Me5Error("--near compares vectors: it goes with --by dense only")
     rows, faults = read_pairs(data, encoding, **columns)
     encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
     mark = encoder_mark(encoder) if encoder else ""
     claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()), "model": mark, "columns": columns,
-                "encoding": encoding})  # fmt: skip
+                       "encoding": encoding})  # fmt: skip
     report = mine_shards(rows, out, cfg, encoder, faults, progress)
     return [*(f"not used: {times:,} × {why} ({unit} {', '.join(map(str, first))}{' …' if times > len(first) else ''})"
               for why, (times, unit, first) in faults.items()),
@@ -432,9 +424,9 @@ def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list
     if not rows:
         raise Me5Error("; not used: ".join([f"{path} has no query with a positive passage: nothing can be mined",
                                             *userdata.by_reason(faults, table.unit)]))
-    reasons, numbers = userdata.REASONS, defaultdict(list)
+    numbers: dict[str, list[int]] = defaultdict(list)
     for fault in faults:
-        numbers[reasons[fault.why]].append(fault.number)
+        numbers[userdata.REASONS[fault.why]].append(fault.number)
     return list(rows.values()), {why: (len(some), table.unit, some[:5]) for why, some in numbers.items()}
 
 
@@ -491,10 +483,10 @@ def mine_shards(
     for start in tqdm(missing, disable=not progress, unit=" shards", desc="mine"):
         own = rows[start : start + cfg.shard]
         found, report = mine(own, cfg, cfg.negatives, open_pool, encode_query)
-        made = [{"query": row.query, "positives": row.positives, "negatives": texts, "language": row.language}
-                for row, texts in zip(own, found, strict=True)]
-        io.put_text(starts[start].with_suffix(".jsonl"),
-                    "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
+        made = ({"query": row.query, "positives": row.positives, "negatives": texts, "language": row.language}
+                for row, texts in zip(own, found, strict=True))
+        jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+        io.put_text(starts[start].with_suffix(".jsonl"), jsonl)
         io.put_json(starts[start], report._asdict())
     (out / VECTORS).unlink(missing_ok=True)
     report = merge([MiningReport(**io.read_json(path)) for path in starts.values()])

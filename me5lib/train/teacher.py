@@ -1,7 +1,7 @@
 """The teacher of stage 2, which reads query and passage together: had by name or trained here, judged, its scores kept.
 
     teacher = open_teacher("BAAI/bge-reranker-v2-m3", device)      # a cross-encoder of the hub, or a folder
-    for places, scores in teacher.pieces([("Wie alt?", "Zwölf Jahre."), …], lengths=(192, 192)): …
+    logits = teacher.scores([("Wie alt?", "Zwölf Jahre."), …], lengths=(192, 192))       # fp32 [n], higher is better
     train_on_file(Path("groups.jsonl"), "runs/tiny/seed-0/stage1", Path("my-teacher"), cfg.finetune)      # `me5 teach`
 
 The paper's stage 2 learns from a cross-encoder's scores: KL(teacher ‖ student) over each query's own group (its
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import json
 import math
 import shutil
@@ -61,7 +60,6 @@ OWN_DATA = "own data"  # the source of an example that names none
 
 TextPair = tuple[str, str]
 Joint = tuple[list[int], int]  # token ids of a query and a passage, as the teacher reads them; where the passage begins
-Scored = Iterator[tuple[np.ndarray, np.ndarray]]  # piece by piece: positions among the pairs, and their logits
 
 
 class Verdict(NamedTuple):
@@ -128,15 +126,13 @@ class Teacher(nn.Module):
         features = torch.cat([query, passage, (query - passage).abs(), query * passage], dim=-1)
         return widen(cosine) + widen(self.head(features).squeeze(-1))
 
-    def pieces(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> Scored:
-        """Logits of `pairs`, prefixes on, piece by piece: (places [n], fp32 [n]); sides are cut to `lengths` tokens."""
+    def scores(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> np.ndarray:
+        """Logits of `pairs`, prefixes on, fp32 [n]; sides are cut to `lengths` tokens."""
         self.eval()
         self.encoder.choose_attention()
         rows = self.tokenize(pairs, lengths)
-        for places in by_length([len(ids) for ids, _ in rows], piece_tokens(self.encoder.device)):
-            with torch.inference_mode(), autocast(self.encoder.device, precision(self.encoder.device).name):
-                logits = self._piece([rows[i] for i in places]).cpu().numpy()
-            yield places, logits
+        return _in_pieces([len(ids) for ids, _ in rows], self.encoder.device,
+                          lambda places: self._piece([rows[i] for i in places]))
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
         """Write a folder that `Teacher.load` and `finetune.teacher` take: safetensors and JSON, whole or not at all.
@@ -211,9 +207,9 @@ class Reranker:
                            "finetune.teacher=trained")
         return cls(model.to(device), tokenizer, name, identity)
 
-    def pieces(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> Scored:
-        """Logits of `pairs` piece by piece: (places [n], fp32 [n]); each side is cut to its number of `lengths` tokens,
-        special ones not counted (which `CrossEncoder.predict` cannot: it cuts the longer side)."""
+    def scores(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> np.ndarray:
+        """Logits of `pairs`, fp32 [n]; each side is cut to its number of `lengths` tokens, special ones not counted
+        (which `CrossEncoder.predict` cannot: it cuts the longer side)."""
         room = save_load.positions(self.model) - self.raw.num_special_tokens_to_add(True)
         _refuse_longer(self.name, room, lengths)
         sides = []
@@ -226,13 +222,23 @@ class Reranker:
             sides.append([known[text] for text in side])
         rows = [self.raw.post_process(query, passage) for query, passage in zip(*sides, strict=True)]
         fields = {"input_ids": "ids", "token_type_ids": "type_ids"}
-        for places in by_length([len(row.ids) for row in rows], piece_tokens(self.model.device)):
+
+        def logits_of(places: np.ndarray) -> Tensor:
             batch = self.tokenizer.pad({name: [getattr(rows[i], field) for i in places] for name, field
                                         in fields.items() if name in self.tokenizer.model_input_names},
                                        return_tensors="pt").to(self.model.device)  # fmt: skip
-            with torch.inference_mode(), autocast(self.model.device, precision(self.model.device).name):
-                logits = self.model(**batch).logits.squeeze(-1).float().cpu().numpy()
-            yield places, logits
+            return self.model(**batch).logits.squeeze(-1)
+
+        return _in_pieces([len(row.ids) for row in rows], self.model.device, logits_of)
+
+
+def _in_pieces(sizes: Sequence[int], device: torch.device, logits_of: Callable[[np.ndarray], Tensor]) -> np.ndarray:
+    """The logits of inputs of these many tokens, fp32 [n], those of like length at a time: `logits_of` their places."""
+    scores = np.empty(len(sizes), np.float32)
+    for places in by_length(sizes, piece_tokens(device)):
+        with torch.inference_mode(), autocast(device, precision(device).name):
+            scores[places] = logits_of(places).float().cpu().numpy()
+    return scores
 
 
 def open_teacher(name: str, device: torch.device) -> Teacher | Reranker:
@@ -300,24 +306,17 @@ def group_scores(queries: Tensor, passages: Tensor, temperature: float) -> Tenso
 # Scores
 
 
-def score_pairs(
-    pairs: Sequence[TextPair], pieces: Callable[[Sequence[TextPair]], Scored], name: str = "the teacher"
-) -> np.ndarray:
-    """The scores of `pairs`, fp32 [n]; `pieces` gets each different pair once.
+def score_pairs(pairs: Sequence[TextPair], teacher: Teacher | Reranker, lengths: tuple[int, int]) -> np.ndarray:
+    """The teacher's scores of `pairs`, fp32 [n]; it reads each different pair once.
 
-    Raises `Me5Error`, with the teacher's `name`, for pairs that it gives no finite score.
+    Raises `Me5Error`, with the teacher's name and how many, for scores that are not finite.
     """
-    place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-    distinct = list(place)
-    scores = np.full(len(distinct), np.nan, np.float32)
-    for at, logits in pieces(distinct):
-        scores[at] = logits
-    wrong = np.flatnonzero(~np.isfinite(scores))
-    if len(wrong):
-        raise Me5Error(f"{name} gave {len(wrong)} of {len(distinct)} pairs no finite score (the first: query "
-                       f"{distinct[wrong[0]][0][:60]!r}): choose another teacher (finetune.teacher), or learn without "
-                       "one")
-    return scores[[place[pair] for pair in pairs]]
+    distinct = list(dict.fromkeys(pairs))
+    scores = dict(zip(distinct, teacher.scores(distinct, lengths), strict=True))
+    if wrong := [pair for pair, score in scores.items() if not math.isfinite(score)]:
+        raise Me5Error(f"{teacher.name} gave {len(wrong)} of {len(distinct)} pairs no finite score (the first: query "
+                       f"{wrong[0][0][:60]!r}): choose another teacher (finetune.teacher), or learn without one")
+    return np.array([scores[pair] for pair in pairs], np.float32)
 
 
 def block_scores(
@@ -328,9 +327,8 @@ def block_scores(
     A file is named by all that a score depends on, and renamed into place: two processes that score a block at once do
     no harm. Raises `Me5Error` as `score_pairs` does, and for a folder that cannot be written; None: nothing is kept.
     """
-    pieces = functools.partial(teacher.pieces, lengths=lengths)
     if folder is None:
-        return score_pairs(pairs, pieces, teacher.name), False
+        return score_pairs(pairs, teacher, lengths), False
     key = {"version": f"{VERSION}.{encoders.VERSION}", "teacher": {**teacher.identity, "limits": lengths},
            "pairs": pairs}  # fmt: skip
     path = folder / f"{checkpoint.fingerprint(key)}.npy"
@@ -341,7 +339,7 @@ def block_scores(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise io.unwritten(folder, error) from None
-    scores = score_pairs(pairs, pieces, teacher.name)
+    scores = score_pairs(pairs, teacher, lengths)
     io.put_array(path, scores, uuid.uuid4().hex)
     return scores, False
 
@@ -377,14 +375,13 @@ def _text_pairs(teacher: Teacher | Reranker, rows: Sequence[Labelled], prefixes:
 
 def student_scores(encoder: Encoder, rows: Sequence[Labelled], prefixes: Prefixes, stage: Stage) -> np.ndarray:
     """Cosines of each row's query with its first positive and its negatives (equally many): fp32 [B, G]."""
-    options = {"precision": precision(encoder.device).name}  # as the teacher has it
     scores = np.empty((len(rows), 1 + len(rows[0].negatives)), np.float32)
     for source in sorted({row.source for row in rows}):
         places = [i for i, row in enumerate(rows) if row.source == source]
-        own, sides = [rows[i] for i in places], prefixes(source)
-        queries = encoder.encode([row.query for row in own], sides[0], max_tokens=stage.query_tokens, **options)
+        own = [rows[i] for i in places]
         texts = [text for row in own for text in (row.positives[0], *row.negatives)]
-        passages = encoder.encode(texts, sides[1], max_tokens=stage.passage_tokens, **options)
+        queries = labelled.encode_side(encoder, stage, prefixes, [row.query for row in own], source)
+        passages = labelled.encode_side(encoder, stage, prefixes, texts, source, side=1)
         scores[places] = np.einsum("bd,bgd->bg", queries, passages.reshape(len(own), -1, encoder.width))
     return scores
 
@@ -420,6 +417,7 @@ def train_teacher(
 ) -> Teacher:
     """A teacher from a copy of `encoder`, trained for `stage.teacher_steps` on the plan's batches: listwise softmax."""
     teacher, steps = Teacher(encoder, stage.temperature, seed), stage.teacher_steps
+    size = 1 + stage.hard_negatives
 
     def prepare(step: int) -> loop.Work:
         """A batch as the teacher reads it, source by source (one, where batches are homogeneous)."""
@@ -430,24 +428,22 @@ def train_teacher(
             for start in range(0, len(same), GROUPS_AT_ONCE):
                 pairs = _text_pairs(teacher, same[start : start + GROUPS_AT_ONCE], prefixes)
                 parts.append(teacher.tokenize(pairs, lengths_of(stage)))
-        size, sources = 1 + stage.hard_negatives, dict.fromkeys(row.source for row in own)
-        return loop.Work(lambda: _mean_loss(teacher, parts, size), "+".join(sources))
+
+        def mean_loss() -> Tensor:
+            """Over all groups, detached; the gradient is accumulated part by part, which is exact: no group's loss
+            depends on another group."""
+            total = 0.0
+            for part in parts:
+                loss = listwise(teacher(part, size)) * (len(part) // size / len(own))
+                loss.backward()
+                total = total + loss.detach()
+            return total
+
+        return loop.Work(mean_loss, "+".join(dict.fromkeys(row.source for row in own)))
 
     cfg = dataclasses.replace(stage, steps=steps, warmup=steps // 10)  # the student's learning rate: ours
     loop.train(teacher, prepare, cfg, loop.Run(None, seed, name="teacher", progress=progress))
     return teacher
-
-
-def _mean_loss(teacher: Teacher, parts: Sequence[Sequence[Joint]], size: int) -> Tensor:
-    """Mean over all groups of the batch, whatever sources they come from, detached; its gradient is accumulated part by
-    part, which is exact: no group's loss depends on another group."""
-    groups = [len(part) // size for part in parts]
-    total = 0.0
-    for part, n in zip(parts, groups, strict=True):
-        loss = listwise(teacher(part, size)) * (n / sum(groups))
-        loss.backward()
-        total = total + loss.detach()
-    return total
 
 
 def add_scores(
@@ -463,11 +459,10 @@ def add_scores(
     verdict = team.by_main(lambda: judge(teacher, encoder, dev_groups(dev, task.seed), stage, prefixes, home))
     named = stage.teacher != TRAINED
     used = team.any(verdict is not None and (verdict.trusted or named and not verdict.queries))
-    if task.progress and verdict and not verdict.queries:
-        print(f"{teacher.name}: no held-out example judges it; {'used all the same' if used else 'not used'}")
-    elif task.progress and verdict:
-        print(f"{teacher.name} {verdict.teacher:.3f}, start model {verdict.student:.3f} first of {verdict.size} "
-              f"({verdict.queries} held-out examples): {'used' if used else 'not used'}")
+    if task.progress and verdict:
+        judged = (f" {verdict.teacher:.3f}, start model {verdict.student:.3f} first of {verdict.size} "
+                  f"({verdict.queries} held-out examples)") if verdict.queries else ": no held-out example judges it"
+        print(f"{teacher.name}{judged}: {'used' if used else 'not used'}")
     report = verdict and {**verdict._asdict(), "trusted": used, "name": stage.teacher, "weights": teacher.identity}
     if not used:
         return rows, report
@@ -527,9 +522,7 @@ def train_on_file(
     verdict = judge(teacher, encoder, dev_groups(dev, seed), stage, prefixes_of)
     teacher.save(out, {"data": sha256(data), "start": str(start), "seed": seed, "stage": dataclasses.asdict(stage),
                        "verdict": {**verdict._asdict(), "trusted": verdict.trusted}})  # fmt: skip
-    advice = "stage 2 would listen to it"
-    if not verdict.trusted:
-        advice = "no better than its start: stage 2 would not listen"
+    advice = "stage 2 would listen" if verdict.trusted else "no better than its start: stage 2 would not listen"
     return [
         f"{len(rows):,} examples" + "".join(f", {n:,} {what}" for what, n in (faults | filling).items()),
         f"first of {verdict.size} in {verdict.queries} held-out groups: teacher {verdict.teacher:.3f}, its start "

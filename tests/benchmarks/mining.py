@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -89,12 +89,12 @@ def theirs(queries: np.ndarray, passages: np.ndarray, depth: int, use_faiss: boo
     return {"whole": whole, "kept": kept}
 
 
-def child(job: str, folder: Path, depth: int) -> dict[str, float]:
-    """One run, in a process of its own."""
-    queries, passages = (np.load(folder / f"{name}.npy") for name in ("queries", "passages"))
-    who, _, kind = job.partition(", ")
-    found = ours(queries, passages, depth, kind or "exact") if who == "ours" else theirs(queries, passages, depth,
-                                                                                         bool(kind))
+def child(name: str, folder: str, depth: int) -> dict[str, float]:
+    """One run; it has a process of its own."""
+    queries, passages = (np.load(Path(folder, f"{side}.npy")) for side in ("queries", "passages"))
+    who, _, kind = name.partition(", ")
+    found = (ours(queries, passages, depth, kind or "exact") if who == "ours"
+             else theirs(queries, passages, depth, bool(kind)))
     lines = Path("/proc/self/status").read_text(encoding="utf8").splitlines()
     return found | {"peak MB": next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3}
 
@@ -104,23 +104,15 @@ def main() -> None:
     options = argparse.ArgumentParser()
     for name, value in (("queries", 100_000), ("passages", 100_000), ("width", 384), ("depth", 50), ("rounds", 1)):
         options.add_argument(f"--{name}", type=int, default=value)
-    options.add_argument("--folder", type=Path)
-    options.add_argument("--child")
     cfg = options.parse_args()
-    if cfg.child:
-        print(json.dumps(child(cfg.child, cfg.folder, cfg.depth)))
-        return
-    env = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}  # of the processes
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory(prefix="me5-") as folder:
         make(Path(folder), cfg.queries, cfg.passages, cfg.width)
-        rows: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
         for _ in range(cfg.rounds):
             for name, done in rows.items():
-                command = [sys.executable, __file__, "--folder", folder, "--depth", str(cfg.depth), "--child", name]
-                run = subprocess.run(command, capture_output=True, text=True, encoding="utf8", env=env)
-                if run.returncode:
-                    raise RuntimeError(f"{name}: {run.stderr.strip().splitlines()[-1]}")
-                done.append(json.loads(run.stdout.splitlines()[-1]))
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    done.append(process.submit(child, name, folder, cfg.depth).result())
                 print(f"{name:14} {done[-1]}", flush=True)
     found = {name: {key: median(one[key] for one in own) for key in own[0]} for name, own in rows.items()}
     print(f"theirs over ours: {found['theirs']['whole'] / found['ours']['whole']:.2f}\n{json.dumps(found)}")
