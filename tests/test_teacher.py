@@ -186,6 +186,9 @@ def test_a_reranker_scores_as_its_own_classes_do_each_side_cut_by_its_own_limit(
         assert scores_of(made, [sides], (4, 7)) == pytest.approx([cut], abs=1e-5)
         with pytest.raises(Me5Error, match="reads 124 tokens of query and passage together"):  # 130 − 2, 4 special
             scores_of(made, pairs, (64, 64))
+    torch.nn.init.constant_(next(made.model.classifier.parameters()), math.nan)
+    with pytest.raises(Me5Error, match=f"{tmp_path / 'one'} gave 36 of 36 pairs no finite score"):
+        scores_of(made, pairs, (60, 60))
 
 
 def test_what_is_no_teacher_is_refused_and_says_what_to_do(encoder, tmp_path):

@@ -24,7 +24,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,9 +44,6 @@ from me5lib.pairs import Labelled, text_key
 from me5lib.train import checkpoint, labelled, loop
 from me5lib.train.labelled import GroupTask, Plan, Prefixes, dev_groups, negatives_for_pass
 from me5lib.train.loss import widen
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
 TRAINING_PIECE = 4096  # padded tokens at once in training (ours)
@@ -173,16 +170,7 @@ class Reranker:
 
     prefixed = False
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, identity: dict[str, Any]
-    ) -> None:
-        """`identity` says which weights these are, in JSON types."""
-        self.model, self.tokenizer, self.name, self.identity = model.eval(), tokenizer, name, identity
-        self.raw = tokenizer.backend_tokenizer
-        self.raw.no_truncation(), self.raw.no_padding()
-
-    @classmethod
-    def load(cls, name: str, device: torch.device) -> Reranker:
+    def __init__(self, name: str, device: torch.device) -> None:
         """The cross-encoder of a folder or a hub id (`id@revision`: of that one), in fp32, on `device`.
 
         Raises `Me5Error` where it cannot be had (offline: it was not fetched), has no safetensors, is no cross-encoder
@@ -191,13 +179,14 @@ class Reranker:
         from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        folder, identity = _fetched(name)
+        self.name = name
+        folder, self.identity = _fetched(name)
         try:
             with save_load.quiet():
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     str(folder), dtype="float32", use_safetensors=True, output_loading_info=True
                 )
-                tokenizer = AutoTokenizer.from_pretrained(str(folder))
+                self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             why = save_load.first_line(error)
             raise Me5Error(f"the teacher {name} cannot be read ({why}): a cross-encoder with weights as safetensors is "
@@ -205,7 +194,8 @@ class Reranker:
         if report["missing_keys"] or model.config.num_labels != 1:
             raise Me5Error(f"{name} is no cross-encoder with one logit a pair: choose a reranker, or "
                            "finetune.teacher=trained")
-        return cls(model.to(device), tokenizer, name, identity)
+        self.model, self.raw = model.to(device).eval(), self.tokenizer.backend_tokenizer
+        self.raw.no_truncation(), self.raw.no_padding()
 
     def scores(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> np.ndarray:
         """Logits of `pairs`, fp32 [n]; each side is cut to its number of `lengths` tokens, special ones not counted
@@ -244,7 +234,7 @@ def _in_pieces(sizes: Sequence[int], device: torch.device, logits_of: Callable[[
 def open_teacher(name: str, device: torch.device) -> Teacher | Reranker:
     """The teacher that `finetune.teacher` names: a folder of `me5 teach`, or a cross-encoder by folder or hub id."""
     folder = Path(name).expanduser()
-    return Teacher.load(folder, device) if (folder / TEACHER_JSON).is_file() else Reranker.load(name, device)
+    return Teacher.load(folder, device) if (folder / TEACHER_JSON).is_file() else Reranker(name, device)
 
 
 def teacher_fingerprint(name: str) -> str:
