@@ -63,7 +63,7 @@ def test_a_plan_of_everything_says_what_it_assumes(tmp_path):
     ("--tasks SciFacts", "mteb knows no task 'SciFacts': did you mean SciFact?"),
     ("--tasks qqqqqqq", "mteb knows no task 'qqqqqqq': "),
     ("--tasks Tatoeba --languages deu,xx", "none of the tasks (Tatoeba) has a subset for xx"),
-    ("--tasks SciFact --model ./nowhere", "no model folder nowhere: check the path, run"),
+    ("--tasks SciFact --model ./nowhere", "no model folder nowhere: check the path, or run"),
     ("--table 4", "this takes about "),
 ])  # fmt: skip
 def test_mistakes_are_one_line_before_anything_is_opened(line, words):

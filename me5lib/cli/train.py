@@ -106,6 +106,8 @@ def finetune(
         wrong = "--scratch" if scratch else "--dry-run" if dry_run else "--scale" if scale != "tiny" else ""
         if wrong:
             raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
+        if epochs is not None and steps is not None:
+            raise Me5Error("--epochs and --steps say the same: leave one of them out")
         from me5lib.data import userdata
 
         corpus = userdata.read(

@@ -56,11 +56,9 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
         overrides: Sequence[str] = (), teacher: str = "") -> Scale:
     """The settings for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
 
-    `teacher` is for the setting of that name: "trained", the hub id of a cross-encoder, or "" for none. Raises
-    `Me5Error` for an unknown setting, one that says nothing about one's own file, and for epochs and steps together.
+    `teacher` is for the setting of that name: "trained", the hub id of a cross-encoder, or "" for none. `steps`
+    outweigh `epochs`. Raises `Me5Error` for an unknown setting, and for one that says nothing about one's own file.
     """
-    if epochs is not None and steps is not None:
-        raise Me5Error("--epochs and --steps say the same: leave one of them out")
     by_hand = [override.partition("=")[0] for override in overrides]
     base = config.load("base", overrides)  # refuses what is no setting, or no value
     if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:
