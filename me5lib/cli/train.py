@@ -108,6 +108,8 @@ def finetune(
             raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
         if epochs is not None and steps is not None:
             raise Me5Error("--epochs and --steps say the same: leave one of them out")
+        if epochs is not None and not 0 < epochs < float("inf"):
+            raise Me5Error("--epochs must be above zero, and not endless")
         from me5lib.data import userdata
 
         corpus = userdata.read(
