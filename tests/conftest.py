@@ -1,8 +1,11 @@
 """What the tests share: the fetched packs, the cache, the folder of reference material."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,23 @@ def _no_colour():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Inside, Ctrl-C comes while a training does `step`."""
+    from me5lib.train import loop
+
+    rate = loop.rate
+
+    def rate_of(number, stage):
+        if number == step:
+            signal.raise_signal(signal.SIGINT)
+        return rate(number, stage)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "rate", rate_of)
+        yield
 
 
 def me5(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -5,13 +5,13 @@ import json
 import math
 import re
 import shutil
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import interrupted_at
 from loopback import Loopback
 from test_userdata import faq, made_up, refused
 
@@ -145,7 +145,7 @@ def test_a_start_that_is_no_mE5_is_refused_and_prompts_of_its_own_are_said(start
         tuning.open_start("no-one/nothing")
 
 
-def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, start, tmp_path, monkeypatch):
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, start, tmp_path):
     encoder = Encoder.load(start)
     dial = tuning.fit(corpus, encoder, START, steps=6)
 
@@ -153,17 +153,8 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, 
         return tuning.finetune(corpus, start, out, dial, progress=False)
 
     whole = train(tmp_path / "whole")
-    rate = loop.rate
-
-    def interrupted(step, stage):
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return rate(step, stage)
-
-    monkeypatch.setattr(loop, "rate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(3), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut")
-    monkeypatch.setattr(loop, "rate", rate)
     again = train(tmp_path / "cut")
     assert [row["step"] for row in loop.read(again).steps] == list(range(6))
     for a, b in zip(Encoder.load(whole).parameters(), Encoder.load(again).parameters(), strict=True):

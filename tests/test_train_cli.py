@@ -3,13 +3,13 @@
 import json
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import interrupted_at
 from typer.testing import CliRunner
 
 from me5lib import config
@@ -162,18 +162,10 @@ def test_the_plan_of_your_own_file_trains_nothing(faq, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_your_own_file_is_resumed_or_begun_anew_like_a_stage(faq, tmp_path, monkeypatch):
-    rate = loop.rate
-
-    def interrupted(step, stage):
-        if step == 1:
-            signal.raise_signal(signal.SIGINT)
-        return rate(step, stage)
-
-    monkeypatch.setattr(loop, "rate", interrupted)
-    done = run(*faq, "--steps", 4)
+def test_your_own_file_is_resumed_or_begun_anew_like_a_stage(faq, tmp_path):
+    with interrupted_at(1):
+        done = run(*faq, "--steps", 4)
     assert done.exit_code == 130 and "the same command goes on" in done.stderr
-    monkeypatch.setattr(loop, "rate", rate)
     refused_text = run(*faq, "--steps", 5).stderr
     assert "model.part is unfinished work with other settings" in refused_text and "stage.steps" in refused_text
     done = run(*faq, "--steps", 4, "--resume")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib.cli import data, model, train
+from me5lib.cli import data, model, split_names, train
 from me5lib.cli.evaluate import evaluate
 from me5lib.cli.experiment import experiment
 from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
@@ -75,7 +75,7 @@ def packs(
                 here = "in the cache" if (cache() / "packs" / file.file).is_file() else "to be fetched"
                 print(f"{card.name:24} {file.size / 1e6:7.1f} MB  {here:13}  {file.file}")
         return
-    names = [name.strip() for name in only.split(",") if name.strip()] or None
+    names = split_names(only) or None
     paths = store.fetch(names, source=source)
     total = sum(file.size for file in store.wanted(names).values())
     print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {cache() / 'packs'}")
@@ -96,7 +96,7 @@ def run(
                                                                "if given.")] = None,
 ) -> None:
     """Execute the notebooks that are not finished, and write the pages of the run."""
-    numbers = [number.strip().zfill(2) for number in only.split(",") if number.strip()]
+    numbers = [number.zfill(2) for number in split_names(only)]
     if export and (source or numbers):
         raise Me5Error("--export writes what is there: leave out --from and --only")
     from me5lib import config, io

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from me5lib import io
+from me5lib.cli import split_names
 from me5lib.cli.train import Out, ScaleName, Seed, Set
 from me5lib.io import Me5Error
 
@@ -75,10 +76,10 @@ def evaluate(
     numbers = benchmarks.tables(table) if table else ()
     of_tables = [task for number in numbers for task in benchmarks.table_tasks(number, quick)]
     known = {task.metadata.name for task in of_tables}
-    named = benchmarks.named_tasks([name for name in _split_names(tasks) if name not in known])
-    chosen = benchmarks.narrowed([*of_tables, *named], _split_names(languages))
+    named = benchmarks.named_tasks([name for name in split_names(tasks) if name not in known])
+    chosen = benchmarks.narrowed([*of_tables, *named], split_names(languages))
     gpus = torch.cuda.device_count()
-    where = _split_names(devices) or [f"cuda:{i}" for i in range(gpus) if gpus > 1]  # none: what torch finds
+    where = split_names(devices) or [f"cuda:{i}" for i in range(gpus) if gpus > 1]  # none: what torch finds
     hours, lines = benchmarks.cost_of_run(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
     if plan:
         print("\n".join(lines))
@@ -96,7 +97,7 @@ def evaluate(
     for path in paths:
         scores = [row["main_score"] for rows in runs.read_result(path).scores.values() for row in rows]
         print(f"{path.stem:40}{100 * sum(scores) / len(scores):8.2f}   mean main score of {len(scores)}")
-    tell(opened, folder, protocol, numbers, _split_names(tasks), against)
+    tell(opened, folder, protocol, numbers, split_names(tasks), against)
 
 
 def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), tasks: Sequence[str] = (),
@@ -155,10 +156,6 @@ def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> Non
     means = offline.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
     print(means.to_string(float_format="{:.3f}".format, na_rep=""))
     print(f"means over languages, between 0 and 1; every language and direction: {path}")
-
-
-def _split_names(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _command() -> str:

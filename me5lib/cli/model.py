@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from me5lib.cli import split_names
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     if instruction and not opened.instruct:
         raise Me5Error(f"{opened.name} reads prefixes, not instructions: leave --instruction out")
     prompts = save_load.instruct_prompts(instruction or save_load.INSTRUCTION) if opened.instruct else save_load.PROMPTS
-    encoder, names = opened.encoder.encoder, [each.strip() for each in data.split(",") if each.strip()]
+    encoder, names = opened.encoder.encoder, split_names(data)
     if (ref := resolve(model)).kind == "folder":
         base, start = card.base_of(card.stage_record(ref.folder).get("settings", {}))
         names = names or card.trained_on(ref.folder)

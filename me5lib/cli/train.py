@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from me5lib import io
+from me5lib.cli import split_names
 from me5lib.io import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def finetune(
 
         corpus = userdata.read(
             data, query=query_column or None, passage=passage_column or None, language=language_column or None,
-            negatives=[name.strip() for name in negative_columns.split(",") if name.strip()], encoding=encoding,
+            negatives=split_names(negative_columns), encoding=encoding,
             symmetric=symmetric,
         )  # fmt: skip
         settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
@@ -285,7 +286,7 @@ def mine(
     near = mining.DEFAULT_NEAR if near is None and by == "dense" else near or None
     cfg = mining.Mining(by, depth, skip, negatives, near, margin or None, absolute_margin, max_score, within, spread,
                         index, seed, shard)  # fmt: skip
-    wrong = [name.strip() for name in negative_columns.split(",") if name.strip()]
+    wrong = split_names(negative_columns)
     columns = {"query": query_column, "passage": passage_column, "negatives": wrong, "language": language_column}
     print("\n".join(mining.mine_file(data, out, cfg, model, columns, encoding, progress=sys.stderr.isatty())))
 

@@ -112,6 +112,7 @@ def on_devices(open_on: Callable[..., Any], devices: Sequence[str]) -> Iterator[
     pool = ProcessPoolExecutor(len(devices), context, _start_worker, (open_on, names))
 
     def encode(batches: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
+        """The vectors of each batch, in order, from whichever process is free."""
         try:
             yield from pool.map(_encode_in_worker, batches, [prefix] * len(batches), [options] * len(batches))
         except BrokenProcessPool:
