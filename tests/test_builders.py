@@ -18,7 +18,7 @@ from me5lib.data.builders import (
     without_html,
 )
 from me5lib.data.text import language
-from me5lib.evaluate.paper import csv_table, paper_table
+from me5lib.evaluate.paper import load_csv, paper_table
 from me5lib.pairs import Labelled, Pair
 
 CARDS = [name for name, card in cards.hub().items() if card.paper.table == 1]
@@ -205,7 +205,7 @@ def test_a_card_of_labelled_examples_says_what_is_ours_and_what_the_authors(name
     assert card.passage_prefix == ("query: " if name in SYMMETRIC else "passage: ")
     assert (card.instruction is None) == (name == "synthetic")
     if name in EVALUATED:
-        assert card.instruction == csv_table("instruct_prompts").set_index("task").instruction[EVALUATED[name]]
+        assert card.instruction == load_csv("instruct_prompts").set_index("task").instruction[EVALUATED[name]]
 
 
 def test_the_counts_of_table_2_are_the_papers():

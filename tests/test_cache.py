@@ -115,7 +115,7 @@ def evaluate(out: Path, encoder) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "TEXTS", 50)
         (path,) = runs.evaluate(Opened("a/model", "aa11", encoder, False),
-                                heldout.build([Retrieval("MIRACL", {"sw": material})]), out)
+                                heldout.mteb_tasks([Retrieval("MIRACL", {"sw": material})]), out)
     return str(runs.read_result(path).scores)
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from me5lib import config, device
 from me5lib.cli.app import app
-from me5lib.evaluate import models, offline
+from me5lib.evaluate import models, offline_table
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 
@@ -45,8 +45,8 @@ def test_mining_runs_on_the_gpu(run, gpu, tmp_path):
 
 
 def test_the_offline_tables_run_on_the_gpu(run, gpu, monkeypatch):
-    monkeypatch.setattr(offline, "untrained_rows", lambda corpus: {})
-    rows = offline.standard_rows(config.load("smoke"), 0, run, SimpleNamespace())
+    monkeypatch.setattr(offline_table, "untrained_rows", lambda corpus: {})
+    rows = offline_table.standard_rows(config.load("smoke"), 0, run, SimpleNamespace())
     assert list(rows) == ["random weights", "stage 1 only"]
     assert gpu == ["cuda", "cpu"]  # the trained one, and the random one to where that one is
 

@@ -100,7 +100,7 @@ def test_fetched_tables_are_evaluated_offline(client, tmp_path):
         "me5: the data of STSBenchmark (mteb/stsbenchmark-sts at b0fddb56) cannot be had (")
     assert not list(out.rglob("STSBenchmark.json"))
     assert "Table 4, " in done.stdout and "Table 5, " in done.stdout
-    value = runs.measured(out).set_index(["task", "subset", "metric"])["value"]
+    value = runs.measured_values(out).set_index(["task", "subset", "metric"])["value"]
     metrics = ("main_score", "ndcg_at_10", "recall_at_100")
     assert set(value["MIRACLRetrieval"].index) == {(code, m) for code in fixtures_tables.LANGUAGES for m in metrics}
     assert value["MIRACLRetrieval", "sw", "recall_at_100"] == pytest.approx(100)  # 80 documents

@@ -288,7 +288,7 @@ def test_a_scale_of_the_hub_is_told_and_not_started():
 def test_tasks_of_mteb_are_known_and_scored_in_order(tmp_path, corpus):
     import mteb
 
-    from me5lib.evaluate import offline
+    from me5lib.evaluate import offline_table
     from me5lib.evaluate.protocol import Protocol
     from me5lib.model.encoder import Encoder
 
@@ -296,9 +296,10 @@ def test_tasks_of_mteb_are_known_and_scored_in_order(tmp_path, corpus):
     assert sorted(task.metadata.name for task in known) == sorted(experiments.ENGLISH)
     scale = small()
     encoder = Encoder.new(scale.model, stages.vocabulary(corpus, scale, tmp_path), 0)
-    tasks = [task for task in heldout.build(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
+    tasks = [task for task in heldout.mteb_tasks(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
     found = experiments.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
-    scores = offline.evaluate({"untrained": Protocol(encoder, "untrained")}, tasks, tmp_path / "table", progress=False)
+    rows = {"untrained": Protocol(encoder, "untrained")}
+    scores = offline_table.table_scores(rows, tasks, tmp_path / "table", progress=False)
     assert found == pytest.approx([scores[scores.task == t.metadata.name].score.mean() for t in tasks], abs=1e-4)
 
 

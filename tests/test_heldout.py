@@ -42,7 +42,7 @@ def bitext() -> Bitext:
 
 
 def test_bitext_both_ways_against_brute_force():
-    (task,) = heldout.build([bitext()])
+    (task,) = heldout.mteb_tasks([bitext()])
     assert isinstance(task, mteb.abstasks.AbsTaskBitextMining)
     found, again = scores(task), scores(task)  # the data stays for the next model
     assert list(found) == ["de-en", "en-de", "pt-br-en", "en-pt-br"]
@@ -63,7 +63,7 @@ def test_retrieval_against_ndcg_by_hand():
     documents = {f"d{i}": ("", word.upper()) for i, word in enumerate(WORDS)}
     queries = {"q1": "ant", "q2": "bee", "q3": "fox"}
     relevant = {"q1": {"d0"}, "q2": {"d1", "d2"}, "q3": {"d7", "d5"}}
-    (task,) = heldout.build([Retrieval("xquad", {"en": RetrievalSet(queries, documents, relevant)})])
+    (task,) = heldout.mteb_tasks([Retrieval("xquad", {"en": RetrievalSet(queries, documents, relevant)})])
     assert task.metadata.main_score == "ndcg_at_10"
     gains = []
     for query, right in relevant.items():
@@ -76,7 +76,7 @@ def test_retrieval_against_ndcg_by_hand():
 def test_classification_learns_what_can_be_learnt():
     train = [word + str(i) for i in range(10) for word in ("ant", "bob")]
     labels = ["insect", "man"] * 10
-    (task,) = heldout.build([Classification("intents", {"de": (train, labels, train[:10], labels[:10])})])
+    (task,) = heldout.mteb_tasks([Classification("intents", {"de": (train, labels, train[:10], labels[:10])})])
     found = scores(task)["de"]
     assert found["main_score"] == found["accuracy"] > 0.8
     assert len(found["scores_per_experiment"]) == heldout.EXPERIMENTS
@@ -85,7 +85,7 @@ def test_classification_learns_what_can_be_learnt():
 
 def test_revision_follows_the_texts_and_other_things_are_no_tasks():
     def revision(material):
-        return heldout.build([material])[0].metadata.revision
+        return heldout.mteb_tasks([material])[0].metadata.revision
 
     changed = bitext()
     changed.sets["de"][1][3] = "dog"
@@ -93,7 +93,7 @@ def test_revision_follows_the_texts_and_other_things_are_no_tasks():
     sets = [RetrievalSet({"q": "x"}, {"a": ("", "x"), "b": ("", "y")}, {"q": ids}) for ids in ({"a", "b"}, {"b"})]
     assert revision(Retrieval("r", {"de": sets[0]})) != revision(Retrieval("r", {"de": sets[1]}))
     with pytest.raises(TypeError, match="no task is known for a dict"):
-        heldout.build([{}])
+        heldout.mteb_tasks([{}])
 
 
 def test_languages_as_mteb_names_them_and_as_the_shards_do():

@@ -92,7 +92,7 @@ FAULTS = [
 def test_impossible_metrics_are_refused_by_name_and_made_again_on_demand(made, tmp_path, change, words):
     path = planted(made, tmp_path, "MockRetrievalTask", change)
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}.*: delete it, or run .* --again") as raised:
-        runs.measured(tmp_path)
+        runs.measured_values(tmp_path)
     assert "\n" not in str(raised.value) and (words == "has no scores" or "(val, default)" in str(raised.value))
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}"):
         model._result_entries(tmp_path, opened())  # no model card takes it either
@@ -135,11 +135,11 @@ def test_a_file_that_its_own_run_contradicts_is_refused(made, tmp_path, name, va
     content["runs"][-1][name] = value
     record.write_text(json.dumps(content), encoding="utf8")
     with pytest.raises(Me5Error, match=rf"{path.parent}/\w+.json {words}"):
-        runs.measured(tmp_path)
+        runs.measured_values(tmp_path)
     with pytest.raises(Me5Error, match=rf"{path} {words}.*add --again to replace it"):
         runs.evaluate(opened(), material()[:1], tmp_path)
     runs.evaluate(opened(), [*material(), retrieval.MockRetrievalTask()], tmp_path, again=True)
-    runs.measured(tmp_path)
+    runs.measured_values(tmp_path)
 
 
 def test_a_file_from_elsewhere_is_named_and_its_weights_are_not_known(made, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_a_file_from_elsewhere_is_named_and_its_weights_are_not_known(made, tmp_
     target = path.parent.with_name("bb22") / path.name
     target.parent.mkdir()
     path.rename(target)
-    weights = runs.measured(tmp_path).groupby("task")["weights"].agg(set).to_dict()
+    weights = runs.measured_values(tmp_path).groupby("task")["weights"].agg(set).to_dict()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "no run" in line]
     assert line.startswith(f"me5: the result file {target} has no run recorded in run.json")
     assert weights == {"Tatoeba": {""}, "MIRACL": {"full"}, "MockRetrievalTask": {"full"}}
@@ -156,7 +156,7 @@ def test_a_file_from_elsewhere_is_named_and_its_weights_are_not_known(made, tmp_
 
 def test_missing_subsets_are_refused_where_the_run_had_them_and_named_where_it_was_narrowed(tmp_path, capsys):
     (path,) = runs.evaluate(opened(), [tatoeba(["deu-eng", "fra-eng", "swh-eng"])], tmp_path)
-    assert len(runs.measured(tmp_path)) == 9  # three subsets, three metrics
+    assert len(runs.measured_values(tmp_path)) == 9  # three subsets, three metrics
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"me5: the result file {path} has 3 of 112 subsets (without test/afr-eng, ")
     assert line.endswith(": its run was narrowed")
@@ -164,8 +164,8 @@ def test_missing_subsets_are_refused_where_the_run_had_them_and_named_where_it_w
     content["scores"]["test"].pop()
     path.write_text(json.dumps(content), encoding="utf8")
     with pytest.raises(Me5Error, match=r"has 2 of 112 subsets \(without .*\), of which its run made 3: delete it"):
-        runs.measured(tmp_path)
+        runs.measured_values(tmp_path)
     record = tmp_path / "paper-fp32" / "run.json"
     record.write_text(json.dumps({"runs": [{**json.loads(record.read_text("utf8"))["runs"][0], "finished": ""}]}))
-    runs.measured(tmp_path)
+    runs.measured_values(tmp_path)
     assert capsys.readouterr().err.strip().endswith(": its run was not finished")

@@ -65,7 +65,7 @@ def test_expected_rows_and_their_coordinates():
         assert set(own["protocol"]) == {"paper"} and set(own["weights"]) == {"full"} and set(own["revision"]) == {""}
     assert set(paper.expected(4, "base")["dtype"]) == {""}, "nobody published it"
     assert set(paper.expected(5, "large").query("not mean")["mteb_version"]) == {"1.0.2"}
-    revisions = paper.csv_table("datasets").set_index("task")["revision"]
+    revisions = paper.load_csv("datasets").set_index("task")["revision"]
     own = paper.expected(3, "small").query("not mean").set_index("task")["dataset_revision"]
     assert own[list(set(revisions.index) & set(own.index))].isin(revisions).all() and (own == "").sum() == 15
 
@@ -78,7 +78,7 @@ def test_expected_rows_are_those_that_are_evaluated():
         assert there == tasks == {name: benchmarks.full_subsets(name) for name in tasks}
     assert set(benchmarks.table_tasks(4, quick=True)[0].hf_subsets) == {"sw", "bn", "hi", "te", "th"}
     assert len(benchmarks.full_subsets("STS22.v2")) > 10 and benchmarks.full_subsets("no task") == frozenset()
-    assert benchmarks.tables("all") == (3, 4, 5) and benchmarks.tables("5, 3") == (3, 5)
+    assert benchmarks.table_numbers("all") == (3, 4, 5) and benchmarks.table_numbers("5, 3") == (3, 5)
 
 
 def test_models_by_any_of_their_names_and_no_others():
@@ -93,7 +93,7 @@ def test_models_by_any_of_their_names_and_no_others():
 
 
 def test_measured_rows_are_labelled_not_comparable():
-    both = paper.beside(pd.DataFrame([{"model": "tiny", "metric": "held-out F1", "value": 70.0}]))
+    both = paper.beside_paper(pd.DataFrame([{"model": "tiny", "metric": "held-out F1", "value": 70.0}]))
     assert both["whose"].value_counts().to_dict() == {"paper": 31, "measured here": 1}
     assert both["note"].iloc[-1].startswith("not comparable")
 

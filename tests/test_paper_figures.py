@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from me5lib.evaluate import paper
-from me5lib.evaluate.compare import compare
+from me5lib.evaluate.verdicts import against_paper
 from me5lib.lessons import paper_figures
 from me5lib.lessons.figures import COLOURS, GREY, keep
 
@@ -14,14 +14,14 @@ def found():
     """The card's values of mE5-small on Tatoeba as if measured in fp32: one is off, one is missing."""
     frame = paper.expected(5, "small").query("not mean and task == 'Tatoeba' and subset != 'deu-eng'")
     frame = frame[list(paper.COORDINATES)].assign(dtype="fp32")
-    rows = compare(frame.assign(value=frame["value"] + 5 * (frame["subset"] == "fra-eng")), 5)
+    rows = against_paper(frame.assign(value=frame["value"] + 5 * (frame["subset"] == "fra-eng")), 5)
     return rows[rows["task"] == "Tatoeba"]
 
 
 def test_a_bar_per_language_by_script_and_family_and_a_mark_per_published_value(found, tmp_path):
     bars = paper_figures.bars(found)
     assert len(bars) == 112 and {bar.language for bar in bars} == {
-        r[:3] for r in paper.csv_table("tatoeba_per_language")["pair"]}
+        r[:3] for r in paper.load_csv("tatoeba_per_language")["pair"]}
     assert [bar.script for bar in bars[:60]] == ["Latin"] * 60 and bars[-1].script != "Latin"
     for names in ([bar.script for bar in bars], [(bar.script, bar.family) for bar in bars]):
         changes = [a for a, b in zip(names, [None, *names], strict=False) if a != b]
@@ -41,7 +41,7 @@ def test_a_bar_per_language_by_script_and_family_and_a_mark_per_published_value(
 
 
 def test_sixteen_languages_take_one_panel_and_codes_of_both_kinds_are_known():
-    rows = compare(paper.expected(4, "small").query("not mean")[list(paper.COORDINATES)], 4)
+    rows = against_paper(paper.expected(4, "small").query("not mean")[list(paper.COORDINATES)], 4)
     (axis,) = paper_figures.language_bars(rows[rows["metric"] == "ndcg_at_10"], "MIRACL", "nDCG@10").axes
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert len(axis.patches) == 16 and "zh · Han" in labels and "sw · Bantu" in labels

@@ -71,7 +71,7 @@ def test_rules_of_types_that_mteb_hands_over_as_retrieval():
 
 
 def test_changes_of_metrics_are_true_of_the_mteb_in_use():
-    table = paper.csv_table("metric_changes")
+    table = paper.load_csv("metric_changes")
     assert set(table["task_type"]) == {row["type"] for row in committed()} and table.notna().all().all()
     scores = {
         "TwitterURLCorpus": "max_ap", "SciDocsRR": "map_at_1000", "Tatoeba": "f1", "SummEval": "cosine_spearman",
@@ -123,7 +123,7 @@ def strings(kind: str, side: str, columns: dict, instruct: bool) -> list[str]:
         return [f"query: {b}" for b in columns["body"]] if kind == "Quora" else [f"passage: {t}" for t in joined]
     if not instruct:
         return [f"query: {text}" for text in columns["text"]]
-    listed = {(kind, row.task): row.instruction for row in paper.csv_table("instruct_prompts").itertuples()
+    listed = {(kind, row.task): row.instruction for row in paper.load_csv("instruct_prompts").itertuples()
               for kind in row.task_type.split(",")}
     official = kind.replace("Quora", "Retrieval")
     task = listed.get((official, TASKS[kind][1])) or listed[official, "*"]

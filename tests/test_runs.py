@@ -49,7 +49,7 @@ def test_measured_has_every_value_with_its_coordinates_and_ways_stand_apart(tmp_
     runs.evaluate(opened(), material(), tmp_path, protocol="mteb")
     runs.evaluate(opened(dtype="bf16"), material()[:1], tmp_path)
     runs.evaluate(opened(revision="bb22"), material()[:1], tmp_path)
-    found = runs.measured(tmp_path)
+    found = runs.measured_values(tmp_path)
     assert not found.duplicated(list(found.columns[:-1])).any()
     ways = found.groupby(["revision", "protocol", "dtype", "weights"])["task"].unique().map(sorted).to_dict()
     both = ["MIRACL", "Tatoeba"]
@@ -76,7 +76,7 @@ def test_the_command_shows_what_the_protocol_is_worth_once_both_were_run(tmp_pat
         told.append(capsys.readouterr().out)
     assert "protocol_delta.csv" in told[1] and "protocol_delta.csv" not in told[0]
     (row,) = pd.read_csv(tmp_path / "protocol_delta.csv").to_dict("records")
-    found = runs.measured(tmp_path).query("metric == 'main_score'").groupby("protocol")["value"].mean()
+    found = runs.measured_values(tmp_path).query("metric == 'main_score'").groupby("protocol")["value"].mean()
     assert row["task"] == "Tatoeba" and row["why"] == "prefix dropped" and row["subsets"] == 2
     assert [row["paper"], row["mteb"], row["delta"]] == pytest.approx(
         [found["paper"], found["mteb"], found["mteb"] - found["paper"]])
@@ -119,7 +119,7 @@ def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage):
     whole = runs.read_result(path).scores
     path.write_text(damage(path.read_text("utf8")), encoding="utf8")
     with pytest.raises(Me5Error, match=rf"{path} is damaged \(.*\): delete it, or run"):
-        runs.measured(tmp_path)
+        runs.measured_values(tmp_path)
     model = opened()
     runs.evaluate(model, material()[:1], tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
@@ -129,7 +129,7 @@ def test_a_damaged_result_is_named_and_made_again(tmp_path, capsys, damage):
 
 def test_results_of_another_mteb_or_data_are_refused_and_replaced_on_demand(tmp_path):
     runs.evaluate(opened(), material(), tmp_path)
-    path, whole = files(tmp_path)["Tatoeba"], str(runs.measured(tmp_path))
+    path, whole = files(tmp_path)["Tatoeba"], str(runs.measured_values(tmp_path))
     for file in (*files(tmp_path).values(), tmp_path / "paper-fp32" / "run.json"):
         file.write_text(file.read_text("utf8").replace(mteb.__version__, "2.0.0"), encoding="utf8")
     model, before = opened(), path.read_bytes()
@@ -137,7 +137,7 @@ def test_results_of_another_mteb_or_data_are_refused_and_replaced_on_demand(tmp_
         runs.evaluate(model, material(), tmp_path)
     assert path.read_bytes() == before and model.encoder.texts == 0
     runs.evaluate(model, material(), tmp_path, again=True)
-    assert str(runs.measured(tmp_path)) == whole
+    assert str(runs.measured_values(tmp_path)) == whole
     with pytest.raises(Me5Error, match="is of data revision"):  # other texts under the same name
         runs.evaluate(opened(), material(last="other")[:1], tmp_path)
 
@@ -150,7 +150,7 @@ def test_files_of_two_revisions_in_one_folder_are_refused(tmp_path):
     for path in other.iterdir():
         shutil.copy(path, folder / path.name)
     with pytest.raises(Me5Error, match=rf"{folder} holds results of revision {other.name} .*results of two revisions"):
-        runs.measured(tmp_path)
+        runs.measured_values(tmp_path)
 
 
 def test_one_run_at_a_time_and_places_that_are_none(tmp_path):
@@ -158,7 +158,7 @@ def test_one_run_at_a_time_and_places_that_are_none(tmp_path):
     with FileLock(tmp_path / "paper-fp32" / ".lock"), pytest.raises(Me5Error, match="another run writes into"):
         runs.evaluate(opened(), material(), tmp_path)
     with pytest.raises(Me5Error, match="no results in .*: run `me5 evaluate"):
-        runs.measured(tmp_path / "nowhere")
+        runs.measured_values(tmp_path / "nowhere")
     (tmp_path / "file").write_text("", encoding="utf8")
     with pytest.raises(Me5Error, match="cannot write to .*choose another folder with --out"):
         runs.evaluate(opened(), material(), tmp_path / "file")
@@ -200,7 +200,7 @@ def test_vectors_go_when_they_are_not_wanted(tmp_path):
     runs.evaluate(opened(), material()[:1], tmp_path / "kept")
     runs.evaluate(opened(), material()[:1], tmp_path / "dropped", keep=False)
     assert list((tmp_path / "kept").rglob("*.npy")) and not list((tmp_path / "dropped").rglob("*.npy"))
-    pd.testing.assert_frame_equal(runs.measured(tmp_path / "kept"), runs.measured(tmp_path / "dropped"))
+    pd.testing.assert_frame_equal(runs.measured_values(tmp_path / "kept"), runs.measured_values(tmp_path / "dropped"))
 
 
 def test_languages_narrow_the_tasks_that_have_several():
@@ -257,7 +257,7 @@ def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp
         assert f"/datasets/{data['path']}/resolve/{data['revision']}/" in asked, name
     assert f"own/e5-tiny/resolve/{'c' * 40}/model.safetensors" in asked
 
-    straight, again = (runs.measured(tmp_path / name) for name in ("straight", "killed"))
+    straight, again = (runs.measured_values(tmp_path / name) for name in ("straight", "killed"))
     assert set(straight["model"]) == {"own/e5-tiny"} and set(straight["revision"]) == {"c" * 40}
     assert set(again["model"]) == {"me5/e5-tiny"} and again["revision"].nunique() == 1
     assert straight.groupby("task")["subset"].nunique().to_dict() == {"STSBenchmark": 1, "SciFact": 1, "Tatoeba": 112}

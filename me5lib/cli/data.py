@@ -98,7 +98,7 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
     from me5lib.evaluate import benchmarks, runs
     from me5lib.model.resolve import full_id
 
-    tasks = [task for number in benchmarks.tables(name.removeprefix("table"))
+    tasks = [task for number in benchmarks.table_numbers(name.removeprefix("table"))
              for task in benchmarks.table_tasks(number, quick)]
     for task in tasks:
         amount = benchmarks.amount(task)

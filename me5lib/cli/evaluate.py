@@ -73,7 +73,7 @@ def evaluate(
     from me5lib.evaluate.cache import on_devices
     from me5lib.evaluate.models import open_model
 
-    numbers = benchmarks.tables(table) if table else ()
+    numbers = benchmarks.table_numbers(table) if table else ()
     of_tables = [task for number in numbers for task in benchmarks.table_tasks(number, quick)]
     known = {task.metadata.name for task in of_tables}
     named = benchmarks.named_tasks([name for name in split_names(tasks) if name not in known])
@@ -105,16 +105,16 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
     """What the protocol is worth where both were run, and what was measured beside the published values, where there
     are some of this model, or of the one that its weights were made from; of the tables `numbers` also a line, a file
     each and the log. Tasks that were trained on are marked in the files."""
-    from me5lib.evaluate import compare, paper, runs
+    from me5lib.evaluate import paper, runs, verdicts
 
     home = out / f"{protocol}-{opened.dtype}"
     print(f"results in mteb's format: {home / 'results'}")
-    measured = runs.measured(out)
+    measured = runs.measured_values(out)
     for column, value in {"model": opened.name, "revision": opened.revision, "dtype": opened.dtype}.items():
         measured = measured[measured[column] == value]
     main = measured[measured["metric"] == "main_score"].groupby("protocol")["task"].agg(set)
     if len(main) == 2 and set.intersection(*main):
-        moved = compare.protocol_delta(measured, instruct=opened.instruct)
+        moved = verdicts.protocol_delta(measured, instruct=opened.instruct)
         moved.to_csv(out / "protocol_delta.csv", index=False, encoding="utf8")
         print(moved.to_string(index=False, float_format="{:.2f}".format))
         print(f"one model under both protocols: {out / 'protocol_delta.csv'}")
@@ -130,13 +130,13 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
         published = paper.expected(number).query("not mean and model == @whose")
         if number not in numbers and not published["task"].isin(named["task"]).any():
             continue
-        rows = compare.compare(measured if number in numbers else named, number, whose)
+        rows = verdicts.against_paper(measured if number in numbers else named, number, whose)
         if number in numbers:
-            table = compare.markdown(compare.with_contamination(rows)) + "\n"
+            table = verdicts.markdown(verdicts.with_contamination(rows)) + "\n"
             (home / f"table{number}.md").write_text(table, encoding="utf8")
-            compare.log_line(out, rows, _command())
-        print(compare.by_task(rows).to_string(index=False, float_format="{:.2f}".format))
-        print(compare.summary(rows))
+            verdicts.log_line(out, rows, _command())
+        print(verdicts.by_task(rows).to_string(index=False, float_format="{:.2f}".format))
+        print(verdicts.verdict_line(rows))
 
 
 def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> None:
@@ -148,12 +148,12 @@ def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> Non
     run.needs_no_hub(scale)
     folder = io.out(name, seed, out)
     from me5lib.data.corpus import open_corpus
-    from me5lib.evaluate import offline
+    from me5lib.evaluate import offline_table
 
-    _, scores = offline.standard_scores(scale, seed, folder, open_corpus(scale))
+    _, scores = offline_table.standard_scores(scale, seed, folder, open_corpus(scale))
     path = folder / "evaluation" / "scores.csv"
     scores.to_csv(path, index=False)
-    means = offline.summary(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
+    means = offline_table.language_means(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
     print(means.to_string(float_format="{:.3f}".format, na_rep=""))
     print(f"means over languages, between 0 and 1; every language and direction: {path}")
 

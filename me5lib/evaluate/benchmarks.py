@@ -37,7 +37,7 @@ GPU_SHARE = 0.3  # of the data sheet's 16-bit peak, where it is known (ours: tex
 GPU, CORE = 30.0, 0.03  # TFLOP/s of any other GPU, and of a CPU core in fp32 (ours)
 
 
-def tables(names: str) -> tuple[int, ...]:
+def table_numbers(names: str) -> tuple[int, ...]:
     """`3`, `4`, `5`, `3,5` or `all` as numbers. Raises `Me5Error` for anything else."""
     wanted = {word.strip() for word in names.split(",") if word.strip()}
     if wanted == {"all"}:

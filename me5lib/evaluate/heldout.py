@@ -1,6 +1,6 @@
 """The held-out material of the offline corpus: as tasks of mteb's own classes, and as searches that are paired.
 
-    for task in build(corpus.tasks()):                       # data in memory, no network, mteb's own scores
+    for task in mteb_tasks(corpus.tasks()):                  # data in memory, no network, mteb's own scores
         mteb.evaluate(model, task)
     tests = searches(corpus)                                 # {"dev": [...], "xquad": [...], "bitext": [...]}
     query_scores(tests, cosines(encoder, tests))             # {"dev": [0.5, 1.0, 0.33, ...], ...}
@@ -46,7 +46,7 @@ class Subset(NamedTuple):
     direction: str  # bitext: "xx-en" or "en-xx"; else ""
 
 
-def build(material: Iterable[Any]) -> list[AbsTask]:
+def mteb_tasks(material: Iterable[Any]) -> list[AbsTask]:
     """mteb tasks of `Corpus.tasks()`, in order, their data built, with `subsets`: name → `Subset`.
 
     Raises TypeError for anything but its three kinds.

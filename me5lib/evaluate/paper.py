@@ -1,10 +1,10 @@
 """The paper's tables as data: published values, averages recomputed from them, where the paper disagrees with itself.
 
     paper_table(5)                # the numbers of Table 5, a DataFrame, with the mean recomputed from the languages
-    expected(5, "small")          # its rows as `compare` wants them: a value and the coordinates it was made at
+    expected(5, "small")          # its rows as `verdicts` wants them: a value and the coordinates it was made at
     recomputation()               # every printed average of Tables 3 to 5 beside the mean of its own rows
     inconsistencies()             # where the paper and the cards contradict themselves or each other
-    beside(measured)              # the paper's rows and measured ones in one frame, labelled as not comparable
+    beside_paper(measured)        # the paper's rows and measured ones in one frame, labelled as not comparable
 
 The figures lie in `tables/*.csv`. Sources: arXiv 2402.05672 (Tables 1 to 7), the authors' model cards (two decimals;
 bitext tasks as mteb's results repository keeps them; made with mteb 1.0.2 in fp16, of which commit of the weights they
@@ -33,7 +33,7 @@ TABLES = (3, 4, 5)  # those that have results
 NOT_COMPARABLE = "not comparable: other tasks, other pools, other size of model and of data"
 
 
-def csv_table(name: str, **options: Any) -> pd.DataFrame:
+def load_csv(name: str, **options: Any) -> pd.DataFrame:
     """The committed CSV `name` of evaluate/tables; `options` of `pandas.read_csv`.
 
     `bucc`, `tatoeba_per_language`: F1 of the four models (and accuracy) in per cent, from the cards and from mteb's
@@ -63,8 +63,8 @@ def paper_table(number: int) -> pd.DataFrame:
     if number not in range(1, 8):
         raise Me5Error(f"the paper has no Table {number}: choose one of 1 to 7")
     if number > 5:
-        return csv_table({6: "table6", 7: "mteb_eng_v1_per_task"}[number])
-    table = csv_table("mixtures" if number < 3 else "averages")
+        return load_csv({6: "table6", 7: "mteb_eng_v1_per_task"}[number])
+    table = load_csv("mixtures" if number < 3 else "averages")
     table = table[table["table"] == number].drop(columns="table").reset_index(drop=True)
     if number > 2:
         return table.fillna({"from": ""})
@@ -75,7 +75,7 @@ def paper_table(number: int) -> pd.DataFrame:
 def languages() -> pd.DataFrame:
     """The 112 languages of Tatoeba and English, by `code` (ISO 639-3): `short` (CLDR), `name`, `family`, `branch`,
     `script`. The script is CLDR's usual one; a set may hold others too (Serbian, Kurdish, Uzbek, Tatar)."""
-    return csv_table("languages").set_index("code")
+    return load_csv("languages").set_index("code")
 
 
 def model_named(name: str) -> str:
@@ -111,7 +111,7 @@ def expected(number: int, model: str = "") -> pd.DataFrame:
 def repository(number: int, size: str, head: bool = False) -> pd.DataFrame:
     """What mteb's public results repository holds of a size (Table 3 or 5), in the form of a measured frame.
 
-    Other people's runs under mteb's own rules of their day: real figures to try `compare` on. Table 3: those of mteb
+    Other people's runs under mteb's own rules of their day: real figures to try `verdicts` on. Table 3: those of mteb
     1.12, or with `head` the repository's newest, which mix versions. The dtype of those runs is not recorded ("").
     """
     if number not in (3, 5) or size not in SIZES:
@@ -123,7 +123,7 @@ def repository(number: int, size: str, head: bool = False) -> pd.DataFrame:
 
 def _results(name: str, column: str, value: str, **constant: str) -> pd.DataFrame:
     """The rows of a CSV of results whose `column` has `value`: `COORDINATES` and what other columns it has."""
-    table = csv_table(name, dtype=str, keep_default_na=False)
+    table = load_csv(name, dtype=str, keep_default_na=False)
     table = table[table[column] == value].drop(columns=column).assign(weights="full", **constant)
     table["value"] = table["value"].astype(float)
     more = [column for column in table.columns if column not in COORDINATES]
@@ -142,7 +142,7 @@ def totals() -> pd.DataFrame:
 def recomputation() -> pd.DataFrame:
     """Every average of Tables 3 to 5 that has finer rows: `table`, `model`, `metric`, `printed`, `recomputed`, `holds`
     (equal at the printed precision: within half of the last digit), `from`."""
-    table = csv_table("averages").dropna(subset="recomputed").rename(columns={"value": "printed"})
+    table = load_csv("averages").dropna(subset="recomputed").rename(columns={"value": "printed"})
     table["holds"] = (table["printed"] - table["recomputed"]).abs() <= 0.05 + 1e-9
     return table[["table", "model", "metric", "printed", "recomputed", "holds", "from"]].reset_index(drop=True)
 
@@ -154,7 +154,7 @@ def inconsistencies() -> pd.DataFrame:
     Table 3 prints 59.5, Table 7's own average row 59.4, the 56 rows give 59.450, the cards' decimals 59.446). `cell`:
     cells of Table 7 that are not the card's value rounded. `label`: a row of Table 7. `total`: that of Table 1.
     """
-    return csv_table("inconsistencies")
+    return load_csv("inconsistencies")
 
 
 def categories() -> pd.DataFrame:
@@ -162,10 +162,10 @@ def categories() -> pd.DataFrame:
 
     Ours: the paper prints no average of a category.
     """
-    return csv_table("categories").set_index("category").rename_axis(None)
+    return load_csv("categories").set_index("category").rename_axis(None)
 
 
-def beside(measured: pd.DataFrame) -> pd.DataFrame:
+def beside_paper(measured: pd.DataFrame) -> pd.DataFrame:
     """The paper's Tables 3 to 5 and `measured` in one frame; every measured row says that it is not comparable.
 
     `measured` has `model`, `metric` and `value` (per cent). Returned: `model`, `metric`, `value`, `whose`, `note`.
@@ -173,6 +173,6 @@ def beside(measured: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     columns = ["model", "metric", "value"]
-    paper = csv_table("averages")[columns].assign(whose="paper", note="arXiv 2402.05672")
+    paper = load_csv("averages")[columns].assign(whose="paper", note="arXiv 2402.05672")
     ours = measured[columns].assign(whose="measured here", note=NOT_COMPARABLE)
     return pd.concat([paper, ours], ignore_index=True)

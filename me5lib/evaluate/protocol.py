@@ -4,12 +4,12 @@
     model = Protocol(opened.encoder, opened.name, revision=opened.revision, instruct=opened.instruct)
     mteb.evaluate(model, tasks)                                                # as the authors' scripts evaluate
     mteb.evaluate(Protocol(encoder, "stage2", protocol="mteb"), tasks)         # as mteb 2 evaluates an E5 today
-    paper_rule("Reranking", "SciDocsRR")        # Rule("query: ", "query: ", title=True, normalise=True)
+    paper_rule("Reranking", "SciDocsRR")        # TaskRule("query: ", "query: ", title=True, normalise=True)
 
-A `Rule` says what is put before a text, whether titles count, and whether vectors get unit length. `paper` is what the
-authors' scripts do (microsoft/unilm, folder `e5`: `mteb_beir_eval.py`, `mteb_except_retrieval_eval.py`), `mteb` what
-mteb 2.26 does with the same models. The rules depend on the type *and the name* of a task: mteb 2 hands rerankings over
-as retrieval, with queries and documents, where the authors' script puts the same string on both.
+A `TaskRule` says what is put before a text, whether titles count, and whether vectors get unit length. `paper` is what
+the authors' scripts do (microsoft/unilm, folder `e5`: `mteb_beir_eval.py`, `mteb_except_retrieval_eval.py`), `mteb`
+what mteb 2.26 does with the same models. The rules depend on the type *and the name* of a task: mteb 2 hands rerankings
+over as retrieval, with queries and documents, where the authors' script puts the same string on both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 
-from me5lib.evaluate.paper import csv_table
+from me5lib.evaluate.paper import load_csv
 from me5lib.io import Me5Error
 from me5lib.model import text
 from me5lib.model.text import PASSAGE, QUERY
@@ -45,7 +45,7 @@ _LIKE = {"InstructionRetrieval": "Retrieval", "InstructionReranking": "Reranking
          "MultilabelClassification": "Classification", "Regression": "Classification"}  # unknown to the scripts: ours
 
 
-class Rule(NamedTuple):
+class TaskRule(NamedTuple):
     """How the texts of one task are encoded."""
 
     query: str  # before queries, and before every text of a task that has no documents
@@ -54,7 +54,7 @@ class Rule(NamedTuple):
     normalise: bool  # unit length (L2)
 
 
-def paper_rule(task_type: str, name: str) -> Rule:
+def paper_rule(task_type: str, name: str) -> TaskRule:
     """The rule of the authors' scripts (microsoft/unilm `e5`, mteb 1.0.2) for the models with prefixes.
 
     QuoraRetrieval's documents are questions: queries, without titles. What also fits a linear model, as classification
@@ -62,27 +62,27 @@ def paper_rule(task_type: str, name: str) -> Rule:
     """
     if task_type in ("Retrieval", "InstructionRetrieval"):
         quora = name.startswith("QuoraRetrieval")
-        return Rule(QUERY, QUERY if quora else PASSAGE, title=not quora, normalise=True)
-    return Rule(QUERY, QUERY, title=True, normalise=task_type not in LINEAR)
+        return TaskRule(QUERY, QUERY if quora else PASSAGE, title=not quora, normalise=True)
+    return TaskRule(QUERY, QUERY, title=True, normalise=task_type not in LINEAR)
 
 
-def paper_instruct_rule(task_type: str, name: str) -> Rule:
+def paper_instruct_rule(task_type: str, name: str) -> TaskRule:
     """The same scripts' rule for the instruct model; documents of retrieval are bare: title and text, Quora's too.
 
     Raises `Me5Error` for a task that the scripts have no instruction for.
     """
     before = text.instruct(instruction(task_type, name), "")
     retrieval = task_type in ("Retrieval", "InstructionRetrieval")
-    return Rule(before, "" if retrieval else before, title=True, normalise=task_type not in LINEAR)
+    return TaskRule(before, "" if retrieval else before, title=True, normalise=task_type not in LINEAR)
 
 
-def mteb_rule(task_type: str, name: str) -> Rule:
+def mteb_rule(task_type: str, name: str) -> TaskRule:
     """The rule of mteb 2's own wrapper for the mE5 models: prompts by side only (since 1.16), always unit length."""
     sided = task_type in SIDED
-    return Rule(QUERY if sided else "", PASSAGE if sided else "", title=True, normalise=True)
+    return TaskRule(QUERY if sided else "", PASSAGE if sided else "", title=True, normalise=True)
 
 
-def mteb_instruct_rule(metadata: TaskMetadata) -> Rule:
+def mteb_instruct_rule(metadata: TaskMetadata) -> TaskRule:
     """The rule of mteb 2.26's `InstructSentenceTransformerModel` for the instruct model: the task's instruction in mteb
     (`metadata.prompt`), else its type's; documents bare, those of rerankings too (PAPER.md §5.3)."""
     from mteb.models.abs_encoder import AbsEncoder
@@ -91,22 +91,22 @@ def mteb_instruct_rule(metadata: TaskMetadata) -> Rule:
     sided = metadata.type in SIDED
     asks = SimpleNamespace(prompt_priority=AbsEncoder.prompt_priority, prompts_dict=None)  # the look-up needs no model
     before = text.instruct(AbsEncoder.get_instruction(asks, metadata, PromptType.query if sided else None), "")
-    return Rule(before, "" if sided else before, title=True, normalise=True)
+    return TaskRule(before, "" if sided else before, title=True, normalise=True)
 
 
-def own_rule(prompts: Mapping[str, str], metadata: TaskMetadata) -> Rule:
+def own_rule(prompts: Mapping[str, str], metadata: TaskMetadata) -> TaskRule:
     """The rule of another sentence-transformers model: its own prompts, picked as mteb picks them; none for LaBSE."""
     from mteb.models.abs_encoder import get_prompt
     from mteb.types import PromptType
 
     sides = (PromptType.query, PromptType.document) if metadata.type in SIDED else (None, None)
-    return Rule(*(get_prompt(dict(prompts), metadata, side) or "" for side in sides), title=True, normalise=True)
+    return TaskRule(*(get_prompt(dict(prompts), metadata, side) or "" for side in sides), title=True, normalise=True)
 
 
 RULES = {"paper": paper_rule, "mteb": mteb_rule}
 
 
-def rule_of(protocol: str, metadata: TaskMetadata, instruct: bool = False) -> Rule:
+def rule_of(protocol: str, metadata: TaskMetadata, instruct: bool = False) -> TaskRule:
     """The rule of a task of mteb under `paper` or `mteb`. Raises `Me5Error` as `paper_instruct_rule` does."""
     if not instruct:
         return RULES[protocol](metadata.type, metadata.name)
@@ -120,7 +120,7 @@ def instruction(task_type: str, name: str) -> str:
     Raises `Me5Error` for a task without one.
     """
     first = re.sub(r"(HardNegatives)?(\.v\d+)?$", "", name)
-    for row in csv_table("instruct_prompts").itertuples(index=False):
+    for row in load_csv("instruct_prompts").itertuples(index=False):
         if _LIKE.get(task_type, task_type) in row.task_type.split(",") and fnmatchcase(first, row.task):
             return row.instruction
     raise Me5Error(f"the authors' scripts have no instruction for {name} ({task_type}): leave it out, add it to "
@@ -197,7 +197,7 @@ class Protocol:
         self._known: dict[tuple[str, bool, str], np.ndarray] = {}
         self._bytes = 0
 
-    def rule(self, metadata: TaskMetadata) -> Rule:
+    def rule(self, metadata: TaskMetadata) -> TaskRule:
         """How the texts of this task are encoded; a model that is no E5 keeps its own prompts."""
         encoder = self.encoder
         while encoder is not None and not hasattr(encoder, "own_prompts"):

@@ -1,7 +1,7 @@
 """Runs of mteb's tasks with one model: what is finished stays, what was killed goes on, two ways never mix.
 
     paths = evaluate(opened, benchmarks.table_tasks(5), out)   # mteb's own result files, under `out`
-    measured(out)                                              # a frame of everything that lies there
+    measured_values(out)                                       # a frame of everything that lies there
 
 Every way to evaluate has a folder of its own: `<out>/<protocol>-<dtype>/results/<model>/<revision>/<Task>.json`, mteb's
 format and layout, so that files can be sent to its public repository of results; `run.json` says how they came about,
@@ -109,7 +109,7 @@ def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
     return None
 
 
-def measured(out: Path) -> pd.DataFrame:
+def measured_values(out: Path) -> pd.DataFrame:
     """Every result under `out`: `COORDINATES`, a row per task, split, subset and metric; `value` in per cent.
 
     Metrics: `main_score` of every task, and those of `METRICS`. `weights` is "full", another word of run.json, or ""

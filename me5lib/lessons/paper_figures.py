@@ -1,6 +1,6 @@
 """Pictures of the paper's tables: bars per language, a language's share of training against its score, categories.
 
-Each takes plain rows, as `evaluate.compare` and `evaluate.paper` return them, and gives a matplotlib `Figure`.
+Each takes plain rows, as `evaluate.verdicts` and `evaluate.paper` return them, and gives a matplotlib `Figure`.
 Bars stand by script, then by family, so that a weakness of one script or of one family shows as a dip.
 """
 

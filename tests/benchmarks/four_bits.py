@@ -152,7 +152,7 @@ class Run:
         from me5lib.evaluate import benchmarks, paper, runs
 
         self.about = (opened.name, dtype, protocol)
-        measured = runs.measured(out).query("metric == 'main_score'")
+        measured = runs.measured_values(out).query("metric == 'main_score'")
         for column, value in zip(("revision", "model", "dtype", "protocol"), (opened.revision, *self.about),
                                  strict=True):
             measured = measured[measured[column] == value]
@@ -170,7 +170,7 @@ class Run:
         gold = np.array(tasks["STSBenchmark"].dataset["test"]["score"], float)
         self.sts = likeness(given["STSBenchmark"], gold)
         english = paper.expected(3, "small").set_index("task")["value"]
-        table = paper.csv_table("tatoeba_per_language").set_index("pair")
+        table = paper.load_csv("tatoeba_per_language").set_index("pair")
         self.languages = table["small_card_f1" if protocol == "paper" else "small_mtebrepo_f1"].astype(float)
         self.published = ({"STSBenchmark": english["STSBenchmark"], "SciFact": english["SciFact"],
                            "Tatoeba": self.languages.mean()} if protocol == "paper"

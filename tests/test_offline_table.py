@@ -15,8 +15,8 @@ from fixtures_tables import Counting
 
 from me5lib import config
 from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
-from me5lib.evaluate import baselines, offline
-from me5lib.evaluate.heldout import build
+from me5lib.evaluate import baselines, offline_table
+from me5lib.evaluate.heldout import mteb_tasks
 from me5lib.evaluate.protocol import Protocol
 from me5lib.evaluate.stats import bootstrap
 from me5lib.io import Me5Error
@@ -42,7 +42,7 @@ def dense(shared: bool = False) -> Protocol:
 
 
 def evaluated(folder, *, last: str = "DREI", tasks: slice = slice(None), **rows) -> pd.DataFrame:
-    return offline.evaluate(rows, build(material(last)[tasks]), folder, progress=False)
+    return offline_table.table_scores(rows, mteb_tasks(material(last)[tasks]), folder, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def done(tmp_path_factory):
 
 
 def test_long_frame_and_which_row_takes_part_where(tmp_path, capfd):
-    rows = {"dense": dense(), "BM25": baselines.BM25(),
+    rows = {"dense": dense(), "BM25": baselines.BM25Row(),
             "translation memory": baselines.TranslationMemory(lambda language: ([], []))}
-    found = offline.evaluate(rows, build(material()), tmp_path)
-    assert tuple(found.columns) == offline.COLUMNS
+    found = offline_table.table_scores(rows, mteb_tasks(material()), tmp_path)
+    assert tuple(found.columns) == offline_table.COLUMNS
     assert found.groupby("model", sort=False)["task"].unique().map(list).to_dict() == {
         "dense": ["heldout", "xquad", "intents"], "BM25": ["xquad"], "translation memory": ["heldout"]}
     row = found[(found["model"] == "dense") & (found["subset"] == "de-en")].iloc[0]
@@ -113,9 +113,9 @@ def test_a_result_that_another_process_is_making_is_waited_for(done, tmp_path):
 
 
 def test_a_row_keeps_to_its_languages(tmp_path):
-    model, built = dense(), build(material())
+    model, built = dense(), mteb_tasks(material())
     model.languages = frozenset({"fr"})
-    found = offline.evaluate({"dense": model}, built, tmp_path, progress=False)
+    found = offline_table.table_scores({"dense": model}, built, tmp_path, progress=False)
     assert found["subset"].tolist() == ["fr-en", "en-fr", "fr"]
     assert built[0].hf_subsets == ["de-en", "en-de", "fr-en", "en-fr"]
 
@@ -128,15 +128,15 @@ def scores() -> pd.DataFrame:
         for language, score in zip(("de", "fr", "ru", "zh"), base, strict=True):
             for direction, shift in (("xx-en", 0.05), ("en-xx", -0.05)):
                 rows.append((model, "heldout", "BitextMining", language, direction, "", score + shift, score))
-    return pd.DataFrame(rows, columns=offline.COLUMNS)
+    return pd.DataFrame(rows, columns=offline_table.COLUMNS)
 
 
 def test_directions_are_averaged_and_means_taken_over_languages():
-    pivot = offline.by_language(scores(), "heldout")
+    pivot = offline_table.per_language(scores(), "heldout")
     assert list(pivot.columns) == ["ours", "digits", "character trigrams"]
     assert list(pivot.index) == ["de", "fr", "ru", "zh"]
     assert pivot.loc["zh", "ours"] == pytest.approx(0.2)
-    summary = offline.summary(scores()).set_index("model")
+    summary = offline_table.language_means(scores()).set_index("model")
     assert summary.loc["ours", "mean"] == pytest.approx(0.65) and summary.loc["ours", "languages"] == 4
 
 
@@ -155,19 +155,19 @@ def test_bootstrap_against_every_resample():
 
 
 def test_margin_is_paired_and_over_the_better_lexical_row():
-    found = offline.margin(scores(), "heldout", "ours")
-    assert offline.better_lexical(scores(), "heldout") == found.baseline == "character trigrams"
+    found = offline_table.margin_over(scores(), "heldout", "ours")
+    assert offline_table.better_lexical(scores(), "heldout") == found.baseline == "character trigrams"
     assert found.difference.mean == pytest.approx(0.125) and (found.languages, found.ahead) == (4, 3)
     assert found.difference == pytest.approx(bootstrap([0.4, 0.3, 0.2, -0.4]))
-    assert offline.margin(scores(), "heldout", "ours", over="digits").difference.mean == pytest.approx(0.525)
+    assert offline_table.margin_over(scores(), "heldout", "ours", over="digits").difference.mean == pytest.approx(0.525)
     with pytest.raises(Me5Error, match="no scores for task 'gsm': there are heldout"):
-        offline.by_language(scores(), "gsm")
+        offline_table.per_language(scores(), "gsm")
 
 
 def test_quiet_lets_go_of_progress_bars(capfd):
     from tqdm.auto import tqdm
 
-    with offline.quiet_mteb():
+    with offline_table.quiet_mteb():
         list(tqdm(range(3), disable=False))
     assert capfd.readouterr().err == ""
     list(tqdm(range(3)))
@@ -181,17 +181,17 @@ def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):
     scale = config.load("smoke")
     corpus = open_corpus(scale, progress=False)
     with pytest.raises(Me5Error, match="run `me5 pretrain --scale smoke --seed 0"):
-        offline.standard_rows(scale, 0, tmp_path, corpus)
+        offline_table.standard_rows(scale, 0, tmp_path, corpus)
     tokenizer = train_tokenizer(corpus.sample_texts(2000), scale.model.vocabulary, tmp_path / "tokenizer")
     Encoder.new(scale.model, tokenizer, 0).save(tmp_path / "stage1")
-    rows = offline.standard_rows(scale, 1, tmp_path, corpus)
+    rows = offline_table.standard_rows(scale, 1, tmp_path, corpus)
     assert list(rows)[:5] == ["random weights", "digits", "character trigrams", "translation memory", "BM25"]
     assert list(rows)[-1] == "stage 1 only"
     assert "row left out: stage 2 only" in capsys.readouterr().out
-    found = offline.evaluate(rows, build(corpus.tasks()[:1]), tmp_path / "evaluation", progress=False)
-    means = offline.by_language(found, "heldout", "accuracy").mean()
+    found = offline_table.table_scores(rows, mteb_tasks(corpus.tasks()[:1]), tmp_path / "evaluation", progress=False)
+    means = offline_table.per_language(found, "heldout", "accuracy").mean()
     assert means["random weights"] > 1 / 20 and found["score"].between(0, 1).all()
-    with offline.helped(scale, 1, tmp_path):  # a second process begins with the last row and task
+    with offline_table.helped(scale, 1, tmp_path):  # a second process begins with the last row and task
         end = time.monotonic() + 300
         while not list(tmp_path.glob("evaluation/results/me5__stage-1-only/*/intents.json")):
             assert time.monotonic() < end, "the second process made nothing"

@@ -1,10 +1,10 @@
 """Expected against measured: one table of the paper, one model, one run, a verdict a row, and a log of such runs.
 
-    rows = compare(runs.measured(out), table=5)      # expected | measured | delta | verdict, a row per value
-    summary(rows)                                    # one line
+    rows = against_paper(runs.measured_values(out), table=5)    # expected | measured | delta | verdict
+    verdict_line(rows)                                          # one line
     styled(rows), markdown(rows), latex(rows), csv_text(rows)
     log_line(out, rows, command="me5 evaluate --table 5")
-    protocol_delta(runs.measured(out))               # one model under both protocols: task | paper | mteb | delta | why
+    protocol_delta(runs.measured_values(out))                   # task | paper | mteb | delta | why
 
 A value agrees when it is within `TOLERANCE` of the published one (MIRACL has one decimal: up to 0.05 is rounding). What
 was measured under two revisions, protocols, dtypes or versions of mteb is refused: such a mean is a number of nothing.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from me5lib.evaluate import protocol
-from me5lib.evaluate.paper import COORDINATES, MODELS, csv_table, expected, model_named
+from me5lib.evaluate.paper import COORDINATES, MODELS, expected, load_csv, model_named
 from me5lib.io import Me5Error, checkout
 from me5lib.model.text import PASSAGE
 
@@ -41,7 +41,7 @@ _COLOURS = {AGREES: "#DDF2E8", DIFFERS: "#FBE3D6"}
 _NUMBERS = {"expected": "{:.2f}", "measured": "{:.2f}", "delta": "{:+.2f}"}
 
 
-def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame:
+def against_paper(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame:
     """The values of Table `table` (3, 4 or 5) as published and as measured, and whether they agree.
 
     `measured` has `paper.COORDINATES`, per cent, one run of one model; rows of other tables are left alone. `model` is
@@ -78,7 +78,7 @@ def compare(measured: pd.DataFrame, table: int, model: str = "") -> pd.DataFrame
 def _with_weights(measured: pd.DataFrame) -> pd.DataFrame:
     """`measured` with every column of `paper.COORDINATES`; `weights` is "" where nobody recorded it."""
     if absent := [name for name in COORDINATES if name not in measured.columns and name != "weights"]:
-        raise Me5Error(f"what was measured lacks the columns {', '.join(absent)}: read it with runs.measured")
+        raise Me5Error(f"what was measured lacks the columns {', '.join(absent)}: read it with runs.measured_values")
     return measured if "weights" in measured.columns else measured.assign(weights="")
 
 
@@ -178,7 +178,7 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     return both.groupby(["task", "metric"], sort=False).agg(how).reset_index()
 
 
-def summary(rows: pd.DataFrame) -> str:
+def verdict_line(rows: pd.DataFrame) -> str:
     """The whole comparison in one line, also of a part of its rows: coordinates, how many came to which verdict."""
     return rows.attrs["summary"]
 
@@ -202,7 +202,7 @@ def styled(rows: pd.DataFrame) -> Styler:
     """The comparison for a notebook: verdicts in colour, a caption with the coordinates."""
     colours = rows["verdict"].map({name: f"background-color: {code}" for name, code in _COLOURS.items()}).fillna("")
     styler = rows.style.format(_NUMBERS, na_rep="").apply(lambda column: colours)
-    return styler.hide(axis="index").set_caption(summary(rows))
+    return styler.hide(axis="index").set_caption(verdict_line(rows))
 
 
 def markdown(rows: pd.DataFrame) -> str:
@@ -210,13 +210,13 @@ def markdown(rows: pd.DataFrame) -> str:
     texts = [["" if value != value else _NUMBERS.get(name, "{}").format(value)
               for name, value in row.items()] for row in rows.to_dict("records")]
     lines = [list(rows.columns), ["---"] * len(rows.columns), *texts]
-    return "\n".join([summary(rows), "", *map(_table_row, lines)])
+    return "\n".join([verdict_line(rows), "", *map(_markdown_row, lines)])
 
 
 def latex(rows: pd.DataFrame) -> str:
     """The comparison as a LaTeX table (package booktabs) with the summary as its caption."""
     formatters = {name: form.format for name, form in _NUMBERS.items()}
-    caption = summary(rows).replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
+    caption = verdict_line(rows).replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
     return rows.to_latex(index=False, formatters=formatters, na_rep="", escape=True, caption=caption)
 
 
@@ -242,7 +242,7 @@ def log_line(out: Path | str, rows: pd.DataFrame, command: str, *, hardware: str
         "model": about["model"], "revision": about["revision"][:8], "protocol": about["protocol"],
         "dtype": about["dtype"], "weights": about["weights"], "mteb": about["mteb_version"], "verdict": verdict,
     }
-    line, head = _table_row(cells.values()), f"{_table_row(cells)}\n{_table_row(['---'] * len(cells))}\n"
+    line, head = _markdown_row(cells.values()), f"{_markdown_row(cells)}\n{_markdown_row(['---'] * len(cells))}\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = path.read_text(encoding="utf8", errors="replace") if path.exists() else ""
@@ -255,7 +255,7 @@ def log_line(out: Path | str, rows: pd.DataFrame, command: str, *, hardware: str
     return line
 
 
-def _table_row(cells: Iterable[object]) -> str:
+def _markdown_row(cells: Iterable[object]) -> str:
     """A line of a Markdown table."""
     return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
 
@@ -345,7 +345,7 @@ def contamination(tasks: Iterable[str]) -> pd.DataFrame:
     import pandas as pd
 
     rows = pd.DataFrame({"task": list(dict.fromkeys(tasks))})
-    return rows.merge(csv_table("contamination"), "left", "task").fillna("")
+    return rows.merge(load_csv("contamination"), "left", "task").fillna("")
 
 
 def with_contamination(rows: pd.DataFrame) -> pd.DataFrame:

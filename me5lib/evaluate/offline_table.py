@@ -1,10 +1,10 @@
 """The offline tables: every row through the same `mteb.evaluate`, means over languages with an interval, margins.
 
     rows = standard_rows(scale, seed, out, corpus)                   # name → mteb model; what is absent is said
-    scores = evaluate(rows, build(corpus.tasks()), out / "evaluation")
+    scores = table_scores(rows, mteb_tasks(corpus.tasks()), out / "evaluation")
     rows, scores = standard_scores(scale, seed, out, corpus)         # both of these, on all cores
-    summary(scores)                                                  # mean over languages, bootstrap interval
-    margin(scores, "heldout", "stage 1 + stage 2")                   # over the better lexical row
+    language_means(scores)                                           # mean over languages, bootstrap interval
+    margin_over(scores, "heldout", "stage 1 + stage 2")              # over the better lexical row
 
 Each (model, task) is kept as mteb's own result JSON under `<folder>/results/<model>/<fingerprint>/<task>.json`; other
 weights, texts, code of a row or mteb are evaluated anew. Rows that no training changes are kept once for all runs of a
@@ -29,7 +29,7 @@ from filelock import FileLock
 from me5lib import io
 from me5lib.config import UNTRAINED
 from me5lib.evaluate import baselines
-from me5lib.evaluate.heldout import build
+from me5lib.evaluate.heldout import mteb_tasks
 from me5lib.evaluate.protocol import Protocol
 from me5lib.evaluate.runs import LOADING, quiet_mteb, read_result
 from me5lib.evaluate.stats import Interval, bootstrap
@@ -45,7 +45,7 @@ TRAINED = {"stage 1 only": "stage1", "stage 2 only": "stage2-only", "stage 1 + s
 COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", "accuracy")
 
 
-class Margin(NamedTuple):
+class LanguageMargin(NamedTuple):
     """How far a row is above the better lexical row of the same task, paired by language."""
 
     model: str
@@ -55,7 +55,8 @@ class Margin(NamedTuple):
     ahead: int  # of them, those in which the model is above that baseline
 
 
-def evaluate(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path, progress: bool = True) -> pd.DataFrame:
+def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path,
+                 progress: bool = True) -> pd.DataFrame:
     """mteb's scores of every model on every task: one row per model, task and subset, in that order.
 
     Columns: `model`, `task`, `kind` (mteb's task type), `language`, `direction` ("xx-en", "en-xx" or ""), `subset`,
@@ -171,7 +172,7 @@ def untrained_rows(corpus: Any) -> dict[str, Any]:
         "digits": baselines.Digits(),
         "character trigrams": baselines.Trigrams(),
         "translation memory": baselines.TranslationMemory(corpus.memory, corpus.fingerprint),
-        "BM25": baselines.BM25(),
+        "BM25": baselines.BM25Row(),
         "USE-multilingual": baselines.usem3(),
     }
     for model in filter(None, rows.values()):
@@ -185,11 +186,11 @@ def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
 
     Where there is more than one core, a second process evaluates the same from the other end, until they meet.
     """
-    folder, rows, tasks = Path(out) / "evaluation", standard_rows(scale, seed, out, corpus), build(corpus.tasks())
+    folder, rows, tasks = Path(out) / "evaluation", standard_rows(scale, seed, out, corpus), mteb_tasks(corpus.tasks())
     complete = all(_current(_place_of_result(model, task, folder)[1], task)
                    for model in rows.values() for task in tasks if _takes(model, task))
     with contextlib.nullcontext() if complete else helped(scale, seed, out):
-        return rows, evaluate(rows, tasks, folder, progress)
+        return rows, table_scores(rows, tasks, folder, progress)
 
 
 @contextlib.contextmanager
@@ -224,14 +225,14 @@ def _evaluate_reversed(scale: Scale, seed: int, out: Path) -> None:
     torch.set_num_threads(1)
     with threadpool_limits(1), contextlib.redirect_stdout(StringIO()):
         corpus = open_corpus(scale, progress=False)
-        rows, tasks = standard_rows(scale, seed, out, corpus), build(corpus.tasks())
+        rows, tasks = standard_rows(scale, seed, out, corpus), mteb_tasks(corpus.tasks())
         for name, model in reversed(rows.items()):
             for task in reversed(tasks):
                 if parent_process().is_alive():
-                    evaluate({name: model}, [task], Path(out) / "evaluation", progress=False)
+                    table_scores({name: model}, [task], Path(out) / "evaluation", progress=False)
 
 
-def by_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:
+def per_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:
     """[languages, models] of one task, the directions of a bitext averaged; both in the order of `scores`."""
     of_task = scores[scores["task"] == task]
     if of_task.empty:
@@ -240,11 +241,11 @@ def by_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.Da
     return table[[name for name in scores["model"].unique() if name in table]]
 
 
-def summary(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.DataFrame:
+def language_means(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.DataFrame:
     """One row per task and model: `mean` over languages, `low` and `high` (95 %, bootstrap), `languages`."""
     rows = []
     for task in scores["task"].unique():
-        for model, column in by_language(scores, task, metric).items():
+        for model, column in per_language(scores, task, metric).items():
             values = column.dropna()
             rows.append({"task": task, "model": model, **bootstrap(values, seed)._asdict(), "languages": len(values)})
     return pd.DataFrame(rows)
@@ -252,14 +253,14 @@ def summary(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.Da
 
 def better_lexical(scores: pd.DataFrame, task: str, metric: str = "score") -> str:
     """The lexical row with the highest mean over the task's languages."""
-    means = by_language(scores, task, metric).mean()
+    means = per_language(scores, task, metric).mean()
     return str(means[[name for name in LEXICAL if name in means]].idxmax())
 
 
-def margin(scores: pd.DataFrame, task: str, model: str, metric: str = "score", seed: int = 0,
-           over: str | None = None) -> Margin:
+def margin_over(scores: pd.DataFrame, task: str, model: str, metric: str = "score", seed: int = 0,
+                over: str | None = None) -> LanguageMargin:
     """`model` minus `over` (the better lexical row if None): languages are resampled with both scores together."""
     baseline = over or better_lexical(scores, task, metric)
-    table = by_language(scores, task, metric)[[model, baseline]].dropna()
+    table = per_language(scores, task, metric)[[model, baseline]].dropna()
     difference = (table[model] - table[baseline]).to_numpy()
-    return Margin(model, baseline, bootstrap(difference, seed), len(difference), int((difference > 0).sum()))
+    return LanguageMargin(model, baseline, bootstrap(difference, seed), len(difference), int((difference > 0).sum()))

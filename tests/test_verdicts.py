@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from me5lib.data import cards
-from me5lib.evaluate import compare as comparing
-from me5lib.evaluate import paper
-from me5lib.evaluate.compare import compare
+from me5lib.evaluate import paper, verdicts
+from me5lib.evaluate.verdicts import against_paper
 from me5lib.io import Me5Error
 
 SMALL = "intfloat/multilingual-e5-small"
@@ -35,9 +34,9 @@ def by_subset(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_a_run_that_finds_the_published_values_agrees():
-    found = compare(bitext(), 5)
-    assert list(found.columns) == comparing.COLUMNS
-    assert len(found) == 4 + 112 + 2 and set(found["verdict"]) == {"agrees"} == {comparing.overall(found)}
+    found = against_paper(bitext(), 5)
+    assert list(found.columns) == verdicts.COLUMNS
+    assert len(found) == 4 + 112 + 2 and set(found["verdict"]) == {"agrees"} == {verdicts.overall(found)}
     assert by_subset(found).loc["mean of 4", "expected"] == 93.2
     assert by_subset(found).loc["mean of 112", "measured"] == pytest.approx(64.2, abs=0.05)
     assert by_subset(found).loc["fra-eng", "note"] == "data d, published of 90804000"
@@ -49,25 +48,25 @@ def test_a_run_that_finds_the_published_values_agrees():
     ("fp16", 0.301, "differs"), ("", 0.29, "differs"),
 ])  # fmt: skip
 def test_the_tolerance_is_the_dtypes_own_for_every_task(dtype, by, word):
-    found = by_subset(compare(moved(bitext(dtype=dtype), "fra-eng", by), 5))
+    found = by_subset(against_paper(moved(bitext(dtype=dtype), "fra-eng", by), 5))
     assert found.loc["fra-eng", "verdict"] == word and found.loc["fra-eng", "delta"] == pytest.approx(by)
     assert (found["verdict"].drop("fra-eng") == "agrees").all()
     for number in paper.TABLES:
         frame = published(number, "small", dtype=dtype)
-        cells = compare(frame.assign(value=frame["value"] + by), number)
+        cells = against_paper(frame.assign(value=frame["value"] + by), number)
         assert set(cells[~cells["subset"].str.startswith("mean")]["verdict"]) == {word}
 
 
 def test_missing_on_either_side_is_shown_and_means_are_over_what_is_on_both():
     frame = bitext()[lambda table: table["subset"] != "deu-eng"]
     extra = frame[frame["subset"] == "fra-eng"].assign(subset="vol-eng")
-    rows = compare(pd.concat([moved(frame, "fra-eng", 11.0), extra]), 5)
+    rows = against_paper(pd.concat([moved(frame, "fra-eng", 11.0), extra]), 5)
     found = by_subset(rows)
     assert found["verdict"][["deu-eng", "vol-eng"]].tolist() == ["not measured", "not published"]
     assert found.loc["mean of 112", ["verdict", "note"]].tolist() == ["not measured", "111 of 112 are measured"]
-    assert "1 differ, 2 not measured, 1 not published" in comparing.summary(rows)
-    assert comparing.overall(rows) == "differs" and comparing.overall(compare(frame, 5)) == "incomplete"
-    means = comparing.by_task(rows).set_index("task")
+    assert "1 differ, 2 not measured, 1 not published" in verdicts.verdict_line(rows)
+    assert verdicts.overall(rows) == "differs" and verdicts.overall(against_paper(frame, 5)) == "incomplete"
+    means = verdicts.by_task(rows).set_index("task")
     assert means.loc["Tatoeba", ["subsets", "delta"]].tolist() == pytest.approx([111, 11 / 111])
     assert means.loc["BUCC", "subsets"] == 4
 
@@ -80,7 +79,7 @@ def test_mixed_runs_are_refused_in_one_line(name, other):
     frame = bitext()
     frame.loc[frame.index[-1], name] = other
     with pytest.raises(Me5Error, match=rf"mix {name} .*") as caught:
-        compare(frame, 5)
+        against_paper(frame, 5)
     assert "\n" not in str(caught.value)
 
 
@@ -94,15 +93,15 @@ def test_mixed_runs_are_refused_in_one_line(name, other):
 ])  # fmt: skip
 def test_what_cannot_be_compared(change, table, words):
     with pytest.raises(Me5Error, match=words):
-        compare(change(bitext()), table)
+        against_paper(change(bitext()), table)
 
 
 def test_another_model_is_held_against_a_named_one_and_one_of_several_is_chosen():
-    found = compare(bitext(model="me5/mine"), 5, "small")
-    assert comparing.overall(found) == "agrees" and f"me5/mine against {SMALL}" in comparing.summary(found)
+    found = against_paper(bitext(model="me5/mine"), 5, "small")
+    assert verdicts.overall(found) == "agrees" and f"me5/mine against {SMALL}" in verdicts.verdict_line(found)
     two = pd.concat([bitext(), bitext(model=paper.MODELS["mE5-base"], value=1.0), published(3, "small", dtype="bf16")])
-    assert comparing.overall(compare(two, 5, "mE5-small")) == "agrees"
-    labse = by_subset(compare(bitext(model=paper.MODELS["LaBSE"], value=81.15), 5))  # has averages only
+    assert verdicts.overall(against_paper(two, 5, "mE5-small")) == "agrees"
+    labse = by_subset(against_paper(bitext(model=paper.MODELS["LaBSE"], value=81.15), 5))  # has averages only
     assert labse["verdict"][["fra-eng", "mean of 112", "mean of 4"]].tolist() == ["not published", "agrees", "differs"]
 
 
@@ -113,62 +112,63 @@ def test_another_model_is_held_against_a_named_one_and_one_of_several_is_chosen(
 ])  # fmt: skip
 def test_reproduced_is_a_word_for_the_same_weights_in_the_same_dtype(tmp_path, change, word):
     """The cards' values were made in fp16 under the paper's protocol; whatever else agrees, only agrees."""
-    found = compare(bitext(dtype="fp16").assign(**change), 5, "small")
-    assert set(found["verdict"]) == {"agrees"} and comparing.overall(found) == word
-    texts = (comparing.markdown(found), comparing.latex(found), comparing.log_line(tmp_path, found, "x"))
+    found = against_paper(bitext(dtype="fp16").assign(**change), 5, "small")
+    assert set(found["verdict"]) == {"agrees"} and verdicts.overall(found) == word
+    texts = (verdicts.markdown(found), verdicts.latex(found), verdicts.log_line(tmp_path, found, "x"))
     assert [("reproduced" in text) for text in texts] == [word == "reproduced"] * 3
 
 
 def test_the_line_says_every_difference_to_the_published_run():
-    line = comparing.summary(compare(bitext(model="me5/q4", weights="4-bit (Q4_0)", dtype="bf16"), 5, "small"))
+    found = against_paper(bitext(model="me5/q4", weights="4-bit (Q4_0)", dtype="bf16"), 5, "small")
+    line = verdicts.verdict_line(found)
     assert line.startswith(f"Table 5, me5/q4 against {SMALL} (revision abc, protocol paper, dtype bf16 (published: ")
     assert "weights 4-bit (Q4_0) (published: full)" in line and "mteb 2.26.13 (published: 1.0.2)" in line
-    old = compare(bitext().drop(columns="weights"), 5)  # a frame of before there was such a column
-    assert "weights not recorded (published: full)" in comparing.summary(old)
+    old = against_paper(bitext().drop(columns="weights"), 5)  # a frame of before there was such a column
+    assert "weights not recorded (published: full)" in verdicts.verdict_line(old)
 
 
 def test_main_scores_count_under_either_name_and_other_metrics_are_left_alone():
     frame = bitext(metric="main_score")
-    found = compare(pd.concat([frame, frame.assign(metric="accuracy", value=1.0)]), 5)
-    assert comparing.overall(found) == "agrees" and len(found) == 118
-    assert comparing.overall(compare(pd.concat([bitext(), frame.assign(value=1.0)]), 5)) == "agrees"
+    found = against_paper(pd.concat([frame, frame.assign(metric="accuracy", value=1.0)]), 5)
+    assert verdicts.overall(found) == "agrees" and len(found) == 118
+    assert verdicts.overall(against_paper(pd.concat([bitext(), frame.assign(value=1.0)]), 5)) == "agrees"
 
 
 def test_the_average_rounded_twice_says_so_and_twelve_forums_make_one_task():
     frame = published(3, "base")
-    mean = compare(frame, 3).iloc[-1]
+    mean = against_paper(frame, 3).iloc[-1]
     assert mean[["task", "expected", "verdict", "note"]].tolist() == [
         "MTEB English", 59.5, "agrees", "its own rows give 59.446"]
     whole, rest = (frame[(frame["task"] == "CQADupstackRetrieval") == is_it] for is_it in (True, False))
     forums = [whole.assign(task=task, value=whole["value"] + step, dataset_revision=task)
-              for step, task in enumerate(sorted(comparing._FORUMS), -5)]
-    found = compare(pd.concat([rest, *forums]), 3).set_index("task")
+              for step, task in enumerate(sorted(verdicts._FORUMS), -5)]
+    found = against_paper(pd.concat([rest, *forums]), 3).set_index("task")
     assert found.loc["CQADupstackRetrieval", "delta"] == pytest.approx(0.5) and len(found) == 57
-    assert len(compare(pd.concat([frame, *forums]), 3)) == 57
-    part = compare(pd.concat([rest, *forums[:5]]), 3).set_index("task")["verdict"]
+    assert len(against_paper(pd.concat([frame, *forums]), 3)) == 57
+    part = against_paper(pd.concat([rest, *forums[:5]]), 3).set_index("task")["verdict"]
     assert part[["CQADupstackRetrieval", "CQADupstackAndroidRetrieval"]].tolist() == ["not measured", "not published"]
 
 
 def test_one_verdict_in_four_forms():
-    found = compare(moved(bitext(), "fra-eng", 1.0), 5)
-    page = comparing.styled(found).to_html()
+    found = against_paper(moved(bitext(), "fra-eng", 1.0), 5)
+    page = verdicts.styled(found).to_html()
     assert "#FBE3D6" in page and "+1.00" in page and SMALL in page
-    lines = comparing.markdown(found).splitlines()
-    assert lines[0] == comparing.summary(found) and len(lines) == 2 + 2 + 118
+    lines = verdicts.markdown(found).splitlines()
+    assert lines[0] == verdicts.verdict_line(found) and len(lines) == 2 + 2 + 118
     assert next(line for line in lines if "fra-eng" in line).split("|")[7:9] == [" +1.00 ", " differs "]
-    tex = comparing.latex(compare(published(3, "base"), 3))
+    tex = verdicts.latex(against_paper(published(3, "base"), 3))
     assert sum(line.endswith(r"\\") for line in tex.splitlines()) == 1 + 57 and r"main\_score" in tex
     assert r"\bottomrule" in tex and not re.search(r"(?<!\\)[_%&#$](?! )", tex)
-    read = pd.read_csv(io.StringIO(comparing.csv_text(found)))
+    read = pd.read_csv(io.StringIO(verdicts.csv_text(found)))
     assert read.loc[read["subset"] == "fra-eng", "delta"].item() == pytest.approx(1.0)
     assert read[["revision", "mteb_version", "expected_dtype"]].drop_duplicates().values.tolist() == [
         ["abc", "2.26.13", "fp16"]]
 
 
 def test_the_log_grows_by_one_line_per_run(tmp_path):
-    found, out = compare(bitext(), 5), tmp_path / "run"
-    first = comparing.log_line(out, found, "me5 evaluate --table 5", hardware="1 × H200", commit="c0ffee", date="today")
-    comparing.log_line(out, compare(moved(bitext(), "fra-eng", 1.0), 5), "me5 a | b")
+    found, out = against_paper(bitext(), 5), tmp_path / "run"
+    first = verdicts.log_line(out, found, "me5 evaluate --table 5", hardware="1 × H200", commit="c0ffee", date="today")
+    verdicts.log_line(out, against_paper(moved(bitext(), "fra-eng", 1.0), 5), "me5 a | b")
     lines = (out / "reproduction.md").read_text(encoding="utf8").splitlines()
     assert lines[0].startswith("# ") and lines[4] == first and len(lines) == 6
     cells = [cell.strip() for cell in first.strip("|").split("|")]
@@ -179,19 +179,19 @@ def test_the_log_grows_by_one_line_per_run(tmp_path):
     old = "# Reproduction log\n\n| date | dtype | mteb | verdict |\n| --- | --- | --- | --- |\n| a | b | c | d |\n"
     (out / "reproduction.md").write_text(old, encoding="utf8")  # of other columns: no line stands under a wrong name
     for _ in range(2):
-        comparing.log_line(out, found, "x")
+        verdicts.log_line(out, found, "x")
     text = (out / "reproduction.md").read_text(encoding="utf8")
     assert text.startswith(old) and text.count("| date |") == 2 and text.count("agrees: 118 of 118") == 2
     with pytest.raises(Me5Error, match="cannot write"):
-        comparing.log_line(out / "reproduction.md" / "x", found, "x")
+        verdicts.log_line(out / "reproduction.md" / "x", found, "x")
 
 
 def test_runs_of_others_are_compared_and_mixed_ones_refused():
-    found = compare(paper.repository(5, "small"), 5)
+    found = against_paper(paper.repository(5, "small"), 5)
     assert found.iloc[-1]["delta"] == pytest.approx(68.94 - 64.2, abs=0.01)
-    assert "protocol mteb (published: paper)" in comparing.summary(found)
+    assert "protocol mteb (published: paper)" in verdicts.verdict_line(found)
     with pytest.raises(Me5Error, match="mix mteb_version"):
-        compare(paper.repository(3, "small", head=True), 3)
+        against_paper(paper.repository(3, "small", head=True), 3)
 
 
 def under_both(**changes: object) -> pd.DataFrame:
@@ -206,18 +206,18 @@ def under_both(**changes: object) -> pd.DataFrame:
 
 def test_protocol_delta_says_what_moved_and_why():
     frame = under_both()
-    table = comparing.protocol_delta(frame).set_index("task")
+    table = verdicts.protocol_delta(frame).set_index("task")
     assert table.loc["Banking77Classification", ["subsets", "paper", "mteb"]].tolist() == [2, 82.3, 75.4]
     assert table["delta"].tolist() == pytest.approx([-6.9, 4.0, 1.0, 1.0])
     assert table["why"].tolist() == ["prefix dropped; normalised before the classifier", "prefix dropped",
                                      "Quora's documents as passages", "documents as passages"]
     told = {"Banking77Classification": "normalised before the classifier", "SciDocsRR": "documents without instruction",
-            "SciFact": comparing.NOTHING}
-    assert {name: comparing.why(name, instruct=True) for name in told} == told
-    why = comparing.why("CQADupstackRetrieval", instruct=True)
+            "SciFact": verdicts.NOTHING}
+    assert {name: verdicts.why(name, instruct=True) for name in told} == told
+    why = verdicts.why("CQADupstackRetrieval", instruct=True)
     assert why.startswith("another instruction: 'Instruct: Retrieve text")
     fewer = frame.drop(frame.query("protocol == 'mteb' and task == 'Tatoeba'").index[:1])
-    assert comparing.protocol_delta(fewer).set_index("task").loc["Tatoeba", ["subsets", "paper"]].tolist() == [1, 61.0]
+    assert verdicts.protocol_delta(fewer).set_index("task").loc["Tatoeba", ["subsets", "paper"]].tolist() == [1, 61.0]
 
 
 def test_protocol_delta_is_of_one_model_on_the_same_data():
@@ -225,16 +225,16 @@ def test_protocol_delta_is_of_one_model_on_the_same_data():
     paper_side = frame["protocol"] == "paper"
     for column in ("model", "revision", "dtype", "weights", "mteb_version"):
         with pytest.raises(Me5Error, match=f"these results mix {column} .*another"):
-            comparing.protocol_delta(frame.assign(**{column: frame[column].where(paper_side, "another")}))
+            verdicts.protocol_delta(frame.assign(**{column: frame[column].where(paper_side, "another")}))
     for bad, words in ((pd.concat([frame, under_both(revision="0123abcd")]), "these results mix revision"),
                        (frame.assign(dataset_revision=paper_side.astype(str)), "two revisions of its data"),
                        (frame[paper_side], "no main_score .* the protocol mteb"),
                        (frame.assign(task=frame["task"] + frame["protocol"]), "no task in common"),
                        (frame.drop(columns="dtype"), "lacks the columns dtype")):
         with pytest.raises(Me5Error, match=words):
-            comparing.protocol_delta(bad)
+            verdicts.protocol_delta(bad)
     with pytest.raises(Me5Error, match="mteb has no task Nothing"):
-        comparing.why("Nothing")
+        verdicts.why("Nothing")
 
 
 def test_sets_whose_training_part_was_in_the_mixture_are_flagged():
@@ -244,19 +244,19 @@ def test_sets_whose_training_part_was_in_the_mixture_are_flagged():
         "XQuADRetrieval": "related set", "ClimateFEVER": "related set", "SciFact": "same source",
         "CQADupstackRetrieval": "same source", "STSBenchmark": "", "Banking77Classification": "", "TRECCOVID": "",
     }  # fmt: skip
-    found = comparing.contamination(expected)
+    found = verdicts.contamination(expected)
     assert found.set_index("task")["flag"].to_dict() == expected and all(found["evidence"][found["flag"] != ""])
     assert found.set_index("task").loc["MrTidyRetrieval", "cards"] == "mrtydi, wikipedia"
-    marked = comparing.with_contamination(compare(published(3, "base"), 3))
+    marked = verdicts.with_contamination(against_paper(published(3, "base"), 3))
     assert marked.set_index("task").loc["FEVER", "trained on"] == "training part" and marked.attrs["table"] == 3
-    assert comparing.latex(marked).count("training part") == comparing.markdown(marked).count("training part") == 5
+    assert verdicts.latex(marked).count("training part") == verdicts.markdown(marked).count("training part") == 5
 
 
 def test_flags_are_those_that_mteb_itself_gives_to_me5():
     from mteb.models.model_implementations.e5_models import ME5_TRAINING_DATA
 
     tasks = set(paper.expected(3, "small")["task"]) | {"MIRACLRetrieval", "BUCC", "Tatoeba"}
-    flagged = comparing.contamination(sorted(tasks)).set_index("task")["flag"]
+    flagged = verdicts.contamination(sorted(tasks)).set_index("task")["flag"]
     assert set(flagged.index[flagged == "training part"]) == (ME5_TRAINING_DATA & tasks) | {"QuoraRetrieval"}
 
 
@@ -264,7 +264,7 @@ def test_the_evidence_of_a_flag_is_what_the_cards_say():
     """A fault that a card no longer has, or another number of rows, makes the table stale."""
     known = cards.hub()
     bonds = ("SPECTER, arXiv 2004.07180", "BEIR, arXiv 2104.08663", "mteb counts it among", "Stack Overflow is a site")
-    for row in paper.csv_table("contamination").itertuples():
+    for row in paper.load_csv("contamination").itertuples():
         for name in row.cards.split(", "):
             card = known[name]
             said = [*card.faults, f"{card.title}; {card.paper.rows or 0:,} rows, Table {card.paper.table}"]
