@@ -274,7 +274,7 @@ def test_batches_are_shuffled_each_once():
 
 def command(*arguments):
     app = typer.Typer()
-    app.command()(experiment.experiment)
+    app.command("experiment")(experiment.experiment_command)
     return CliRunner().invoke(app, list(arguments))
 
 

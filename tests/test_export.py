@@ -146,7 +146,7 @@ def test_a_card_says_what_the_folder_says(stage, encoder, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "modules.json").write_text("{}", encoding="utf8")  # an earlier export: replaced
     (tmp_path / "mine" / "stale").write_text("", encoding="utf8")
-    command.export(model=str(stage), to=tmp_path / "mine", license="apache-2.0")
+    command.export_command(model=str(stage), to=tmp_path / "mine", license="apache-2.0")
     loaded = ModelCard.load(tmp_path / "mine" / "README.md")
     assert loaded.data.license == "apache-2.0" and loaded.data.base_model is None and "random weights" in loaded.text
     assert all(cards.load(name).title in loaded.text for name in ("cldr", "kolibri", "cldr-facts"))
@@ -159,7 +159,7 @@ def test_a_card_says_what_the_folder_says(stage, encoder, tmp_path, capsys):
 
 def test_what_is_told_goes_onto_the_card(encoder, tmp_path):
     encoder.save(tmp_path / "model", instruct_prompts("Find songs"))
-    command.export(model=str(tmp_path / "model"), to=tmp_path / "mine", name="acme/e5", data="nllb, xp3",
+    command.export_command(model=str(tmp_path / "model"), to=tmp_path / "mine", name="acme/e5", data="nllb, xp3",
                    instruction="Find poems")  # fmt: skip
     loaded = ModelCard.load(tmp_path / "mine" / "README.md")
     assert loaded.text.strip().startswith("# acme/e5") and loaded.data.license == "unknown"
@@ -182,10 +182,10 @@ def test_measured_results_of_this_very_model_come_onto_its_card(stage, tmp_path)
 
     lay("paper", "0" * 16, 0.9)
     with pytest.raises(Me5Error, match=f"no results of me5/stage2 at {revision[:12]}.*me5/stage2 at 0000"):
-        command.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
+        command.export_command(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
     lay("paper", revision, 0.5)
     lay("mteb", revision, 0.25)
-    command.export(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
+    command.export_command(model=str(stage), to=tmp_path / "mine", results=tmp_path / "results")
     found = ModelCard.load(tmp_path / "mine" / "README.md").data.eval_results
     assert [(r.dataset_type, r.task_type, r.dataset_revision, r.metric_args["protocol"], r.metric_value)
             for r in found] == [("mteb/stsbenchmark-sts", "STS", COMMIT, "mteb", 25.0),
@@ -207,7 +207,7 @@ def test_what_export_refuses_is_one_line_and_writes_nothing(stage, encoder, tmp_
         (tmp_path / "model" / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf8")
         to = tmp_path / options.pop("to", "mine")
         with pytest.raises(Me5Error, match=line) as caught:
-            command.export(**{"model": str(tmp_path / "model"), "to": to, **options})
+            command.export_command(**{"model": str(tmp_path / "model"), "to": to, **options})
         assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "thesis"]
     assert (tmp_path / "thesis" / "chapter1").read_text("utf8") == "years"
@@ -215,7 +215,7 @@ def test_what_export_refuses_is_one_line_and_writes_nothing(stage, encoder, tmp_
 
 def test_the_code_on_the_card_runs(stage, tmp_path, monkeypatch):
     there = all(importlib.util.find_spec(name) for name in room.NEEDED)
-    command.export(model=str(stage), to=tmp_path / "mine", onnx=there)
+    command.export_command(model=str(stage), to=tmp_path / "mine", onnx=there)
     monkeypatch.chdir(tmp_path)
     text = (tmp_path / "mine" / "README.md").read_text("utf8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

@@ -73,7 +73,7 @@ class Fake:
 def test_the_table_has_its_baselines_and_a_difference_with_an_interval(tmp_path):
     faq().to_csv(tmp_path / "x.csv", index=False)
     before, after = Fake(False), Fake(True)
-    found = table_of.compare(userdata.read(tmp_path / "x.csv"), {"before": before, "after": after})
+    found = table_of.compare_on_dev(userdata.read_corpus(tmp_path / "x.csv"), {"before": before, "after": after})
     assert list(found.table.index) == ["random", "character trigrams", "BM25", "before", "after"]
     assert list(found.table.columns) == ["accuracy@1", "MRR@10", "nDCG@10"]
     assert (found.queries, found.passages) == (15, 120) and after.prefixes == {"query: ", "passage: "}
@@ -81,7 +81,7 @@ def test_the_table_has_its_baselines_and_a_difference_with_an_interval(tmp_path)
     assert found.table.loc["BM25", "accuracy@1"] == 1 and found.table.loc["random", "accuracy@1"] == 1 / 120
     gap = found.difference["nDCG@10"]
     assert gap.mean == pytest.approx(1 - found.table.loc["before", "nDCG@10"]) and 0 < gap.low <= gap.mean <= gap.high
-    same = table_of.compare(userdata.read(tmp_path / "x.csv"), {"before": before, "after": before})
+    same = table_of.compare_on_dev(userdata.read_corpus(tmp_path / "x.csv"), {"before": before, "after": before})
     assert "no difference that these queries could show" in str(same)
 
 
@@ -105,7 +105,7 @@ def start(hub):
 @pytest.fixture
 def corpus(tmp_path):
     faq(60).to_csv(tmp_path / "faq.csv", index=False)
-    return userdata.read(tmp_path / "faq.csv")
+    return userdata.read_corpus(tmp_path / "faq.csv")
 
 
 def test_the_dials_fit_the_file_and_say_why(corpus, start):
@@ -150,7 +150,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, 
     dial = tuning.fit(corpus, encoder, START, steps=6)
 
     def train(out):
-        return tuning.finetune(corpus, start, out, dial, progress=False)
+        return tuning.finetune_on_file(corpus, start, out, dial, progress=False)
 
     whole = train(tmp_path / "whole")
     with interrupted_at(3), pytest.raises(KeyboardInterrupt):
@@ -166,12 +166,13 @@ def test_own_prefixes_are_trained_with_and_a_teacher_where_it_is_asked_for(corpu
     monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, prefix="", most=None: seen.extend(
         prefix + text for text in texts) or tokenize(self, texts, prefix, most))
     for symmetric in (False, True):
-        corpus = userdata.read(tmp_path / "faq.csv", symmetric=symmetric)
+        corpus = userdata.read_corpus(tmp_path / "faq.csv", symmetric=symmetric)
         dial = tuning.fit(corpus, Encoder.load(start), START, steps=2, teacher="trained" if symmetric else "",
                           overrides=["finetune.query_tokens=24", "finetune.passage_tokens=32",
                                      "finetune.teacher_steps=2"])
         seen.clear()
-        model = tuning.finetune(corpus, start, tmp_path / str(symmetric), dial, teacher=symmetric, progress=False)
+        model = tuning.finetune_on_file(corpus, start, tmp_path / str(symmetric), dial, teacher=symmetric,
+                                        progress=False)
         assert {text.split(": ")[0] for text in seen} == ({"query"} if symmetric else {"query", "passage"})
         assert (json.loads((model / "report.json").read_text("utf8"))["teacher"] is not None) == symmetric
         assert "candidates kept" in tuning.mined_line(model)

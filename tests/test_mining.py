@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from me5lib import config, io
 from me5lib.cli import train as commands
-from me5lib.cli.app import Plain
+from me5lib.cli.app import OneLineErrors
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
@@ -183,9 +183,9 @@ def test_a_mining_that_went_wrong_says_so(spoilt, finding):
 
 # ---- me5 mine --------------------------------------------------------------------------------------------------------
 
-app = typer.Typer(cls=Plain, rich_markup_mode=None)
+app = typer.Typer(cls=OneLineErrors, rich_markup_mode=None)
 app.callback()(lambda: None)
-app.command()(commands.mine)
+app.command("mine")(commands.mine_command)
 FACTS = {"en": ("capital", "currency", "river", "king"), "de": ("Hauptstadt", "Währung", "Fluss", "König")}
 LANDS = ("France", "Spain", "Norway", "Peru", "Chad", "Japan", "Iraq", "Cuba", "Mali", "Togo")
 

@@ -319,7 +319,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(many, tmp_path, capsy
     data = write_examples(tmp_path / "groups.jsonl", [*many, many[0]._replace(positives=())])
     settings = ["finetune.teacher_steps=60", "finetune.batch=16", "finetune.lr=0.003", "finetune.query_tokens=16",
                 "finetune.passage_tokens=16"]  # fmt: skip
-    commands.teach(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, settings)
+    commands.teach_command(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, settings)
     said = capsys.readouterr().out
     shown = re.search(r"teacher (\S+), its start (\S+), chance 0.125; stage 2 would listen$", said, re.M)
     assert shown and float(shown[1]) > 0.9 > float(shown[2]) + 0.2 and "1 examples without a positive" in said
@@ -331,7 +331,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(many, tmp_path, capsy
     about = json.loads((tmp_path / "out" / "teacher.json").read_text(encoding="utf8"))
     assert about["verdict"]["teacher"] == pytest.approx(float(shown[1]), abs=1e-3)
     with pytest.raises(Me5Error, match="is there already"):
-        commands.teach(data, str(tmp_path / "start"), tmp_path / "out")
+        commands.teach_command(data, str(tmp_path / "start"), tmp_path / "out")
 
 
 def test_examples_are_read_from_both_forms_and_bad_lines_are_named(many, tmp_path):

@@ -39,7 +39,7 @@ def faq(n: int = 60) -> pd.DataFrame:
 
 
 def rows_of(path, **options):
-    return [row._replace(source="") for row in userdata.read(path, **options).rows]
+    return [row._replace(source="") for row in userdata.read_corpus(path, **options).rows]
 
 
 def written(tmp_path, text, name="x.csv", encoding="utf8"):
@@ -85,7 +85,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
               for q, p, n, _ in frame.itertuples(index=False)]
     for path in sorted(tmp_path.glob("?.*")):
         assert rows_of(path) == wanted, path.name
-        assert not userdata.read(path).faults, path.name
+        assert not userdata.read_corpus(path).faults, path.name
 
 
 @pytest.mark.parametrize(("header", "query", "passage", "negatives", "language", "beside"), [
@@ -101,8 +101,8 @@ def test_columns_are_guessed_by_common_names_and_the_guess_is_said(
 ):
     width = header.count(",") + 1
     lines = [",".join(row[i % 2] + f" x{i}" for i in range(width)) for row in made_up(20)]
-    corpus = userdata.read(written(tmp_path, "\n".join([header, *lines])))
-    assert corpus.columns == userdata.Columns(query, passage, negatives, language, beside)
+    corpus = userdata.read_corpus(written(tmp_path, "\n".join([header, *lines])))
+    assert corpus.columns == userdata.ColumnRoles(query, passage, negatives, language, beside)
     said = corpus.lines()[0]
     assert all(repr(name) in said for name in (query, passage, *negatives, *beside))
 
@@ -141,7 +141,7 @@ HEAD = "query,positive\n"
 def test_a_file_that_cannot_be_read_is_refused_in_one_line_that_says_where(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
     with refused(*words) as caught:
-        userdata.read(tmp_path / name)
+        userdata.read_corpus(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -156,7 +156,7 @@ def test_what_is_asked_of_a_file_and_is_not_there_is_refused(options, words, tmp
     path = written(tmp_path, "\n".join(["query,positive", "Größe,Straße", *good_lines()]), encoding="cp1252")
     assert rows_of(path, encoding="cp1252")[0][:2] == ("Größe", ("Straße",))
     with refused(*words):
-        userdata.read(path, **{"encoding": "cp1252"} | options if options else {})
+        userdata.read_corpus(path, **{"encoding": "cp1252"} | options if options else {})
 
 
 OPENED, CLOSED = '"I will come tomorrow, she said, and left the house.', 'Nobody had seen him since the storm."'
@@ -208,7 +208,7 @@ def test_texts_of_several_lines_are_read_as_a_writer_quoted_them(separator, quot
 
 def test_separators_at_the_end_of_the_header_are_no_columns(tmp_path):
     rows = ["query,positive,,", *(f"{row},," for row in good_lines(20)), "one,two, three,"]
-    corpus = userdata.read(written(tmp_path, "\n".join(rows)))
+    corpus = userdata.read_corpus(written(tmp_path, "\n".join(rows)))
     assert corpus.table.columns == ["query", "positive"] and len(corpus.rows) == 20
     assert [(fault.number, fault.why) for fault in corpus.faults] == [(22, "fields")]  # a comma of a text, no column
 
@@ -250,7 +250,7 @@ def test_languages_that_are_not_known_are_counted_and_said(tmp_path):
     tags = ["German", "x-klingon", "", "de", "und"] * 8
     path = written(tmp_path, "\n".join(["query,positive,language", *(
         f"{row},{tag}" for row, tag in zip(good_lines(40), tags, strict=True))]))
-    corpus = userdata.read(path)
+    corpus = userdata.read_corpus(path)
     assert [row.language for row in corpus.rows] == ["de", "und", "und", "de", "und"] * 8
     assert [(fault.number, fault.why, fault.content) for fault in corpus.faults] == [
         (number, "language", "x-klingon") for number in range(3, 42, 5)]
@@ -273,7 +273,7 @@ def test_half_a_character_becomes_the_replacement_character_and_is_counted(name,
         lines = "\n".join(map(separator.join, [names, *texts]))
         content = json.loads('"' + lines.replace("\n", "\\n").replace("\t", "\\t") + '"')
     (tmp_path / name).write_bytes(content.encode("utf8", "surrogatepass"))
-    corpus = userdata.read(tmp_path / name, query="query\ufffd")
+    corpus = userdata.read_corpus(tmp_path / name, query="query\ufffd")
     assert [(row.query, *row.positives) for row in corpus.rows[:3]] == [
         ("q one \ufffd", "p"), ("q two", "\ufffd p \U0001f600"), ("q three", "p \U0001f600")]
     assert [fault.why for fault in corpus.faults[:2]] == ["half", "half"]
@@ -300,7 +300,7 @@ fourteen,fifteen,sixteen,seventeen,eighteen
 
 @pytest.fixture
 def spoilt(tmp_path):
-    return userdata.read(written(tmp_path, SPOILT + "\n".join(row + ",," for row in good_lines())))
+    return userdata.read_corpus(written(tmp_path, SPOILT + "\n".join(row + ",," for row in good_lines())))
 
 
 def test_what_cannot_be_used_is_counted_and_named_by_its_line(spoilt):
@@ -338,7 +338,7 @@ def test_values_that_are_no_text_are_named_and_numbers_are_texts(tmp_path):
             {"query": 12, "positive": 3.5, "negatives": [True, None, "", float("nan"), ["n"]]},
             *({"query": q, "positive": [p, n]} for q, p, n in made_up(20))]
     path = written(tmp_path, "\n".join(map(json.dumps, rows)), "x.jsonl")
-    corpus = userdata.read(path)
+    corpus = userdata.read_corpus(path)
     assert [(fault.number, fault.why) for fault in corpus.faults] == [(1, "text"), (2, "text")]
     assert corpus.rows[0][:3] == ("12", ("3.5",), ("True", "n"))
     one, other = corpus.rows[1:3]
@@ -399,16 +399,16 @@ def test_a_large_group_stays_in_training_and_a_file_of_near_copies_says_so(tmp_p
     dev, chained = userdata.dev_split(many + rest)
     assert not chained and not dev[:80].any() and dev[80:].sum() == 20
     path = written(tmp_path, "\n".join(["query,positive", *(f"{r.query},{r.positives[0]}" for r in many)]))
-    corpus = userdata.read(path)
+    corpus = userdata.read_corpus(path)
     assert corpus.chained and userdata.CHAINED in corpus.lines() and corpus.dev.sum() == 20
     assert corpus.card().ours["dev"] == userdata.CHAINED
 
 
 def test_parts_fingerprint_and_the_passages_to_search(tmp_path):
     faq().to_csv(tmp_path / "x.csv", index=False)
-    corpus, other = userdata.read(tmp_path / "x.csv"), userdata.read(tmp_path / "x.csv", symmetric=True)
+    corpus, other = userdata.read_corpus(tmp_path / "x.csv"), userdata.read_corpus(tmp_path / "x.csv", symmetric=True)
     assert sorted(corpus.labelled() + corpus.labelled("dev")) == sorted(corpus.rows)
-    assert corpus.fingerprint == userdata.read(tmp_path / "x.csv").fingerprint != other.fingerprint
+    assert corpus.fingerprint == userdata.read_corpus(tmp_path / "x.csv").fingerprint != other.fingerprint
     assert corpus.prefixes() == ("query: ", "passage: ") and other.prefixes() == ("query: ", "query: ")
     small, whole = corpus.retrieval(30), corpus.retrieval()
     assert [len(each.documents) for each in (corpus.retrieval(3), small, whole)] == [15, 30, 120]
@@ -427,7 +427,7 @@ CASES = {  # of people who had trouble: rows, examples that are not used, or the
 def test_files_that_were_sent_in_are_read_or_refused_with_the_reason(name, shared):
     wanted = CASES[name]
     if isinstance(wanted, int):
-        assert len(userdata.read(shared / "cases" / name).rows) == wanted
+        assert len(userdata.read_corpus(shared / "cases" / name).rows) == wanted
         return
     with refused(wanted):
-        userdata.read(shared / "cases" / name)
+        userdata.read_corpus(shared / "cases" / name)

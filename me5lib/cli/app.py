@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from me5lib.cli import data, model, split_names, train
-from me5lib.cli.evaluate import evaluate
-from me5lib.cli.experiment import experiment
+from me5lib.cli import data, evaluate, experiment, model, split_names, train
 from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
 from me5lib.io import Me5Error
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 FIRST_RANK = 20.0  # seconds that a silent rank waits before it exits with a mistake that all ranks meet (ours)
 
 
-class Plain(TyperGroup):
+class OneLineErrors(TyperGroup):
     """A group of commands that turns `Me5Error` and an interrupt into one line."""
 
     def invoke(self, ctx: typer.Context) -> object:
@@ -49,16 +47,14 @@ class Plain(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Plain, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
+    cls=OneLineErrors, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False,
     help="Learn and reproduce Multilingual E5: run its notebooks, or one stage at a time.",
 )
 app.add_typer(data.app, name="mixture")
-app.command("fetch")(data.fetch_scale)
-app.command()(data.verify_released)
 
 
-@app.command()
-def packs(
+def packs_command(
     export: Annotated[Path | None, typer.Option(help="Copy the packs to this folder, for --from.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="Take the packs from such a folder, offline.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Only say what there is, and what is in the cache.")] = False,
@@ -83,8 +79,7 @@ def packs(
         print(f"copied, with their list in {store.export(export, names)}; the others run: me5 packs --from {export}")
 
 
-@app.command()
-def run(
+def run_command(
     scale: ScaleName = "tiny",
     seed: Seed = 0,
     only: Annotated[str, typer.Option(help="Numbers of notebooks, as 03,06 (default: all).")] = "",
@@ -133,12 +128,7 @@ def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Pa
             print(f"the checkpoints of {source} are in {folder}: any notebook can be started")
 
 
-for _command in (train.pretrain, train.finetune, train.mine, train.teach, experiment, model.export, evaluate):
-    app.command()(_command)
-
-
-@app.command()
-def report(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
+def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
     """Write the pages of a run again and print its numbers."""
     from me5lib import io
     from me5lib.lessons import report as pages
@@ -150,3 +140,9 @@ def report(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
         pages.page(notebook)
     print(pages.summary(folder))
     print(pages.index(folder))
+
+
+for _command in (data.fetch_command, data.verify_released_command, packs_command, run_command, train.pretrain_command,
+                 train.finetune_command, train.mine_command, train.teach_command, experiment.experiment_command,
+                 model.export_command, evaluate.evaluate_command, report_command):
+    app.command(_command.__name__.removesuffix("_command").replace("_", "-"))(_command)

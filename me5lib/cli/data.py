@@ -30,7 +30,7 @@ app = typer.Typer(
 MixtureOut = Annotated[Path | None, typer.Option(help="Folder of the mixture (default: mixture, in the cache).")]
 
 
-def fetch_scale(
+def fetch_command(
     scale: Annotated[str, typer.Option("--for", help="The scale to fetch for; or table3, table4, table5, for `me5 "
                                        "evaluate`.")] = "workshop",
     rows: Annotated[int | None, typer.Option(min=1, help="Rows per card (default: what the scale draws).")] = None,
@@ -76,7 +76,7 @@ def _lost(about: dict, what: str) -> int:
     return sum(n for each in about[what].values() for n in each.values())
 
 
-def verify_released() -> None:
+def verify_released_command() -> None:
     """Compare the pack of me5-small-q4 with the hub's full weights, quantised by the same rule: nibble for nibble."""
     from me5lib.model import released
 
@@ -164,7 +164,7 @@ def backbone(name: str, pickle: bool = False, revision: str | None = None) -> st
 
 
 @app.command("build")
-def build_mixture(
+def build_command(
     card: Annotated[list[str], typer.Option(help="Name of a hub card, as nllb; may be given again.")],
     executor: Annotated[str, typer.Option(help="local (this machine), slurm or ray.")] = "local",
     tasks: Annotated[int, typer.Option(help="Parts that a build is cut into; the shards follow from it.")] = 16,
@@ -206,7 +206,7 @@ def build_mixture(
 
 
 @app.command("show")
-def show_mixture(
+def show_command(
     out: MixtureOut = None,
     temperature: Annotated[float, typer.Option(help="Of the languages inside a source (ours: 0.5).")] = 0.5,
 ) -> None:
@@ -233,7 +233,7 @@ def show_mixture(
 
 
 @app.command("check")
-def check_mixture(
+def check_command(
     scale: Annotated[str, typer.Option(help="The offline corpus whose rows are checked, without --out.")] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Check the shards that were built in this folder instead.")] = None,
     tasks: Annotated[str, typer.Option(help="mteb tasks, as Tatoeba,STSBenchmark, beside the offline ones.")] = "",

@@ -49,7 +49,7 @@ Drop = Annotated[bool, typer.Option("--drop-vectors", help="Delete a task's vect
 LONG = 1.0  # hours above which a run wants --yes (ours)
 
 
-def evaluate(
+def evaluate_command(
     scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
     model: Model = "", table: Table = "", tasks: Tasks = "", protocol: Way = "paper", dtype: Dtype = "fp32",
     languages: Languages = "", quick: Quick = False, revision: Revision = "", against: Against = "",

@@ -14,7 +14,7 @@ import typer
 from me5lib.io import Me5Error
 
 
-def experiment(
+def experiment_command(
     names: Annotated[list[str], typer.Argument(help="stages: do two beat one? negatives: which teach? "
                                                     "Default: both.")] = [],  # noqa: B006
     scale: Annotated[str, typer.Option("--scale", help="ablate (offline), or any other scale.")] = "ablate",

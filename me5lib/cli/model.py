@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from me5lib.model.card import About, CitedSource
 
 
-def export(
+def export_command(
     model: Annotated[str, typer.Option(help="A checkpoint folder, a hub id, or me5-small-q4.")],
     to: Annotated[Path, typer.Option(help="The folder to write; an earlier export in it is replaced.")],
     revision: Annotated[str, typer.Option(help="Commit, branch or tag of a hub id.")] = "",

@@ -80,7 +80,7 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def pretrain(
+def pretrain_command(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "", plan: Plan = False,  # noqa: B006
     tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None, dry_run: DryRun = False,
     processes: Processes = None, sbatch_sample: Sample = False,
@@ -89,10 +89,10 @@ def pretrain(
     if sbatch_sample:
         print((PACKAGE / "slurm" / "pretrain.sbatch").read_text(encoding="utf8"), end="")
         return
-    _train(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), "stage1")
+    _make_stage(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), "stage1")
 
 
-def finetune(
+def finetune_command(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
     plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None,
@@ -113,19 +113,19 @@ def finetune(
             raise Me5Error("--epochs must be above zero, and not endless")
         from me5lib.data import userdata
 
-        corpus = userdata.read(
+        corpus = userdata.read_corpus(
             data, query=query_column or None, passage=passage_column or None, language=language_column or None,
             negatives=split_names(negative_columns), encoding=encoding,
             symmetric=symmetric,
         )  # fmt: skip
         settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
-        _tune(corpus, start_from or START, settings, seed, out, plan, resume, processes)
+        _tune_on_file(corpus, start_from or START, settings, seed, out, plan, resume, processes)
         return
     if symmetric or encoding != "utf8" or any(value not in ("", None) for value in of_file):
         raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's own "
                        "dials are set as --set finetune.steps=100")
     name = "stage2-only" if scratch else "stage2"
-    _train(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), name)
+    _make_stage(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), name)
 
 
 class _Options(NamedTuple):
@@ -144,7 +144,7 @@ class _Options(NamedTuple):
     processes: int | None
 
 
-def _train(options: _Options, name: str) -> None:
+def _make_stage(options: _Options, name: str) -> None:
     """Make the stage `name`; or say what it will take, or rehearse it, instead."""
     from me5lib import config
 
@@ -161,7 +161,7 @@ def _train(options: _Options, name: str) -> None:
         from me5lib.train.dry_run import rehearse
 
         folder = io.run_folder(cfg.name, options.seed, options.out) / "dry-run"
-        with _team(options.processes) as team:
+        with _launched(options.processes) as team:
             rehearse(cfg, options.seed, folder, kind, team, lambda line: _say(team, line))
         return
     if not cfg.offline and not options.yes:
@@ -173,8 +173,8 @@ def _train(options: _Options, name: str) -> None:
         from me5lib.lessons.lesson import Lesson
 
         start = Lesson("", cfg, options.seed, folder).checkpoint("stage1")
-    with _team(options.processes) as team:
-        _begin(team, folder, name, stage.steps, options.resume)
+    with _launched(options.processes) as team:
+        _resume_or_begin(team, folder, name, stage.steps, options.resume)
         from me5lib.train import stages
 
         more = {"team": team, "progress": team.main}
@@ -183,16 +183,16 @@ def _train(options: _Options, name: str) -> None:
         _say(team, made)
 
 
-def _tune(corpus: OwnCorpus, model: str, settings: dict[str, Any], seed: int, out: str, plan: bool, resume: bool | None,
-          processes: int | None) -> None:
+def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict[str, Any], seed: int, out: str, plan: bool,
+                  resume: bool | None, processes: int | None) -> None:
     """Fine-tune on one's own file: choose the settings, train, and compare before with after on the dev split."""
     from me5lib.device import precision
-    from me5lib.evaluate.own import compare
+    from me5lib.evaluate.own import compare_on_dev
     from me5lib.model.encoder import Encoder
     from me5lib.train import fit
 
     name = f"own-{corpus.name}"  # a file may be called tiny, too
-    with _team(processes) as team:
+    with _launched(processes) as team:
         _say(team, "\n".join(corpus.lines()))
         start = team.main_process_first(lambda: fit.open_start(model, lambda line: _say(team, line)))
         cfg = fit.fit(corpus, Encoder.load(start), model, **settings)
@@ -202,19 +202,19 @@ def _tune(corpus: OwnCorpus, model: str, settings: dict[str, Any], seed: int, ou
         folder = io.out(name, seed, out)
         if team.main:
             _say(team, f"data card: {corpus.write(folder / 'data')}")
-        _begin(team, folder, fit.NAME, cfg.finetune.steps, resume)
-        tuned = fit.finetune(corpus, start, folder, cfg, seed=seed, teacher=bool(settings["teacher"]), team=team,
-                             progress=team.main)
+        _resume_or_begin(team, folder, fit.NAME, cfg.finetune.steps, resume)
+        tuned = fit.finetune_on_file(corpus, start, folder, cfg, seed=seed, teacher=bool(settings["teacher"]),
+                                     team=team, progress=team.main)
         if team.main:
             models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}
-            compared = compare(corpus, models, precision=precision(team.device).name)
+            compared = compare_on_dev(corpus, models, precision=precision(team.device).name)
             compared.table.to_csv(folder / "dev.csv", index_label="model")
             _say(team, f"{fit.mined_line(tuned)}\n{compared}\n")
         _say(team, tuned)
 
 
 @contextmanager
-def _team(processes: int | None) -> Iterator[Team]:
+def _launched(processes: int | None) -> Iterator[Team]:
     """Those who were launched together, dissolved in the end; what goes wrong on another rank than 0 names it."""
     from me5lib.train import distributed
 
@@ -229,7 +229,7 @@ def _team(processes: int | None) -> Iterator[Team]:
     distributed.leave()
 
 
-def _begin(team: Team, folder: Path, name: str, steps: int, resume: bool | None) -> None:
+def _resume_or_begin(team: Team, folder: Path, name: str, steps: int, resume: bool | None) -> None:
     """Before training: with --resume, that there is a checkpoint to go on with; with --fresh, that there is none.
 
     Rank 0 looks, and all of them hear of it.
@@ -258,7 +258,7 @@ def _say(team: Team, line: object) -> None:
         print(line, flush=True)
 
 
-def mine(
+def mine_command(
     data: Annotated[Path, typer.Option(help="Your pairs: .csv, .jsonl or .parquet with query and positive columns.")],
     out: Annotated[Path, typer.Option(help="Folder of the shards and the report.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of the encoder that searches.")] = "",
@@ -291,7 +291,7 @@ def mine(
     print("\n".join(mining.mine_file(data, out, cfg, model, columns, encoding, progress=sys.stderr.isatty())))
 
 
-def teach(
+def teach_command(
     data: Annotated[Path, typer.Option("--data", help="JSON lines: query, positives, negatives; or a groups.jsonl.")],
     start: Annotated[str, typer.Option("--from", help="The encoder to start from: a folder or a hub id.")],
     out: Annotated[Path, typer.Option("--out", help="The teacher's folder; made anew.")],

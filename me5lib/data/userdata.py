@@ -1,6 +1,6 @@
 """Your own file of queries and passages: read, checked, split, and described by a data card.
 
-    corpus = read("faq.csv")                      # columns guessed by common names, or read(…, query="q", passage="a")
+    corpus = read_corpus("faq.csv")               # columns guessed by common names, or (…, query="q", passage="a")
     print("\\n".join(corpus.lines()))              # what was taken, and what of it cannot be used
     corpus.labelled(), corpus.labelled("dev")     # what is trained on, what is kept out
     corpus.write(folder)                          # the card, the dev split, every row that is not used
@@ -81,7 +81,7 @@ class TableRow(NamedTuple):
     repaired: bool = False  # whether U+FFFD stands in for a lone surrogate
 
 
-class Table(NamedTuple):
+class UserTable(NamedTuple):
     """A file's rows, in order."""
 
     path: Path
@@ -91,7 +91,7 @@ class Table(NamedTuple):
     rows: list[TableRow]
 
 
-class Columns(NamedTuple):
+class ColumnRoles(NamedTuple):
     """Which column holds what."""
 
     query: str
@@ -107,7 +107,7 @@ class Columns(NamedTuple):
                 + (f" (not taken: {beside})" if beside else ""))
 
 
-class Fault(NamedTuple):
+class Unused(NamedTuple):
     """Something of the file that is not used: `why` is a key of `REASONS`."""
 
     number: int  # line or row
@@ -118,11 +118,11 @@ class Fault(NamedTuple):
 class OwnCorpus:
     """The examples of one file. `fingerprint` names them, their split and their prefixes."""
 
-    def __init__(self, table: Table, columns: Columns, dev_share: float, symmetric: bool) -> None:
+    def __init__(self, table: UserTable, columns: ColumnRoles, dev_share: float, symmetric: bool) -> None:
         """Raises `Me5Error` where there are too few queries to split."""
         self.table, self.columns, self.symmetric = table, columns, symmetric
         self.name = name_of(table.path)
-        self.rows, self.faults = examples(table, columns, self.name)
+        self.rows, self.faults = make_examples(table, columns, self.name)
         try:
             self.dev, self.chained = dev_split(self.rows, dev_share)
         except Me5Error as error:
@@ -203,9 +203,9 @@ class OwnCorpus:
         return path
 
 
-def read(path: str | Path, *, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
-         language: str | None = None, encoding: str = "utf8", dev_share: float = DEV_SHARE,
-         symmetric: bool = False) -> OwnCorpus:
+def read_corpus(path: str | Path, *, query: str | None = None, passage: str | None = None,
+                negatives: Sequence[str] = (), language: str | None = None, encoding: str = "utf8",
+                dev_share: float = DEV_SHARE, symmetric: bool = False) -> OwnCorpus:
     """The corpus of a CSV, JSON lines or Parquet file; columns that are not named are guessed (`choose_columns`).
 
     A value is a text, or (not in CSV) a list of texts. `symmetric`: both sides are queries, as of duplicate questions.
@@ -231,8 +231,8 @@ def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
     return [column for name in names for column in columns if _column_key(column) == name]
 
 
-def choose_columns(table: Table, query: str | None = None, passage: str | None = None, negatives: Sequence[str] = (),
-                   language: str | None = None) -> Columns:
+def choose_columns(table: UserTable, query: str | None = None, passage: str | None = None,
+                   negatives: Sequence[str] = (), language: str | None = None) -> ColumnRoles:
     """The columns: as named, else by common names. Raises `Me5Error` with those that there are."""
     there = f"{table.path.name} has the columns {', '.join(map(repr, table.columns))}"
     if missing := [name for name in (query, passage, *negatives, language) if name and name not in table.columns]:
@@ -248,12 +248,12 @@ def choose_columns(table: Table, query: str | None = None, passage: str | None =
     taken = [query, passage, *wrong, *([language] if language else [])]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise Me5Error(f"the column {twice[0]!r} cannot be two things: {there}")
-    return Columns(query, passage, wrong, language, tuple(n for n in (*queries, *passages) if n not in taken))
+    return ColumnRoles(query, passage, wrong, language, tuple(n for n in (*queries, *passages) if n not in taken))
 
 
-def examples(table: Table, columns: Columns, source: str) -> tuple[list[Labelled], list[Fault]]:
+def make_examples(table: UserTable, columns: ColumnRoles, source: str) -> tuple[list[Labelled], list[Unused]]:
     """An example for each query and positive of the file, in its order; and what of it is not used."""
-    faults: list[Fault] = []
+    faults: list[Unused] = []
     first: dict[tuple[int, int], Labelled] = {}  # keys of query and positive → the row that has them first
     positives: dict[int, dict[int, str]] = defaultdict(dict)  # key of a query → its positives by key
     negatives: dict[tuple[int, int], dict[int, tuple[int, str]]] = defaultdict(dict)  # → line and text by key
@@ -263,7 +263,7 @@ def examples(table: Table, columns: Columns, source: str) -> tuple[list[Labelled
         for text in row.positives:
             pair = query, text_key(text)
             if pair in first:
-                faults.append(Fault(line.number, "duplicate", [row.query, text]))
+                faults.append(Unused(line.number, "duplicate", [row.query, text]))
             first.setdefault(pair, row)
             positives[query].setdefault(pair[1], text)
             for negative in row.negatives:
@@ -273,7 +273,7 @@ def examples(table: Table, columns: Columns, source: str) -> tuple[list[Labelled
         hard = []
         for key, (number, text) in negatives[query, positive].items():
             if key == query or key in positives[query]:
-                faults.append(Fault(number, "asked" if key == query else "both", text))
+                faults.append(Unused(number, "asked" if key == query else "both", text))
             else:
                 hard.append(text)
         others = [text for key, text in positives[query].items() if key != positive]
@@ -282,7 +282,7 @@ def examples(table: Table, columns: Columns, source: str) -> tuple[list[Labelled
     return found, [once[key] for key in sorted(once)]  # a row of several positives meets its negatives several times
 
 
-def _row_texts(row: TableRow, columns: Columns, source: str, faults: list[Fault]) -> Labelled:
+def _row_texts(row: TableRow, columns: ColumnRoles, source: str, faults: list[Unused]) -> Labelled:
     """The row's texts as they stand; without positives, and why in `faults`, where it makes no example."""
     found = {name: _field_texts(row.fields.get(name)) for name in (columns.query, columns.passage, *columns.negatives)}
     why, query, positives = "", "", []
@@ -294,13 +294,13 @@ def _row_texts(row: TableRow, columns: Columns, source: str, faults: list[Fault]
         if not query or not positives:
             why = "query" if not query else "itself" if found[columns.passage] else "passage"
     if why:
-        faults.append(Fault(row.number, why, row.fields | ({"…": row.surplus} if row.surplus else {})))
+        faults.append(Unused(row.number, why, row.fields | ({"…": row.surplus} if row.surplus else {})))
         return Labelled(query, (), (), source, UNKNOWN)
-    faults += [Fault(row.number, "itself", text) for text in found[columns.passage] if text not in positives]
+    faults += [Unused(row.number, "itself", text) for text in found[columns.passage] if text not in positives]
     said = next(iter(_field_texts(row.fields.get(columns.language)) or []), "") if columns.language else ""
     code = cleaning.resolve_language(said)
-    faults += [Fault(row.number, "language", said)] * bool(said and not code)
-    faults += [Fault(row.number, "half", row.fields)] * row.repaired
+    faults += [Unused(row.number, "language", said)] * bool(said and not code)
+    faults += [Unused(row.number, "half", row.fields)] * row.repaired
     negatives = tuple(text for name in columns.negatives for text in found[name])
     return Labelled(query, tuple(positives), negatives, source, code or UNKNOWN)
 
@@ -316,7 +316,7 @@ def _field_texts(value: Any) -> list[str] | None:
     return [text] if text else []
 
 
-def by_reason(faults: Sequence[Fault], unit: str) -> list[str]:
+def by_reason(faults: Sequence[Unused], unit: str) -> list[str]:
     """For each reason how often it was met, and in which lines first."""
     found = []
     for why, words in REASONS.items():
@@ -367,11 +367,11 @@ def _whole_groups(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.
     return np.isin(group, chosen)
 
 
-def read_table(path: str | Path, encoding: str = "utf8") -> Table:
+def read_table(path: str | Path, encoding: str = "utf8") -> UserTable:
     """The rows of a .csv, .tsv, .jsonl (.ndjson, .json) or .parquet file. Raises `Me5Error` that names the line."""
     path = Path(path).expanduser()
-    readers = {".csv": _csv_table, ".tsv": _csv_table, ".jsonl": _json_table, ".ndjson": _json_table,
-               ".json": _json_table, ".parquet": _parquet_table}
+    readers = {".csv": _csv_file, ".tsv": _csv_file, ".jsonl": _json_file, ".ndjson": _json_file,
+               ".json": _json_file, ".parquet": _parquet_file}
     if path.suffix.lower() not in readers:
         raise Me5Error(f"{path}: a file that ends in {', '.join(readers)} is wanted (a spreadsheet: save it as CSV)")
     if not path.is_file():
@@ -395,7 +395,7 @@ def _decode(path: Path, encoding: str) -> str:
         encoding = "utf-16"
     try:
         name = codecs.lookup(encoding).name
-        return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_table_row`
+        return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_repaired_row`
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise Me5Error(f"{path}: line {line} is not {encoding} (byte 0x{raw[error.start]:02x}): save the file as "
@@ -404,7 +404,7 @@ def _decode(path: Path, encoding: str) -> str:
         raise Me5Error(f"there is no encoding {encoding!r} of files: utf8, cp1252, shift_jis are some") from None
 
 
-def _table_row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> TableRow:
+def _repaired_row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> TableRow:
     """A row, U+FFFD for each surrogate that stands alone. Surplus fields that are all empty are none."""
     rest = list(surplus) if any(map(str.strip, surplus)) else []
     text = json.dumps([fields, rest], ensure_ascii=False, default=str)
@@ -413,18 +413,18 @@ def _table_row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ())
     return TableRow(number, fields, tuple(rest), broken)
 
 
-def _csv_table(path: Path, encoding: str) -> Table:
+def _csv_file(path: Path, encoding: str) -> UserTable:
     text = _decode(path, encoding).replace("\r\n", "\n").replace("\r", "\n")
     separator = max(SEPARATORS, key=lambda one: _separator_fit(text, one))
     rows = _csv_rows(path, text, separator)
-    names = [name.strip() for name in _table_row(1, {"": rows[0][1]}).fields[""]] if rows else []
+    names = [name.strip() for name in _repaired_row(1, {"": rows[0][1]}).fields[""]] if rows else []
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise Me5Error(f"{path}: {len(twice)} column(s) come twice in line 1 ({', '.join(twice)}): rename one of each")
     while names and not names[-1]:  # separators at the end of the header
         names.pop()
-    lines = [_table_row(number, {name: value for name, value in zip(names, fields, strict=False) if name},
+    lines = [_repaired_row(number, {name: value for name, value in zip(names, fields, strict=False) if name},
                   fields[len(names):]) for number, fields in rows[1:]]
-    return Table(path, f"CSV with {SEPARATORS[separator]}", "line", [name for name in names if name], lines)
+    return UserTable(path, f"CSV with {SEPARATORS[separator]}", "line", [name for name in names if name], lines)
 
 
 def _separator_fit(text: str, separator: str) -> tuple[float, int]:
@@ -494,7 +494,7 @@ def _swallows(fields: Sequence[str], separator: str, header: Sequence[str], quot
     return 2 * alike > len(further) and first.count(separator) == len(header) - 1
 
 
-def _json_table(path: Path, encoding: str) -> Table:
+def _json_file(path: Path, encoding: str) -> UserTable:
     text, number = _decode(path, encoding), 1
     kind, unit = "JSON", "row"
     try:
@@ -509,7 +509,7 @@ def _json_table(path: Path, encoding: str) -> Table:
     except ValueError as error:
         line = number + getattr(error, "lineno", 1) - 1
         raise Me5Error(f"{path}: line {line} is no JSON ({getattr(error, 'msg', error)})") from None
-    return _table_of(path, kind, rows, unit)
+    return _table_of_rows(path, kind, rows, unit)
 
 
 def _rows_of(path: Path, document: Any) -> list[Any]:
@@ -532,7 +532,7 @@ def _rows_of(path: Path, document: Any) -> list[Any]:
     return [document]
 
 
-def _parquet_table(path: Path, encoding: str) -> Table:
+def _parquet_file(path: Path, encoding: str) -> UserTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -540,13 +540,13 @@ def _parquet_table(path: Path, encoding: str) -> Table:
         rows = pq.ParquetFile(path).read().to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Me5Error(f"{path} cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from None
-    return _table_of(path, "Parquet", list(enumerate(rows, 1)), "row")
+    return _table_of_rows(path, "Parquet", list(enumerate(rows, 1)), "row")
 
 
-def _table_of(path: Path, kind: str, rows: list[tuple[int, Any]], unit: str) -> Table:
+def _table_of_rows(path: Path, kind: str, rows: list[tuple[int, Any]], unit: str) -> UserTable:
     if all(isinstance(row, list) and len(row) > 1 for _, row in rows):  # as pairs and triples are commonly written
         rows = [(number, {"query": row[0], "positive": row[1], "negatives": row[2:]}) for number, row in rows]
     if wrong := next((number for number, row in rows if not isinstance(row, dict)), None):
         raise Me5Error(f'{path}: {unit} {wrong} is no object as {{"query": "…", "positive": "…"}}')
-    lines = [_table_row(number, row) for number, row in rows]
-    return Table(path, kind, unit, list(dict.fromkeys(name for line in lines for name in line.fields)), lines)
+    lines = [_repaired_row(number, row) for number, row in rows]
+    return UserTable(path, kind, unit, list(dict.fromkeys(name for line in lines for name in line.fields)), lines)

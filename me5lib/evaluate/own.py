@@ -1,6 +1,6 @@
 """Before and after on the dev split of your own file, beside rows that learn nothing: random order, trigrams, BM25.
 
-    found = compare(corpus, {"before": Encoder.load(start), "after": Encoder.load(model)})
+    found = compare_on_dev(corpus, {"before": Encoder.load(start), "after": Encoder.load(model)})
     print(found)                       # the table, and how far apart the last two rows are
     found.table                        # a data frame
 
@@ -32,7 +32,7 @@ DISCOUNT = 1 / np.log2(np.arange(2, DEPTH + 2))  # of each place, in nDCG
 
 
 class Comparison(NamedTuple):
-    """What `compare` measured."""
+    """What `compare_on_dev` measured."""
 
     table: pd.DataFrame  # row → METRICS, means over queries
     difference: dict[str, Interval]  # metric → last row minus the one before it; empty for fewer than two models
@@ -52,7 +52,7 @@ class Comparison(NamedTuple):
         return "\n".join(lines)
 
 
-def compare(corpus: OwnCorpus, models: Mapping[str, Encoder], **options: Any) -> Comparison:
+def compare_on_dev(corpus: OwnCorpus, models: Mapping[str, Encoder], **options: Any) -> Comparison:
     """The table of random order, the lexical rows and `models`, and how the last two of these differ.
 
     Texts get the corpus's prefixes; `options` go to `Encoder.encode` (by default: fp32, as long as a model can read).

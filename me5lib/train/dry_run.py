@@ -85,7 +85,7 @@ def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: 
     team, began = team or Team.alone(), time.perf_counter()
     with _scratch(folder, team):
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-        shape, short = fitting(scale.model, free_memory() // sharing, shutil.disk_usage(folder).free)
+        shape, short = shape_that_fits(scale.model, free_memory() // sharing, shutil.disk_usage(folder).free)
         small = shrunk(scale, shape, folder / "backbone")
         say(f"dry run of {name} at scale {scale.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
         which = f"{shape.layers} of {scale.model.layers} layers: {short}" if short else "its true shape"
@@ -126,7 +126,7 @@ def shrunk(scale: Scale, shape: Model, backbone: Path) -> Scale:
     )  # fmt: skip
 
 
-def fitting(shape: Model, memory: int, disk: int) -> tuple[Model, str]:
+def shape_that_fits(shape: Model, memory: int, disk: int) -> tuple[Model, str]:
     """The shape with as many layers as fit into so many bytes, and why it has fewer ("" where it is the true one).
 
     Raises `Me5Error` where not even one layer fits.
@@ -209,7 +209,7 @@ def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -
     say(f"resumed    at step 1, to step {STEPS}, by GradCache in pieces of {PIECE} tokens; losses {losses} "
         f"({time.perf_counter() - began:.0f} s)")
     if team.main:
-        _check(final, history, say)
+        _check_published(final, history, say)
     return history
 
 
@@ -226,7 +226,7 @@ def _change(part: Path, name: str, seed: int) -> None:
     io.put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _check(final: Path, history: loop.History, say: Say) -> None:
+def _check_published(final: Path, history: loop.History, say: Say) -> None:
     """Say what was evaluated, and that the published model can be used."""
     seen = [f"{row['accuracy']:.2f} at step {row['step']}" for row in history.evaluations]
     say(f"evaluated  accuracy {', '.join(seen)}")
@@ -287,7 +287,7 @@ def fill_cache(scale: Scale, folder: Path, rows: int, built: bool, seed: int = 0
         place = folder / "mixture" / name if built and first else _drawing(scale, card, folder)
         for code in sorted({item.language for item in made}):
             own = [item for item in made if item.language == code]
-            shards.write(_table(own), place / code / "part-00000")
+            shards.write(_shard_table(own), place / code / "part-00000")
             (filled.pairs if first else filled.labelled)[name, code] = len(own)
         for item in made:
             sides = [item.passage] if isinstance(item, Pair) else [*item.positives, *item.negatives]
@@ -358,7 +358,7 @@ def _drawing(scale: Scale, card: cards.Card, folder: Path) -> Path:
     return home
 
 
-def _table(rows: Sequence[Pair] | Sequence[Labelled]) -> pa.Table:
+def _shard_table(rows: Sequence[Pair] | Sequence[Labelled]) -> pa.Table:
     """The columns of a shard of one language."""
     text, texts = pa.string(), pa.list_(pa.string())
     types = {"query": text, "passage": text} if isinstance(rows[0], Pair) else {

@@ -1,9 +1,9 @@
 """Fine-tuning on your own file: a model of the hub or of a folder, settings that fit a small file, stage 2.
 
-    corpus = userdata.read("faq.csv")                        # me5lib.data
+    corpus = userdata.read_corpus("faq.csv")                        # me5lib.data
     start = open_start("intfloat/multilingual-e5-small")     # or "me5-small-q4", or a folder
     cfg = fit(corpus, Encoder.load(start), str(start))
-    model = finetune(corpus, start, out, cfg)                # out/model, which SentenceTransformer loads
+    model = finetune_on_file(corpus, start, out, cfg)                # out/model, which SentenceTransformer loads
 
 The start model must read texts as mE5 does; one that pools otherwise is refused. Every setting is the paper's where it
 says one, else ours with the reason (`Scale.provenance`), and `--set finetune.…` changes it.
@@ -130,8 +130,8 @@ def setting_lines(cfg: Scale) -> list[str]:
     return [f"  {key:28}{values[key]!s:>8}  {source}: {why}" for key, (source, why) in cfg.provenance.items()]
 
 
-def finetune(corpus: OwnCorpus, start: str | Path, out: Path, cfg: Scale, *, seed: int = 0, teacher: bool = False,
-             team: Team | None = None, progress: bool = True) -> Path:
+def finetune_on_file(corpus: OwnCorpus, start: str | Path, out: Path, cfg: Scale, *, seed: int = 0,
+                     teacher: bool = False, team: Team | None = None, progress: bool = True) -> Path:
     """Stage 2 on the file, from `start`: the finished folder `out`/model. Unfinished work is gone on with.
 
     Negatives are the file's own and the start model's nearest; a teacher is trained only when it is asked for (ours:

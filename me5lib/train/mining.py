@@ -416,7 +416,8 @@ def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list
     from me5lib.data import userdata
 
     table = userdata.read_table(path, encoding)
-    examples, faults = userdata.examples(table, userdata.choose_columns(table, **columns), userdata.name_of(table.path))
+    roles = userdata.choose_columns(table, **columns)
+    examples, faults = userdata.make_examples(table, roles, userdata.name_of(table.path))
     rows: dict[int, Labelled] = {}
     for row in examples:
         first = rows.setdefault(text_key(row.query), row)
