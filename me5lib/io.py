@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,30 @@ def cache() -> Path:
 
     given = os.environ.get("ME5_CACHE")
     return Path(given).expanduser().resolve() if given else Path(platformdirs.user_cache_path("me5"))
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`: one process at a time works in the folder that it lies in, which is made if absent.
+
+    Where another process does: says so and waits, or raises `Me5Error`, as for a folder that cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, busy = FileLock(path), f"another me5 is at work in {path.parent}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise Me5Error(f"{busy}: wait for it, or choose another folder with --out") from None
+        print(f"me5: {busy}; waiting for it", file=sys.stderr)
+        held = lock.acquire()
+    except OSError as error:
+        other = "choose another folder with --out or ME5_CACHE"
+        raise Me5Error(f"cannot write to {path.parent} ({error.strerror}): {other}") from None
+    with held:
+        yield
 
 
 def give_back() -> None:

@@ -134,7 +134,7 @@ def write_rows(root: Path, cfg: config.Scale, rows: int, wanted: Callable[[dict]
     from me5lib.train.dry_run import fake_rows
 
     for name in (*cfg.data.sources, *cfg.data.labelled):
-        for number, entry in enumerate(cards.load(name).hub):
+        for number, entry in enumerate(cards.load_card(name).hub):
             for code, tag in list(entry.languages.items())[:2] or [(entry.language or "", "")]:
                 path = root / "datasets" / entry.repository / named(entry.files.replace("{language}", tag), 0, 1)
                 write(path, entry, filter(wanted, fake_rows(entry, code, rows, f"{name} {number} {code}")))

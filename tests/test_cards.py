@@ -23,7 +23,7 @@ SAMPLED = {"wikipedia": 150, "mc4": 160, "cc-news": 160, "nllb": 160, "reddit": 
 
 @cache
 def extracted(name: str, paths: tuple) -> offline.Extracted:
-    return offline.extract(cards.load(name), paths)
+    return offline.extract(cards.load_card(name), paths)
 
 
 # What the cards say ---------------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def test_a_card_says_what_it_must_in_legal_languages(name):
     from babel import Locale
     from babel.core import get_global
 
-    card = cards.load(name)
+    card = cards.load_card(name)
     assert card.licence and card.translated_by and card.faults and card.pair and card.prose
     assert card.languages == sorted(set(card.languages)) and card.languages and card.query_prefix == "query: "
     for code in card.languages:
@@ -77,7 +77,7 @@ def test_a_hub_card_gives_its_reasons_and_its_files_their_languages(name):
 
 
 def test_no_folder_is_mistaken_for_the_language_that_shares_its_name():
-    wikipedia, news, web = (cards.load(name).hub[0].languages for name in ("wikipedia", "cc-news", "mc4"))
+    wikipedia, news, web = (cards.load_card(name).hub[0].languages for name in ("wikipedia", "cc-news", "mc4"))
     assert wikipedia["gsw"] == news["gsw"] == "als" and wikipedia["sq"] == news["sq"] == "sq"  # als: not Tosk Albanian
     assert web["he"] == "iw" and web["nb"] == news["nb"] == wikipedia["nb"] == "no" and "und" not in web.values()
 
@@ -85,7 +85,7 @@ def test_no_folder_is_mistaken_for_the_language_that_shares_its_name():
 def test_the_weights_of_a_mixture_are_the_counts_of_the_papers_tables():
     from me5lib.evaluate.paper import paper_table
 
-    assert {name: cards.load(name).paper.rows for name in SAMPLED} == {n: m * 10**6 for n, m in SAMPLED.items()}
+    assert {name: cards.load_card(name).paper.rows for name in SAMPLED} == {n: m * 10**6 for n, m in SAMPLED.items()}
     data = config.load("large").data
     assert sum(cards.weights(data.sources).values()) == paper_table(1)["sampled"].sum() == 980e6
     assert sum(cards.weights(data.labelled).values()) == paper_table(2)["sampled"].sum()
@@ -115,7 +115,7 @@ def test_a_wrong_field_of_a_card_is_named(name, before, after, says):
     text = (asset("data_cards") / f"{name}.md").read_text(encoding="utf8")
     assert yaml.safe_load(text.split("---\n")[1])["name"] == name
     with pytest.raises(Me5Error, match=says):
-        cards.parse(name, text.replace(before, after, 1))
+        cards.parse_card(name, text.replace(before, after, 1))
 
 
 # What the files hold --------------------------------------------------------------------------------------------------
@@ -124,10 +124,10 @@ def test_a_wrong_field_of_a_card_is_named(name, before, after, says):
 @pytest.mark.parametrize("name", QUICK)
 def test_counts_on_a_card_are_those_of_its_files(packs, name):
     """Rows, languages and drops on the card (and on the cards folded into it) are those of the extraction."""
-    for path, file in zip(packs[name], cards.load(name).files, strict=True):
+    for path, file in zip(packs[name], cards.load_card(name).files, strict=True):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
     found = extracted(name, tuple(packs[name]))
-    family = [cards.load(each) for each in (name, *(other for other, of in FOLDED.items() if of == name))]
+    family = [cards.load_card(each) for each in (name, *(other for other, of in FOLDED.items() if of == name))]
     counts = {key: value for card in family for key, value in card.counts.items()}
     assert counts == {kind: table.num_rows for kind, table in found.tables.items()} | {
         f"dropped: {reason}": n for reason, n in found.dropped.items()}
@@ -159,7 +159,7 @@ def test_no_row_is_empty_or_english_or_twice(packs):
 def test_the_shelf_has_every_fact_once_in_every_language_and_each_text_in_its_own():
     with (PACKAGE / "data" / "shelf.csv").open(encoding="utf8", newline="") as file:
         rows = list(csv.DictReader(file))
-    card, facts = cards.load("shelf"), list(dict.fromkeys(row["fact"] for row in rows))
+    card, facts = cards.load_card("shelf"), list(dict.fromkeys(row["fact"] for row in rows))
     assert sorted({row["language"] for row in rows}) == card.languages and len(rows) == card.counts["retrieval"]
     scripts = {"ru": "cyrillic", "ar": "arabic", "hi": "devanagari", "zh": "cjk", "ko": "hangul"}
     words = {"de": "die", "en": "the", "es": "la", "ja": "の"}  # what no other language of the shelf has so often

@@ -23,7 +23,7 @@ def built(tmp_path):
     for language, part, rows in (("de", 0, 3), ("de", 1, 4), ("sw", 0, 2)):
         texts = [f"row {language} {part} {i} of a book" for i in range(rows)]
         table = pa.table({"query": [f"heading {text}" for text in texts], "passage": texts})
-        shards.write(table, tmp_path / "built" / "wikipedia" / language / f"part-{part:05d}-0000")
+        shards.write_shard(table, tmp_path / "built" / "wikipedia" / language / f"part-{part:05d}-0000")
     return tmp_path / "built"
 
 

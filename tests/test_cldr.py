@@ -64,11 +64,11 @@ def test_about_150_languages_and_no_borrowed_names(everything):
 
 
 def test_the_counts_on_the_cards_are_those_of_the_named_babel(everything):
-    said = re.search(r"Babel (\S+)", " ".join(cards.load("cldr").faults))[1]
+    said = re.search(r"Babel (\S+)", " ".join(cards.load_card("cldr").faults))[1]
     if said != cldr.version():
         pytest.skip(f"the card counts Babel {said}; installed is {cldr.version()}")
-    assert cards.load("cldr").counts["translations"] == everything["translations"].num_rows
-    assert cards.load("cldr-facts").counts["labelled"] == everything["labelled"].num_rows
+    assert cards.load_card("cldr").counts["translations"] == everything["translations"].num_rows
+    assert cards.load_card("cldr-facts").counts["labelled"] == everything["labelled"].num_rows
 
 
 def test_facts_are_true_and_wrong_answers_are_wrong_and_of_the_same_kind(smoke, everything):

@@ -266,7 +266,7 @@ def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, mon
 
     def build(source: str, language: str, rows: int) -> None:
         texts = pa.table({"query": [f"{language} {i}" for i in range(rows)], "passage": [str(i) for i in range(rows)]})
-        shards.write(texts, tmp_path / "mixture" / source / language / "part-00000")
+        shards.write_shard(texts, tmp_path / "mixture" / source / language / "part-00000")
 
     build("nllb", "de", 400)
     build("nllb", "sw", 100)
@@ -275,7 +275,7 @@ def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, mon
     build("reddit", "en", 50)
     made = open_corpus(dial)
     mixture = made.mixture(dial, 0)
-    assert mixture.weights == {name: cards.load(name).paper.rows for name in ("nllb", "reddit")}
+    assert mixture.weights == {name: cards.load_card(name).paper.rows for name in ("nllb", "reddit")}
     assert mixture.shares("nllb") == pytest.approx({"de": 2 / 3, "sw": 1 / 3})  # roots of 400 and 100
     assert made.tasks() == [] and len(mixture.batch(0)) == 16
     before = made.fingerprint

@@ -210,4 +210,4 @@ def test_a_command_with_two_intents_has_none():
 
 def test_a_card_without_builder_is_refused_in_one_line():
     with pytest.raises(Me5Error, match="nothing is extracted for data card 'usem3'"):
-        offline.extract(cards.load("usem3"), [])
+        offline.extract(cards.load_card("usem3"), [])

@@ -11,14 +11,13 @@ import scipy.stats
 import typer
 from typer.testing import CliRunner
 
-from me5lib import config
+from me5lib import config, io
 from me5lib.cli import experiment
 from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import heldout
 from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.io import Me5Error
 from me5lib.lessons import experiments
-from me5lib.lessons.run import locked
 from me5lib.train import labelled as examples
 from me5lib.train import loop, stages
 
@@ -197,7 +196,7 @@ def test_the_plan_is_written_before_any_arm_and_no_other_is_let_in(monkeypatch, 
         with pytest.raises(Me5Error, match=r"was written before the run[^\n]*$"):
             experiments.run(other, tmp_path, progress=False)
     assert content(tmp_path / "stages" / "plan.json") == before and len(made) == 2 * len(first.arms)
-    with locked(tmp_path), pytest.raises(Me5Error, match="at work in"):
+    with io.locked(tmp_path / ".lock"), pytest.raises(Me5Error, match="at work in"):
         experiments.run(first, tmp_path)
 
 

@@ -113,12 +113,12 @@ def test_two_ways_to_evaluate_stay_two_results_and_subsets_are_averaged():
 
 
 def test_every_data_card_can_be_cited():
-    text = card.render(about(sources=tuple(command.cited(name, strict=True) for name in cards.names())))
+    text = card.render(about(sources=tuple(command.cited(name, strict=True) for name in cards.card_names())))
     data = ModelCard(text).data
     assert data.language[0] == "multilingual" and all(re.fullmatch("[a-z]{2,3}", code) for code in data.language[1:])
     assert {"de", "sw", "zh"} <= set(data.language) and "cfli/bge-e5data" in data.datasets
     table = [line for line in text.splitlines() if line.startswith("| ") and "](" in line]
-    assert len(table) == len(cards.names()) and all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in table)
+    assert len(table) == len(cards.card_names()) and all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in table)
 
 
 @pytest.mark.parametrize(("settings", "base"), [
@@ -149,8 +149,8 @@ def test_a_card_says_what_the_folder_says(stage, encoder, tmp_path, capsys):
     command.export_command(model=str(stage), to=tmp_path / "mine", license="apache-2.0")
     loaded = ModelCard.load(tmp_path / "mine" / "README.md")
     assert loaded.data.license == "apache-2.0" and loaded.data.base_model is None and "random weights" in loaded.text
-    assert all(cards.load(name).title in loaded.text for name in ("cldr", "kolibri", "cldr-facts"))
-    assert set(loaded.data.language) >= {code for code in cards.load("kolibri").languages if len(code) == 2}
+    assert all(cards.load_card(name).title in loaded.text for name in ("cldr", "kolibri", "cldr-facts"))
+    assert set(loaded.data.language) >= {code for code in cards.load_card("kolibri").languages if len(code) == 2}
     assert str(stage.parent) not in loaded.content and str(tmp_path) not in loaded.content
     assert re.search(r"texts in \d\d scripts.*sentence-transformers \de-0\d, transformers", capsys.readouterr().out)
     np.testing.assert_array_equal(Encoder.load(tmp_path / "mine").encode(["a b"]), encoder.encode(["a b"]))

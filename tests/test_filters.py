@@ -99,7 +99,7 @@ def test_every_card_names_filters_that_there_are():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.95])
 def test_bands_catch_nine_in_ten_at_the_threshold(threshold):
-    buckets, hashes = filters.near(threshold)
+    buckets, hashes = filters.minhash_bands(threshold)
     draws = np.random.default_rng(0).random((20_000, buckets, hashes)) < threshold
     assert buckets * hashes <= 128 and draws.all(2).any(1).mean() > 0.89
     stricter = np.random.default_rng(1).random((20_000, 128 // (hashes + 1), hashes + 1)) < threshold
@@ -108,7 +108,8 @@ def test_bands_catch_nine_in_ten_at_the_threshold(threshold):
 
 @pytest.mark.parametrize("changed", [0.0, 0.05, 0.2, 1.0])
 def test_signatures_estimate_the_jaccard_of_character_ngrams(tmp_path, changed):
-    sign, source = pipeline.NearSignature(str(tmp_path), pipeline.near_config(*filters.near(0.8))), random.Random(5)
+    sign = pipeline.NearSignature(str(tmp_path), *filters.minhash_bands(0.8))
+    source = random.Random(5)
     first = "".join(source.choices("abcdefghij", k=2_000))
     second = "".join(source.choice("klmnop") if source.random() < changed else letter for letter in first)
     grams = [{text[i:i + 5] for i in range(len(text) - 4)} for text in (first, second)]
@@ -129,7 +130,7 @@ def test_marks_and_numbers_tell_texts_apart_where_datatroves_own_form_does_not(o
     from datatrove.utils.text import TextNormConfig, simplify_text
 
     assert simplify_text(one, TextNormConfig()).split()[0] == simplify_text(other, TextNormConfig()).split()[0]
-    sign = pipeline.NearSignature(str(tmp_path), pipeline.near_config(*filters.near(0.8)))
+    sign = pipeline.NearSignature(str(tmp_path), *filters.minhash_bands(0.8))
     first, second = (set(map(int, sign.get_shingles(text)[:, 0])) for text in (one, other))
     assert len(first & second) < 0.5 * len(first | second)
     keys = [pipeline.exact_content(pipeline.to_document(("q", [text], [], "en", False, None))) for text in (one, other)]

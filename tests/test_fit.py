@@ -203,7 +203,7 @@ def test_from_a_csv_to_an_evaluated_model_as_a_user_with_a_network_runs_it(hub, 
     table = pd.read_csv(out / "dev.csv", index_col="model")
     assert list(table.index) == ["random", "character trigrams", "BM25", "before", "after"]
     assert table.loc["after", "nDCG@10"] > table.loc["before", "nDCG@10"] > table.loc["random", "nDCG@10"]
-    assert cards.parse("faq", (out / "data" / "faq.md").read_text("utf8")).counts["labelled"] == 80
+    assert cards.parse_card("faq", (out / "data" / "faq.md").read_text("utf8")).counts["labelled"] == 80
     model = SentenceTransformer(str(out / "model"), device="cpu")
     theirs = model.encode_query(["bada fede"])
     assert np.allclose(theirs, Encoder.load(out / "model").encode(["bada fede"], "query: "), atol=1e-4)

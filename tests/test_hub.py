@@ -52,7 +52,7 @@ def toy(row, origin):
 
 
 def card(more: str = "") -> cards.Card:
-    return cards.parse("toy", TOY + more + "---\nMade up.\n")
+    return cards.parse_card("toy", TOY + more + "---\nMade up.\n")
 
 
 def draw(pairs: int, more: str = "") -> Path:

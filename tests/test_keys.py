@@ -37,7 +37,7 @@ def keys(folder):
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {
         "corpus": corpus.fingerprint(config.load("tiny").data),
-        "drawing": hub.drawing_home(cards.load("nllb"), 100).name,
+        "drawing": hub.drawing_home(cards.load_card("nllb"), 100).name,
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25Row(), baselines.Digits())],
         "protocol": protocol.encoder_fingerprint(encoder),
         "vectors": [path.name for path in (folder / "vectors").iterdir()],

@@ -57,14 +57,14 @@ def deck(tmp_path, monkeypatch, files):
     for name, own in (("both", pins), ("babel", [])):
         (folder / f"{name}.md").write_text(CARD.format(name=name, files=json.dumps(own)), encoding="utf8")
     monkeypatch.setattr(cards, "asset", lambda name: tmp_path / "assets" / name)
-    cards.load.cache_clear()
+    cards.load_card.cache_clear()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_RETRIES", "2")
     monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "packs"
-    cards.load.cache_clear()
+    cards.load_card.cache_clear()
 
 
 class Server:
@@ -263,7 +263,7 @@ def test_a_second_fetch_waits_for_the_first(server, deck, capsys):
         assert not second.done() and not (deck / WHEEL).exists()
         first.release()
         assert len(second.result(timeout=60)) == 2
-    assert "another process is fetching packs" in capsys.readouterr().err
+    assert "another me5 is at work in" in capsys.readouterr().err
 
 
 def test_members_are_read_by_pattern_and_nothing_is_executed(tmp_path, files):

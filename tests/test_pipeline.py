@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from filelock import FileLock
 from fixtures_hub import HEAD, hashes
 from typer.testing import CliRunner
 
+from me5lib import io
 from me5lib.data import cards, hub, pipeline
 from me5lib.data.builders import Drop
 from me5lib.io import Me5Error, sha256
@@ -129,12 +129,12 @@ def mirror(tmp_path_factory) -> Path:
     return folder
 
 
-def prepared(out: Path, mirror: Path, text: str = CARD, tasks: int = 3, **options) -> pipeline.Build:
+def prepared(out: Path, mirror: Path, text: str = CARD, tasks: int = 3, **options) -> pipeline.CardBuild:
     """A build of the card `toy` that may start."""
-    return pipeline.prepare_build(cards.parse("toy", text), out, tasks, mirror, **options, builders=BUILDERS)
+    return pipeline.prepare_build(cards.parse_card("toy", text), out, tasks, mirror, **options, builders=BUILDERS)
 
 
-def built_of(out: Path, mirror: Path, text: str = CARD, workers: int = 1, **options) -> pipeline.Build:
+def built_of(out: Path, mirror: Path, text: str = CARD, workers: int = 1, **options) -> pipeline.CardBuild:
     """A build that is finished."""
     build = prepared(out, mirror, text, **options)
     pipeline.run_build(build, workers=workers, progress=False)
@@ -142,17 +142,17 @@ def built_of(out: Path, mirror: Path, text: str = CARD, workers: int = 1, **opti
 
 
 @pytest.fixture(scope="module")
-def built(mirror, tmp_path_factory) -> pipeline.Build:
+def built(mirror, tmp_path_factory) -> pipeline.CardBuild:
     """The build of all that, in this process."""
     return built_of(tmp_path_factory.mktemp("out"), mirror)
 
 
-def manifest(build: pipeline.Build) -> dict:
+def manifest(build: pipeline.CardBuild) -> dict:
     """What the build says of itself."""
     return json.loads((build.out / "manifest.json").read_text(encoding="utf8"))
 
 
-def texts(build: pipeline.Build) -> dict[str, list[tuple]]:
+def texts(build: pipeline.CardBuild) -> dict[str, list[tuple]]:
     """Language → rows of all shards."""
     return {code: list(zip(*shard.read(np.arange(shard.rows)), strict=True))
             for (_, code), shard in hub.open_card("toy", build.out).items()}
@@ -271,8 +271,7 @@ def test_a_killed_worker_does_not_hang_the_build(mirror, tmp_path):
 
 def test_two_builds_of_a_card_in_one_folder_are_refused(mirror, tmp_path):
     build = prepared(tmp_path, mirror)
-    (build.out / ".build").mkdir(parents=True)
-    with FileLock(build.out / ".build" / "lock"), pytest.raises(Me5Error, match="another process builds toy"):
+    with io.locked(build.out / ".build" / ".lock"), pytest.raises(Me5Error, match="another me5 is at work in"):
         pipeline.run_build(build, workers=1, progress=False)
 
 
@@ -420,7 +419,7 @@ def mixture(*words: object) -> str:
 
 def test_build_and_show_from_the_command_line(tmp_path):
     copy, out = tmp_path / "copy", tmp_path / "out"
-    for entry in cards.load("nllb").hub:
+    for entry in cards.load_card("nllb").hub:
         fixtures_hub.write_repository(copy, entry, 40, 2)
     said = mixture("build", "--card", "nllb", "--from", copy, "--out", out, "--tasks", 2, "--workers", 1)
     rows = json.loads((out / "nllb/manifest.json").read_text())["rows"]
@@ -435,7 +434,7 @@ def test_build_and_show_from_the_command_line(tmp_path):
 def test_starved_languages_are_warned_of():
     from me5lib.cli import data
 
-    card = cards.parse("toy", CARD)
+    card = cards.parse_card("toy", CARD)
     found = {"toy": {"de": 4_000_000, "sw": 1_000_000, "yo": 1}}
     stage, = hub.mixtures(found, {"toy": card}, temperature=0.5)
     assert stage.languages["de"][1] == pytest.approx(2000 / 3001)

@@ -156,7 +156,7 @@ def test_an_installed_wheel_finds_its_own_notebooks_and_cards(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = ("from me5lib import io; from me5lib.lessons import run; from me5lib.data import cards; "
-            "print(io.checkout(), len(run.books()), len(cards.names()), io.asset('notebooks'))")
+            "print(io.checkout(), len(run.books()), len(cards.card_names()), io.asset('notebooks'))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
     cards = len([path for path in (ROOT / "data_cards").glob("*.md") if path.stem != "README"])

@@ -139,7 +139,7 @@ def test_another_wheel_is_refused_and_nothing_is_left(tmp_path):
 
 
 def test_the_pin_of_the_card_is_the_one_that_is_read():
-    (file,) = cards.load(released.NAME).files
+    (file,) = cards.load_card(released.NAME).files
     assert (file.file, file.sha256) == (released.WHEEL, released.WHEEL_SHA256)
 
 

@@ -155,7 +155,7 @@ def test_files_of_two_revisions_in_one_folder_are_refused(tmp_path):
 
 def test_one_run_at_a_time_and_places_that_are_none(tmp_path):
     (tmp_path / "paper-fp32").mkdir()
-    with FileLock(tmp_path / "paper-fp32" / ".lock"), pytest.raises(Me5Error, match="another run writes into"):
+    with FileLock(tmp_path / "paper-fp32" / ".lock"), pytest.raises(Me5Error, match="another me5 is at work in"):
         runs.evaluate(opened(), material(), tmp_path)
     with pytest.raises(Me5Error, match="no results in .*: run `me5 evaluate"):
         runs.measured_values(tmp_path / "nowhere")

@@ -25,8 +25,9 @@ def splitmix64(row: int, seed: int) -> int:
 
 
 def test_rows_come_back_by_number_in_an_order_that_stays(table, tmp_path):
-    first = shards.write(table, tmp_path / "a", seed=1)
-    assert first == shards.write(table, tmp_path / "b", seed=1) != shards.write(table, tmp_path / "c", seed=2)
+    first = shards.write_shard(table, tmp_path / "a", seed=1)
+    assert first == shards.write_shard(table, tmp_path / "b", seed=1)
+    assert first != shards.write_shard(table, tmp_path / "c", seed=2)
     shard = shards.open_shard(tmp_path / "a")
     everything = shard.take(np.arange(shard.rows))
     rows = list(zip(table["english"].to_pylist(), table["text"].to_pylist(), strict=True))
@@ -37,13 +38,13 @@ def test_rows_come_back_by_number_in_an_order_that_stays(table, tmp_path):
     block = [int(english.split()[1]) for english, _ in shard.take(np.arange(1024))]  # neighbours: a random sample
     assert abs(np.mean(block) - 1500) < 150 and np.std(block) > 750
     empty = pa.table({"query": pa.array([], pa.string()), "passage": pa.array([], pa.string())})
-    shards.write(empty, tmp_path / "empty")
+    shards.write_shard(empty, tmp_path / "empty")
     assert shards.open_shard(tmp_path / "empty").rows == 0
 
 
 def test_many_shards_stay_open_as_mappings_not_copies(tmp_path):
     resource = pytest.importorskip("resource")
-    shards.write(pa.table({"query": ["x" * 1000] * 20_000, "passage": ["y"] * 20_000}), tmp_path / "s")
+    shards.write_shard(pa.table({"query": ["x" * 1000] * 20_000, "passage": ["y"] * 20_000}), tmp_path / "s")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = pa.total_allocated_bytes()
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 128), hard))
@@ -59,7 +60,7 @@ def test_a_damaged_shard_is_refused_and_a_full_disk_leaves_nothing_behind(table,
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    shards.write(table, tmp_path / "s")
+    shards.write_shard(table, tmp_path / "s")
     manifest, mapped = tmp_path / "s" / shards.MANIFEST, tmp_path / "s" / shards.MAPPED
     right = manifest.read_text()
     manifest.write_text(json.dumps({**json.loads(right), "rows": 999}))
@@ -72,7 +73,7 @@ def test_a_damaged_shard_is_refused_and_a_full_disk_leaves_nothing_behind(table,
             shards.open_shard(tmp_path / name)
     monkeypatch.setattr(shards.pa.ipc, "new_file", full)
     with pytest.raises(Me5Error, match="ME5_CACHE"):
-        shards.write(table, tmp_path / "t")
+        shards.write_shard(table, tmp_path / "t")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -80,13 +81,13 @@ def test_joined_shards_read_like_one(tmp_path):
     tables = [pa.table({"query": [f"q{i} {part}" for i in range(n)], "passage": [f"p{i} {part}" for i in range(n)]})
               for part, n in enumerate((5, 1, 700))]
     parts = [shards.open_shard(tmp_path / str(i)) for i, table in enumerate(tables)
-             if shards.write(table, tmp_path / str(i))]
+             if shards.write_shard(table, tmp_path / str(i))]
     joined = shards.Joined(parts)
     rows = [row for part in parts for row in part.take(np.arange(part.rows))]
     asked = np.array([705, 0, 5, 4, 5, 6, 300])
     assert joined.rows == 706 and list(zip(*joined.read(asked), strict=True)) == [rows[i] for i in asked]
     assert joined.read(np.array([], dtype=np.int64)) == [[], []]
-    shards.write(pa.table({"english": ["a"], "text": ["b"]}), tmp_path / "b")
+    shards.write_shard(pa.table({"english": ["a"], "text": ["b"]}), tmp_path / "b")
     with pytest.raises(Me5Error, match="same columns .*english, text"):
         shards.Joined([parts[0], shards.open_shard(tmp_path / "b")])
     with pytest.raises(Me5Error, match="there are none"):

@@ -327,7 +327,7 @@ def test_what_can_be_used_of_a_spoilt_file_is_used_and_the_rest_is_written_down(
     everywhere = json.dumps([kept, spoilt.rows], ensure_ascii=False).casefold()
     texts = {text for line in SPOILT.splitlines()[1:] for text in line.split(",") if text}
     assert [text for text in texts if text.casefold() not in everywhere] == []
-    card = cards.parse("x", path.read_text("utf8"))  # one by the schema of the library
+    card = cards.parse_card("x", path.read_text("utf8"))  # one by the schema of the library
     assert card == spoilt.card() and path.name == "x.md"
     assert card.counts["labelled"] == 43 and card.counts["dev"] == len(dev)
     assert sum(n for name, n in card.counts.items() if name.startswith("dropped: ")) == 7

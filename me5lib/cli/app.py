@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
+from me5lib import io
 from me5lib.cli import data, evaluate, experiment, model, split_names, train
 from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
 from me5lib.io import Me5Error
@@ -115,10 +116,9 @@ def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Pa
     """Write the checkpoints of the run in `folder` to a file, or put those of a file there."""
     from me5lib.lessons import bundle
     from me5lib.lessons.lesson import Lesson
-    from me5lib.lessons.run import locked
 
     lesson = Lesson("", cfg, seed, folder)
-    with locked(folder):
+    with io.locked(folder / ".lock"):
         if export:
             bundle.export(lesson, export)
             print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run "

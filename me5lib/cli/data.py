@@ -59,7 +59,7 @@ def fetch_command(
         _print_plan(pairs, temperature, rate)
         return
     for name, number in pairs.items():
-        place = pipeline.draw_card(cards.load(name), number, temperature)
+        place = pipeline.draw_card(cards.load_card(name), number, temperature)
         about = io.read_json(place / pipeline.MANIFEST)
         print(f"{name}: {about['rows']} rows in {len(about['languages'])} languages, "
               f"{_lost(about, 'unfit') + _lost(about, 'dropped')} dropped: {place}")
@@ -119,7 +119,7 @@ def _print_plan(pairs: dict[str, int], temperature: float, rate: float) -> None:
 
     sums = [0, 0.0, 0.0]
     print(f"{'card':18}{'rows':>12}{'files':>7}{'GB':>9}{'minutes':>9}")
-    for card, number in ((cards.load(name), number) for name, number in pairs.items()):
+    for card, number in ((cards.load_card(name), number) for name, number in pairs.items()):
         if (hub.drawing_home(card, number, temperature) / "manifest.json").is_file():
             print(f"{card.name:18}{number:>12,}{'in the cache':>25}")
             continue
@@ -187,7 +187,8 @@ def build_command(
     more = dict(each.split("=", 1) for each in sbatch)
     slurm = pipeline.Slurm(time, partition, account, mem, env_command, more)
     mirror = source.expanduser().resolve() if source else None
-    builds = [pipeline.prepare_build(cards.load(name), out or hub.built_home(), tasks, mirror, limit) for name in card]
+    folder = out or hub.built_home()
+    builds = [pipeline.prepare_build(cards.load_card(name), folder, tasks, mirror, limit) for name in card]
     for each in builds:
         warnings = [f"no files {absent}" for absent in each.facts["absent"]]
         if idle := each.shares.count([]):

@@ -102,9 +102,9 @@ def cited(name: str, strict: bool) -> CitedSource:
     from me5lib.data import cards
     from me5lib.model.card import CitedSource
 
-    if name not in cards.names() and not strict:
+    if name not in cards.card_names() and not strict:
         return CitedSource(name)
-    card = cards.load(name)
+    card = cards.load_card(name)
     repositories = tuple(dict.fromkeys(hub.repository for hub in card.hub))
     return CitedSource(name, card.title, card.licence, card.homepage, tuple(card.languages), repositories)
 

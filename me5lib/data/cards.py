@@ -114,15 +114,15 @@ class Card(_Strict):
 
 
 @cache
-def load(name: str) -> Card:
+def load_card(name: str) -> Card:
     """The card `name`. Raises `Me5Error` naming the field when its front matter is wrong."""
     path = asset("data_cards") / f"{name}.md"
     if not path.is_file():
-        raise Me5Error(f"no data card {name!r}: there are {', '.join(names())}")
-    return parse(name, path.read_text(encoding="utf8"))
+        raise Me5Error(f"no data card {name!r}: there are {', '.join(card_names())}")
+    return parse_card(name, path.read_text(encoding="utf8"))
 
 
-def parse(name: str, text: str) -> Card:
+def parse_card(name: str, text: str) -> Card:
     """The card of that name with this text. Raises `Me5Error` naming the field when its front matter is wrong."""
     try:
         _, front, prose = text.split("---\n", 2)
@@ -140,14 +140,14 @@ def parse(name: str, text: str) -> Card:
     return card
 
 
-def names() -> list[str]:
+def card_names() -> list[str]:
     """The names of all cards, sorted."""
     return sorted(path.stem for path in asset("data_cards").glob("*.md") if path.stem != "README")
 
 
 def all_cards() -> dict[str, Card]:
     """Every card by name."""
-    return {name: load(name) for name in names()}
+    return {name: load_card(name) for name in card_names()}
 
 
 def weights(sources: Iterable[str]) -> dict[str, float]:
@@ -155,7 +155,7 @@ def weights(sources: Iterable[str]) -> dict[str, float]:
 
     Raises `Me5Error` for a source whose count is not published, or that is no hub source.
     """
-    found = {name: load(name).paper and load(name).paper.rows for name in sources}
+    found = {name: load_card(name).paper and load_card(name).paper.rows for name in sources}
     if missing := [name for name, rows in found.items() if rows is None]:
         raise Me5Error(f"the paper gives no count for {', '.join(missing)}: weigh the sources by hand")
     return {name: float(rows) for name, rows in found.items()}

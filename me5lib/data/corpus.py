@@ -30,7 +30,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock
 from tqdm import tqdm
 
 from me5lib import config, io, pairs
@@ -111,7 +110,7 @@ def fingerprint(data: config.Data) -> str:
     """16 hexadecimal digits of all that decides on the corpus: pinned files, dials, Babel's release, `VERSION`."""
     used = {card_of(name) for name in (*data.sources, *data.labelled)}
     names = sorted((used | set(() if only_cldr(data) else EVALUATION)) - {"cldr"})
-    files = [[file.sha256 for file in cards.load(name).files] for name in names]
+    files = [[file.sha256 for file in cards.load_card(name).files] for name in names]
     dials = [sorted(data.sources), sorted(data.labelled), data.heldout_share]
     text = json.dumps([VERSION, names, files, dials, cldr.version()])
     return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
@@ -129,8 +128,7 @@ def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus
     folder = cache() / "corpus" / mark
     side = folder.with_name(f"{mark}.part")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{mark}.lock")):
+        with io.locked(folder.with_name(f"{mark}.lock"), wait=True):
             if not (folder / "report.json").is_file():
                 io.remove(side)
                 side.mkdir()
@@ -180,7 +178,7 @@ class Corpus:
         roots = {key: shard.rows**0.5 for key, shard in self.shards.items()}
         found: dict[str, None] = {}
         for key, shard in self.shards.items():
-            rows = shards.shuffled(shard.rows, seed)[: int(np.ceil(n * roots[key] / sum(roots.values())))]
+            rows = shards.shuffled_rows(shard.rows, seed)[: int(np.ceil(n * roots[key] / sum(roots.values())))]
             translated = tuple(shard.columns) == TRANSLATIONS
             for place, (first, second) in enumerate(shard.take(np.sort(rows))):
                 found[second if place % (8 if translated else 2) else first] = None
@@ -347,7 +345,7 @@ def read_sources(data: config.Data) -> Material:
     names, smoke = list(dict.fromkeys((*data.sources, *data.labelled))), only_cldr(data)
     used = list(dict.fromkeys([card_of(name) for name in names] + ([] if smoke else list(EVALUATION))))
     paths = {name: packs.archives(name) for name in used if name != "cldr"}  # complains before any work
-    found = {name: offline.extract(cards.load(name), files) for name, files in paths.items()}
+    found = {name: offline.extract(cards.load_card(name), files) for name, files in paths.items()}
     if "cldr" in used:
         found["cldr"] = offline.Extracted(cldr.tables(cldr.SMOKE if smoke else None), {})
     train = {}
@@ -463,7 +461,7 @@ def _write_stage_1(material: Material, good: dict[str, set[str]], folder: Path, 
             once = clean.group_by(clean.column_names, use_threads=False).aggregate([])
             enough = once.num_rows >= LEAST_ROWS
             if enough:
-                shards.write(once, folder / "stage1" / name / language)
+                shards.write_shard(once, folder / "stage1" / name / language)
             roles = {"dropped: held-out text or near-copy": own.num_rows - clean.num_rows,
                      "dropped: duplicate": clean.num_rows - once.num_rows,
                      "stage 1" if enough else f"dropped: fewer than {LEAST_ROWS} rows": once.num_rows}

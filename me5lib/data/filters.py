@@ -167,7 +167,7 @@ def exact() -> None:
     """Of items with the same keys on both sides, over the card, one is kept."""
 
 
-def near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> tuple[int, int]:
+def minhash_bands(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> tuple[int, int]:
     """Of items whose passages' character n-grams have this Jaccard similarity, over the card, one is kept (MinHash).
 
     (buckets, hashes per bucket): the strictest that catches nine in ten pairs at `threshold`, of 128 hashes.
@@ -179,7 +179,7 @@ def near(threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8) -> tuple[int, i
 
 STEPS: dict[str, Callable[..., Filter]] = {"length": length, "language": in_language, "boilerplate": boilerplate,
                                          "identical": identical}
-WHOLE_CARD: dict[str, Callable[..., Any]] = {"exact": exact, "near": near}
+WHOLE_CARD: dict[str, Callable[..., Any]] = {"exact": exact, "near": minhash_bands}
 
 
 def make_filter(card: str, name: str, options: Mapping[str, Any]) -> Any:

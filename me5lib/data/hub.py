@@ -273,7 +273,7 @@ def read_rows(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tupl
     while True:
         try:
             with system.open(f"{root}/{path}", "rb") as stream:
-                for number, row in (_parquet if path.endswith(".parquet") else _lines)(stream, path, columns):
+                for number, row in (_parquet if path.endswith(".parquet") else _json_lines)(stream, path, columns):
                     if number > last:
                         yield number, row
                         last, tries = number, 0
@@ -304,7 +304,7 @@ def _parquet(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterat
             number += 1
 
 
-def _lines(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
+def _json_lines(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
     """Blank lines are no rows, but count: an editor counts them too."""
     packed = {"gz": "gzip", "zst": "zstd"}.get(path.rpartition(".")[2])
     lines = streams.BufferedReader(pa.input_stream(stream, compression=packed))
@@ -437,7 +437,7 @@ def pairs_wanted(cfg: Scale, name: str) -> int:
     its own count. A card whose count is not published gets the mean of the others'.
     """
     stage, names = (cfg.train, cfg.data.sources) if name in cfg.data.sources else (cfg.finetune, cfg.data.labelled)
-    counts = {each: card.paper.rows for each in names if (card := cards.load(each)).paper and card.paper.rows}
+    counts = {each: card.paper.rows for each in names if (card := cards.load_card(each)).paper and card.paper.rows}
     mean = sum(counts.values()) / max(len(counts), 1) or 1.0
     share = counts.get(name, mean) / (sum(counts.values()) + mean * (len(names) - len(counts)))
     return min(math.ceil(stage.steps * stage.batch * share), counts.get(name, 1 << 62))
@@ -450,7 +450,7 @@ def drawings(cfg: Scale, names: tuple[str, ...]) -> dict[str, Path]:
     """
     found, temperature = {}, cfg.data.language_temperature
     for name in names:
-        card = cards.load(name)
+        card = cards.load_card(name)
         exact = drawing_home(card, pairs_wanted(cfg, name), temperature)
         about = {path.parent: io.read_json(path) for path in sorted(exact.parent.glob(f"*/{shards.MANIFEST}"))}
         same = {"card_sha256": card.sha256, "version": VERSION, "temperature": temperature}
@@ -513,7 +513,7 @@ class HubCorpus:
         """Of all drawings; with the card's instruction where the row brought none of its own."""
         found = []
         for name, place in drawings(self.scale, self.scale.data.labelled).items():
-            instruction = cards.load(name).instruction
+            instruction = cards.load_card(name).instruction
             for (_, language), shard in open_card(name, place).items():
                 for query, positives, negatives, *own in zip(*shard.read(np.arange(shard.rows)), strict=True):
                     found.append(Labelled(query, tuple(positives), tuple(negatives), name, language,

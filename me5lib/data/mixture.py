@@ -276,8 +276,8 @@ def permute(x: np.ndarray, n: int | np.ndarray, key: np.uint64 | np.ndarray) -> 
         left, right = np.divmod(found[walking], b)
         keys = key[walking] + np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN)
         for turn in range(0, ROUNDS, 2):
-            left = (left + _hash(keys[turn], right)) % a
-            right = (right + _hash(keys[turn + 1], left)) % b
+            left = (left + _round_function(keys[turn], right)) % a
+            right = (right + _round_function(keys[turn + 1], left)) % b
         found[walking] = left * b + right
         walking = walking[found[walking] >= size]
     return found
@@ -292,6 +292,6 @@ def multiplier(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _PRIMES[(key & np.uint64(len(_PRIMES) - 1)).astype(np.int64)], (key >> np.uint64(33)).astype(np.int64)
 
 
-def _hash(key: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _round_function(key: np.ndarray, x: np.ndarray) -> np.ndarray:
     """61 bits of a hash, int64 and not negative."""
     return (splitmix64(key + x.astype(np.uint64) * np.uint64(GOLDEN)) >> np.uint64(3)).astype(np.int64)

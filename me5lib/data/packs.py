@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from me5lib.data import cards
 from me5lib.data.cards import File
 from me5lib.data.shards import full_disk
-from me5lib.io import Me5Error, cache, put_json, sha256
+from me5lib.io import Me5Error, cache, locked, put_json, sha256
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -48,8 +48,8 @@ _CONFIG = "`python -m pip config list`"
 
 def wanted(names: Iterable[str] | None = None) -> dict[str, File]:
     """The files of the cards `names` (None: of all cards) by file name."""
-    chosen = cards.names() if names is None else list(names)
-    return {file.file: file for name in chosen for file in cards.load(name).files}
+    chosen = cards.card_names() if names is None else list(names)
+    return {file.file: file for name in chosen for file in cards.load_card(name).files}
 
 
 def fetch(names: Iterable[str] | None = None, source: Path | None = None, progress: bool = True) -> dict[str, Path]:
@@ -58,28 +58,18 @@ def fetch(names: Iterable[str] | None = None, source: Path | None = None, progre
     What is there and right stays. With `source`, a folder made by `export`, files are copied from it and the network
     is left alone. A file that turns out cut or wrong is removed. Raises `Me5Error` where one cannot be had.
     """
-    from filelock import FileLock
-
     files, folder = wanted(names), cache() / "packs"
-    lock = FileLock(folder / ".lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=1)
-        except TimeoutError:
-            print("me5: another process is fetching packs; waiting for it", file=sys.stderr)
-        with lock:
+        with locked(folder / ".lock", wait=True):
             _bring(files, folder, Path(source) if source else None, progress)
     except OSError as error:
         raise full_disk(error, folder) from None
-    finally:
-        lock.release(force=True)
     return {name: folder / name for name in files}
 
 
 def archives(name: str) -> list[Path]:
     """The verified files of card `name`, in the card's order; raises `Me5Error` where one has to be fetched first."""
-    files = {cache() / "packs" / file.file: file for file in cards.load(name).files}
+    files = {cache() / "packs" / file.file: file for file in cards.load_card(name).files}
     for path, file in files.items():
         if fault := _fault(path, file):
             raise Me5Error(f"{file.file} {fault}: run `me5 packs`")
@@ -88,7 +78,7 @@ def archives(name: str) -> list[Path]:
 
 def export(folder: Path, names: Iterable[str] | None = None, progress: bool = True) -> Path:
     """Copy the verified files of the cards `names` (None: all) to `folder`, for `fetch(source=…)`; returns its list."""
-    chosen, folder = cards.names() if names is None else list(names), Path(folder).expanduser().resolve()
+    chosen, folder = cards.card_names() if names is None else list(names), Path(folder).expanduser().resolve()
     for name in chosen:
         archives(name)
     files = wanted(chosen)

@@ -1,8 +1,8 @@
 """From a card's files to shards, by datatrove: all rows (`me5 mixture build`), or so many pairs (`me5 fetch`).
 
-    build = prepare_build(cards.load("nllb"), out, tasks=64)        # checks everything, does no work
+    build = prepare_build(cards.load_card("nllb"), out, tasks=64)        # checks everything, does no work
     run_build(build)                                                # or with "slurm", slurm=Slurm(…), or with "ray"
-    draw_card(cards.load("nllb"), 100_000)                          # the same with a limit: a task per stream
+    draw_card(cards.load_card("nllb"), 100_000)                          # the same with a limit: a task per stream
 
 Stages: 1 read, make pairs, filter; 2 find exact duplicates; 3–5 near ones (not of a drawing); 6 shards; 7 seal. A card
 has those that it names. What a task leaves is written beside and renamed, and datatrove notes last of all that it is
@@ -58,7 +58,6 @@ from datatrove.pipeline.dedup import exact_dedup as exact
 from datatrove.pipeline.dedup import minhash
 from datatrove.utils.logging import logger
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from me5lib import __version__, io
@@ -82,7 +81,7 @@ _ITEMS = pa.schema([("query", pa.string()), ("positives", _TEXTS), ("negatives",
 Documents = Iterator[Document]  # each with a row of `_ITEMS` under metadata["row"]
 
 
-class Build(NamedTuple):
+class CardBuild(NamedTuple):
     """A build that may start: everything was looked at."""
 
     card: Card
@@ -110,7 +109,7 @@ class Build(NamedTuple):
 
 
 def prepare_build(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None, limit: int | None = None,
-            builders: Mapping[str, Builder] = BUILDERS) -> Build:
+            builders: Mapping[str, Builder] = BUILDERS) -> CardBuild:
     """Look at card, options and files before any work. Raises `Me5Error`, one line, where something is wrong.
 
     `mirror`: a copy of the hub's files; `limit`: rows of the card, about.
@@ -124,7 +123,7 @@ def prepare_build(card: Card, out: Path, tasks: int = 8, mirror: Path | None = N
     facts = _described(card, files, commits) | {"absent": absent, "tasks": tasks, "limit": limit}
     per_file = None if limit is None else -(-limit // len(files))
     place = (Path(out) / card.name).expanduser().resolve()
-    return Build(card, place, key, share(files, tasks), commits, dict(builders), facts, mirror, per_file)
+    return CardBuild(card, place, key, share(files, tasks), commits, dict(builders), facts, mirror, per_file)
 
 
 def draw_card(card: Card, pairs: int, temperature: float = 0.5, progress: bool = True,
@@ -145,7 +144,7 @@ def draw_card(card: Card, pairs: int, temperature: float = 0.5, progress: bool =
     facts = _described(card, [file for files in shares for file in files], commits) | {
         "version": hub.VERSION, "asked": pairs, "temperature": temperature,
         "left out": [name for name in card.filters if name == "near"]}
-    build = Build(card, place, "drawing", shares, commits, dict(builders), facts, pairs=pairs)
+    build = CardBuild(card, place, "drawing", shares, commits, dict(builders), facts, pairs=pairs)
     run_build(build, workers=1, progress=progress)
     return place
 
@@ -194,7 +193,7 @@ def to_document(row: tuple) -> Document:
     return Document(text=row[1][0], id="", metadata={"row": row})
 
 
-def items_of_task(build: Build, progress: bool, _: Documents | None, rank: int) -> Documents:
+def items_of_task(build: CardBuild, progress: bool, _: Documents | None, rank: int) -> Documents:
     """The items of a task's files. Of a drawing a file gives what its stream lacks, if `READ` rows a pair have it."""
     book, kept = hub.Ledger(logger.warning), 0
     bar = tqdm(total=build.pairs, unit="pair", desc=f"{build.card.name} {rank + 1}/{len(build.shares)}", leave=False,
@@ -222,7 +221,7 @@ def items_of_task(build: Build, progress: bool, _: Documents | None, rank: int) 
     book.save(build.folder / "counts" / "items" / f"{rank:05d}.json")
 
 
-def _table(rows: list[tuple]) -> pa.Table:
+def _item_table(rows: list[tuple]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(_ITEMS)
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, _ITEMS, strict=True)], _ITEMS)
 
@@ -235,10 +234,10 @@ def keep_items(folder: Path, data: Documents, rank: int) -> Documents:
         for each in data:
             waiting.append(each.metadata["row"])
             if len(waiting) == GROUP:
-                writer.write_table(_table(waiting))
+                writer.write_table(_item_table(waiting))
                 waiting.clear()
             yield each
-        writer.write_table(_table(waiting))
+        writer.write_table(_item_table(waiting))
     os.replace(path.with_suffix(".part"), path)
 
 
@@ -277,7 +276,8 @@ def exact_content(given: Document) -> bytes:
 class NearSignature(minhash.MinhashDedupSignature):
     """MinHash of a passage's character n-grams, in any language."""
 
-    def __init__(self, folder: str, config: minhash.MinhashConfig):
+    def __init__(self, folder: str, buckets: int, hashes: int):
+        config = minhash.MinhashConfig(n_grams=NGRAM, num_buckets=buckets, hashes_per_bucket=hashes)
         super().__init__(folder, config, language=WhitespaceTokenizer())  # which is not used
 
     def get_shingles(self, text: str) -> np.ndarray:
@@ -290,12 +290,7 @@ class NearSignature(minhash.MinhashDedupSignature):
         return np.unique(hashes).reshape(-1, 1)
 
 
-def near_config(buckets: int, hashes: int) -> minhash.MinhashConfig:
-    """datatrove's, of the bands that `filters.near` gives."""
-    return minhash.MinhashConfig(n_grams=NGRAM, num_buckets=buckets, hashes_per_bucket=hashes)
-
-
-def write_shards(build: Build, data: Documents, rank: int) -> Documents:
+def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
     """Write the items of a task, by language, as shards `<language>/part-<rank>-<n>`; nothing goes on."""
     for stale in (build.folder / "shards").glob(f"*/part-{rank:05d}-*"):
         shutil.rmtree(stale)
@@ -303,7 +298,7 @@ def write_shards(build: Build, data: Documents, rank: int) -> Documents:
 
     def flush(language: str) -> None:
         """Write what is held of a language as its next part, and note what the manifest says of it."""
-        table = pa.concat_tables([*tables.pop(language, ()), _table(rows.pop(language))])
+        table = pa.concat_tables([*tables.pop(language, ()), _item_table(rows.pop(language))])
         kinds = set(table["labelled"].to_pylist())
         if len(kinds) > 1:
             raise Me5Error(f"card {build.card.name}, language {language}: its builders make pairs and labelled "
@@ -316,7 +311,7 @@ def write_shards(build: Build, data: Documents, rank: int) -> Documents:
             table = pa.table({"query": table["query"], "passage": passages})
         number = sum(part["language"] == language for part in written)
         name = f"{language}/part-{rank:05d}-{number:04d}"
-        done = shards.write(table, build.folder / "shards" / name, seed=rank * 10_000 + number)
+        done = shards.write_shard(table, build.folder / "shards" / name, seed=rank * 10_000 + number)
         written.append({"folder": name, "language": language, "rows": done.rows, "columns": list(done.columns),
                         "bytes": done.bytes, "sha256": done.sha256})
         del size[language]
@@ -327,7 +322,7 @@ def write_shards(build: Build, data: Documents, rank: int) -> Documents:
         rows[language].append(row)
         size[language] += sum(len(text.encode()) for text in (row[0], *row[1], *row[2])) + 1
         if len(rows[language]) == GROUP:  # packed: small Python strings take three times the memory of their text
-            tables[language].append(_table(rows[language]))
+            tables[language].append(_item_table(rows[language]))
             rows[language] = []
         if size[language] >= PART or size.total() >= HELD:
             flush(max(size, key=size.get))
@@ -337,7 +332,7 @@ def write_shards(build: Build, data: Documents, rank: int) -> Documents:
     return iter(())
 
 
-def finalize(build: Build, _: Documents | None, rank: int) -> Documents:
+def finalize(build: CardBuild, _: Documents | None, rank: int) -> Documents:
     """Put the shards of a build in their place, write its manifest, and remove what is no longer needed.
 
     One task, which may be killed anywhere: whatever it finds half done it does again to the same end. Raises `Me5Error`
@@ -372,7 +367,7 @@ def finalize(build: Build, _: Documents | None, rank: int) -> Documents:
     return iter(())
 
 
-def counted(build: Build, parts: list[dict]) -> dict[str, Any]:
+def counted(build: CardBuild, parts: list[dict]) -> dict[str, Any]:
     """What a manifest says of its shards and of all else, in the units of `hub.Ledger`.
 
     `rows`: items kept, also by language; `read`, `built`: rows of files; `unfit`: reason → language → rows; `made`:
@@ -403,7 +398,7 @@ def counted(build: Build, parts: list[dict]) -> dict[str, Any]:
 # ── stages, and what runs them ──
 
 
-def stages(build: Build, progress: bool = False) -> list[tuple[str, list[PipelineStep], int]]:
+def build_stages(build: CardBuild, progress: bool = False) -> list[tuple[str, list[PipelineStep], int]]:
     """What is to be run, in order: name, steps, tasks."""
     at, tasks, whole = build.folder, len(build.shares), build.card.filters
     finders = tasks if build.pairs is None else 1
@@ -418,8 +413,9 @@ def stages(build: Build, progress: bool = False) -> list[tuple[str, list[Pipelin
         reread.append(exact.ExactDedupFilter(duplicates, config, Excluded("exact duplicate", at / "counts")))
     if "near" in whole and build.pairs is None:
         signs, pairs, remove = (str(at / "near" / name) for name in ("signatures", "pairs", "remove"))
-        config = near_config(*filters.make_filter(build.card.name, "near", whole["near"]))
-        found += [("near signatures", [*reread, NearSignature(signs, config)], tasks),
+        near = NearSignature(signs, *filters.make_filter(build.card.name, "near", whole["near"]))
+        config = near.config
+        found += [("near signatures", [*reread, near], tasks),
                   ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=config)], config.num_buckets),
                   ("near clusters", [minhash.MinhashDedupCluster(pairs, remove, config)], 1)]
         reread.append(minhash.MinhashDedupFilter(remove, Excluded("near duplicate", at / "counts")))
@@ -427,7 +423,7 @@ def stages(build: Build, progress: bool = False) -> list[tuple[str, list[Pipelin
             ("seal", [FunctionStep(finalize, build)], 1)]
 
 
-class _Quiet:
+class _LogFileOnly:
     """Mixed into an executor: a task writes to its log file alone."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
@@ -440,7 +436,7 @@ class _Quiet:
                 logger.disable("datatrove")
 
 
-class _Local(_Quiet, LocalPipelineExecutor):
+class _LocalPool(_LogFileOnly, LocalPipelineExecutor):
     """datatrove's executor of one machine, over a pool that notices a worker that the system killed."""
 
     def run(self) -> None:
@@ -461,7 +457,7 @@ class _Local(_Quiet, LocalPipelineExecutor):
                 raise
 
 
-class _Ray(_Quiet, RayPipelineExecutor):
+class _Ray(_LogFileOnly, RayPipelineExecutor):
     """datatrove's executor of a Ray cluster."""
 
 
@@ -485,7 +481,7 @@ class Slurm(NamedTuple):
     more: Mapping[str, str] = {}
 
 
-def run_build(build: Build, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,
+def run_build(build: CardBuild, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,
         memory: float = 2.0, progress: bool = True) -> str | None:
     """Do what is not done yet. `workers`: tasks at a time (None: local, one a processor; else no limit); `memory`: GB.
 
@@ -495,8 +491,9 @@ def run_build(build: Build, executor: str = "local", workers: int | None = None,
         raise Me5Error(f"--executor {executor!r}: choose local, slurm or ray")
     if build.finished:
         return None
-    with _locked(build):
-        found = stages(build, progress and build.pairs is not None and sys.stderr.isatty())
+    logger.disable("datatrove")  # its tasks write to their log files
+    with io.locked(build.out / ".build" / ".lock"):
+        found = build_stages(build, progress and build.pairs is not None and sys.stderr.isatty())
         logs = [str(build.folder / "logs" / f"{i:02d}-{name.replace(' ', '-')}") for i, (name, *_) in enumerate(found)]
         if executor == "slurm":
             return _submit(build.card.name, found, logs, workers or -1, slurm or Slurm())
@@ -513,7 +510,7 @@ def _executor(kind: str, steps: list, tasks: int, logs: str, workers: int | None
     if kind == "local":
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        return _Local(steps, tasks, workers or min(tasks, usable), logs, start_method=method)
+        return _LocalPool(steps, tasks, workers or min(tasks, usable), logs, start_method=method)
     try:
         import ray
     except ImportError:
@@ -565,25 +562,3 @@ def _submit(card: str, found: list[tuple], logs: list[str], workers: int, slurm:
         raise Me5Error(f"card {card}: sbatch refused the job (exit code {error.returncode}): see its message above"
                        ) from None
     return str(before.job_id)
-
-
-@contextlib.contextmanager
-def _locked(build: Build) -> Iterator[None]:
-    """One build of a card at a time in one folder (on Slurm: while it is submitted), datatrove's own messages unheard.
-    """
-    lock = FileLock(build.out / ".build" / "lock")
-    try:
-        build.folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise Me5Error(f"another process builds {build.card.name} in {build.out}: wait for it, or choose another --out"
-                       ) from None
-    except OSError as error:
-        raise Me5Error(f"cannot write to {build.out} ({error.strerror}): choose another folder with --out or ME5_CACHE"
-                       ) from None
-    logger.disable("datatrove")
-    try:
-        yield
-    finally:
-        logger.enable("datatrove")
-        lock.release()

@@ -56,15 +56,15 @@ def parse_type(text: str) -> Kind:
     return found
 
 
-def fault(kind: Kind, value: Any) -> str | None:
+def type_fault(kind: Kind, value: Any) -> str | None:
     """Why `value`, as pyarrow or JSON gives it, is not of this type; None where it is."""
     if value is None:
         return None if kind.nullable else "null"
     if not isinstance(value, _PYTHON[kind.word]) or (isinstance(value, bool) and kind.word != "bool"):
         return f"not {kind.word} but {type(value).__name__}"
     if kind.word == "list":
-        return next((f"{found} in it" for item in value if (found := fault(kind.parts[0][1], item))), None)
-    faults = ((name, fault(part, value.get(name))) for name, part in kind.parts)
+        return next((f"{found} in it" for item in value if (found := type_fault(kind.parts[0][1], item))), None)
+    faults = ((name, type_fault(part, value.get(name))) for name, part in kind.parts)
     return next((f"{name}: {found}" for name, found in faults if found), None)
 
 
@@ -74,6 +74,6 @@ def row_fault(columns: Mapping[str, str], row: Mapping[str, Any]) -> str | None:
         kind = parse_type(text)
         if name not in row and not kind.nullable:
             return f"missing column {name}"
-        if found := fault(kind, row.get(name)):
+        if found := type_fault(kind, row.get(name)):
             return f"{name}: {found}"
     return None

@@ -66,11 +66,11 @@ class Shard:
         """As `take`, a list per column."""
         block, offset = np.divmod(np.asarray(rows, dtype=np.int64), BLOCK)
         if len(rows) and (block == block[0]).all():
-            return _lists(self._mapped.get_batch(int(block[0])), offset)
+            return _block_rows(self._mapped.get_batch(int(block[0])), offset)
         order = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[order], prepend=-1, append=-1)).tolist()
         pieces = [order[start:stop] for start, stop in pairwise(cuts)]
-        parts = [_lists(self._mapped.get_batch(int(block[at[0]])), offset[at]) for at in pieces]
+        parts = [_block_rows(self._mapped.get_batch(int(block[at[0]])), offset[at]) for at in pieces]
         back = np.argsort(order).tolist()
         columns = [[value for part in parts for value in part[i]] for i in range(len(self.columns))]
         return columns if back == sorted(back) else [[column[i] for i in back] for column in columns]
@@ -101,7 +101,7 @@ class Joined:
         return [column.tolist() for column in found]
 
 
-def write(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
+def write_shard(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
     """Write `table` as the shard `folder`, its rows shuffled; written beside and renamed, so never half there.
 
     An existing shard is replaced. The same table and seed give the same files (for one version of pyarrow).
@@ -111,7 +111,7 @@ def write(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
     shutil.rmtree(side, ignore_errors=True)
     # 64-bit offsets: one record batch may then pass 2 GB of text.
     fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
-    table = table.combine_chunks().cast(pa.schema(fields)).take(pa.array(shuffled(table.num_rows, seed)))
+    table = table.combine_chunks().cast(pa.schema(fields)).take(pa.array(shuffled_rows(table.num_rows, seed)))
     try:
         side.mkdir(parents=True)
         file = side / MAPPED
@@ -170,7 +170,7 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def shuffled(rows: int, seed: int) -> np.ndarray:
+def shuffled_rows(rows: int, seed: int) -> np.ndarray:
     """A permutation of `rows` row numbers, int64: the order of their SplitMix64 hashes. Without any state."""
     start = np.uint64((seed + 1) * GOLDEN % 2**64)
     return np.argsort(splitmix64(np.arange(rows, dtype=np.uint64) + start), kind="stable")
@@ -196,7 +196,7 @@ def full_disk(error: OSError, folder: Path) -> Me5Error | OSError:
     return Me5Error(f"no space left for {folder}: free some, or point ME5_CACHE to a larger disk, and run again")
 
 
-def _lists(batch: pa.RecordBatch, offsets: np.ndarray) -> list[list]:
+def _block_rows(batch: pa.RecordBatch, offsets: np.ndarray) -> list[list]:
     """Some rows of a block: a list per column."""
     if 2 * len(offsets) < batch.num_rows:
         return [column.to_pylist() for column in batch.take(pa.array(offsets)).columns]

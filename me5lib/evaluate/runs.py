@@ -55,18 +55,13 @@ def evaluate(opened: Opened, tasks: Sequence[AbsTask], out: Path, *, protocol: s
     vectors on disk. `command` goes into run.json. Raises `Me5Error` for results that do not fit, for data that cannot
     be had, for a second run in the same folder, and for a disk that refuses.
     """
-    from filelock import FileLock, Timeout
-
     folder = Path(out) / f"{protocol}-{opened.dtype}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock").acquire(timeout=0):
+        with io.locked(folder / ".lock"):
             if todo := pending(opened, tasks, folder, again):
                 with _recorded(folder, opened, protocol, todo, command):
                     _evaluate(opened, todo, folder, protocol, keep, encode)
             return [_result_path(folder, opened, task) for task in tasks]
-    except Timeout:
-        raise Me5Error(f"another run writes into {folder}: wait for it, or choose another --out") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST):
             raise Me5Error(f"cannot write to {folder} ({error.strerror}): choose another folder with --out") from None

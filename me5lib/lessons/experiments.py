@@ -191,11 +191,9 @@ def run(plan: Plan, base: Path, progress: bool = True) -> dict[str, Any]:
 
     from me5lib.data.corpus import open_corpus
     from me5lib.lessons import figures
-    from me5lib.lessons.run import locked
 
-    base.mkdir(parents=True, exist_ok=True)
     folder, jobs = base / plan.experiment, [(seed, arm) for seed in plan.seeds for arm in plan.arms]
-    with locked(base):
+    with io.locked(base / ".lock"):
         lab = Lab(plan, base, open_corpus(plan.scale, progress))
         mark, records = preregister(plan, folder, lab.corpus.fingerprint), {}
         with tqdm(jobs, disable=not progress, desc=plan.experiment, unit=" arms") as bar:

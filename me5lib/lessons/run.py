@@ -29,8 +29,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -108,7 +108,7 @@ def run(
     parameters = {"SCALE": scale.name, "SEED": seed, "OUT": str(where), "SET": shlex.join(overrides),
                   "OFFLINE": scale.offline}
     outcomes = []
-    with locked(where):
+    with io.locked(where / ".lock"):
         journal = Journal(where, all_books, parameters)
         try:
             for book in _with_makers([*(only or names)], all_books, journal):
@@ -308,19 +308,6 @@ def _kernel_manager(offline: bool, ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
             await super().start_kernel(stderr=errors, **options)
 
     return Manager
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """The folder of a run while no other process writes to it; raises `Me5Error` where one does."""
-    from filelock import FileLock, Timeout
-
-    try:
-        lock = FileLock(out / ".lock", timeout=0).acquire()
-    except Timeout:
-        raise Me5Error(f"another me5 is at work in {out}: wait for it, or choose another folder with --out") from None
-    with lock:
-        yield
 
 
 def packs_hash() -> str:

@@ -277,7 +277,7 @@ def fill_cache(scale: Scale, folder: Path, rows: int, built: bool, seed: int = 0
     """
     filled, texts = Filled({}, {}, []), {}
     for name in (*scale.data.sources, *scale.data.labelled):
-        card = cards.load(name)
+        card = cards.load_card(name)
         made = fake_items(card, rows, seed)
         first = isinstance(made[0], Pair)
         if not first and not filled.labelled:  # some that `HubCorpus` keeps out of stage 2
@@ -287,7 +287,7 @@ def fill_cache(scale: Scale, folder: Path, rows: int, built: bool, seed: int = 0
         place = folder / "mixture" / name if built and first else _drawing(scale, card, folder)
         for code in sorted({item.language for item in made}):
             own = [item for item in made if item.language == code]
-            shards.write(_shard_table(own), place / code / "part-00000")
+            shards.write_shard(_shard_table(own), place / code / "part-00000")
             (filled.pairs if first else filled.labelled)[name, code] = len(own)
         for item in made:
             sides = [item.passage] if isinstance(item, Pair) else [*item.positives, *item.negatives]

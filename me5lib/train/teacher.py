@@ -523,9 +523,9 @@ def train_on_file(
 
 def prefixes_of(source: str) -> tuple[str, str]:
     """The prefixes of a source's two sides: its data card's, or "query: " and "passage: " where it has none."""
-    if source not in cards.names():
+    if source not in cards.card_names():
         return QUERY, PASSAGE
-    card = cards.load(source)
+    card = cards.load_card(source)
     return card.query_prefix, card.passage_prefix
 
 

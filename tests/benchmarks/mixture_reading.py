@@ -37,7 +37,7 @@ def write(folder: Path, sources: int, rows: int) -> None:
     for number in range(sources):
         texts = [[" ".join(line) for line in words[draw.integers(0, 5000, (rows, n))]] for n in (8, 80)]
         shard = folder / f"s{number:02d}"
-        shards.write(pa.table({"query": texts[0], "passage": texts[1]}), shard)
+        shards.write_shard(pa.table({"query": texts[0], "passage": texts[1]}), shard)
         with pa.OSFile(str(shard / shards.MAPPED)) as mapped:
             pq.write_table(pa.ipc.open_file(mapped).read_all(), shard / "pairs.parquet", compression="zstd")
 
