@@ -44,9 +44,13 @@ def encoder():
 def make(encoder, folder, rows=ROWS, kind="labelled", dev=None, stage=None, team=None, progress=False, faults=None):
     folder.mkdir(exist_ok=True)
     stage, team = stage or stage_of(), team or Team.alone(torch.device("cpu"))
-    plan = labelled.Plan(rows, stage, 0, 1.0)
+    plan = labelled.SamplingPlan(rows, stage, 0, 1.0)
     task = labelled.GroupTask(stage, plan, sides, folder, 0, team, progress)
     return labelled.make_groups(encoder, rows, task, kind, dev, faults), plan
+
+
+def scored(made):
+    return all(row.teacher_scores for row in made.values())
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------------
@@ -56,7 +60,7 @@ def test_what_was_drawn_from_the_hub_is_gone_through_as_often_as_the_dial_says()
     """6,234 steps of 512 are two passes over 1,596k; here 24 steps of 10 over 120 rows in three sets of unlike size."""
     sizes = {"large": 70, "middle": 40, "small": 10}
     rows = [Labelled(f"{name} {i}", ("a",), (), name, "en") for name, n in sizes.items() for i in range(n)]
-    plan = labelled.Plan(rows, stage_of(steps=24, batch=10), 0, 1.0)  # as `finetune` has it for a HubCorpus
+    plan = labelled.SamplingPlan(rows, stage_of(steps=24, batch=10), 0, 1.0)  # as `finetune` has it for a HubCorpus
     times = Counter(i for step in range(24) for i, _ in plan.draws(step))
     assert set(times) == set(range(120)) and set(times.values()) == {2}
     hub = config.load("workshop").finetune
@@ -67,7 +71,7 @@ def test_every_pass_over_an_example_has_the_next_of_its_negatives(encoder, tmp_p
     made, plan = make(encoder, tmp_path / "w")
     seen = {i: [] for i in range(24)}
     for step in range(6):
-        for (i, turn), row in zip(plan.draws(step), made.batch(plan, step, 2), strict=True):
+        for (i, turn), row in zip(plan.draws(step), plan.batch(made, step, 2), strict=True):
             assert turn == len(seen[i])
             seen[i].append(row.negatives)
     assert list(seen.values()) == [[row.negatives[:2], row.negatives[2:4]] for row in ROWS]
@@ -98,9 +102,9 @@ def test_any_world_size_and_a_resume_meet_the_same_groups(encoder, tmp_path):
     again, _ = make(None, tmp_path / "w")
     assert again == made
     for step in (3, 0, 5):
-        whole = made.batch(plan, step, 2)
+        whole = plan.batch(made, step, 2)
         for world in (2, 3):
-            assert sum((made.batch(plan, step, 2, rank, world) for rank in range(world)), []) == whole
+            assert sum((plan.batch(made, step, 2, rank, world) for rank in range(world)), []) == whole
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -131,10 +135,10 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
     assert counts[labelled.TOO_FEW] == len(short) + 3
     assert counts[labelled.RANDOM_FILLED] == sum(2 - len(row.negatives) for row in short) + 4
     assert counts[labelled.ELSEWHERE] == 4
-    assert counts[labelled.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.rows.values())
+    assert counts[labelled.REPEATED] == 1 and counts["there"] == sum(len(row.negatives) for row in made.values())
     assert "7 empty passages" in told and f"{counts[labelled.RANDOM_FILLED]} random passages filled in" in told
-    assert made.rows[25].negatives == ("nein", "nein")
-    for row in made.rows.values():
+    assert made[25].negatives == ("nein", "nein")
+    for row in made.values():
         assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
 
 
@@ -200,11 +204,11 @@ def test_a_better_teacher_scores_every_group_of_every_pass_and_is_in_the_report(
     output = capsys.readouterr().out
     said = re.search(r"the told one (\S+), start model (\S+) first of 8 .24 held-out", output)
     assert f"the told one: 120 pairs scored here, 0 read from {tmp_path / 'cache' / 'scores'}\n" in output
-    assert made.scored and float(said[1]) > float(said[2])
-    for i, row in made.rows.items():
+    assert scored(made) and float(said[1]) > float(said[2])
+    for i, row in made.items():
         right = [Told.of(row.query, text) for text in (row.positives[0], *row.negatives)]
         assert row.teacher_scores == pytest.approx(right, abs=1e-4) and len(right) == 5
-        turned = labelled.negatives_for_pass(made.rows[i], 2, 1)
+        turned = labelled.negatives_for_pass(made[i], 2, 1)
         assert turned.teacher_scores == pytest.approx([right[0], *right[3:]], abs=1e-4)
     report = json.loads((tmp_path / "w" / "report.json").read_text(encoding="utf8"))["teacher"]
     assert report["trusted"] and report["queries"] == 24 and report["weights"] == {"model": "told"}
@@ -216,12 +220,12 @@ def test_a_teacher_that_is_no_better_is_not_used_and_one_that_nobody_can_judge_o
 ):
     told(Told(sign=-1.0))
     made, _ = make(encoder, tmp_path / "w", stage=NAMED, dev=ROWS, progress=True)
-    assert not made.scored and "not used" in capsys.readouterr().out
-    assert all(row.teacher_scores is None for row in made.rows.values())
+    assert not scored(made) and "not used" in capsys.readouterr().out
+    assert all(row.teacher_scores is None for row in made.values())
     made, _ = make(encoder, tmp_path / "v", stage=NAMED, dev=(), progress=True)
-    assert made.scored and "no held-out example judges it: used\n" in capsys.readouterr().out
+    assert scored(made) and "no held-out example judges it: used\n" in capsys.readouterr().out
     made, _ = make(encoder, tmp_path / "u", dev=())
-    assert not made.scored
+    assert not scored(made)
 
 
 def test_interrupted_scoring_goes_on_with_the_block_without_mining_again(encoder, tmp_path, told, monkeypatch):
@@ -247,7 +251,7 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
 ):
     options = {"stage": stage_of(teacher_steps=3), "dev": HELD[:6]}
     monkeypatch.setattr(teacher, "GROUPS_A_FILE", 5)
-    monkeypatch.setattr(teacher.Verdict, "trusted", True)
+    monkeypatch.setattr(teacher.TeacherVerdict, "trusted", True)
     right, _ = make(encoder, tmp_path / "whole", **options)
     scores, blocks = teacher.Teacher.scores, []
 
@@ -263,7 +267,7 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
     monkeypatch.setattr(teacher, "train_teacher", lambda *_: pytest.fail("trained again"))
     made, _ = make(encoder, tmp_path / "part", **options)
     assert len(blocks) == 2 + 5 + 1  # of held-out groups, of the others, and the one that was interrupted
-    assert made == right and made.scored
+    assert made == right and scored(made)
 
 
 RANK = """
@@ -293,7 +297,8 @@ def test_two_processes_score_half_each_and_have_what_one_has(tmp_path, told, mon
     launch([[sys.executable, "-c", RANK, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, timeout=120)
     alone = told(Told())
     right, _ = make(Bare(), tmp_path / "alone", stage=NAMED, dev=())
-    assert right.scored and all((tmp_path / f"rank{r}.txt").read_text(encoding="utf8") == repr(right) for r in range(2))
+    assert scored(right)
+    assert all((tmp_path / f"rank{r}.txt").read_text(encoding="utf8") == repr(right) for r in range(2))
     asked = [json.loads((tmp_path / f"asked{r}.json").read_text(encoding="utf8")) for r in range(2)]
     assert [len(pairs) for pairs in asked] == [24 * 5 / 2] * 2  # three blocks of four groups each
     assert sorted(map(tuple, asked[0] + asked[1])) == sorted(alone.asked)

@@ -19,8 +19,8 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import mining, search
-from me5lib.train.mining import MiningReport, absolute_margin, choose, max_score, near_positive, relative_margin
-from me5lib.train.search import Index, Pool, SearchResult
+from me5lib.train.mining import MiningReport, choose, near_positive, relative_margin
+from me5lib.train.search import DenseIndex, Pool, SearchResult
 
 RNG = np.random.default_rng(0)
 PASSAGES = [f"p{i}" for i in range(8)]
@@ -41,24 +41,22 @@ def row(query="q", positives=("right",), negatives=(), language="en"):
     return Labelled(query, positives, negatives, "s", language)
 
 
-def kept(positive=0.9, rules=(), scores=SCORES, n=8, draw_seed=None):
-    """Which of `PASSAGES` a query with a positive of this score keeps of all, and the report."""
-    (texts,), report = choose(by_hand(scores, positive), [row()], Pool(PASSAGES), n, rules, draw_seed)
+def kept(positive=0.9, share=None):
+    """Which of `PASSAGES` a query with a positive of this score keeps under a relative margin, and the report."""
+    found = by_hand(SCORES, positive)
+    filters = {} if share is None else {"relative margin": relative_margin(found, share)}
+    (texts,), report = choose(found, [row()], Pool(PASSAGES), 8, filters)
     return [int(name[1:]) for name in texts], report
 
 
 # ---- the choice ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("score", "limit"), [(0.8, 0.76), (0.0, 0.0), (-0.8, -0.84)])
-def test_the_margin_lies_below_the_positive_whatever_its_sign(score, limit):
-    assert mining.ceiling(np.array([score]), 0.95)[0] == pytest.approx(limit)
-
-
 def test_the_same_text_is_no_negative_and_the_rest_is_counted():
     pool = Pool(["Paris", "PARIS ", "capital of France?", "Lyon", "Nice", "Lille", "lyon"])
     found = by_hand([0.99, 0.98, 0.97, 0.90, 0.85, 0.70, 0.60], 0.92)
-    negatives, report = choose(found, [row("Capital of  France?", ("Paris",))], pool, 2, [relative_margin(0.95)])
+    negatives, report = choose(found, [row("Capital of  France?", ("Paris",))], pool, 2,
+                               {"relative margin": relative_margin(found, 0.95)})
     assert negatives == [["Nice", "Lille"]]  # the limit is 0.95 × 0.92 = 0.874
     assert report.dropped == {"same text": 4, "relative margin": 1, "not needed": 0}  # lyon reads like Lyon
     assert (report.queries, report.candidates, report.kept, report.short) == (1, 7, 2, 0)
@@ -67,20 +65,15 @@ def test_the_same_text_is_no_negative_and_the_rest_is_counted():
                                 "positive_score": pytest.approx(0.92), "language": "en"}]
 
 
-def test_each_rule_by_hand():
-    assert kept()[0] == list(range(8))
-    assert kept(rules=[relative_margin(0.95)])[0] == list(range(2, 8))  # 0.855
-    assert kept(rules=[absolute_margin(0.1)])[0] == list(range(3, 8))  # 0.8: 0.84 is within 0.1 of 0.9
-    assert kept(0.5, [absolute_margin(0.0)])[0] == [7]  # equal to the positive is dropped
-    assert kept(rules=[max_score(0.6)])[0] == [5, 6, 7]  # as high is not above
-    assert kept(-0.1, [relative_margin(0.5)])[0] == [7]  # -0.15
-    _, report = kept(rules=[relative_margin(0.95), absolute_margin(0.1), max_score(0.65)])
-    assert report.dropped == {"same text": 0, "relative margin": 2, "absolute margin": 1, "maximum score": 2,
-                              "not needed": 0}  # each counts what those before it left
-    assert [(one["rule"], one["passage"]) for one in report.examples] == [
-        ("relative margin", "p0"), ("absolute margin", "p2"), ("maximum score", "p3")]
-    few, report = kept(rules=[max_score(0.55)])  # nothing is padded
-    assert few == [6, 7] and (report.kept, report.short) == (2, 1)
+@pytest.mark.parametrize(("positive", "share", "left"), [
+    (0.9, None, range(8)), (0.9, 0.95, range(2, 8)), (0.9, 0.5, range(7, 8)), (-0.1, 0.5, [7]), (-0.2, 0.95, []),
+    (0.0, 0.95, [7]),
+])  # fmt: skip
+def test_the_margin_lies_below_the_positive_whatever_its_sign(positive, share, left):
+    """0.9 · 0.95 = 0.855; half of 0.9 is 0.45; half of |-0.1| below it is -0.15; 5 % below -0.2 is -0.21."""
+    found, report = kept(positive, share)
+    assert found == list(left)
+    assert (report.kept, report.short) == (len(found), len(found) < 8)  # nothing is padded
 
 
 def test_what_is_like_a_positive_is_dropped_however_it_scores():
@@ -91,13 +84,13 @@ def test_what_is_like_a_positive_is_dropped_however_it_scores():
     pool = Pool([f"answer {i}" for i in range(30)] + [f"copy {i}" for i in range(30)])
     rows = [row(f"q{i}", (f"answer {i}",)) for i in range(30)]
     queries = answers + 0.1 * unit(30)
-    found = search.dense(rows, pool, Index(np.concatenate([answers, copies])), lambda _: queries, 10,
-                         margin_ratio=True)
-    copied = [sum(f"copy {i}" in texts for i, texts in enumerate(choose(found, rows, pool, 3, rules)[0]))
-              for rules in ([], [relative_margin(0.95)], [near_positive()])]
+    found = search.dense(queries, [pool.positives(row) for row in rows], DenseIndex(np.concatenate([answers, copies])),
+                         10, margin_ratio=True)
+    copied = [sum(f"copy {i}" in texts for i, texts in enumerate(choose(found, rows, pool, 3, filters)[0]))
+              for filters in ({}, {"margin": relative_margin(found, 0.95)}, {"near": near_positive(found)})]
     assert copied == [30, 0, 0]
     with pytest.raises(Me5Error, match="margin_ratio=True"):
-        kept(rules=[near_positive()])
+        near_positive(by_hand(SCORES, 0.9))
 
 
 def test_own_negatives_come_first_and_are_not_mined_again():
@@ -105,16 +98,6 @@ def test_own_negatives_come_first_and_are_not_mined_again():
                               ([1], ["P1"], {"same text": 1, "not needed": 7})):
         (found,), report = choose(by_hand(SCORES, 2.0), [row(negatives=("P1", "x"))], Pool(PASSAGES), n)
         assert found == texts and report.dropped == dropped and report.short == 0
-
-
-def test_a_draw_takes_other_than_the_hardest_and_differs_from_query_to_query():
-    rows = [row(f"q{i}") for i in range(60)]
-    found = SearchResult(np.tile(np.arange(40), (60, 1)),
-                         np.tile(np.linspace(0.9, 0.1, 40, dtype=np.float32), (60, 1)), np.full(60, 2.0, np.float32))
-    drawn, again, other = (choose(found, rows, Pool([f"p{i}" for i in range(40)]), 4, draw_seed=seed)[0]
-                           for seed in (0, 0, 1))
-    assert drawn == again != other
-    assert len({name for texts in drawn for name in texts}) > 35 and len({tuple(texts) for texts in drawn}) > 55
 
 
 # ---- report and diagnosis --------------------------------------------------------------------------------------------
@@ -127,7 +110,7 @@ def two_languages():
     found = SearchResult(rows, scores, np.full(4, 0.75, np.float32), np.array([0.1, 0.1, 0.3, 0.3], np.float32))
     queries = [row(query, language=language) for query, language in zip("abcd", ("de", "de", "fr", "fr"), strict=True)]
     pool = Pool([f"p{i}" for i in range(6)], ["de", "de", "en", "en", "fr", "fr"])
-    return choose(found, queries, pool, 2, [relative_margin(1.0)])
+    return choose(found, queries, pool, 2, {"relative margin": relative_margin(found, 1.0)})
 
 
 def test_the_report_tells_the_languages_apart():
@@ -142,14 +125,14 @@ def test_the_report_tells_the_languages_apart():
     scores = [0.5, 0.4, 0.5, 0.4, 0.2, 0.1, 0.7, 0.6]
     assert report.scores == pytest.approx({"scored": 8, "above": 0, "positive": 0.75, "negative": np.mean(scores),
                                            "chance": 0.2})
-    text = "\n".join(mining.lines(report._replace(recall=0.5)))
+    text = "\n".join(mining.report_lines(report._replace(recall=0.5)))
     assert "de       2 queries, 6 candidates: 4 kept" in text and "0.900, the right answer 0.750" in text
     assert "recall 0.500" in text
 
 
 def test_reports_of_parts_merge_to_the_report_of_the_whole():
     _, whole = two_languages()
-    _, other = kept(rules=[relative_margin(0.95)])
+    _, other = kept(share=0.95)
     merged = mining.merge([whole, whole._replace(recall=0.9), other])
     assert merged.queries == 9 and merged.dropped["relative margin"] == 6 and merged.recall == 0.9
     assert merged.candidates == 30 == merged.kept + sum(merged.dropped.values())
@@ -172,7 +155,6 @@ HEALTHY = MiningReport(
     ({"scores": HEALTHY.scores | {"negative": 0.23}},
      "0.570 below the right answer, 95% of the gap that random passages have (0.600)"),
     ({"languages": {code: {"en": 30} for code in ("de", "fr", "en")}}, "100% of the negatives are in en, but only 33%"),
-    ({"languages": {"de": {"de": 90}}}, "100% of the negatives belong to queries in de, but only 33%"),
     ({"kept": 0, "scores": {}, "languages": {}}, None),
     ({"scores": HEALTHY.scores | {"chance": 0.9}}, None),  # the encoder is at fault, not the mining
 ])  # fmt: skip
@@ -393,7 +375,7 @@ def test_wrong_commands_are_one_line(data, model, tmp_path):
     refused(mine("--data", data, "--out", out), "--model")
     refused(mine("--data", data, "--out", out, "--by", "tfidf"), "--by tfidf", "dense, bm25, random")
     refused(mine("--data", data, "--out", out, "--by", "bm25", "--near", 0.9), "--near")
-    refused(mine("--data", data, "--out", out, "--model", model, "--index", "pq"), "--index pq", "hnsw")
+    refused(mine("--data", data, "--out", out, "--model", model, "--index", "pq"), "--index pq", "ivf")
     refused(mine("--data", tmp_path / "no.jsonl", "--out", out, "--by", "bm25"), "there is no file")
     refused(mine("--data", data, "--out", out, "--model", tmp_path / "none"), "no model folder")
     lists = [{"query": ["Find the answer.", row["query"]], "positive": row["positive"]} for row in pairs()[:20]]

@@ -9,7 +9,7 @@ from me5lib import device
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled
 from me5lib.train import search
-from me5lib.train.search import BM25Index, Index, Pool
+from me5lib.train.search import BM25Index, DenseIndex, Pool
 
 RNG = np.random.default_rng(0)
 
@@ -97,35 +97,32 @@ def test_vectors_that_do_not_fit_are_refused():
         search.top_k(spoilt, unit(2), 1)
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_approximate_index_says_what_it_misses(kind):
+def test_an_approximate_index_says_what_it_misses():
     rng = np.random.default_rng(1)
     passages, queries = unit(3000, 32, rng), unit(50, 32, rng)
-    index = Index(passages, kind)
+    index = DenseIndex(passages, "ivf")
     rows, scores = index.search(queries, 10)
     exact, _ = search.top_k(queries, passages, 10)
     hits = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)])
     assert index.recall(queries, 10) == pytest.approx(hits) and 0.1 < hits
     assert scores[0, 0] == pytest.approx(queries[0] @ passages[rows[0, 0]], abs=1e-6)
-    assert search.nearest(queries, np.arange(50), queries, index, 10).recall == pytest.approx(hits)
+    assert search.dense(queries, [[i] for i in range(50)], index, 10).recall == pytest.approx(hits)
     with pytest.raises(Me5Error, match="queries have 8 dimensions"):
         index.search(unit(2), 10)
-    few = Index(unit(200), kind)  # too few for an index
-    assert few.kind == "exact" and few.recall(unit(3), 2) is None
+    assert DenseIndex(unit(200), "ivf").recall(unit(3), 2) is None  # too few for an index
 
 
 def test_a_large_pool_is_searched_approximately_a_small_one_exactly(monkeypatch):
-    assert Index(unit(300), "auto").kind == "exact"
-    monkeypatch.setattr(search, "LARGE", 200)
-    assert Index(unit(300), "auto").kind == "ivf"
-    with pytest.raises(Me5Error, match="there is no index 'pq': choose one of exact, ivf, hnsw"):
-        Index(unit(3), "pq")
+    assert DenseIndex(unit(300)).recall(unit(3), 2) is None
+    monkeypatch.setattr(search, "LARGE", 300)
+    assert DenseIndex(unit(300)).recall(unit(3), 2) is not None
+    assert DenseIndex(unit(300), "exact").recall(unit(3), 2) is None
 
 
-@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
 def test_equal_passages_come_lowest_row_first_in_every_index(kind):
     one = unit(200, 16, np.random.default_rng(5))
-    index, queries = Index(np.concatenate([one, one, one]), kind), one[:40]
+    index, queries = DenseIndex(np.concatenate([one, one, one]), kind), one[:40]
     rows, scores = index.search(queries, 3)
     assert rows.tolist() == [[i, 200 + i, 400 + i] for i in range(40)] and (np.diff(scores, axis=1) <= 0).all()
 
@@ -134,15 +131,15 @@ def asked(query, *positives):
     return Labelled(query, positives, (), "s", "en")
 
 
-def test_dense_scores_the_best_positive_and_skips_the_first():
+def test_dense_scores_the_best_positive():
     vectors, query = unit(12), unit(1)
-    ranked = np.argsort(-(vectors @ query[0]))
     pool = Pool([f"p{i}" for i in range(12)])
-    found = search.dense([asked("q", "p4", "P7")], pool, Index(vectors), lambda _: query, depth=3, skip=2)
-    assert found.rows[0].tolist() == ranked[2:5].tolist()
+    assert pool.positives(asked("q", "p4", "P7")) == [4, 7]
+    found = search.dense(query, [[4, 7]], DenseIndex(vectors), depth=3)
+    assert found.rows[0].tolist() == np.argsort(-(vectors @ query[0]))[:3].tolist()
     assert found.positive[0] == pytest.approx(max(query[0] @ vectors[4], query[0] @ vectors[7]))
     with pytest.raises(Me5Error, match="the query 'b' has no positive"):
-        search.dense([asked("a", "p4"), asked("b")], pool, Index(vectors), lambda _: query, depth=3)
+        pool.positives(asked("b"))
 
 
 def test_the_margin_ratio_against_its_formula():
@@ -151,8 +148,7 @@ def test_the_margin_ratio_against_its_formula():
     base = unit(30, 16, rng)
     copies = base + 0.05 * unit(30, 16, rng)
     passages = np.concatenate([base, copies / np.linalg.norm(copies, axis=1, keepdims=True)])
-    found = search.nearest(unit(2, 16, rng), np.array([0, 0, 1]), passages[[3, 7, 11]], Index(passages), 60,
-                           margin_ratio=True)
+    found = search.dense(unit(2, 16, rng), [[3, 7], [11]], DenseIndex(passages), 60, margin_ratio=True)
     cosine = passages @ passages.T
     knn_mean = [np.sort(np.delete(row, i))[-4:].mean() for i, row in enumerate(cosine)]
     for i, own in enumerate(([3, 7], [11])):
@@ -161,8 +157,9 @@ def test_the_margin_ratio_against_its_formula():
             assert found.margin_ratio[i, j] == pytest.approx(expected, abs=1e-4)
 
 
-def words_search(rows, texts, depth, skip=0):
-    return search.bm25(rows, Pool(texts), BM25Index(texts), depth, skip)
+def words_search(rows, texts, depth):
+    pool = Pool(texts)
+    return search.lexical([row.query for row in rows], [pool.positives(row) for row in rows], BM25Index(texts), depth)
 
 
 def test_bm25_finds_shared_words_and_nothing_else():
@@ -178,8 +175,8 @@ def test_bm25_finds_shared_words_and_nothing_else():
 
 def test_bm25_gives_equal_scores_in_the_order_of_the_passages():
     passages = ["dog", "cat one", "cat two", "cat red", "cat"]
-    for depth, skip, rows in ((3, 0, [4, 1, 2]), (2, 1, [1, 2]), (9, 3, [3, -1])):
-        assert words_search([asked("cat", "cat")], passages, depth, skip).rows.tolist() == [rows]
+    for depth, rows in ((3, [4, 1, 2]), (9, [4, 1, 2, 3, -1])):
+        assert words_search([asked("cat", "cat")], passages, depth).rows.tolist() == [rows]
 
 
 def test_bm25_scores_against_its_formula():

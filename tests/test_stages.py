@@ -194,17 +194,18 @@ def report(folder):
 
 def test_stage_2_says_what_was_mined_and_whether_the_teacher_was_better(stage2):
     found = report(stage2 / "stage2")
-    assert found["mining"]["queries"] == len(labelled.read_groups(stage2 / "stage2").rows)
+    assert found["mining"]["queries"] == len(labelled.read_groups(stage2 / "stage2"))
     teacher = found["teacher"]
     assert teacher["trusted"] == (teacher["teacher"] > teacher["student"]) and teacher["queries"] > 100
-    assert labelled.read_groups(stage2 / "stage2").scored == teacher["trusted"]
+    rows = labelled.read_groups(stage2 / "stage2").values()
+    assert [row.teacher_scores is not None for row in rows] == [teacher["trusted"]] * len(rows)
     assert report(stage2 / "stage2-only")["mining"]["queries"] == 0  # random weights mine nothing
 
 
 def test_every_group_has_the_same_size_and_no_right_answer_among_its_negatives(stage2, corpus):
     rows = corpus.labelled()
     for stage in ("stage2", "stage2-only"):
-        made = labelled.read_groups(stage2 / stage).rows
+        made = labelled.read_groups(stage2 / stage)
         assert made
         for i, row in made.items():
             assert (row.query, row.positives) == (rows[i].query, rows[i].positives)
@@ -256,10 +257,11 @@ def test_negatives_of_every_kind_come_from_the_same_stream_and_fill_up(kind, bas
 
 def test_the_plan_uses_every_example_of_a_stream_before_any_comes_again():
     stage = small("finetune.steps=10", "finetune.batch=4").finetune
-    plan = labelled.Plan(ROWS, stage, 0, 0.5)
+    plan = labelled.SamplingPlan(ROWS, stage, 0, 0.5)
     drawn = [i for step in range(10) for i, _ in plan.draws(step)]
     assert sorted(drawn[:20]) == list(range(20)) == sorted(drawn[20:])
-    assert list(plan.passes()) == list(range(20)) and plan.fingerprint != labelled.Plan(ROWS, stage, 1, 0.5).fingerprint
+    assert list(plan.passes()) == list(range(20))
+    assert plan.fingerprint != labelled.SamplingPlan(ROWS, stage, 1, 0.5).fingerprint
 
 
 def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():

@@ -68,7 +68,7 @@ def test_kl_is_from_teacher_to_student_by_hand_and_its_gradient_the_difference()
 
 def test_a_tie_is_no_win_and_only_a_better_teacher_is_trusted():
     assert teacher.first_place(np.array([[1.0, 1.0], [2.0, 1.0], [0.0, 1.0]])).tolist() == [False, True, False]
-    assert teacher.Verdict(0.6, 0.5, 100, 8).trusted and not teacher.Verdict(0.5, 0.5, 100, 8).trusted
+    assert teacher.TeacherVerdict(0.6, 0.5, 100, 8).trusted and not teacher.TeacherVerdict(0.5, 0.5, 100, 8).trusted
 
 
 # ---- the teacher of one's own ----------------------------------------------------------------------------------------
@@ -383,10 +383,10 @@ def examples():
 def measured(team, stage, steps=(0, 1, 2)):
     """Loss and gradient of some steps, as the stage has them."""
     toy, rows = Toy(), examples()
-    plan, made = labelled.Plan(rows, stage, 0, 1.0), labelled.Groups(dict(enumerate(rows)), True)
+    plan, made = labelled.SamplingPlan(rows, stage, 0, 1.0), dict(enumerate(rows))
     found = []
     for step in steps:
-        batch = made.batch(plan, step, 2, team.rank, team.world)
+        batch = plan.batch(made, step, 2, team.rank, team.world)
         value = stages.work_of(batch, team.wrap(toy), toy, stage, team, stages.Budget(2**20, 2**20), (0, step),
                                lambda source: PREFIXES).compute()
         found.append([team.mean(value.item()), toy.letters.weight.grad.flatten().tolist()])
@@ -398,7 +398,7 @@ def by_hand(stage, step):
     """KL and InfoNCE of a step in plain loops: means over its rows."""
     toy, rows = Toy(), examples()
     group = []
-    for i, turn in labelled.Plan(rows, stage, 0, 1.0).draws(step):
+    for i, turn in labelled.SamplingPlan(rows, stage, 0, 1.0).draws(step):
         places = [(turn * 2 + j) % 4 for j in range(2)]
         group.append((rows[i], [rows[i].negatives[j] for j in places],
                       [rows[i].teacher_scores[0], *(rows[i].teacher_scores[1 + j] for j in places)]))  # fmt: skip

@@ -264,17 +264,13 @@ def mine_command(
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of the encoder that searches.")] = "",
     by: Annotated[str, typer.Option(help="dense (the model's vectors), bm25 (shared words) or random.")] = "dense",
     depth: Annotated[int, typer.Option(min=1, help="Candidates of a query.")] = 200,
-    skip: Annotated[int, typer.Option(min=0, help="Leave out so many of the best before them.")] = 0,
     negatives: Annotated[int, typer.Option(min=1, help="Negatives of a query, its own included.")] = 7,
     near: Annotated[float | None, typer.Option(help="Drop what is so much liker a positive than neighbours are to each "
                                                  "other (default: 1.06 with --by dense; 0: off).")] = None,
     margin: Annotated[float | None, typer.Option(help="Drop what scores above this share of the positive.")] = None,
-    absolute_margin: Annotated[float | None, typer.Option(help="Drop what scores less than this below it.")] = None,
-    max_score: Annotated[float | None, typer.Option(help="Drop what scores above this.")] = None,
     within: Annotated[bool, typer.Option("--within-language/--across", help="Search passages of the query's language, "
                                                                              "or of all.")] = True,
-    spread: Annotated[bool, typer.Option("--sample/--hardest", help="Draw among the rest, or take the best.")] = False,
-    index: Annotated[str, typer.Option(help="exact, ivf or hnsw (faiss); auto is exact below 2M passages.")] = "auto",
+    index: Annotated[str, typer.Option(help="exact or ivf (faiss); auto is exact below 2M passages.")] = "auto",
     seed: Seed = 0,
     shard: Annotated[int, typer.Option(min=1, help="Queries of a shard.")] = 10_000,
     query_column: Query = "", passage_column: Passage = "", negative_columns: Negatives = "",
@@ -284,8 +280,7 @@ def mine_command(
     from me5lib.train import mining
 
     near = mining.DEFAULT_NEAR if near is None and by == "dense" else near or None
-    cfg = mining.Mining(by, depth, skip, negatives, near, margin or None, absolute_margin, max_score, within, spread,
-                        index, seed, shard)  # fmt: skip
+    cfg = mining.Mining(by, depth, negatives, near, margin or None, within, index, seed, shard)
     wrong = split_names(negative_columns)
     columns = {"query": query_column, "passage": passage_column, "negatives": wrong, "language": language_column}
     print("\n".join(mining.mine_file(data, out, cfg, model, columns, encoding, progress=sys.stderr.isatty())))

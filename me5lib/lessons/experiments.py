@@ -351,7 +351,7 @@ def mixed(scale: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     rows, last = examples.drop_invalid(corpus.labelled())[0], scale.finetune
     stage = _longer(scale.train, scale.train.steps + last.steps)
     temperature = scale.data.language_temperature if scale.offline else 1.0  # the hub's rows were tempered when drawn
-    batches, plan = corpus.mixture(scale, seed), examples.Plan(rows, last, seed, temperature)
+    batches, plan = corpus.mixture(scale, seed), examples.SamplingPlan(rows, last, seed, temperature)
     made = StageDir(out, name, {
         "mixed": [batches.fingerprint, plan.fingerprint], "seed": seed, "corpus": corpus.fingerprint,
         **{part: dataclasses.asdict(getattr(scale, part)) for part in ("model", "train", "finetune")},
@@ -368,7 +368,7 @@ def mixed(scale: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
         """The batch of `step`, tokenised, and how its gradient is computed."""
         labelled, turn = turns[step]
         if labelled:
-            drawn, own = groups.batch(plan, turn, last.hard_negatives), last
+            drawn, own = plan.batch(groups, turn, last.hard_negatives), last
         else:
             drawn, own = batches.batch(turn), scale.train
         return stages.work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.prefixes)

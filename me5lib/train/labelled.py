@@ -1,6 +1,6 @@
 """Labelled examples of stage 2: the valid ones, laid out over the steps, with hard negatives and a teacher's scores.
 
-    labelled examples ──► drop_invalid ──► Plan ──► add_negatives ──► teacher.add_scores ──► groups.jsonl
+    labelled examples ──► drop_invalid ──► SamplingPlan ──► add_negatives ──► teacher.add_scores ──► groups.jsonl
 
 The plan of all steps is known before the first, so that only examples which will be used are mined and scored.
 Negatives come from the passages of the same source and language; nothing is padded silently: what is filled in from
@@ -35,7 +35,7 @@ from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
 from me5lib.train.distributed import Team
 from me5lib.train.mining import Mining, MiningReport, PoolKey, by_pool, choose, distinct_texts, mine
-from me5lib.train.search import BM25Index, Index, Pool
+from me5lib.train.search import BM25Index, DenseIndex, Pool
 
 NEGATIVE_KINDS = ("mined", "bm25", "random", "labelled")
 DEV_EXAMPLES, DEV_GROUP = 1000, 8  # ours: held-out examples that judge the teacher, and passages in each one's group
@@ -69,7 +69,7 @@ def drop_invalid(rows: Iterable[Labelled]) -> tuple[list[Labelled], dict[str, in
     return kept, {fault: n for fault, n in sorted(faults.items()) if n}
 
 
-class Plan:
+class SamplingPlan:
     """Which examples make the batch of a step: stage 1's construction (`Mixture`) over the labelled examples.
 
     Sources and languages are both weighted by rows ** `temperature`, so that a large set does not drown a small one
@@ -107,6 +107,12 @@ class Plan:
                 last[i] = max(turn, last.get(i, 0))
         return {i: turn + 1 for i, turn in sorted(last.items())}
 
+    def batch(self, rows: Mapping[int, Labelled], step: int, n: int, rank: int = 0, world: int = 1) -> list[Labelled]:
+        """This rank's examples of `step`, out of the groups `rows`, each with the `n` negatives of its pass."""
+        drawn = self.draws(step)
+        mine = drawn[len(drawn) * rank // world : len(drawn) * (rank + 1) // world]
+        return [negatives_for_pass(rows[i], n, turn) for i, turn in mine]
+
 
 def negatives_for_pass(row: Labelled, n: int, turn: int) -> Labelled:
     """`row` with `n` of its negatives, from place turn · n on, wrapping round, and with their scores."""
@@ -135,40 +141,29 @@ def add_negatives(
     Own negatives come first ("mined", "labelled"); where a search leaves too few, random passages fill up.
     """
     n, passes = stage.hard_negatives, passes or [1] * len(rows)
-    own = kind in ("mined", "labelled")
-    chosen = [own_negatives(row)[: n * turns] if own else [] for row, turns in zip(rows, passes, strict=True)]
+    wanted = [n * turns for turns in passes]
+    chosen = [own_negatives(row)[:most] if kind in ("mined", "labelled") else []
+              for row, most in zip(rows, wanted, strict=True)]  # fmt: skip
     report = MiningReport()
-    if kind == "bm25" or (kind == "mined" and encoder is not None):
-        cfg = Mining("dense" if kind == "mined" else "bm25", stage.mine_depth, margin=stage.margin or None,
-                     near=(stage.near or None) if kind == "mined" else None)  # fmt: skip
-        chosen, report = _searched(rows, chosen, cfg, encoder, stage, prefixes, [n * turns for turns in passes])
-    elsewhere, filling = _everywhere(rows), Counter()
-    for places in by_pool(rows).values():
-        most = n * max(passes[i] for i in places) if kind == "random" else n
-        if any(len(chosen[i]) < most for i in places):
-            filling += _fill_up(rows, chosen, places, Pool.of(rows[i] for i in places), elsewhere, most, seed)
+    if kind in ("mined", "bm25"):
+        dense = kind == "mined"
+        cfg = Mining("dense" if dense else "bm25", stage.mine_depth, margin=stage.margin or None,
+                     near=stage.near or None if dense else None)  # fmt: skip
+        places, encode = by_pool(rows), functools.partial(encode_side, encoder, stage, prefixes)
+
+        def open_pool(key: PoolKey) -> tuple[Pool, DenseIndex | BM25Index]:
+            """All passages that the rows brought along; held while it is searched."""
+            pool = Pool.of(rows[i] for i in places[key])
+            return pool, DenseIndex(encode(pool.texts, key[0], side=1)) if dense else BM25Index(pool.texts)
+
+        bare = [row._replace(negatives=tuple(texts)) for row, texts in zip(rows, chosen, strict=True)]
+        chosen, report = mine(bare, cfg, wanted, open_pool, encode)
+    filling = fill_up(rows, chosen, wanted if kind == "random" else [n] * len(rows), seed)
     if kind == "random":  # asked for: nothing was short of them
         del filling[TOO_FEW], filling[RANDOM_FILLED]
-    found = [row._replace(negatives=tuple(texts[: n * turns]), teacher_scores=None)
-             for row, texts, turns in zip(rows, chosen, passes, strict=True)]  # fmt: skip
+    found = [row._replace(negatives=tuple(texts[:most]), teacher_scores=None)
+             for row, texts, most in zip(rows, chosen, wanted, strict=True)]  # fmt: skip
     return found, report, filling
-
-
-def _searched(
-    rows: Sequence[Labelled], own: Sequence[list[str]], cfg: Mining, encoder: Encoder | None, stage: Stage,
-    prefixes: Prefixes, n: Sequence[int],
-) -> tuple[list[list[str]], MiningReport]:
-    """`mining.mine` with the stage's prefixes, lengths and precision; a pool is held while it is searched. Each row's
-    `own` negatives come first, but all that the rows brought along are searched."""
-    places = by_pool(rows)
-    encode = functools.partial(encode_side, encoder, stage, prefixes)
-
-    def open_pool(key: PoolKey) -> tuple[Pool, Index | BM25Index]:
-        pool = Pool.of(rows[i] for i in places[key])
-        return pool, BM25Index(pool.texts) if cfg.by == "bm25" else Index(encode(pool.texts, key[0], side=1))
-
-    bare = [row._replace(negatives=tuple(texts)) for row, texts in zip(rows, own, strict=True)]
-    return mine(bare, cfg, n, open_pool, encode)
 
 
 def encode_side(
@@ -180,76 +175,60 @@ def encode_side(
                           precision=precision(encoder.device).name)  # fmt: skip
 
 
-def _everywhere(rows: Sequence[Labelled]) -> Callable[[str | None], Pool]:
-    """The pool of a source over all its languages, or (None) of all sources; each made when it is first asked for."""
-    return functools.cache(lambda source: Pool.of(row for row in rows if source in (None, row.source)))
-
-
-def _fill_up(
-    rows: Sequence[Labelled], chosen: list[list[str]], places: Sequence[int], pool: Pool,
-    elsewhere: Callable[[str | None], Pool], n: int, seed: int,
+def fill_up(
+    rows: Sequence[Labelled], chosen: list[list[str]], wanted: Sequence[int], seed: int, least: int = 0
 ) -> Counter[str]:
-    """Add random passages of the pool to the `chosen` of the rows at `places`, up to `n`; in a pool too small they come
-    again. Counted: examples that were short, and passages that were added, taken from elsewhere, repeated.
+    """Add random passages of its pool to what is `chosen` for a row that has fewer than `wanted`, up to the most that
+    one of the pool wants; in a pool too small they come again. Counted: examples that were short, and passages that
+    were added, taken from elsewhere, repeated.
 
-    Where the pool holds nothing but right answers, the source in all languages is drawn on, then all sources; raises
-    `Me5Error` where even they hold none.
+    A pool of fewer than `least` passages is the source's in all languages. Where it holds nothing but right answers,
+    that is drawn on, then all sources; raises `Me5Error` where even they hold none.
     """
     counts: Counter[str] = Counter()
-    short = [i for i in places if len(chosen[i]) < n]
-    if not short:
-        return counts
-    bare = [rows[i]._replace(negatives=()) for i in short]
-    draws = search.random([row.query for row in bare], len(pool.texts), 8 * n, seed)
-    for i, more in zip(short, choose(draws, bare, pool, 2 * n)[0], strict=True):
-        both = distinct_texts([*chosen[i], *more])
-        if not both:
-            others = (tuple(elsewhere(source).texts) for source in (rows[i].source, None))
-            both = next(filter(None, (own_negatives(rows[i]._replace(negatives=texts)) for texts in others)), [])
-            counts[ELSEWHERE] += min(n, len(both))
-        if not both:
-            raise Me5Error(f"there is no wrong answer to {rows[i].query[:60]!r} ({rows[i].source}): every passage of "
-                           "the labelled examples is a right one; add examples with other passages")
-        counts[TOO_FEW] += 1
-        counts[RANDOM_FILLED] += min(n, len(both)) - len(chosen[i])
-        counts[REPEATED] += max(0, n - len(both))
-        chosen[i] = [both[j % len(both)] for j in range(n)]
+    elsewhere = functools.cache(lambda source: Pool.of(row for row in rows if source in (None, row.source)))
+    for (source, _), places in by_pool(rows).items():
+        n = max(wanted[i] for i in places)
+        short = [i for i in places if len(chosen[i]) < n]
+        if not short:
+            continue
+        pool = Pool.of(rows[i] for i in places)
+        pool = pool if len(pool.texts) >= least else elsewhere(source)
+        bare = [rows[i]._replace(negatives=()) for i in short]
+        draws = search.random([row.query for row in bare], len(pool.texts), 8 * n, seed)
+        for i, more in zip(short, choose(draws, bare, pool, 2 * n)[0], strict=True):
+            both = distinct_texts([*chosen[i], *more])
+            if not both:
+                others = (own_negatives(rows[i]._replace(negatives=elsewhere(name).texts)) for name in (source, None))
+                both = next(filter(None, others), [])
+                counts[ELSEWHERE] += min(n, len(both))
+            if not both:
+                raise Me5Error(f"there is no wrong answer to {rows[i].query[:60]!r} ({source}): every passage of the "
+                               "labelled examples is a right one; add examples with other passages")
+            counts[TOO_FEW] += 1
+            counts[RANDOM_FILLED] += min(n, len(both)) - len(chosen[i])
+            counts[REPEATED] += max(0, n - len(both))
+            chosen[i] = [both[j % len(both)] for j in range(n)]
     return +counts
 
 
 def dev_groups(rows: Sequence[Labelled], seed: int, limit: int = DEV_EXAMPLES, size: int = DEV_GROUP) -> list[Labelled]:
     """At most `limit` held-out examples, spread evenly, each with `size` − 1 negatives: its own, then random ones."""
     rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)] if rows else []
-    chosen, elsewhere, pools = [own_negatives(row)[: size - 1] for row in rows], _everywhere(rows), by_pool(rows)
-    for key, places in pools.items():
-        pool = Pool.of(rows[i] for i in places)
-        pool = pool if len(pool.texts) >= 2 * size else elsewhere(key[0])
-        _fill_up(rows, chosen, places, pool, elsewhere, size - 1, seed)
-    return [rows[i]._replace(negatives=tuple(chosen[i])) for places in pools.values() for i in places]
+    chosen = [own_negatives(row)[: size - 1] for row in rows]
+    fill_up(rows, chosen, [size - 1] * len(rows), seed, least=2 * size)
+    return [rows[i]._replace(negatives=tuple(chosen[i])) for places in by_pool(rows).values() for i in places]
 
 
-# Groups
-
-
-class Groups(NamedTuple):
-    """The groups of a stage: position → example with the negatives of all its passes, and scores of its first positive
-    and of each of them."""
-
-    rows: dict[int, Labelled]
-    scored: bool  # whether the teacher's scores are there and used
-
-    def batch(self, plan: Plan, step: int, n: int, rank: int = 0, world: int = 1) -> list[Labelled]:
-        """This rank's examples of `step`, each with the `n` negatives of its pass."""
-        drawn = plan.draws(step)
-        mine = drawn[len(drawn) * rank // world : len(drawn) * (rank + 1) // world]
-        return [negatives_for_pass(self.rows[i], n, turn) for i, turn in mine]
+# Groups: position → example with the negatives of all its passes, and perhaps the teacher's scores of its first
+# positive and of each of them
 
 
 class GroupTask(NamedTuple):
     """What the preparation of a stage 2 works with, and who does it: every rank of `team`."""
 
     stage: Stage
-    plan: Plan
+    plan: SamplingPlan
     prefixes: Prefixes
     folder: Path  # of the unfinished stage
     seed: int
@@ -260,7 +239,7 @@ class GroupTask(NamedTuple):
 def make_groups(
     encoder: Encoder, rows: Sequence[Labelled], task: GroupTask, kind: str, dev: Sequence[Labelled] | None = None,
     faults: Mapping[str, int] | None = None,
-) -> Groups:
+) -> dict[int, Labelled]:
     """The groups that the plan will use, made once and kept in `groups.jsonl`; a report beside them.
 
     `encoder` is the start model: it mines, and a teacher that is trained here starts from a copy of it. `kind` is one
@@ -272,15 +251,15 @@ def make_groups(
 
     folder, team = task.folder, task.team
 
-    def mine_once() -> bool:
-        """Whether the groups had been made before; else there are mined ones now."""
+    def mined() -> bool:
+        """Whether all was made before; if not, there are groups without scores now."""
         if not (folder / REPORT).is_file() and not (folder / MINED).is_file():
             _write_groups(folder, *_mined(encoder, rows, task, kind, faults), MINED)
             give_back()
         return (folder / REPORT).is_file()
 
-    if not team.any(bool(team.by_main(mine_once))):
-        made, report = read_groups(folder).rows, io.read_json(folder / MINED)
+    if not team.any(bool(team.by_main(mined))):
+        made, report = read_groups(folder), io.read_json(folder / MINED)
         filling = dict(report["filling"])
         there, _ = filling.pop("there"), filling.pop("asked for")
         for what, counts in ("labelled examples", report["input"]), (f"of {there:,} negatives", filling):
@@ -311,13 +290,13 @@ def _write_groups(folder: Path, rows: Mapping[int, Labelled], report: Mapping[st
     """groups.jsonl first, then the JSON file `name`, which says that the groups are whole."""
     def write(beside: Path) -> None:
         with beside.open("w", encoding="utf8") as stream:
-            stream.writelines(json.dumps([i, *row], ensure_ascii=True) + "\n" for i, row in rows.items())
+            stream.writelines(json.dumps([i, *row]) + "\n" for i, row in rows.items())
 
     io.put(folder / GROUPS, write)
     io.put_json(folder / name, report, sort_keys=True)
 
 
-def read_groups(folder: Path) -> Groups:
+def read_groups(folder: Path) -> dict[int, Labelled]:
     """What `make_groups` wrote. Raises `Me5Error`, with counts, for scores that do not fit their groups."""
     rows, texts, counts = {}, {}, Counter()
     with (folder / GROUPS).open(encoding="utf8") as stream:
@@ -334,4 +313,4 @@ def read_groups(folder: Path) -> Groups:
     if (faults := +counts) and counts["without scores"] < len(rows):
         summary = ", ".join(f"{n} {fault}" for fault, n in faults.items())
         raise Me5Error(f"{folder / GROUPS}: of {len(rows)} groups {summary}: delete that folder to make them again")
-    return Groups(rows, bool(rows) and not faults)
+    return rows

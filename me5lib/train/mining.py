@@ -1,13 +1,13 @@
 """Hard negatives: passages that a search finds for a query although they are not its answer, and which of them lie.
 
-    results = search.dense(rows, pool, index, encode_query, depth=30, margin_ratio=True)    # or bm25, random
-    negatives, report = choose(results, rows, pool, n=3, rules=[near_positive(1.06)])
-    print(*lines(report), *diagnose(report), sep="\\n")        # what every rule dropped, and whether that is healthy
+    results = search.dense(query_vectors, right, index, depth=30, margin_ratio=True)    # or lexical, random
+    negatives, report = choose(results, rows, pool, n=3, filters={"near a positive": near_positive(results, 1.06)})
+    print(*report_lines(report), *diagnose(report), sep="\n")      # what every filter dropped, and if that is healthy
 
 A search gives the best `depth` passages of every query, and the score of the query's own positive by the same measure.
-`choose` then drops what is probably right after all: the same text as a positive or as the query, and whatever a `Rule`
-says: likeness to a positive, NV-Retriever's relative margin (Moreira et al. 2024), others. Nothing is padded: a query
-that is left with fewer gets fewer, and is counted. `mine` does this pool by pool, `mine_file` (`me5 mine`) for a file:
+`choose` then drops what is probably right after all: the same text as a positive or as the query, and what a filter
+says: likeness to a positive, or NV-Retriever's relative margin (Moreira et al. 2024). Nothing is padded: a query that
+is left with fewer gets fewer, and is counted. `mine` does this pool by pool, `mine_file` (`me5 mine`) for a file:
 
     out/settings.json               what was asked for: another command is refused here
     out/shard-00000.jsonl, .json    rows, and what became of their candidates
@@ -30,21 +30,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from me5lib import io
-from me5lib.data.shards import splitmix64
 from me5lib.device import best_device
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
-from me5lib.train.search import BM25Index, Index, Pool, SearchResult
+from me5lib.train.search import BM25Index, DenseIndex, Pool, SearchResult
 
-SAME_TEXT, NOT_NEEDED = "same text", "not needed"  # the rules that always are, around those that are asked for
+SAME_TEXT, NOT_NEEDED = "same text", "not needed"  # what `choose` itself drops, before and after the filters
 COMPARED_AT_ONCE = 1024  # queries whose candidates' texts are compared at a time
 WAYS = ("dense", "bm25", "random")
 DEFAULT_NEAR = 1.06  # where CCMatrix (Schwenk et al. 2021) takes two sentences for translations
 QUERIES_A_SHARD = 10_000  # ours: queries of a shard
-ENCODED_AT_ONCE = 16_384  # ours: passages that are encoded between two looks at the bar
 VECTORS = "passages.npy"
 ADDED_FIELDS = ("queries", "candidates", "kept", "short", "dropped", "by_language", "languages")  # of a report
 ABOVE = 0.05  # ours: share of the negatives above their positive that is a finding; a margin leaves none of its own
@@ -55,22 +53,15 @@ PoolKey = tuple[str, str]  # source and language; of the one pool across all, ("
 NotUsed = dict[str, tuple[int, str, list[int]]]  # reason → how many rows or texts, "line" or "row", the first numbers
 
 
-class Rule(NamedTuple):
-    """A false-negative filter: which candidates of a search may not be negatives, bool [Q, depth]."""
-
-    name: str
-    drops: Callable[[SearchResult], np.ndarray]
-
-
 class MiningReport(NamedTuple):
-    """What became of the candidates of all queries: kept, dropped by a rule, or not needed. JSON types."""
+    """What became of the candidates of all queries: kept, dropped by a filter, or not needed. JSON types."""
 
     queries: int = 0
     candidates: int = 0
     kept: int = 0
     short: int = 0  # queries that got fewer negatives than were asked for
-    dropped: Mapping[str, int] = {SAME_TEXT: 0, NOT_NEEDED: 0}  # rule → candidates
-    examples: Sequence[dict[str, Any]] = ()  # some that the rules on scores dropped: `_dropped_examples`
+    dropped: Mapping[str, int] = {SAME_TEXT: 0, NOT_NEEDED: 0}  # filter → candidates
+    examples: Sequence[dict[str, Any]] = ()  # some that the filters dropped: `_dropped_examples`
     by_language: Mapping[str, dict[str, Any]] = {}  # language of the query → the five counts above
     languages: Mapping[str, dict[str, int]] = {}  # language of the query → of the passage → negatives kept
     scores: Mapping[str, float] = {}  # mean `positive`, `negative`, `chance` of the `scored` kept; how many are `above`
@@ -82,100 +73,60 @@ class Mining(NamedTuple):
 
     by: str = "dense"
     depth: int = 200  # candidates of a query
-    skip: int = 0  # of the best before them
     negatives: int = 7  # of a query, its own included
     near: float | None = None
     margin: float | None = None
-    absolute_margin: float | None = None
-    max_score: float | None = None
     within: bool = True  # passages of the query's source and language, or all
-    spread: bool = False  # drawn among the candidates that are left (SimLM samples from its top 200), or the hardest
     index: str = "auto"
     seed: int = 0
     shard: int = QUERIES_A_SHARD
 
-    def rules(self) -> list[Rule]:
-        """The filters that are asked for, in their order."""
-        makers = {relative_margin: self.margin, absolute_margin: self.absolute_margin, max_score: self.max_score,
-                  near_positive: self.near}
-        return [make(value) for make, value in makers.items() if value is not None]
+
+# Filters: which candidates of a search may not be negatives, bool [Q, depth]
 
 
-# Rules
+def relative_margin(results: SearchResult, share: float) -> np.ndarray:
+    """Candidates that score above `share` of the positive's score (NV-Retriever's TopK-PercPos), whatever its sign.
 
-
-def ceiling(positive: np.ndarray, margin: float) -> np.ndarray:
-    """The highest score that a negative may have: `margin` × the positive's score, where that is positive.
-
-    For a negative score the plain product would lie *above* it and let everything through, so the gap is taken off the
-    score instead: positive − (1 − margin) · |positive|, which is the same for scores above zero.
+    For a score below zero the plain product would lie *above* it and let everything through, so the gap is taken off
+    the score instead: positive − (1 − share) · |positive|, which is the same for scores above zero.
     """
-    return positive - (1 - margin) * np.abs(positive)
+    return results.scores > (results.positive - (1 - share) * np.abs(results.positive))[:, None]
 
 
-def relative_margin(share: float) -> Rule:
-    """Drops what scores above `share` of the positive's score (NV-Retriever's TopK-PercPos), whatever its sign."""
-    return Rule("relative margin", lambda found: found.scores > ceiling(found.positive, share)[:, None])
-
-
-def absolute_margin(gap: float) -> Rule:
-    """Drops what scores no more than `gap` below the positive (NV-Retriever's TopK-MarginPos)."""
-    return Rule("absolute margin", lambda found: found.scores >= (found.positive - np.float32(gap))[:, None])
-
-
-def max_score(highest: float) -> Rule:
-    """Drops what scores above `highest`, whatever the positive has."""
-    return Rule("maximum score", lambda found: found.scores > highest)
-
-
-def near_positive(highest: float = DEFAULT_NEAR) -> Rule:
-    """Drops what is like a positive, a copy, an edit or a translation of the answer, however it scores with the query:
-    `SearchResult.margin_ratio` above `highest`."""
-
-    def drops(results: SearchResult) -> np.ndarray:
-        if results.margin_ratio is None:
-            raise Me5Error("near_positive needs the candidates' likeness to the positives: dense(…, margin_ratio=True)")
-        return results.margin_ratio > highest
-
-    return Rule("near a positive", drops)
+def near_positive(results: SearchResult, highest: float = DEFAULT_NEAR) -> np.ndarray:
+    """Candidates that are like a positive, a copy, an edit or a translation of the answer, however they score with the
+    query: `SearchResult.margin_ratio` above `highest`."""
+    if results.margin_ratio is None:
+        raise Me5Error("near_positive needs the candidates' likeness to the positives: dense(…, margin_ratio=True)")
+    return results.margin_ratio > highest
 
 
 # Choice
 
 
 def choose(
-    results: SearchResult, rows: Sequence[Labelled], pool: Pool, n: int | Sequence[int], rules: Sequence[Rule] = (),
-    draw_seed: int | None = None, examples: int = 20,
+    results: SearchResult, rows: Sequence[Labelled], pool: Pool, n: int | Sequence[int],
+    filters: Mapping[str, np.ndarray] = {}, examples: int = 20,  # noqa: B006
 ) -> tuple[list[list[str]], MiningReport]:
-    """Up to `n` negatives of every row (or of each its own number), and what was dropped by which rule.
+    """Up to `n` negatives of every row (or of each its own number), the hardest; and what was dropped by which filter.
 
     A row's own negatives come first and count towards `n`. Dropped is the same text as one of them, a positive, the
-    query or an earlier candidate; then what the `rules` say. Of the rest the hardest are taken, or with `draw_seed`
-    any, by a stateless draw.
+    query or an earlier candidate; then what each of the `filters` (name → bool [Q, depth]) leaves out of the rest.
     """
-    left = results.rows >= 0
-    dropped = {SAME_TEXT: _same_text(results.rows, rows, pool.keys)}
-    left &= ~dropped[SAME_TEXT]
-    for rule in rules:
-        out = rule.drops(results) & left
-        dropped[rule.name] = dropped.get(rule.name, False) | out
-        left &= ~out
-    room = np.maximum(0, np.broadcast_to(n, len(rows)) - [len(row.negatives) for row in rows])
-    if draw_seed is None:
-        taken = left & (left.cumsum(axis=1) <= room[:, None])
-    else:  # by a hash of (seed, query, passage)
-        queries = np.array([text_key(row.query) for row in rows], dtype=np.int64).view(np.uint64)
-        queries = splitmix64(queries + np.uint64(draw_seed))
-        draws = splitmix64(pool.keys.view(np.uint64)[results.rows] ^ queries[:, None])
-        order = np.lexsort((draws, ~left), axis=1)  # those left come first
-        taken = np.zeros(left.shape, bool)
-        np.put_along_axis(taken, order, np.arange(left.shape[1]) < room[:, None], axis=1)
-        taken &= left
+    left, dropped = results.rows >= 0, {}
+    for name, mask in {SAME_TEXT: _same_text(results.rows, rows, pool.keys), **filters}.items():
+        dropped[name] = mask & left
+        left = left & ~mask
+    most = np.broadcast_to(n, len(rows))
+    room = np.maximum(0, most - [len(row.negatives) for row in rows])
+    taken = left & (left.cumsum(axis=1) <= room[:, None])
     dropped[NOT_NEEDED] = left & ~taken
-    chosen = [[*row.negatives[:most], *(pool.texts[j] for j in found[some])] for row, most, found, some
-              in zip(rows, np.broadcast_to(n, len(rows)), results.rows, taken, strict=True)]
+    chosen = [[*row.negatives[:own], *(pool.texts[j] for j in found[some])] for row, own, found, some
+              in zip(rows, most, results.rows, taken, strict=True)]
     report = _account(results, rows, pool, dropped, taken, room)
-    return chosen, report._replace(examples=_dropped_examples(results, rows, pool, dropped, examples))
+    asked = {name: dropped[name] for name in filters}
+    return chosen, report._replace(examples=_dropped_examples(results, rows, pool, asked, examples))
 
 
 def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) -> np.ndarray:
@@ -193,7 +144,7 @@ def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) ->
         for column in np.array([own + own[:1] * (wide - len(own)) for own in known], dtype=np.int64).T:
             again |= theirs == column[:, None]
         same[part] = again
-    return same & (found >= 0)
+    return same
 
 
 def by_pool(rows: Sequence[Labelled], within: bool = True) -> dict[PoolKey, list[int]]:
@@ -214,7 +165,7 @@ def distinct_texts(texts: Iterable[str]) -> list[str]:
 
 def mine(
     rows: Sequence[Labelled], cfg: Mining, n: int | Sequence[int],
-    open_pool: Callable[[PoolKey], tuple[Pool, Index | BM25Index | None]],
+    open_pool: Callable[[PoolKey], tuple[Pool, DenseIndex | BM25Index | None]],
     encode_query: Callable[[Sequence[str], str], np.ndarray],
 ) -> tuple[list[list[str]], MiningReport]:
     """Negatives of every row, its own first and then from its pool; and the report over all pools.
@@ -226,15 +177,17 @@ def mine(
     reports = []
     for key, places in by_pool(rows, cfg.within).items():
         own, (pool, index) = [rows[i] for i in places], open_pool(key)
+        queries, right = [row.query for row in own], [pool.positives(row) for row in own]
         if cfg.by == "random":
-            results = search.random([row.query for row in own], len(pool.texts), cfg.depth, cfg.seed)
+            results = search.random(queries, len(pool.texts), cfg.depth, cfg.seed)
         elif cfg.by == "bm25":
-            results = search.bm25(own, pool, index, cfg.depth, cfg.skip)
+            results = search.lexical(queries, right, index, cfg.depth)
         else:
-            encode = functools.partial(encode_query, source=key[0])
-            results = search.dense(own, pool, index, encode, cfg.depth, cfg.skip, margin_ratio=cfg.near is not None)
+            results = search.dense(encode_query(queries, key[0]), right, index, cfg.depth, cfg.near is not None)
+        filters = {} if cfg.margin is None else {"relative margin": relative_margin(results, cfg.margin)}
+        filters |= {} if cfg.near is None else {"near a positive": near_positive(results, cfg.near)}
         most = n if isinstance(n, int) else [n[i] for i in places]
-        found, report = choose(results, own, pool, most, cfg.rules(), cfg.seed if cfg.spread else None)
+        found, report = choose(results, own, pool, most, filters)
         reports.append(report)
         for i, texts in zip(places, found, strict=True):
             chosen[i] = texts
@@ -274,11 +227,10 @@ def _account(
 def _dropped_examples(
     results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], limit: int
 ) -> list[dict[str, Any]]:
-    """The best-scoring candidate that each rule on scores dropped, of `limit` queries spread evenly, a rule."""
+    """The best-scoring candidate that each filter dropped, of `limit` queries spread evenly, a filter."""
     shown = []
     for name, mask in dropped.items():
-        some = [] if name in (SAME_TEXT, NOT_NEEDED) else np.flatnonzero(mask.any(axis=1)).tolist()
-        for i in _spread(some, limit):
+        for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist(), limit):
             row, j = rows[i], int(mask[i].argmax())
             shown.append({"query": row.query, "positive": row.positives[0],
                           "passage": pool.texts[results.rows[i, j]], "rule": name,
@@ -292,8 +244,14 @@ def _spread(items: Sequence[Any], limit: int) -> list[Any]:
     return [items[i] for i in np.linspace(0, len(items) - 1, min(limit, len(items))).astype(int)]
 
 
+def _some(examples: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """At most `limit` of each filter, spread evenly."""
+    return [one for rule in dict.fromkeys(example["rule"] for example in examples)
+            for one in _spread([example for example in examples if example["rule"] == rule], limit)]
+
+
 def merge(reports: Sequence[MiningReport], examples: int = 20) -> MiningReport:
-    """One report of several searches, with at most so many `examples` of each rule, spread evenly over the searches."""
+    """One report of several searches, with at most so many `examples` of each filter, spread over the searches."""
     if not reports:
         return MiningReport()
     added = {name: functools.reduce(_added, (getattr(report, name) for report in reports)) for name in ADDED_FIELDS}
@@ -311,19 +269,12 @@ def merge(reports: Sequence[MiningReport], examples: int = 20) -> MiningReport:
 def _added(one: Any, other: Any) -> Any:
     """Counts, nested alike, added up."""
     if isinstance(one, Mapping):
-        both = {name: _added(one[name], other[name]) for name in one if name in other}
-        return {**one, **other, **both}
+        return {**one, **other, **{name: _added(one[name], other[name]) for name in one if name in other}}
     return one + other
 
 
-def _some(examples: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """At most `limit` of each rule."""
-    return [one for rule in dict.fromkeys(example["rule"] for example in examples)
-            for one in _spread([example for example in examples if example["rule"] == rule], limit)]
-
-
-def lines(report: MiningReport, samples: int = 3) -> list[str]:
-    """The report for human eyes: the counts, by language too, and some of what each rule dropped."""
+def report_lines(report: MiningReport, samples: int = 3) -> list[str]:
+    """The report for human eyes: the counts, by language too, and some of what each filter dropped."""
     found = []
     for name, counts in {"all": report._asdict(), **report.by_language}.items():
         dropped = ", ".join(f"{rule} {times:,}" for rule, times in counts["dropped"].items())
@@ -341,9 +292,8 @@ def lines(report: MiningReport, samples: int = 3) -> list[str]:
 def diagnose(report: MiningReport) -> list[str]:
     """What is wrong with a mining, a sentence each that has the figure and what to do; a healthy one has none.
 
-    Three things go wrong: right answers among the negatives (the loss pushes away what it should pull), negatives as
-    easy as random ones (the loss is zero and teaches nothing), and negatives in one language (the language gives the
-    wrong answer away, nothing has to be understood).
+    Right answers among the negatives (the loss pushes away what it should pull), negatives as easy as random ones (the
+    loss is zero and teaches nothing), and negatives in one language (which then gives the wrong answer away).
     """
     found, scores = [], report.scores
     if scores and (share := scores["above"] / scores["scored"]) > ABOVE:
@@ -354,28 +304,16 @@ def diagnose(report: MiningReport) -> list[str]:
         gap, random = scores["positive"] - scores["negative"], scores["positive"] - scores["chance"]
         if gap / random > EASY:
             found.append(f"the negatives score {gap:.3f} below the right answer, {gap / random:.0%} of the gap that "
-                         f"random passages have ({random:.3f}), so they teach little more: skip fewer of the first "
-                         "passages, or mine with a better encoder or in a larger pool")
-    queries = Counter({language: counts["queries"] for language, counts in report.by_language.items()})
-    right = Counter({language: sum(theirs.values()) for language, theirs in report.languages.items()})
+                         f"random passages have ({random:.3f}), so they teach little more: mine with a better encoder "
+                         "or in a larger pool")
     wrong = sum(map(Counter, report.languages.values()), Counter())
-    if one := _one_language(wrong, right):
-        found.append(f"{one[1]:.0%} of the negatives are in {one[0]}, but only {one[2]:.0%} of the right answers, so "
-                     "the language alone tells them apart: mine within each language, or in a pool that has them all")
-    if one := _one_language(right, queries):
-        found.append(f"{one[1]:.0%} of the negatives belong to queries in {one[0]}, but only {one[2]:.0%} of the "
-                     "queries do, so the others learn from next to none: give their languages passages to mine, or "
-                     "mine across languages")
+    for language, times in wrong.most_common(1):
+        share, other = (n / wrong.total() for n in (times, sum(report.languages.get(language, {}).values())))
+        if share > MOSTLY and other < share / 2:
+            found.append(f"{share:.0%} of the negatives are in {language}, but only {other:.0%} of the right answers, "
+                         "so the language alone tells them apart: mine within each language, or in a pool that has "
+                         "them all")
     return found
-
-
-def _one_language(these: Counter[str], those: Counter[str]) -> tuple[str, float, float] | None:
-    """The language that nearly all of `these` are in, but less than half as many of `those`; its share of both."""
-    if not these.total() or not those.total():
-        return None
-    language, times = these.most_common(1)[0]
-    share, other = times / these.total(), those[language] / those.total()
-    return (language, share, other) if share > MOSTLY and other < share / 2 else None
 
 
 # One's own file (`me5 mine`)
@@ -389,7 +327,7 @@ def mine_file(
 
     Raises `Me5Error`, before anything is read, for what cannot be asked for.
     """
-    for option, value, known in ("--by", cfg.by, WAYS), ("--index", cfg.index, ("auto", *search.INDEX_KINDS)):
+    for option, value, known in ("--by", cfg.by, WAYS), ("--index", cfg.index, search.INDEX_KINDS):
         if value not in known:
             raise Me5Error(f"{option} {value}: choose one of {', '.join(known)}")
     if cfg.by == "dense" and not model:
@@ -398,13 +336,12 @@ def mine_file(
         raise Me5Error("--near compares vectors: it goes with --by dense only")
     rows, faults = read_pairs(data, encoding, **columns)
     encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
-    mark = encoder_mark(encoder) if encoder else ""
-    claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()), "model": mark, "columns": columns,
-                       "encoding": encoding})  # fmt: skip
+    claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()),
+                       "model": encoder_mark(encoder) if encoder else "", "columns": columns, "encoding": encoding})
     report = mine_shards(rows, out, cfg, encoder, faults, progress)
     return [*(f"not used: {times:,} × {why} ({unit} {', '.join(map(str, first))}{' …' if times > len(first) else ''})"
               for why, (times, unit, first) in faults.items()),
-            *lines(report), *(f"look: {finding}" for finding in diagnose(report)),
+            *report_lines(report), *(f"look: {finding}" for finding in diagnose(report)),
             f"{out}: shards, and report.json with samples of what was dropped"]  # fmt: skip
 
 
@@ -441,10 +378,10 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
         before = io.read_json(path)
     except (OSError, ValueError) as error:
         raise Me5Error(f"cannot write to {out} ({' '.join(str(error).split())[:120]}): choose another --out") from None
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise Me5Error(f"{out} was begun with another {name} ({before.get(name)}, not {value}): choose another "
-                           "--out, or delete it")
+    for name in before | settings:
+        if before.get(name) != settings.get(name):
+            raise Me5Error(f"{out} was begun with another {name} ({before.get(name)}, not {settings.get(name)}): "
+                           "choose another --out, or delete it")
 
 
 def encoder_mark(encoder: Encoder) -> str:
@@ -461,8 +398,7 @@ def encoder_mark(encoder: Encoder) -> str:
 
 
 def mine_shards(
-    rows: Sequence[Labelled], out: Path, cfg: Mining, encoder: Encoder | None = None, faults: NotUsed | None = None,
-    progress: bool = False,
+    rows: Sequence[Labelled], out: Path, cfg: Mining, encoder: Encoder | None, faults: NotUsed, progress: bool
 ) -> MiningReport:
     """Mine the shards of `rows` that are missing in `out`; the report of all, also in `out`/report.json."""
     from tqdm.auto import tqdm
@@ -470,20 +406,17 @@ def mine_shards(
     pools = {key: Pool.of([rows[i] for i in places]) for key, places in by_pool(rows, cfg.within).items()}
     starts = {start: out / f"shard-{start // cfg.shard:05}.json" for start in range(0, len(rows), cfg.shard)}
     missing = [start for start, path in starts.items() if not path.is_file()]
-    vectors = _vectors(pools, out / VECTORS, encoder, progress) if missing and cfg.by == "dense" else {}
+    vectors = _vectors(pools, out / VECTORS, encoder, progress) if missing and encoder else {}
 
     @functools.cache  # made once, for all shards
-    def open_pool(key: PoolKey) -> tuple[Pool, Index | BM25Index | None]:
+    def open_pool(key: PoolKey) -> tuple[Pool, DenseIndex | BM25Index | None]:
         if cfg.by == "dense":
-            return pools[key], Index(vectors[key], cfg.index)
+            return pools[key], DenseIndex(vectors[key], cfg.index)
         return pools[key], BM25Index(pools[key].texts) if cfg.by == "bm25" else None
-
-    def encode_query(texts: Sequence[str], source: str) -> np.ndarray:
-        return encoder.encode(texts, QUERY)
 
     for start in tqdm(missing, disable=not progress, unit=" shards", desc="mine"):
         own = rows[start : start + cfg.shard]
-        found, report = mine(own, cfg, cfg.negatives, open_pool, encode_query)
+        found, report = mine(own, cfg, cfg.negatives, open_pool, lambda texts, source: encoder.encode(texts, QUERY))
         made = ({"query": row.query, "positives": row.positives, "negatives": texts, "language": row.language}
                 for row, texts in zip(own, found, strict=True))
         jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
@@ -491,7 +424,7 @@ def mine_shards(
         io.put_json(starts[start], report._asdict())
     (out / VECTORS).unlink(missing_ok=True)
     report = merge([MiningReport(**io.read_json(path)) for path in starts.values()])
-    io.put_json(out / "report.json", report._asdict() | {"not_used": faults or {}})
+    io.put_json(out / "report.json", report._asdict() | {"not_used": faults})
     return report
 
 
@@ -499,23 +432,10 @@ def _vectors(
     pools: Mapping[PoolKey, Pool], path: Path, encoder: Encoder, progress: bool
 ) -> dict[PoolKey, np.ndarray]:
     """The vectors of every pool's passages, fp32 [P, d]; they are kept at `path` until all shards are mined."""
-    from tqdm.auto import tqdm
-
     texts = [text for pool in pools.values() for text in pool.texts]
-
-    def write(beside: Path) -> None:
-        """Written, not mapped: to a map of a full disk the kernel ends the process by a signal."""
-        with beside.open("wb") as file, tqdm(total=len(texts), disable=not progress, unit=" passages",
-                                             desc="encode") as bar:  # fmt: skip
-            shape = {"descr": "<f4", "fortran_order": False, "shape": (len(texts), encoder.width)}
-            np.lib.format.write_array_header_1_0(file, shape)
-            for start in range(0, len(texts), ENCODED_AT_ONCE):
-                some = texts[start : start + ENCODED_AT_ONCE]
-                file.write(encoder.encode(some, PASSAGE).tobytes())
-                bar.update(len(some))
-
-    if not path.is_file():
-        io.put(path, write)
-    every = np.load(path, mmap_mode="c")  # "r" would make torch warn that it cannot be written
+    vectors = io.read_array(path, np.float32, len(texts), 2, f"its {len(texts):,} passages are encoded again")
+    if vectors is None:
+        vectors = encoder.encode(texts, PASSAGE, progress=progress)
+        io.put_array(path, vectors)
     ends = np.cumsum([len(pool.texts) for pool in pools.values()])
-    return dict(zip(pools, np.split(every, ends[:-1]), strict=True))
+    return dict(zip(pools, np.split(vectors, ends[:-1]), strict=True))

@@ -1,7 +1,8 @@
 """The search behind the mining of hard negatives: each query's best passages by an encoder, by shared words, by chance.
 
     pool = Pool.of(rows)                                                   # all passages of labelled rows, once each
-    results = dense(rows, pool, Index(encode(pool.texts)), encode_query, depth=30)    # or bm25(…), or random(…)
+    right = [pool.positives(row) for row in rows]
+    results = dense(query_vectors, right, DenseIndex(passage_vectors), depth=30)    # or lexical(…), or random(…)
     rows, scores = top_k(query_vectors, passage_vectors, k=50)             # exact, BLOCK × BLOCK products at a time
 
 Cost: memory does not grow with queries × passages. Past `LARGE` passages an approximate index of faiss stands in, whose
@@ -15,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,8 @@ from me5lib.data.shards import splitmix64
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, text_key
 
-Encode = Callable[[Sequence[str]], np.ndarray]
 LARGE = 2_000_000  # ours: passages from which an approximate index is the default
-INDEX_KINDS = ("exact", "ivf", "hnsw")
+INDEX_KINDS = ("auto", "exact", "ivf")
 FEW = 256  # ours: passages below which every index is exact: fewer than four in an inverted list, and soon searched
 RANDOM_PASSAGES = 64  # ours: random passages that every query is scored against, to know what an easy negative scores
 NEIGHBOURS = 4  # as Artetxe and Schwenk have it; a pool with many copies of every answer wants more
@@ -81,30 +81,33 @@ class SearchResult(NamedTuple):
     recall: float | None = None  # of an approximate index against the exact search, on a sample; None: exact
 
 
-class Index:
-    """Vectors of passages fp32 [P, d], to be searched exactly, or approximately by faiss: inverted lists or HNSW."""
+class DenseIndex:
+    """Vectors of passages fp32 [P, d], to be searched exactly, or approximately by faiss in inverted lists."""
 
     def __init__(self, vectors: np.ndarray, kind: str = "auto") -> None:
-        """`kind`: exact, ivf, hnsw; auto is exact below `LARGE` passages, then ivf. Below `FEW` every one is exact.
+        """`kind`: one of `INDEX_KINDS`; auto is exact below `LARGE` passages, then ivf. Below `FEW` both are exact.
 
-        Raises `Me5Error` for another kind.
+        Of 4 √P lists a search reads 1/16 (ours, after faiss' guidelines; what that is worth says `recall`).
         """
-        if kind not in (*INDEX_KINDS, "auto"):
-            raise Me5Error(f"there is no index {kind!r}: choose one of {', '.join(INDEX_KINDS)}")
-        kind = "exact" if len(vectors) < FEW else kind
-        self.kind = kind if kind != "auto" else INDEX_KINDS[len(vectors) >= LARGE]
-        self.vectors = vectors
-        self._faiss = None if self.kind == "exact" else _approximate(vectors, self.kind)
+        self.vectors, self._faiss = vectors, None
+        if len(vectors) < max(FEW, {"auto": LARGE, "ivf": 0}.get(kind, np.inf)):
+            return
+        import faiss
+
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        refuse_vectors(vectors[:0], vectors)
+        width, lists = vectors.shape[1], int(4 * len(vectors) ** 0.5)
+        self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
+        self._faiss.cp.min_points_per_centroid = 1  # or it prints a warning for a small one
+        self._faiss.train(vectors)
+        self._faiss.nprobe = max(1, lists // 16)
+        self._faiss.add(vectors)
 
     @cached_property
     def knn_mean(self) -> np.ndarray:
-        """Mean score of each passage with its `NEIGHBOURS` nearest, fp32 [P]."""
-        return self.knn_mean_at(self.vectors)
-
-    def knn_mean_at(self, vectors: np.ndarray) -> np.ndarray:
-        """The same of any vectors that are in the index, fp32 [n]: the best hit is taken for the vector itself."""
-        scores = self.search(vectors, NEIGHBOURS + 1)[1][:, 1:]
-        return np.nan_to_num(scores.mean(axis=1) if scores.size else np.zeros(len(vectors)), neginf=0.0)
+        """Mean score of each passage with its `NEIGHBOURS` nearest, fp32 [P]: the best hit is the passage itself."""
+        scores = self.search(self.vectors, NEIGHBOURS + 1)[1][:, 1:]
+        return np.nan_to_num(scores.mean(axis=1) if scores.size else np.zeros(len(self.vectors)), neginf=0.0)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `top_k`; an approximate index may give fewer (row -1, score -inf)."""
@@ -126,85 +129,59 @@ class Index:
         return hits / exact.size
 
 
-def _approximate(vectors: np.ndarray, kind: str) -> Any:
-    """An index of faiss by inner product, with room for a search: 4 √P lists of which 1/16 are read, or a graph of 32
-    neighbours and 200 candidates (ours, after faiss' guidelines; what they are worth is measured by `Index.recall`)."""
-    import faiss
-
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    refuse_vectors(vectors[:0], vectors)
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = index.hnsw.efSearch = 200
-    else:
-        lists = max(1, int(4 * len(vectors) ** 0.5))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], lists,
-                                   faiss.METRIC_INNER_PRODUCT)
-        index.cp.min_points_per_centroid = 1  # or it prints a warning for a small one
-        index.train(vectors)
-        index.nprobe = max(1, lists // 16)
-    index.add(vectors)
-    return index
-
-
 def dense(
-    rows: Sequence[Labelled], pool: Pool, index: Index, encode_query: Encode, depth: int, skip: int = 0,
-    margin_ratio: bool = False,
+    queries: np.ndarray, right: Sequence[Sequence[int]], index: DenseIndex, depth: int, margin_ratio: bool = False
 ) -> SearchResult:
-    """Search by cosine: each query's passages ranked `skip` … `skip + depth`; `index` holds the pool's unit vectors.
+    """Search by cosine: the `depth` best passages of every query, unit vectors fp32 [Q, d]; `right`: the rows of the
+    index that are its positives.
 
-    `margin_ratio`: compare the candidates with the positives too, as `mining.near_positive` needs it; that takes two
-    more searches, of the passages and of the positives among the passages.
+    `margin_ratio`: compare the candidates with the positives too, as `mining.near_positive` needs it; that takes one
+    more search, of all passages among themselves.
     """
-    owner = np.repeat(np.arange(len(rows)), [len(row.positives) for row in rows])
-    positives = index.vectors[[place for row in rows for place in pool.positives(row)]]
-    return nearest(encode_query([row.query for row in rows]), owner, positives, index, depth, skip, margin_ratio)
-
-
-def nearest(
-    queries: np.ndarray, owner: np.ndarray, positives: np.ndarray, index: Index, depth: int, skip: int = 0,
-    margin_ratio: bool = False,
-) -> SearchResult:
-    """`dense` for vectors: queries [Q, d], positives [N, d] and the query `owner` [N] (ascending) of each."""
-    rows, scores = (found[:, skip:] for found in index.search(queries, skip + depth))
-    own = np.full(len(queries), -np.inf, np.float32)
+    rows, scores = index.search(queries, depth)
+    owner = np.repeat(np.arange(len(queries)), [len(own) for own in right])
+    positives = np.array([j for own in right for j in own], dtype=np.int64)
+    best = np.full(len(queries), -np.inf, np.float32)
     for start in range(0, len(owner), BLOCK_PASSAGES):
-        part = slice(start, start + BLOCK_PASSAGES)
-        np.maximum.at(own, owner[part], np.einsum("nd,nd->n", queries[owner[part]], positives[part]).astype(np.float32))
+        part = owner[start : start + BLOCK_PASSAGES]
+        theirs = index.vectors[positives[start : start + BLOCK_PASSAGES]]
+        np.maximum.at(best, part, np.einsum("nd,nd->n", queries[part], theirs).astype(np.float32))
     some = np.linspace(0, len(index.vectors) - 1, min(RANDOM_PASSAGES, len(index.vectors))).astype(int)
     chance = (queries @ index.vectors[some].mean(0)).astype(np.float32)
-    ratio = margin_ratio_of(rows, owner, positives, index) if margin_ratio else None
-    return SearchResult(rows, scores, own, chance, ratio, index.recall(queries, skip + depth))
+    ratio = margin_ratio_of(rows, right, index) if margin_ratio else None
+    return SearchResult(rows, scores, best, chance, ratio, index.recall(queries, depth))
 
 
-def margin_ratio_of(rows: np.ndarray, owner: np.ndarray, positives: np.ndarray, index: Index) -> np.ndarray:
+def margin_ratio_of(rows: np.ndarray, right: Sequence[Sequence[int]], index: DenseIndex) -> np.ndarray:
     """How like one of its query's positives each candidate is: fp32 [Q, depth] of `rows` of the index.
 
     Their cosine, over the mean of what both have with their nearest neighbours (the ratio margin by which Artetxe and
     Schwenk 2019 mine translations): about 1 for neighbours like others, whatever the range of an encoder's cosines.
     """
     ratio = np.full(rows.shape, -np.inf, np.float32)
-    for i, positive, knn_mean in zip(owner.tolist(), positives, index.knn_mean_at(positives), strict=True):
-        around = np.maximum((index.knn_mean[rows[i]] + knn_mean) / 2, 1e-3)
-        ratio[i] = np.maximum(ratio[i], index.vectors[rows[i]] @ positive / around)
+    for i, own in enumerate(right):
+        for positive in own:
+            around = np.maximum((index.knn_mean[rows[i]] + index.knn_mean[positive]) / 2, 1e-3)
+            ratio[i] = np.maximum(ratio[i], index.vectors[rows[i]] @ index.vectors[positive] / around)
     return ratio
 
 
-def bm25(rows: Sequence[Labelled], pool: Pool, index: BM25Index, depth: int, skip: int = 0) -> SearchResult:
-    """Search by shared words: each query's passages ranked `skip` … `skip + depth`; -1 beyond those that share one.
+def lexical(
+    queries: Sequence[str], right: Sequence[Sequence[int]], index: BM25Index, depth: int
+) -> SearchResult:
+    """Search by shared words: the `depth` best passages of every query; -1 beyond those that share one.
 
-    `index` is of the pool's texts. One query's scores are held at a time. Equal scores: the lower row comes first.
+    `right` as in `dense`. One query's scores are held at a time. Equal scores: the lower row comes first.
     """
-    shape = len(rows), max(0, min(skip + depth, len(pool.texts)) - skip)
+    shape = len(queries), min(depth, index.size)
     found, scores = np.full(shape, -1), np.zeros(shape, np.float32)
-    own, chance = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
-    for i, row in enumerate(rows):
-        every = index.scores(row.query)
-        own[i] = every[pool.positives(row)].max()
-        chance[i] = every.mean() if every.size else 0.0
-        best = top_places(every, skip + depth)[skip:]
-        found[i, : len(best)], scores[i, : len(best)] = best, every[best]
-    return SearchResult(found, scores, own, chance)
+    best, chance = np.empty(len(queries), np.float32), np.empty(len(queries), np.float32)
+    for i, (query, own) in enumerate(zip(queries, right, strict=True)):
+        every = index.scores(query)
+        best[i], chance[i] = every[own].max(), every.mean()
+        first = top_places(every, depth)
+        found[i, : len(first)], scores[i, : len(first)] = first, every[first]
+    return SearchResult(found, scores, best, chance)
 
 
 class BM25Index:

@@ -105,7 +105,7 @@ def finetune(
     rows, faults = examples.drop_invalid(corpus.labelled())
     # What was drawn from the hub has the paper's sizes already, and its languages were tempered then.
     temperature = 1.0 if isinstance(corpus, HubCorpus) else scale.data.language_temperature
-    plan = examples.Plan(rows, stage, seed, temperature)
+    plan = examples.SamplingPlan(rows, stage, seed, temperature)
     place = StageDir(out, name, _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
         start=_identity(start), teacher_files=teacher_fingerprint(stage.teacher) if teacher else "",
@@ -120,7 +120,7 @@ def finetune(
     made = examples.make_groups(encoder, rows, task, kind, dev, faults)
     run = loop.Run(place.part, seed, place.fingerprint, name, max(1, stage.steps // CHECKPOINTS),
                    evaluate or _look(corpus), progress=progress, team=team)
-    return _trained(encoder, lambda step: made.batch(plan, step, stage.hard_negatives, team.rank, team.world),
+    return _trained(encoder, lambda step: plan.batch(made, step, stage.hard_negatives, team.rank, team.world),
                     scale, stage, sides, place, run)
 
 

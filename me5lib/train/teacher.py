@@ -6,7 +6,7 @@
 
 The paper's stage 2 learns from a cross-encoder's scores: KL(teacher ‖ student) over each query's own group (its
 positive and its hard negatives) plus α · InfoNCE over the batch (form from E5 and SimLM's code; mE5's teacher is not
-public). A teacher that is no better than the student teaches nothing: `Verdict` measures both on held-out groups, and
+public). A teacher that is no better than the student teaches nothing: `judge` measures both on held-out groups, and
 stage 2 trusts the teacher only if it wins.
 
 Cost: a joint input per passage: four passages a query cost about twice what embedding them apart costs, by our own
@@ -42,7 +42,7 @@ from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import PASSAGE, QUERY, clean
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import checkpoint, labelled, loop
-from me5lib.train.labelled import GroupTask, Plan, Prefixes, dev_groups, negatives_for_pass
+from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, dev_groups, negatives_for_pass
 from me5lib.train.loss import widen
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
@@ -59,7 +59,7 @@ TextPair = tuple[str, str]
 Joint = tuple[list[int], int]  # token ids of a query and a passage, as the teacher reads them; where the passage begins
 
 
-class Verdict(NamedTuple):
+class TeacherVerdict(NamedTuple):
     """Accuracy of teacher and student on the same held-out groups: how often the positive comes first of `size`."""
 
     teacher: float
@@ -384,13 +384,13 @@ def first_place(scores: np.ndarray) -> np.ndarray:
 def judge(
     teacher: Teacher | Reranker, student: Encoder, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes,
     folder: Path | None = None,
-) -> Verdict:
+) -> TeacherVerdict:
     """How often each puts the positive of a held-out group first; the teacher's scores are kept in `folder`."""
     if not rows:
-        return Verdict(0.0, 0.0, 0, 0)
+        return TeacherVerdict(0.0, 0.0, 0, 0)
     ours = first_place(np.stack(score_groups(teacher, rows, stage, prefixes, folder)))
     theirs = first_place(student_scores(student, rows, prefixes, stage))
-    return Verdict(float(ours.mean()), float(theirs.mean()), len(rows), 1 + len(rows[0].negatives))
+    return TeacherVerdict(float(ours.mean()), float(theirs.mean()), len(rows), 1 + len(rows[0].negatives))
 
 
 def lengths_of(stage: Stage) -> tuple[int, int]:
@@ -402,7 +402,7 @@ def lengths_of(stage: Stage) -> tuple[int, int]:
 
 
 def train_teacher(
-    encoder: Encoder, rows: Mapping[int, Labelled], plan: Plan, stage: Stage, prefixes: Prefixes, seed: int,
+    encoder: Encoder, rows: Mapping[int, Labelled], plan: SamplingPlan, stage: Stage, prefixes: Prefixes, seed: int,
     progress: bool = True,
 ) -> Teacher:
     """A teacher from a copy of `encoder`, trained for `stage.teacher_steps` on the plan's batches: listwise softmax."""
@@ -504,7 +504,7 @@ def train_on_file(
     _refuse_longer(f"a teacher from {start}", encoder.max_tokens, lengths_of(stage))
     steps = stage.teacher_steps or math.ceil(len(train) / stage.batch)
     stage = dataclasses.replace(stage, steps=steps, teacher_steps=steps)
-    plan = Plan(train, stage, seed, 1.0)
+    plan = SamplingPlan(train, stage, seed, 1.0)
     passes = plan.passes()
     chosen, _, filling = labelled.add_negatives([train[i] for i in passes], "labelled", None, stage, prefixes_of, seed,
                                                 list(passes.values()))  # fmt: skip
