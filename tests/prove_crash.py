@@ -92,8 +92,8 @@ def run(
         left, right = (model.encode([pair[side] for pair in PAIRS[::8]]) for side in (0, 1))
         return {"margin": float((left * right).sum(1).mean() - (left @ right.T).mean())}
 
-    loop.train(model, prepare, STAGE, loop.Run(folder, SEED, "p", save_every=SAVE_EVERY, evaluate=evaluate, every=3,
-                                               progress=False, team=team))  # fmt: skip
+    loop.train_loop(model, prepare, STAGE, loop.RunOptions(folder, SEED, "p", save_every=SAVE_EVERY, evaluate=evaluate,
+                                                           every=3, progress=False, team=team))  # fmt: skip
     return model
 
 
@@ -180,7 +180,7 @@ def same(folder: Path, other: Path) -> None:
     place = f"checkpoints/step-{STEPS:06d}"
     ours, theirs = (safetensors.torch.load_file(at / place / "model.safetensors") for at in (folder, other))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert checkpoint.state(folder / place) == checkpoint.state(other / place)
+    assert checkpoint.read_state(folder / place) == checkpoint.read_state(other / place)
     left = [path.relative_to(folder) for path in folder.rglob(".*") if path.name not in (".gitignore",)]
     assert not left, left
 

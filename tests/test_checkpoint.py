@@ -48,23 +48,23 @@ def test_a_checkpoint_is_a_model_to_load_and_going_on_gives_the_same_weights_to_
     from sentence_transformers import SentenceTransformer
 
     encoder, adamw = made(tokenizer)
-    path = checkpoint.save(tmp_path, encoder, adamw, 3, "plan")
+    path = checkpoint.save_checkpoint(tmp_path, encoder, adamw, 3, "plan")
     theirs = SentenceTransformer(str(path), device="cpu").encode("a red", prompt_name="query")
     assert theirs == pytest.approx(encoder.encode(["a red"])[0], abs=1e-5)
     assert not [file for file in path.rglob("*") if file.suffix in {".bin", ".pt", ".pkl", ".pth"}]
     step(encoder, adamw)
     other, its = made(tokenizer, steps=0, seed=1)
-    assert checkpoint.load(path, other, its, "plan") == 3
+    assert checkpoint.load_checkpoint(path, other, its, "plan") == 3
     step(other, its)
     assert torch.equal(weights(encoder), weights(other))
 
 
 def test_another_plan_is_refused_in_one_line(tokenizer, tmp_path):
     encoder, adamw = made(tokenizer)
-    path = checkpoint.save(tmp_path, encoder, adamw, 3, checkpoint.fingerprint({"steps": 300}))
+    path = checkpoint.save_checkpoint(tmp_path, encoder, adamw, 3, checkpoint.fingerprint({"steps": 300}))
     before = weights(encoder).clone()
     with pytest.raises(Me5Error, match="another plan") as refusal:
-        checkpoint.load(path, encoder, adamw, checkpoint.fingerprint({"steps": 100}))
+        checkpoint.load_checkpoint(path, encoder, adamw, checkpoint.fingerprint({"steps": 100}))
     assert "\n" not in str(refusal.value)
     assert torch.equal(weights(encoder), before)
 
@@ -77,8 +77,8 @@ def flip(file, at=-1):
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_file_is_named(tokenizer, tmp_path, capsys):
     encoder, adamw = made(tokenizer)
-    good = checkpoint.save(tmp_path, encoder, adamw, 3, "plan")
-    bad = checkpoint.save(tmp_path, encoder, adamw, 4, "plan")
+    good = checkpoint.save_checkpoint(tmp_path, encoder, adamw, 3, "plan")
+    bad = checkpoint.save_checkpoint(tmp_path, encoder, adamw, 4, "plan")
     assert checkpoint.latest(tmp_path) == bad
     files = [file.relative_to(bad).as_posix() for file in bad.rglob("*") if file.is_file()]
     assert {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json", "1_Pooling/config.json",
@@ -112,23 +112,23 @@ def test_leftovers_of_a_killed_save_are_no_checkpoint_and_are_tidied_up(tokenize
     for left in (".step-000009.part", "..step-000001.part.0f1e2d3c", ".step-000000.old"):
         (tmp_path / left).mkdir()
     assert checkpoint.latest(tmp_path) is None
-    checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
+    checkpoint.save_checkpoint(tmp_path, encoder, adamw, 2, "plan")
     assert names(tmp_path) == ["step-000002"]
 
 
 def test_only_the_last_ones_are_kept_and_damaged_later_ones_do_not_push_out_good_ones(tokenizer, tmp_path, monkeypatch):
     encoder, adamw = made(tokenizer)
     for number in (1, 2, 999_999, 1_000_000):
-        checkpoint.save(tmp_path / "a", encoder, adamw, number, "plan")
+        checkpoint.save_checkpoint(tmp_path / "a", encoder, adamw, number, "plan")
     assert names(tmp_path / "a") == ["step-1000000", "step-999999"]
     assert checkpoint.latest(tmp_path / "a").name == "step-1000000"
     monkeypatch.setattr(checkpoint, "KEEP", 3)
     for number in (4, 6, 8):
-        checkpoint.save(tmp_path / "b", encoder, adamw, number, "plan")
+        checkpoint.save_checkpoint(tmp_path / "b", encoder, adamw, number, "plan")
     for number in (6, 8):
         flip(tmp_path / "b" / f"step-{number:06d}" / "model.safetensors")
     monkeypatch.undo()
-    checkpoint.save(tmp_path / "b", encoder, adamw, 5, "plan")  # gone on from 4, interrupted
+    checkpoint.save_checkpoint(tmp_path / "b", encoder, adamw, 5, "plan")  # gone on from 4, interrupted
     assert names(tmp_path / "b") == ["step-000004", "step-000005"]
 
 
@@ -136,8 +136,8 @@ def test_conditions_are_kept(tokenizer, tmp_path):
     now = checkpoint.conditions(torch.device("cpu"), processes=2)
     assert now["threads"] == torch.get_num_threads() and now["processes"] == 2
     assert now["cpu"] == torch.backends.cpu.get_cpu_capability() and now["torch"] == torch.__version__
-    path = checkpoint.save(tmp_path, *made(tokenizer), 3, "plan", terms=now)
-    assert checkpoint.state(path) == {"step": 3, "plan": "plan", "conditions": now}
+    path = checkpoint.save_checkpoint(tmp_path, *made(tokenizer), 3, "plan", terms=now)
+    assert checkpoint.read_state(path) == {"step": 3, "plan": "plan", "conditions": now}
     assert checkpoint.changed(path, now) == []
     assert checkpoint.changed(path, now | {"threads": 64, "cpu": "AVX2"}) == [
         f"threads {now['threads']} → 64", f"cpu {now['cpu']} → AVX2"
@@ -149,8 +149,8 @@ SEAMS = ("write", "sync", "rename", "remove")
 
 def test_a_disk_that_fills_up_at_any_moment_leaves_the_one_before_and_nothing_torn(tokenizer, tmp_path, monkeypatch):
     encoder, adamw = made(tokenizer)
-    checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
-    good = checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
+    checkpoint.save_checkpoint(tmp_path, encoder, adamw, 1, "plan")
+    good = checkpoint.save_checkpoint(tmp_path, encoder, adamw, 2, "plan")
     seams = {name: getattr(io, name) for name in SEAMS}
     done = []
 
@@ -169,7 +169,7 @@ def test_a_disk_that_fills_up_at_any_moment_leaves_the_one_before_and_nothing_to
             monkeypatch.setattr(io, name, limited(name, limit))
         done.clear()
         try:
-            checkpoint.save(tmp_path, encoder, adamw, 3, "plan")
+            checkpoint.save_checkpoint(tmp_path, encoder, adamw, 3, "plan")
         except Me5Error as error:
             refused += 1
             assert "No space left" in str(error) and "\n" not in str(error)
@@ -185,16 +185,17 @@ def test_a_disk_that_fills_up_at_any_moment_leaves_the_one_before_and_nothing_to
 def test_a_disk_that_refuses_what_python_does_not_write(tokenizer, tmp_path, limit):
     resource = pytest.importorskip("resource")
     encoder, adamw = made(tokenizer)
-    good = checkpoint.save(tmp_path, encoder, adamw, 1, "plan")
+    good = checkpoint.save_checkpoint(tmp_path, encoder, adamw, 1, "plan")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(Me5Error, match="no checkpoint of step 2 .*File too large.*the one before is kept"):
-            checkpoint.save(tmp_path, encoder, adamw, 2, "plan")
+            checkpoint.save_checkpoint(tmp_path, encoder, adamw, 2, "plan")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == ["step-000001"] and not checkpoint.damage(good)
-    assert checkpoint.latest(checkpoint.save(tmp_path, encoder, adamw, 2, "plan").parent).name == "step-000002"
+    checkpoint.save_checkpoint(tmp_path, encoder, adamw, 2, "plan")
+    assert checkpoint.latest(tmp_path).name == "step-000002"
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_a_checkpoint_weighs_what_the_plan_says(tmp_path):
     adamw = torch.optim.AdamW(encoder.parameters())
     encoder([[5, 6, 7]]).sum().backward()
     adamw.step()
-    path = checkpoint.save(tmp_path / "checkpoints", encoder, adamw, 1, "plan")
+    path = checkpoint.save_checkpoint(tmp_path / "checkpoints", encoder, adamw, 1, "plan")
     written = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
     estimate = cost.estimate(dataclasses.replace(config.load("tiny"), model=given))
     assert estimate.disk / (checkpoint.KEEP + 1) == pytest.approx(written, rel=0.05)  # the pooler comes on top

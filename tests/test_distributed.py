@@ -23,7 +23,7 @@ def loss_of_one_process(loss: str, seed: int = 0) -> float:
     return task.table(toy(task.queries), toy(task.passages), slice(0, 32)).item() / 32
 
 
-def right(found: check_gradients.Measured, loss: str) -> bool:
+def right(found: check_gradients.GradientCheck, loss: str) -> bool:
     return found[:3] == pytest.approx((1, 1, loss_of_one_process(loss)), abs=1e-12)
 
 

@@ -232,8 +232,8 @@ def test_a_kill_costs_one_arm_and_every_arm_is_reported_with_its_difference(monk
 
 def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path):
     trained = Counter()
-    train = loop.train
-    monkeypatch.setattr(loop, "train", lambda *a: trained.update([a[3].name]) or train(*a))
+    train = loop.train_loop
+    monkeypatch.setattr(loop, "train_loop", lambda *a: trained.update([a[3].name]) or train(*a))
     for name in experiments.NAMES:
         results = experiments.run(experiments.planned(name, small(), seeds=1), tmp_path, progress=False)
         assert all(0 <= arm[metric]["mean"] <= 1 for arm in results["arms"] for metric in results["metrics"])
@@ -255,7 +255,7 @@ def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, t
     right = [drawn.batch(k) for k in range(4)]
     right += [made[0].batch(labelled, k, 3) for k in range(2)]
     assert Counter(map(tuple, seen)) == Counter(map(tuple, right))
-    assert len(loop.read(folder).steps) == 6
+    assert len(loop.read_log(folder).steps) == 6
     assert experiments.mixed(scale, 0, tmp_path, corpus, "mixed") == folder and len(made) == 1  # found again
 
 
@@ -294,7 +294,7 @@ def test_tasks_of_mteb_are_known_and_scored_in_order(tmp_path, corpus):
     known = mteb.get_tasks(tasks=list(experiments.ENGLISH), languages=["eng"])
     assert sorted(task.metadata.name for task in known) == sorted(experiments.ENGLISH)
     scale = small()
-    encoder = Encoder.new(scale.model, stages.vocabulary(corpus, scale, tmp_path), 0)
+    encoder = Encoder.new(scale.model, stages.run_tokenizer(corpus, scale, tmp_path), 0)
     tasks = [task for task in heldout.mteb_tasks(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
     found = experiments.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
     rows = {"untrained": Protocol(encoder, "untrained")}

@@ -156,7 +156,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, 
     with interrupted_at(3), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut")
     again = train(tmp_path / "cut")
-    assert [row["step"] for row in loop.read(again).steps] == list(range(6))
+    assert [row["step"] for row in loop.read_log(again).steps] == list(range(6))
     for a, b in zip(Encoder.load(whole).parameters(), Encoder.load(again).parameters(), strict=True):
         assert (a == b).all()
 

@@ -76,7 +76,7 @@ def test_from_the_hub_to_both_stages(client, tmp_path):
     me5("pretrain", "--scale", "workshop", "--yes", "--out", str(out), **unplugged)
     told = me5("finetune", "--scale", "workshop", "--yes", "--out", str(out), **unplugged)
 
-    first, second = (loop.read(out / stage).steps for stage in ("stage1", "stage2"))
+    first, second = (loop.read_log(out / stage).steps for stage in ("stage1", "stage2"))
     assert [row["step"] for row in first] == [0, 1, 2, 3] and {row["source"] for row in first} <= set(cfg.data.sources)
     assert len(second) == 6 and all(np.isfinite(row["loss"]) for row in first + second)
     vectors = [Encoder.load(path).encode(["ein Satz", "a sentence"])

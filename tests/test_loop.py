@@ -18,7 +18,7 @@ from me5lib.io import Me5Error
 from me5lib.train import checkpoint, distributed, loop
 from me5lib.train import loss as losses
 
-RUN = loop.Run(None, 3, "p", save_every=2, progress=False)
+RUN = loop.RunOptions(None, 3, "p", save_every=2, progress=False)
 
 
 def work(model):
@@ -37,7 +37,7 @@ def work(model):
 
 
 def train(model, prepare=None, **run):
-    return loop.train(model, prepare or work(model), STAGE, RUN._replace(**run))
+    return loop.train_loop(model, prepare or work(model), STAGE, RUN._replace(**run))
 
 
 def weights(model):
@@ -134,7 +134,7 @@ def test_a_log_that_a_kill_has_torn_is_mended(straight, tmp_path):
     shutil.rmtree(folder / "checkpoints" / "step-000008")
     log = folder / "log.jsonl"
     log.write_bytes(log.read_bytes()[:-20])
-    assert len(loop.read(folder).steps) == STAGE.steps - 1
+    assert len(loop.read_log(folder).steps) == STAGE.steps - 1
     ends_like(straight, folder)
     assert [row["step"] for row in rows(folder / "timings.jsonl")] == list(range(STAGE.steps))
 
@@ -199,7 +199,7 @@ def test_evaluations_come_first_last_and_in_between_and_leave_no_trace(straight,
     model = encoder()
     train(model, folder=tmp_path, evaluate=evaluate, every=3)
     assert seen == [0, 3, 6, 8]
-    assert loop.read(tmp_path).evaluations == [{"step": s, "score": s / 10} for s in seen]
+    assert loop.read_log(tmp_path).evaluations == [{"step": s, "score": s / 10} for s in seen]
     ends_like(straight, tmp_path, model)
 
 
@@ -220,7 +220,7 @@ def test_the_gradient_is_clipped_before_the_step():
     model = torch.nn.Linear(1, 1, bias=False)
     before = model.weight.item()
     stage = dataclasses.replace(STAGE, steps=1, warmup=0, lr=0.1, clip=0.5, weight_decay=0.0)
-    row = loop.train(model, lambda number: loop.Work(lambda: 8 * model.weight.sum()), stage, RUN).steps[0]
+    row = loop.train_loop(model, lambda number: loop.Work(lambda: 8 * model.weight.sum()), stage, RUN).steps[0]
     assert row["grad_norm"] == pytest.approx(8) and row["lr"] == 0.1
     assert before - model.weight.item() == pytest.approx(0.1, rel=1e-3)
 
@@ -270,8 +270,8 @@ def compute():
     return loss * (math.nan if team.rank else 1)
 
 try:
-    run = loop.Run(out / "bad", 0, progress=False, team=team)
-    loop.train(model, lambda step: loop.Work(compute), prove_crash.STAGE, run)
+    run = loop.RunOptions(out / "bad", 0, progress=False, team=team)
+    loop.train_loop(model, lambda step: loop.Work(compute), prove_crash.STAGE, run)
 except Me5Error as error:
     said.append(str(error))
 (out / f"said-{team.rank}.json").write_text(json.dumps(said), encoding="utf8")
@@ -291,7 +291,7 @@ def test_two_processes_stop_together(tmp_path):
     log = rows(tmp_path / "run" / "log.jsonl")
     assert [row["step"] for row in log if "loss" in row] == [0, 1, 2, 3]  # one row a step: rank 0 alone writes
     assert [row["evaluate"]["step"] for row in log if "evaluate" in row] == [0, 3]
-    assert checkpoint.state(tmp_path / "run" / "checkpoints" / "step-000004")["conditions"]["processes"] == 2
+    assert checkpoint.read_state(tmp_path / "run" / "checkpoints" / "step-000004")["conditions"]["processes"] == 2
 
 
 def test_the_next_batch_is_prepared_in_another_thread_while_a_step_is_computed():

@@ -53,13 +53,13 @@ def no_training(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(loop, "train", refuse)
+    monkeypatch.setattr(loop, "train_loop", refuse)
 
 
 def test_stage_1_leaves_a_model_with_its_log_and_what_it_was_made_with(base):
     folder = base / "stage1"
     assert Encoder.load(folder).encode(["hello"]).shape == (1, 64)
-    history = loop.read(folder)
+    history = loop.read_log(folder)
     assert [row["step"] for row in history.steps] == list(range(6)) and history.steps[0]["source"] == "cldr"
     assert [row["step"] for row in history.evaluations] == list(range(7))
     assert {"accuracy", "alignment", "uniformity"} < set(history.evaluations[0])
@@ -96,11 +96,11 @@ def test_unfinished_work_is_gone_on_with_or_refused_in_one_line(tmp_path, base, 
     assert "\n" not in str(refusal.value) and not (tmp_path / "stage1").exists()
     stages.pretrain(small(), 0, tmp_path, corpus=corpus, progress=False)
     assert torch.equal(weights(tmp_path / "stage1"), weights(base / "stage1"))
-    losses = [[row["loss"] for row in loop.read(folder / "stage1").steps] for folder in (tmp_path, base)]
+    losses = [[row["loss"] for row in loop.read_log(folder / "stage1").steps] for folder in (tmp_path, base)]
     assert losses[0] == losses[1]
 
 
-def work(encoder, pairs, stage, budget, sides=stages.prefixes):
+def work(encoder, pairs, stage, budget, sides=stages.card_prefixes):
     """The work of step 3 on `pairs`."""
     return stages.work_of(pairs, encoder, encoder, stage, Team.alone(), budget, (0, 3), sides)
 
@@ -117,8 +117,8 @@ def test_texts_are_asked_with_the_prefixes_of_their_source(corpus, base, monkeyp
 
 
 def test_translations_are_symmetric_and_facts_are_not():
-    assert stages.prefixes("cldr") == ("query: ", "query: ")
-    assert stages.prefixes("cldr-facts")[0] == "query: "
+    assert stages.card_prefixes("cldr") == ("query: ", "query: ")
+    assert stages.card_prefixes("cldr-facts")[0] == "query: "
 
 
 def one_step(base, mixture, stage, budget) -> tuple[float, torch.Tensor]:
@@ -173,7 +173,7 @@ distributed.leave()
 def test_two_processes_train_what_one_trains(base, tmp_path):
     shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
     distributed.launch([[sys.executable, "-c", RANK, str(tmp_path), *SMALL]] * 2, tmp_path, timeout=120)
-    one, two = (loop.read(folder / "stage1").steps for folder in (base, tmp_path))
+    one, two = (loop.read_log(folder / "stage1").steps for folder in (base, tmp_path))
     assert len(one) == len(two) and [row["source"] for row in one] == [row["source"] for row in two]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=2e-2)  # bf16 where there is
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
@@ -280,4 +280,4 @@ def test_the_watched_languages_are_of_different_scripts(corpus):
 
 def test_bitext_accuracy_by_hand():
     english, texts = np.eye(3), np.array([[1, 0, 0], [0.9, 0.1, 0], [0, 0, 1.0]])
-    assert monitor.bitext_accuracy(texts, english) == pytest.approx(2 / 3)
+    assert monitor.top1_accuracy(texts, english) == pytest.approx(2 / 3)

@@ -83,7 +83,7 @@ def unfinished(tmp_path):
 
 
 def steps_of(folder):
-    return [row["step"] for row in loop.read(folder / "stage1").steps]
+    return [row["step"] for row in loop.read_log(folder / "stage1").steps]
 
 
 def test_resume_goes_on_and_refuses_where_there_is_nothing(unfinished, tmp_path):
@@ -211,7 +211,7 @@ def test_accelerate_launch_trains_together(undisturbed, tmp_path):
     done = launched("accelerate", "pretrain", "--scale", "smoke", "--processes", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(str(tmp_path)) == 1
-    ours, theirs = ([row["loss"] for row in loop.read(out / "stage1").steps] for out in (tmp_path, undisturbed[1]))
+    ours, theirs = ([row["loss"] for row in loop.read_log(out / "stage1").steps] for out in (tmp_path, undisturbed[1]))
     assert ours == theirs
 
 
@@ -291,7 +291,7 @@ def test_a_job_that_is_signalled_saves_and_goes_on_when_it_is_requeued(undisturb
     first, second = json.loads((out / "stage1" / "run.json").read_text(encoding="utf8"))["starts"]
     assert first["step"] == 0 < second["step"] < 30 and first["processes"] == second["processes"] == 2
     assert "SIGTERM: stopped after step" in done.stderr and done.stdout.count(str(out / "stage1")) == 1
-    ours, theirs = (loop.read(folder / "stage1").steps for folder in (out, undisturbed[1]))
+    ours, theirs = (loop.read_log(folder / "stage1").steps for folder in (out, undisturbed[1]))
     assert ours == theirs  # to the bit
 
 

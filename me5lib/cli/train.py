@@ -247,7 +247,7 @@ def _resume_or_begin(team: Team, folder: Path, name: str, steps: int, resume: bo
             why = f"{name} is finished there" if done else f"no checkpoint of {name} is there"
             fault = f"nothing to resume in {folder} ({why}): leave out --resume"
         else:
-            print(f"going on with {last} ({checkpoint.state(last)['step']:,} of {steps:,} steps are done)")
+            print(f"going on with {last} ({checkpoint.read_state(last)['step']:,} of {steps:,} steps are done)")
     if team.any(bool(fault)):
         raise Me5Error(fault) if team.main else typer.Exit(2)
     team.barrier()

@@ -168,7 +168,7 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
     """The tests by name; every query has at least one relevant passage in its pool."""
     from me5lib.train.monitor import watched
     from me5lib.train.search import Pool
-    from me5lib.train.stages import prefixes
+    from me5lib.train.stages import card_prefixes
 
     dev, xquad = [], []
     rows = corpus.labelled("dev")
@@ -177,7 +177,7 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
         pool = Pool.of(of_language).texts
         keys = np.array([text_key(text) for text in pool])
         relevant = np.array([np.isin(keys, [text_key(text) for text in row.positives]) for row in of_language])
-        dev.append(Search([row.query for row in of_language], pool, relevant, prefixes(source)))
+        dev.append(Search([row.query for row in of_language], pool, relevant, card_prefixes(source)))
     for queries, documents, right in next(task for task in corpus.tasks() if task.name == "xquad").sets.values():
         texts = [f"{title} {text}".strip() for title, text in documents.values()]
         relevant = np.array([[document in right[query] for document in documents] for query in queries])

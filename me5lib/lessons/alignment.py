@@ -31,7 +31,7 @@ def bitext_accuracy(vectors: np.ndarray) -> np.ndarray:
     languages = len(vectors)
     table, space = np.full((languages, languages), np.nan), unit(vectors)
     for i, j in permutations(range(languages), 2):
-        table[i, j] = monitor.bitext_accuracy(space[i], space[j])
+        table[i, j] = monitor.top1_accuracy(space[i], space[j])
     return table
 
 

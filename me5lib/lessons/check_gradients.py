@@ -37,7 +37,7 @@ ALPHA, STEPS, RATE = 0.2, 5, 1e-2  # the weight of InfoNCE beside KL; AdamW's st
 STAGE_2 = "stage 2"
 
 
-class Measured(NamedTuple):
+class GradientCheck(NamedTuple):
     """A gradient g beside the right one r, of a single process."""
 
     ratio: float  # ⟨g, r⟩ / ⟨r, r⟩: how much of the right step is taken
@@ -59,7 +59,7 @@ VARIANTS = {
 
 def prove_gradient(
     world: int = 2, shards: Sequence[int] | None = None, loss: str = "one-way", seed: int = 0, timeout: float = 180.0
-) -> dict[str, Measured]:
+) -> dict[str, GradientCheck]:
     """Start `world` processes, and measure the gradient of each of `VARIANTS` against that of one process.
 
     `loss` is a form of InfoNCE, or "stage 2". `shards`: rows of each rank (default: as equal as can be); they sum to
@@ -73,7 +73,7 @@ def prove_gradient(
         io.write_json(Path(folder) / "task.json", task)
         launch([[sys.executable, "-m", "me5lib.lessons.check_gradients", folder]] * world, folder, timeout)
         found = io.read_json(Path(folder) / "found.json")
-    return {name: Measured(*found[name]) for name in VARIANTS}
+    return {name: GradientCheck(*found[name]) for name in VARIANTS}
 
 
 def _even(world: int) -> list[int]:
@@ -191,7 +191,7 @@ def _step(model: Callable[..., Tensor], task: Task, variant: str, seed: int) -> 
     return cached_step(model, ids, lambda vectors: _loss(variant, task, vectors, len(queries)), budget, seed)
 
 
-def measure(task: Task, seed: int, team: Team) -> dict[str, Measured]:
+def measure(task: Task, seed: int, team: Team) -> dict[str, GradientCheck]:
     """Every variant's gradient, as DistributedDataParallel leaves it, beside that of one process with all rows."""
 
     def gradient() -> Tensor:
@@ -205,7 +205,7 @@ def measure(task: Task, seed: int, team: Team) -> dict[str, Measured]:
     for variant in VARIANTS:
         loss, got = _step(model, task, variant, seed), gradient()
         ratio, cosine = got @ right / (right @ right), got @ right / (got.norm() * right.norm())
-        found[variant] = Measured(ratio.item(), cosine.item(), team.mean(loss.item()))
+        found[variant] = GradientCheck(ratio.item(), cosine.item(), team.mean(loss.item()))
     found["ours"] = found["ours"]._replace(apart=_apart(task, seed, team))
     return found
 

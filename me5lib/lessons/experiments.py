@@ -252,7 +252,7 @@ class Lab:
         """The vocabulary of all arms; None where the backbone brings its own."""
         from me5lib.train import stages
 
-        return stages.vocabulary(self.corpus, self.plan.scale, self.base)
+        return stages.run_tokenizer(self.corpus, self.plan.scale, self.base)
 
     @cached_property
     def tests(self) -> Any:
@@ -358,9 +358,9 @@ def mixed(scale: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
     })  # fmt: skip
     if made.finished():
         return made.final
-    encoder = Encoder.new(scale.model, stages.vocabulary(corpus, scale, out), seed).to(best_device())
+    encoder = Encoder.new(scale.model, stages.run_tokenizer(corpus, scale, out), seed).to(best_device())
     work, team = made.open(), Team.alone(encoder.device)
-    task = examples.GroupTask(last, plan, stages.prefixes, work, seed, team, progress=False)
+    task = examples.GroupTask(last, plan, stages.card_prefixes, work, seed, team, progress=False)
     groups = examples.make_groups(encoder, rows, task, "labelled")
     turns, budget = shuffled(scale.train.steps, last.steps, seed), stages.Budget.on_cpu(scale.model)
 
@@ -371,9 +371,9 @@ def mixed(scale: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
             drawn, own = plan.batch(groups, turn, last.hard_negatives), last
         else:
             drawn, own = batches.batch(turn), scale.train
-        return stages.work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.prefixes)
+        return stages.work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.card_prefixes)
 
-    loop.train(encoder, prepare, stage, loop.Run(work, seed, made.fingerprint, name,
+    loop.train_loop(encoder, prepare, stage, loop.RunOptions(work, seed, made.fingerprint, name,
                                                  save_every=max(1, stage.steps // 5), progress=False))  # fmt: skip
     return made.publish(encoder)
 

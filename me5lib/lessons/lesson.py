@@ -97,11 +97,11 @@ class Lesson:
         from me5lib.data.corpus import open_corpus
         from me5lib.device import best_device
         from me5lib.model.encoder import Encoder
-        from me5lib.train.stages import vocabulary
+        from me5lib.train.stages import run_tokenizer
 
         if self.scale.evaluate.model != config.UNTRAINED:
             return Encoder.load(self.scale.evaluate.model).to(best_device())
-        tokenizer = vocabulary(open_corpus(self.scale), self.scale, self.out)
+        tokenizer = run_tokenizer(open_corpus(self.scale), self.scale, self.out)
         return Encoder.new(self.scale.model, tokenizer, self.seed).eval()
 
     def checkpoint(self, stage: str) -> Path:

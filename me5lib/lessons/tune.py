@@ -15,7 +15,7 @@ from me5lib.config import Stage
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
 from me5lib.train.distributed import Team
-from me5lib.train.loop import Run, Work, train
+from me5lib.train.loop import RunOptions, Work, train_loop
 from me5lib.train.stages import Budget, work_of
 
 WHOLE = Budget(sys.maxsize, sys.maxsize)  # small batches: no replay
@@ -36,5 +36,5 @@ def tune(encoder: Encoder, rows: Sequence[Labelled], stage: Stage, seed: int, pr
         batch = [pool[i] for i in draw.permutation(len(pool))[: stage.batch]]
         return work_of(batch, encoder, encoder, stage, team, WHOLE, (seed, step), lambda source: ("", ""))
 
-    train(encoder, prepare, stage, Run(None, seed, name="tuning", progress=progress))
+    train_loop(encoder, prepare, stage, RunOptions(None, seed, name="tuning", progress=progress))
     return encoder

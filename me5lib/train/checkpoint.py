@@ -126,7 +126,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdecimal()))
 
 
-def save(
+def save_checkpoint(
     folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, plan: str,
     terms: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -200,12 +200,12 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
-def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, plan: str) -> int:
+def load_checkpoint(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, plan: str) -> int:
     """Put the checkpoint `path` into `model` and `optimiser`, whose learning rates stay; the step to go on with.
 
     Raises `Me5Error` when the checkpoint belongs to another plan: going on would mix two runs.
     """
-    known = state(path)
+    known = read_state(path)
     if known["plan"] != plan:
         raise Me5Error(f"{path} belongs to another plan ({known['plan']}, now {plan}): "
                        f"go back to its settings or delete {path.parent}")
@@ -218,14 +218,14 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, p
     return known["step"]
 
 
-def state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: `step`, `plan` and `conditions`."""
     return io.read_json(path / STATE)
 
 
 def changed(path: Path, now: Mapping[str, Any]) -> list[str]:
     """The conditions that are others `now` than when `path` was written, as `threads 2 → 1`."""
-    then = state(path)["conditions"]
+    then = read_state(path)["conditions"]
     return [f"{name} {then[name]} → {now[name]}" for name in now if name in then and then[name] != now[name]]
 
 

@@ -50,7 +50,7 @@ from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import Labelled, Pair, text_key
 from me5lib.train import checkpoint, cost, loop, stages
 from me5lib.train.distributed import Team
-from me5lib.train.monitor import bitext_accuracy
+from me5lib.train.monitor import top1_accuracy
 from me5lib.train.teacher import TRAINED
 
 STEPS, BATCH = 2, 8  # ours: a step in each leg, of a few pairs
@@ -74,7 +74,7 @@ Say = Callable[[str], object]
 
 
 def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: Team | None = None,
-             say: Say = print) -> loop.History:
+             say: Say = print) -> loop.TrainingLog:
     """Rehearse stage `name` of a scale of the hub in `folder` (emptied before and after); the history of its steps.
 
     Every rank of a `team` calls this, in the main thread. Raises `Me5Error` for a scale without a hub, for a machine
@@ -169,7 +169,7 @@ def _peak() -> str:
     return f", {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
 
 
-def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -> loop.History:
+def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -> loop.TrainingLog:
     """Both legs of one stage; what was logged."""
     part, corpus, stops, began = out / f"{name}.part", open_corpus(small, progress=False), [True], time.perf_counter()
 
@@ -182,7 +182,7 @@ def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -
         queries = encoder.encode([row.query for row in rows], QUERY, max_tokens=stage.query_tokens)
         texts = [row.passage if isinstance(row, Pair) else row.positives[0] for row in rows]
         passages = encoder.encode(texts, PASSAGE, max_tokens=stage.passage_tokens)
-        return {"accuracy": round(bitext_accuracy(queries, passages), 6)}
+        return {"accuracy": round(top1_accuracy(queries, passages), 6)}
 
     def leg() -> Path:
         """The stage, begun or gone on with."""
@@ -202,7 +202,7 @@ def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -
     team.by_main(lambda: _change(part, name, seed))
     stops[0], began = False, time.perf_counter()
     final = leg()
-    history = loop.read(final)
+    history = loop.read_log(final)
     if [row["step"] for row in history.steps] != list(range(STEPS)):
         raise Me5Error(f"{STEPS} steps were asked for, the log of {final} has {len(history.steps)}")
     losses = ", ".join(f"{row['loss']:.3f}" for row in history.steps)
@@ -226,7 +226,7 @@ def _change(part: Path, name: str, seed: int) -> None:
     io.put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _check_published(final: Path, history: loop.History, say: Say) -> None:
+def _check_published(final: Path, history: loop.TrainingLog, say: Say) -> None:
     """Say what was evaluated, and that the published model can be used."""
     seen = [f"{row['accuracy']:.2f} at step {row['step']}" for row in history.evaluations]
     say(f"evaluated  accuracy {', '.join(seen)}")

@@ -55,7 +55,7 @@ class Work(NamedTuple):
     tokens: int = 0  # of this rank's texts
 
 
-class Run(NamedTuple):
+class RunOptions(NamedTuple):
     """Where a training is kept and how it is watched."""
 
     folder: Path | None  # None: nothing is written
@@ -69,7 +69,7 @@ class Run(NamedTuple):
     team: Team | None = None
 
 
-class History(NamedTuple):
+class TrainingLog(NamedTuple):
     """What a stage logged: one dict a step (step, loss, grad_norm, lr, source), one an evaluation (step, …)."""
 
     steps: list[dict[str, Any]]
@@ -80,7 +80,7 @@ class Preempted(SystemExit):
     """SIGTERM came (Slurm's pre-emption), and everything is saved: exit code 143, upon which a job is queued again."""
 
 
-def train(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, run: Run) -> History:
+def train_loop(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, run: RunOptions) -> TrainingLog:
     """Train `model` for `stage.steps` steps and return what was logged.
 
     With a folder, goes on from its last whole checkpoint and writes one every `save_every` steps and after the last.
@@ -118,7 +118,7 @@ def train(model: torch.nn.Module, prepare: Callable[[int], Work], stage: Stage, 
 class _Trainer:
     """A model, its optimiser, and the log of its steps, which only rank 0 writes, and only where there is a folder."""
 
-    def __init__(self, model: torch.nn.Module, stage: Stage, run: Run) -> None:
+    def __init__(self, model: torch.nn.Module, stage: Stage, run: RunOptions) -> None:
         self.model, self.stage, self.run = model, stage, run
         self.device = next(model.parameters()).device
         self.team = run.team or Team.alone(self.device)
@@ -131,12 +131,12 @@ class _Trainer:
     def resume(self) -> int:
         """Go on from the last checkpoint: the step to begin with. Every rank takes the one that rank 0 found."""
         team, path = self.team, checkpoint.latest(self.folder / "checkpoints") if self.folder else None
-        start = int(team.sum(checkpoint.state(path)["step"] if path else 0))
+        start = int(team.sum(checkpoint.read_state(path)["step"] if path else 0))
         if start:
             path = checkpoint.at(self.run.folder / "checkpoints", start)
             if not path.is_dir():
                 raise Me5Error(f"rank {team.rank} does not see {path}: all processes must share that folder")
-            checkpoint.load(path, self.model, self.optimiser, self.run.plan)
+            checkpoint.load_checkpoint(path, self.model, self.optimiser, self.run.plan)
             changed = checkpoint.changed(path, self.conditions)
             if changed and team.main:
                 print(f"going on under other conditions ({', '.join(changed)}): the losses equal those of an "
@@ -220,7 +220,7 @@ class _Trainer:
             for file in LOGS:
                 if (self.folder / file).is_file():
                     io.sync(self.folder / file)
-            checkpoint.save(self.folder / "checkpoints", self.model, self.optimiser, step, self.run.plan,
+            checkpoint.save_checkpoint(self.folder / "checkpoints", self.model, self.optimiser, step, self.run.plan,
                             self.conditions)
 
         if self.run.folder is not None:
@@ -255,17 +255,17 @@ class _Trainer:
             path.unlink()
 
 
-def _begin_log(folder: Path | None, begins: dict[str, Any]) -> History:
+def _begin_log(folder: Path | None, begins: dict[str, Any]) -> TrainingLog:
     """Note the start of a run in `folder`, and forget the rows after the step that it begins with; the rows before."""
     if folder is None:
-        return History([], [])
+        return TrainingLog([], [])
     start, runs = begins["step"], folder / "run.json"
     for file in LOGS:
         kept = [row for row in _rows(folder / file)
                 if (row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start)]
         io.put_text(folder / file, "".join(json.dumps(row) + "\n" for row in kept))
     io.put_json(runs, {"starts": [*io.read_json(runs, {"starts": []})["starts"], begins]})
-    return read(folder)
+    return read_log(folder)
 
 
 def _append(folder: Path | None, file: str, row: dict[str, Any]) -> None:
@@ -278,10 +278,10 @@ def _append(folder: Path | None, file: str, row: dict[str, Any]) -> None:
         raise io.unwritten(folder / file, error) from None
 
 
-def read(folder: Path) -> History:
+def read_log(folder: Path) -> TrainingLog:
     """The history that a stage left, or is just leaving, in `folder`."""
     rows = _rows(folder / "log.jsonl")
-    return History([row for row in rows if "loss" in row], [row["evaluate"] for row in rows if "evaluate" in row])
+    return TrainingLog([row for row in rows if "loss" in row], [row["evaluate"] for row in rows if "evaluate" in row])
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

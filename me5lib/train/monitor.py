@@ -26,7 +26,7 @@ from me5lib.model.text import QUERY
 from me5lib.pairs import script
 from me5lib.train import checkpoint
 from me5lib.train import loss as losses
-from me5lib.train.loop import Evaluator, History, read
+from me5lib.train.loop import Evaluator, TrainingLog, read_log
 
 if TYPE_CHECKING:
     from me5lib.data.corpus import Corpus
@@ -56,13 +56,13 @@ def watched(
     return {code: (sets[code][0][:size], sets[code][1][:size]) for code in chosen}
 
 
-def bitext_accuracy(texts: np.ndarray, english: np.ndarray) -> float:
+def top1_accuracy(texts: np.ndarray, english: np.ndarray) -> float:
     """Share of the unit vectors `texts` [n, d] for which their own row of `english` [n, d] is the nearest."""
     return float(((texts @ english.T).argmax(1) == np.arange(len(texts))).mean())
 
 
 def watch(corpus: Corpus) -> Evaluator:
-    """An evaluator for `loop.train`: accuracy by language and in the mean, alignment, uniformity of the same texts."""
+    """An evaluator for the loop: accuracy by language and in the mean, alignment, uniformity of the same texts."""
     sets = watched(corpus)
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
@@ -70,7 +70,7 @@ def watch(corpus: Corpus) -> Evaluator:
         fast = precision(encoder.device).name
         both = {code: tuple(encoder.encode(side, QUERY, precision=fast) for side in pair)
                 for code, pair in sets.items()}
-        by_language = {code: bitext_accuracy(text, english) for code, (english, text) in both.items()}
+        by_language = {code: top1_accuracy(text, english) for code, (english, text) in both.items()}
         english = torch.from_numpy(np.concatenate([pair[0] for pair in both.values()]))
         texts = torch.from_numpy(np.concatenate([pair[1] for pair in both.values()]))
         results = {
@@ -91,7 +91,7 @@ class Attached(NamedTuple):
     finished: bool
     step: int  # steps that are done
     steps: int  # steps that were asked for
-    history: History
+    history: TrainingLog
     model: Path | None  # the finished model, else the last checkpoint; None before the first one
     quiet: float  # seconds since a line was logged: many, and the run has probably stopped
 
@@ -120,7 +120,7 @@ def attach(out: Path, name: str = "stage1", *, scale: str = "SCALE", seed: int =
 
 
 def _attached(folder: Path, finished: bool, made: dict) -> Attached:
-    history, log = read(folder), folder / "log.jsonl"
+    history, log = read_log(folder), folder / "log.jsonl"
     step = 1 + history.steps[-1]["step"] if history.steps else 0
     quiet = max(0.0, time.time() - log.stat().st_mtime) if log.is_file() else 0.0
     # Renamed into place is enough here: to hold its sums against its files takes seconds a GB.

@@ -75,12 +75,12 @@ def pretrain(
     place = StageDir(out, "stage1", _settings(scale, seed, corpus, stage, plan=mixture.fingerprint))
     if place.finished(progress):
         return place.final
-    encoder = _encoder(scale, seed, out, corpus, stage, team, None)
+    encoder = start_encoder(scale, seed, out, corpus, stage, team, None)
     team.main_process_first(place.open)
-    run = loop.Run(place.part, seed, place.fingerprint, "stage 1", max(1, stage.steps // CHECKPOINTS),
+    run = loop.RunOptions(place.part, seed, place.fingerprint, "stage 1", max(1, stage.steps // CHECKPOINTS),
                    evaluate or _look(corpus), every or max(1, stage.steps // LOOKS), progress, team)
     rows_of = functools.partial(mixture.batch, rank=team.rank, world=team.world)
-    return _trained(encoder, rows_of, scale, stage, prefixes, place, run)
+    return _trained(encoder, rows_of, scale, stage, card_prefixes, place, run)
 
 
 def finetune(
@@ -101,7 +101,7 @@ def finetune(
     team = team or Team.alone()
     corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
     stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
-    sides = getattr(corpus, "prefixes", prefixes)  # one's own file says them itself
+    sides = getattr(corpus, "prefixes", card_prefixes)  # one's own file says them itself
     rows, faults = examples.drop_invalid(corpus.labelled())
     # What was drawn from the hub has the paper's sizes already, and its languages were tempered then.
     temperature = 1.0 if isinstance(corpus, HubCorpus) else scale.data.language_temperature
@@ -112,13 +112,13 @@ def finetune(
     ))  # fmt: skip
     if place.finished(progress):
         return place.final
-    encoder = _encoder(scale, seed, out, corpus, stage, team, start)
+    encoder = start_encoder(scale, seed, out, corpus, stage, team, start)
     team.main_process_first(place.open)
     task = examples.GroupTask(stage, plan, sides, place.part, seed, team, progress and team.main)
     kind = "labelled" if negatives == "mined" and start is None else negatives
     dev = examples.drop_invalid(corpus.labelled("dev"))[0] if teacher else None
     made = examples.make_groups(encoder, rows, task, kind, dev, faults)
-    run = loop.Run(place.part, seed, place.fingerprint, name, max(1, stage.steps // CHECKPOINTS),
+    run = loop.RunOptions(place.part, seed, place.fingerprint, name, max(1, stage.steps // CHECKPOINTS),
                    evaluate or _look(corpus), progress=progress, team=team)
     return _trained(encoder, lambda step: plan.batch(made, step, stage.hard_negatives, team.rank, team.world),
                     scale, stage, sides, place, run)
@@ -126,7 +126,7 @@ def finetune(
 
 def _trained(
     encoder: Encoder, rows_of: Callable[[int], Rows], scale: Scale, stage: Stage, sides: Prefixes, place: StageDir,
-    run: loop.Run,
+    run: loop.RunOptions,
 ) -> Path:
     """Train on this rank's `rows_of` each step, and publish."""
     team = run.team
@@ -136,7 +136,7 @@ def _trained(
     def prepare(step: int) -> loop.Work:
         return work_of(rows_of(step), model, encoder, stage, team, budget, (run.seed, step), sides)
 
-    loop.train(encoder, prepare, stage, run)
+    loop.train_loop(encoder, prepare, stage, run)
     if team.main:
         place.publish(encoder)
     team.barrier()
@@ -174,14 +174,14 @@ def _settings(scale: Scale, seed: int, corpus: Corpus | HubCorpus, stage: Stage,
     return json.loads(json.dumps(made))
 
 
-def _encoder(
+def start_encoder(
     scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, stage: Stage, team: Team, start: Path | str | None
 ) -> Encoder:
     """The encoder that a stage starts from, on the team's device, with the stage's switches that save memory."""
     def make() -> Encoder:
         if start is not None:
             return Encoder.load(start).trained_further()
-        return Encoder.new(scale.model, vocabulary(corpus, scale, out), seed)
+        return Encoder.new(scale.model, run_tokenizer(corpus, scale, out), seed)
 
     encoder = team.main_process_first(make).to(team.device)
     if stage.gradient_checkpointing:
@@ -191,7 +191,7 @@ def _encoder(
     return encoder
 
 
-def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
+def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
     """The tokenizer of a run, trained once on the corpus's training texts and kept in `out/tokenizer`.
 
     A backbone of the hub brings its own (None is returned).
@@ -213,7 +213,7 @@ def vocabulary(corpus: Corpus, scale: Scale, out: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
-def prefixes(source: str) -> tuple[str, str]:
+def card_prefixes(source: str) -> tuple[str, str]:
     """The prefixes of a source's two sides, from its data card: "query: " on both where they are alike (translations),
     else "query: " and "passage: " (the authors' model card; which each of their training sets had is not published)."""
     card = cards.load_card(source)

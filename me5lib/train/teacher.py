@@ -432,7 +432,7 @@ def train_teacher(
         return loop.Work(mean_loss, "+".join(dict.fromkeys(row.source for row in own)))
 
     cfg = dataclasses.replace(stage, steps=steps, warmup=steps // 10)  # the student's learning rate: ours
-    loop.train(teacher, prepare, cfg, loop.Run(None, seed, name="teacher", progress=progress))
+    loop.train_loop(teacher, prepare, cfg, loop.RunOptions(None, seed, name="teacher", progress=progress))
     return teacher
 
 
