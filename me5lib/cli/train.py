@@ -114,9 +114,8 @@ def finetune_command(
         from me5lib.data import userdata
 
         corpus = userdata.read_corpus(
-            data, query=query_column or None, passage=passage_column or None, language=language_column or None,
-            negatives=split_names(negative_columns), encoding=encoding,
-            symmetric=symmetric,
+            data, query=query_column, passage=passage_column, language=language_column,
+            negatives=split_names(negative_columns), encoding=encoding, symmetric=symmetric,
         )  # fmt: skip
         settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
         _tune_on_file(corpus, start_from or START, settings, seed, out, plan, resume, processes)

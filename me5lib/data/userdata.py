@@ -22,7 +22,9 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +41,9 @@ from me5lib.pairs import Labelled, text_key
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LOOKED_AT = 500  # ours: lines that decide on the separator
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no UTF-8 file can hold
+HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, as JSON can write it
+REPLACEMENT = "\ufffd"
+SURPLUS = "…"  # key of a row's fields beyond the header's: a separator stands in a text, and no field is sure
 
 # Names that columns commonly have, the likeliest first; case and the sign between words do not matter.
 QUERY = ("query", "queries", "question", "questions", "anchor", "q")
@@ -64,31 +68,14 @@ REASONS = {  # why a row, or a part of one, is not used
     "both": "a negative that is a positive of its query (the negative is left out)",
     "asked": "a negative that repeats its query (the negative is left out)",
     "language": f"a language that is not known (the row is used, its language `{UNKNOWN}`)",
-    "half": "half a character, a lone surrogate (U+FFFD stands in its place)",
+    "half": "a character that was lost, or half of one (U+FFFD stands in its place)",
 }
 CHAINED = ("near-copies chain most queries of this file together, so the split goes by exact text and shared passages "
            "alone: dev figures flatter whoever has learnt a near-copy")
 PROSE = ("Written by `me5 finetune --data` from what the file itself says. The rest is for you to fill in: whose texts "
          "these are, under which licence, who translated them, and what is wrong with them.")
 
-
-class TableRow(NamedTuple):
-    """One row of a file."""
-
-    number: int  # line of the file where it begins; of Parquet and a JSON list, the row; both from 1
-    fields: dict[str, Any]  # column → value; a column that the row lacks is absent
-    surplus: tuple[str, ...] = ()  # fields beyond the header's: a separator stands in a text, and no field is sure
-    repaired: bool = False  # whether U+FFFD stands in for a lone surrogate
-
-
-class UserTable(NamedTuple):
-    """A file's rows, in order."""
-
-    path: Path
-    kind: str  # as "CSV with commas"
-    unit: str  # what `TableRow.number` counts: "line" or "row"
-    columns: list[str]
-    rows: list[TableRow]
+FileRows = list[tuple[int, dict[str, Any]]]  # the line or row where each begins, and its fields by column
 
 
 class ColumnRoles(NamedTuple):
@@ -115,19 +102,31 @@ class Unused(NamedTuple):
     content: Any  # the row as it was read, or the text
 
 
+@dataclass
 class OwnCorpus:
-    """The examples of one file. `fingerprint` names them, their split and their prefixes."""
+    """The examples of one file, and what of it is not used. Lines are counted from 1, as are rows of a JSON list."""
 
-    def __init__(self, table: UserTable, columns: ColumnRoles, dev_share: float, symmetric: bool) -> None:
-        """Raises `Me5Error` where there are too few queries to split."""
-        self.table, self.columns, self.symmetric = table, columns, symmetric
-        self.name = name_of(table.path)
-        self.rows, self.faults = make_examples(table, columns, self.name)
+    name: str  # the file's, as the name of a source: small letters, digits and dashes
+    path: Path
+    kind: str  # as "CSV with commas"
+    unit: str  # what is counted: "line" or "row"
+    size: int  # rows
+    columns: ColumnRoles
+    rows: list[Labelled]  # an example for each query and positive, in the file's order
+    unused: list[Unused]
+    symmetric: bool = False
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, bool]:
         try:
-            self.dev, self.chained = dev_split(self.rows, dev_share)
+            return dev_split(self.rows)
         except Me5Error as error:
-            why = [f"{table.path.name}: {error}", *by_reason(self.faults, table.unit)]
-            raise Me5Error("; not used: ".join(why)) from None
+            raise Me5Error("; ".join([f"{self.path.name}: {error}", *self.reasons()])) from None
+
+    @property
+    def dev(self) -> np.ndarray:
+        """Which examples are kept out: bool [rows]. Raises `Me5Error` where there are too few queries to split."""
+        return self._split[0]
 
     def prefixes(self, source: str = "") -> tuple[str, str]:
         """What is put before queries and passages: of a symmetric task "query: " on both (the authors' card)."""
@@ -152,78 +151,79 @@ class OwnCorpus:
 
         In the order of a hash, so that equal scores favour nobody.
         """
-        dev = self.labelled("dev")
-        queries = {str(text_key(row.query)): row.query for row in dev}
-        relevant: dict[str, set[str]] = defaultdict(set)
-        for row in dev:
-            relevant[str(text_key(row.query))] |= {str(text_key(text)) for text in row.positives}
+        queries, relevant = {}, defaultdict(set)
+        for row in self.labelled("dev"):
+            key = str(text_key(row.query))
+            queries[key] = row.query
+            relevant[key] |= {str(text_key(text)) for text in row.positives}
         positives = set().union(*relevant.values())
         texts = {str(text_key(text)): text for row in self.rows for text in (*row.positives, *row.negatives)}
         kept = sorted(texts, key=lambda key: (key not in positives, int(key)))[: max(most, len(positives))]
         return RetrievalSet(queries, {key: ("", texts[key]) for key in sorted(kept, key=int)}, dict(relevant))
 
+    def reasons(self) -> list[str]:
+        """For each reason not to use something, how often it was met, and in which lines first."""
+        numbers = {why: [each.number for each in self.unused if each.why == why] for why in REASONS}
+        return [f"not used: {len(met):,} × {REASONS[why]} ({self.unit} {', '.join(map(str, met[:5]))}"
+                + " …" * (len(met) > 5) + ")" for why, met in numbers.items() if met]
+
     def lines(self) -> list[str]:
         """What was read, in words: one line what was taken, one what came of it, one for each reason not to."""
         queries, dev = ({text_key(row.query) for row in rows} for rows in (self.rows, self.labelled("dev")))
-        taken = [f"{self.table.path.name}: {len(self.table.rows):,} rows ({self.table.kind}); {self.columns}",
-                 f"{len(self.rows):,} examples of {len(queries):,} queries; {len(dev):,} queries are kept out (dev)"]
-        lost = [f"not used: {each}" for each in by_reason(self.faults, self.table.unit)]
-        return taken + lost + [CHAINED] * self.chained
+        return [f"{self.path.name}: {self.size:,} rows ({self.kind}); {self.columns}",
+                f"{len(self.rows):,} examples of {len(queries):,} queries; {len(dev):,} queries are kept out (dev)",
+                *self.reasons(), *[CHAINED] * self._split[1]]
 
     def card(self) -> cards.Card:
         """The data card of this file, by the schema of `data_cards`."""
-        met = Counter(fault.why for fault in self.faults)
-        counts = {"labelled": len(self.rows), "dev": int(self.dev.sum())}
-        counts |= {f"dropped: {words}": met[why] for why, words in REASONS.items() if why in met}
+        met = Counter(each.why for each in self.unused)
         queries = len({row.query for row in self.labelled("dev")})
         dev = f"{queries:,} queries, by hash; near-copies and queries of one passage stay together"
         query_prefix, passage_prefix = self.prefixes()
         return cards.Card(
-            name=self.name, title=f"your own file {self.table.path.name}", role="train and evaluate",
-            homepage=NO_PAGE, licence="not stated: write it here", translated_by="not stated: write it here",
-            languages=sorted({row.language for row in self.rows}), counts=counts, pair=str(self.columns),
-            query_prefix=query_prefix, passage_prefix=passage_prefix, ours={"dev": CHAINED if self.chained else dev},
-            faults=["nobody has looked for faults yet: write them here"], prose=PROSE,
+            name=self.name, title=f"your own file {self.path.name}", role="train and evaluate", homepage=NO_PAGE,
+            licence="not stated: write it here", translated_by="not stated: write it here",
+            languages=sorted({row.language for row in self.rows}), pair=str(self.columns), query_prefix=query_prefix,
+            passage_prefix=passage_prefix, faults=["nobody has looked for faults yet: write them here"], prose=PROSE,
+            counts={"labelled": len(self.rows), "dev": int(self.dev.sum()),
+                    **{f"dropped: {words}": met[why] for why, words in REASONS.items() if why in met}},
+            ours={"dev": CHAINED if self._split[1] else dev},
         )  # fmt: skip
 
     def write(self, folder: Path) -> Path:
         """Put the card, the dev split and what is not used into `folder`: the card's path."""
         folder.mkdir(parents=True, exist_ok=True)
-        card = self.card()
+        card, path = self.card(), folder / f"{self.name}.md"
         front = yaml.safe_dump(card.model_dump(exclude={"prose"}, exclude_defaults=True), sort_keys=False,
                                allow_unicode=True, width=110)
-        path = folder / f"{self.name}.md"
         path.write_text(f"---\n{front}---\n\n{card.prose}\n", encoding="utf8")
-        lost = [{self.table.unit: fault.number, "why": REASONS[fault.why], "content": fault.content}
-                for fault in self.faults]
+        unused = [{self.unit: number, "why": REASONS[why], "content": content} for number, why, content in self.unused]
         dev = [row._asdict() for row in self.labelled("dev")]
-        for name, rows in (("dev.jsonl", dev), ("not-used.jsonl", lost)):
+        for name, rows in (("dev.jsonl", dev), ("not-used.jsonl", unused)):
             lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
             (folder / name).write_text(lines, encoding="utf8")
         return path
 
 
-def read_corpus(path: str | Path, *, query: str | None = None, passage: str | None = None,
-                negatives: Sequence[str] = (), language: str | None = None, encoding: str = "utf8",
-                dev_share: float = DEV_SHARE, symmetric: bool = False) -> OwnCorpus:
-    """The corpus of a CSV, JSON lines or Parquet file; columns that are not named are guessed (`choose_columns`).
+def read_corpus(path: str | Path, **options: Any) -> OwnCorpus:
+    """`read_examples`, and an error where there are too few queries to keep some of them out."""
+    corpus = read_examples(path, **options)
+    corpus.labelled("dev")
+    return corpus
+
+
+def read_examples(path: str | Path, *, query: str = "", passage: str = "", negatives: Sequence[str] = (),
+                  language: str = "", encoding: str = "utf8", symmetric: bool = False) -> OwnCorpus:
+    """The examples of a CSV, JSON lines or Parquet file; columns that are not named are guessed (`choose_columns`).
 
     A value is a text, or (not in CSV) a list of texts. `symmetric`: both sides are queries, as of duplicate questions.
-    Raises `Me5Error`: a file that cannot be read (naming the line), columns that are not there, too few queries.
+    Raises `Me5Error`: a file that cannot be read (naming the line), columns that are not there.
     """
-    if not 0 < dev_share < 1:
-        raise Me5Error(f"the dev split is a share between 0 and 1, not {dev_share:g}")
-    table = read_table(path, encoding)
-    return OwnCorpus(table, choose_columns(table, query, passage, negatives, language), dev_share, symmetric)
-
-
-def name_of(path: Path) -> str:
-    """A file's name as the name of a source: small letters, digits and dashes."""
-    return re.sub(r"\W+", "-", path.stem.casefold()).strip("-_") or "own"
-
-
-def _column_key(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+    path = Path(path).expanduser()
+    kind, unit, rows = read_table(path, encoding)
+    columns = choose_columns(path.name, rows, query, passage, negatives, language)
+    name = re.sub(r"\W+", "-", path.stem.casefold()).strip("-_") or "own"
+    return OwnCorpus(name, path, kind, unit, len(rows), columns, *make_examples(rows, columns, name), symmetric)
 
 
 def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -231,78 +231,79 @@ def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
     return [column for name in names for column in columns if _column_key(column) == name]
 
 
-def choose_columns(table: UserTable, query: str | None = None, passage: str | None = None,
-                   negatives: Sequence[str] = (), language: str | None = None) -> ColumnRoles:
+def _column_key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
+def choose_columns(file: str, rows: FileRows, query: str, passage: str, negatives: Sequence[str],
+                   language: str) -> ColumnRoles:
     """The columns: as named, else by common names. Raises `Me5Error` with those that there are."""
-    there = f"{table.path.name} has the columns {', '.join(map(repr, table.columns))}"
-    if missing := [name for name in (query, passage, *negatives, language) if name and name not in table.columns]:
+    columns = list(dict.fromkeys(name for _, fields in rows for name in fields if name != SURPLUS))
+    there = f"{file} has the columns {', '.join(map(repr, columns))}"
+    if missing := [name for name in (query, passage, *negatives, language) if name and name not in columns]:
         raise Me5Error(f"no column {missing[0]!r}: {there}")
-    queries = _named(table.columns, QUERY)
-    passages = [name for name in _named(table.columns, PASSAGE) if name != query]
-    if not (query or queries) or not (passage or passages):
-        side = "passage" if query or queries else "query"
+    queries = [query] if query else _named(columns, QUERY)
+    passages = [passage] if passage else [name for name in _named(columns, PASSAGE) if name != query]
+    if not queries or not passages:
+        side = "passage" if queries else "query"
         raise Me5Error(f"which column is the {side}? {there}: name it with --{side}-column ({side}=… in Python)")
-    query, passage = query or queries[0], passage or passages[0]
-    wrong = tuple(negatives) or tuple(name for name in table.columns if NEGATIVE.fullmatch(_column_key(name)))
-    language = language or next(iter(_named(table.columns, LANGUAGE)), None)
-    taken = [query, passage, *wrong, *([language] if language else [])]
+    wrong = tuple(negatives) or tuple(name for name in columns if NEGATIVE.fullmatch(_column_key(name)))
+    languages = [language] if language else _named(columns, LANGUAGE)[:1]
+    taken = [queries[0], passages[0], *wrong, *languages]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise Me5Error(f"the column {twice[0]!r} cannot be two things: {there}")
-    return ColumnRoles(query, passage, wrong, language, tuple(n for n in (*queries, *passages) if n not in taken))
+    beside = tuple(name for name in (*queries, *passages) if name not in taken)
+    return ColumnRoles(queries[0], passages[0], wrong, *(languages or [None]), beside)
 
 
-def make_examples(table: UserTable, columns: ColumnRoles, source: str) -> tuple[list[Labelled], list[Unused]]:
+def make_examples(rows: FileRows, columns: ColumnRoles, source: str) -> tuple[list[Labelled], list[Unused]]:
     """An example for each query and positive of the file, in its order; and what of it is not used."""
-    faults: list[Unused] = []
-    first: dict[tuple[int, int], Labelled] = {}  # keys of query and positive → the row that has them first
+    unused: list[Unused] = []
+    read = [(number, _row_texts(number, fields, columns, source, unused)) for number, fields in rows]
     positives: dict[int, dict[int, str]] = defaultdict(dict)  # key of a query → its positives by key
-    negatives: dict[tuple[int, int], dict[int, tuple[int, str]]] = defaultdict(dict)  # → line and text by key
-    for line in table.rows:
-        row = _row_texts(line, columns, source, faults)
-        query = text_key(row.query)
+    for _, row in read:
+        for text in row.positives:
+            positives[text_key(row.query)].setdefault(text_key(text), text)
+    made: dict[tuple[int, int], tuple[Labelled, dict[int, str]]] = {}  # keys of query, positive → first row, negatives
+    for number, row in read:
+        query, hard = text_key(row.query), {}
+        for text in row.negatives:
+            key = text_key(text)
+            if key == query or key in positives[query]:
+                unused.append(Unused(number, "asked" if key == query else "both", text))
+            else:
+                hard.setdefault(key, text)
         for text in row.positives:
             pair = query, text_key(text)
-            if pair in first:
-                faults.append(Unused(line.number, "duplicate", [row.query, text]))
-            first.setdefault(pair, row)
-            positives[query].setdefault(pair[1], text)
-            for negative in row.negatives:
-                negatives[pair].setdefault(text_key(negative), (line.number, negative))
-    found = []
-    for (query, positive), row in first.items():
-        hard = []
-        for key, (number, text) in negatives[query, positive].items():
-            if key == query or key in positives[query]:
-                faults.append(Unused(number, "asked" if key == query else "both", text))
-            else:
-                hard.append(text)
+            if pair in made:
+                unused.append(Unused(number, "duplicate", [row.query, text]))
+            _, known = made.setdefault(pair, (row, {}))
+            known |= {key: text for key, text in hard.items() if key not in known}
+    examples = []
+    for (query, positive), (row, hard) in made.items():
         others = [text for key, text in positives[query].items() if key != positive]
-        found.append(row._replace(positives=(positives[query][positive], *others), negatives=tuple(hard)))
-    once = {(fault.number, fault.why, json.dumps(fault.content, default=str)): fault for fault in faults}
-    return found, [once[key] for key in sorted(once)]  # a row of several positives meets its negatives several times
+        examples.append(row._replace(positives=(positives[query][positive], *others), negatives=tuple(hard.values())))
+    return examples, sorted(unused, key=lambda each: (each.number, each.why))
 
 
-def _row_texts(row: TableRow, columns: ColumnRoles, source: str, faults: list[Unused]) -> Labelled:
-    """The row's texts as they stand; without positives, and why in `faults`, where it makes no example."""
-    found = {name: _field_texts(row.fields.get(name)) for name in (columns.query, columns.passage, *columns.negatives)}
-    why, query, positives = "", "", []
-    if row.surplus or None in found.values() or len(found[columns.query]) > 1:
-        why = "fields" if row.surplus else "text"
-    else:
-        query = "".join(found[columns.query])
-        positives = [text for text in found[columns.passage] if text_key(text) != text_key(query)]
-        if not query or not positives:
-            why = "query" if not query else "itself" if found[columns.passage] else "passage"
+def _row_texts(number: int, fields: dict[str, Any], columns: ColumnRoles, source: str,
+               unused: list[Unused]) -> Labelled:
+    """The row's texts as they stand; without positives, and why in `unused`, where it makes no example."""
+    names = columns.query, columns.passage, *columns.negatives, columns.language
+    queries, passages, *wrong, said = [_field_texts(fields.get(name)) for name in names]
+    usable = [text for text in passages or [] if text_key(text) != text_key("".join(queries or []))]
+    why = ("fields" if SURPLUS in fields else "text" if None in (queries, passages, *wrong) or len(queries) > 1 else
+           "query" if not queries else "passage" if not passages else "itself" if not usable else "")
     if why:
-        faults.append(Unused(row.number, why, row.fields | ({"…": row.surplus} if row.surplus else {})))
-        return Labelled(query, (), (), source, UNKNOWN)
-    faults += [Unused(row.number, "itself", text) for text in found[columns.passage] if text not in positives]
-    said = next(iter(_field_texts(row.fields.get(columns.language)) or []), "") if columns.language else ""
-    code = cleaning.resolve_language(said)
-    faults += [Unused(row.number, "language", said)] * bool(said and not code)
-    faults += [Unused(row.number, "half", row.fields)] * row.repaired
-    negatives = tuple(text for name in columns.negatives for text in found[name])
-    return Labelled(query, tuple(positives), negatives, source, code or UNKNOWN)
+        unused.append(Unused(number, why, fields))
+        return Labelled("", (), (), source, UNKNOWN)
+    language = said[0] if said else ""
+    code = cleaning.resolve_language(language)
+    negatives = tuple(text for texts in wrong for text in texts)
+    unused += [Unused(number, "itself", text) for text in passages if text not in usable]
+    unused += [Unused(number, "language", language)] * bool(language and not code)
+    unused += [Unused(number, "half", fields)] * any(REPLACEMENT in text for text in (*queries, *usable, *negatives))
+    return Labelled(queries[0], tuple(usable), negatives, source, code or UNKNOWN)
 
 
 def _field_texts(value: Any) -> list[str] | None:
@@ -316,17 +317,7 @@ def _field_texts(value: Any) -> list[str] | None:
     return [text] if text else []
 
 
-def by_reason(faults: Sequence[Unused], unit: str) -> list[str]:
-    """For each reason how often it was met, and in which lines first."""
-    found = []
-    for why, words in REASONS.items():
-        if numbers := [fault.number for fault in faults if fault.why == why]:
-            some = ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
-            found.append(f"{len(numbers):,} × {words} ({unit} {some})")
-    return found
-
-
-def dev_split(rows: Sequence[Labelled], share: float = DEV_SHARE) -> tuple[np.ndarray, bool]:
+def dev_split(rows: Sequence[Labelled]) -> tuple[np.ndarray, bool]:
     """Which rows are kept out: bool [rows]; and whether near-copies chain so much that only exact text could decide.
 
     Raises `Me5Error` where there are too few queries, or all of them share their passages.
@@ -336,7 +327,7 @@ def dev_split(rows: Sequence[Labelled], share: float = DEV_SHARE) -> tuple[np.nd
     if queries < LEAST_QUERIES:
         raise Me5Error(f"{queries} queries with a passage are too few: {LEAST_QUERIES} at least are needed to keep "
                        "some out")
-    size = min(MOST_DEV, max(round(share * queries), min(LEAST_DEV, queries // 4)))
+    size = min(MOST_DEV, max(round(DEV_SHARE * queries), min(LEAST_DEV, queries // 4)))
     for near in (True, False):
         dev = _whole_groups(rows, _linked_groups(rows, keys, near), size)
         if len(set(keys[dev].tolist())) >= max(1, size // 2):
@@ -367,22 +358,28 @@ def _whole_groups(rows: Sequence[Labelled], group: np.ndarray, size: int) -> np.
     return np.isin(group, chosen)
 
 
-def read_table(path: str | Path, encoding: str = "utf8") -> UserTable:
-    """The rows of a .csv, .tsv, .jsonl (.ndjson, .json) or .parquet file. Raises `Me5Error` that names the line."""
-    path = Path(path).expanduser()
-    readers = {".csv": _csv_file, ".tsv": _csv_file, ".jsonl": _json_file, ".ndjson": _json_file,
-               ".json": _json_file, ".parquet": _parquet_file}
+def read_table(path: Path, encoding: str = "utf8") -> tuple[str, str, FileRows]:
+    """The kind of a .csv, .tsv, .jsonl (.ndjson, .json) or .parquet file, what counts its rows, and these.
+
+    Raises `Me5Error` that names the line which cannot be read.
+    """
+    readers = {".csv": _csv_file, ".tsv": _csv_file, ".jsonl": _json_file, ".ndjson": _json_file, ".json": _json_file,
+               ".parquet": _parquet_file}
     if path.suffix.lower() not in readers:
         raise Me5Error(f"{path}: a file that ends in {', '.join(readers)} is wanted (a spreadsheet: save it as CSV)")
     if not path.is_file():
         raise Me5Error(f"there is no file {path}")
     try:
-        table = readers[path.suffix.lower()](path, encoding)
+        kind, unit, rows = readers[path.suffix.lower()](path, encoding)
     except RecursionError:
         raise Me5Error(f"{path} cannot be read: lists or objects are nested too deeply in it") from None
-    if not table.rows:
+    if not rows:
         raise Me5Error(f"{path} has no rows")
-    return table
+    if all(isinstance(row, list) and len(row) > 1 for _, row in rows):  # as pairs and triples are commonly written
+        rows = [(number, {"query": row[0], "positive": row[1], "negatives": row[2:]}) for number, row in rows]
+    if wrong := next((number for number, row in rows if not isinstance(row, dict)), None):
+        raise Me5Error(f'{path}: {unit} {wrong} is no object as {{"query": "…", "positive": "…"}}')
+    return kind, unit, rows
 
 
 def _decode(path: Path, encoding: str) -> str:
@@ -395,7 +392,7 @@ def _decode(path: Path, encoding: str) -> str:
         encoding = "utf-16"
     try:
         name = codecs.lookup(encoding).name
-        return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_repaired_row`
+        return _without_surrogates(raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass"))
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise Me5Error(f"{path}: line {line} is not {encoding} (byte 0x{raw[error.start]:02x}): save the file as "
@@ -404,27 +401,26 @@ def _decode(path: Path, encoding: str) -> str:
         raise Me5Error(f"there is no encoding {encoding!r} of files: utf8, cp1252, shift_jis are some") from None
 
 
-def _repaired_row(number: int, fields: dict[str, Any], surplus: Sequence[str] = ()) -> TableRow:
-    """A row, U+FFFD for each surrogate that stands alone. Surplus fields that are all empty are none."""
-    rest = list(surplus) if any(map(str.strip, surplus)) else []
-    text = json.dumps([fields, rest], ensure_ascii=False, default=str)
-    if broken := SURROGATE.search(text) is not None:
-        fields, rest = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
-    return TableRow(number, fields, tuple(rest), broken)
+def _without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each half of a character, which no UTF-8 file could hold."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _csv_file(path: Path, encoding: str) -> UserTable:
+def _csv_file(path: Path, encoding: str) -> tuple[str, str, FileRows]:
     text = _decode(path, encoding).replace("\r\n", "\n").replace("\r", "\n")
     separator = max(SEPARATORS, key=lambda one: _separator_fit(text, one))
-    rows = _csv_rows(path, text, separator)
-    names = [name.strip() for name in _repaired_row(1, {"": rows[0][1]}).fields[""]] if rows else []
+    (_, header), *lines = _csv_rows(path, text, separator) or [(1, [])]
+    names = [name.strip() for name in header]
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise Me5Error(f"{path}: {len(twice)} column(s) come twice in line 1 ({', '.join(twice)}): rename one of each")
     while names and not names[-1]:  # separators at the end of the header
         names.pop()
-    lines = [_repaired_row(number, {name: value for name, value in zip(names, fields, strict=False) if name},
-                  fields[len(names):]) for number, fields in rows[1:]]
-    return UserTable(path, f"CSV with {SEPARATORS[separator]}", "line", [name for name in names if name], lines)
+    rows = []
+    for number, values in lines:
+        fields = {name: value for name, value in zip_longest(names, values[: len(names)], fillvalue="") if name}
+        surplus = values[len(names):]
+        rows.append((number, fields | ({SURPLUS: surplus} if any(map(str.strip, surplus)) else {})))
+    return f"CSV with {SEPARATORS[separator]}", "line", rows
 
 
 def _separator_fit(text: str, separator: str) -> tuple[float, int]:
@@ -494,22 +490,28 @@ def _swallows(fields: Sequence[str], separator: str, header: Sequence[str], quot
     return 2 * alike > len(further) and first.count(separator) == len(header) - 1
 
 
-def _json_file(path: Path, encoding: str) -> UserTable:
+def _json_file(path: Path, encoding: str) -> tuple[str, str, FileRows]:
     text, number = _decode(path, encoding), 1
-    kind, unit = "JSON", "row"
     try:
         try:
-            rows = list(enumerate(_rows_of(path, json.loads(text)), 1))
+            return "JSON", "row", list(enumerate(_rows_of(path, _parse_json(text)), 1))
         except ValueError as error:  # more than one value: JSON lines
             if text.lstrip().startswith("[") and getattr(error, "msg", "") != "Extra data":
                 raise
-            kind, unit, rows = "JSON lines", "line", []
-            for number, line in enumerate(text.split("\n"), 1):
-                rows += [(number, json.loads(line))] if line.strip() else []
+        rows = []
+        for number, line in enumerate(text.split("\n"), 1):
+            rows += [(number, _parse_json(line))] if line.strip() else []
+        return "JSON lines", "line", rows
     except ValueError as error:
         line = number + getattr(error, "lineno", 1) - 1
         raise Me5Error(f"{path}: line {line} is no JSON ({getattr(error, 'msg', error)})") from None
-    return _table_of_rows(path, kind, rows, unit)
+
+
+def _parse_json(text: str) -> Any:
+    value = json.loads(text)
+    if not HALF_ESCAPE.search(text):
+        return value
+    return json.loads(_without_surrogates(json.dumps(value, ensure_ascii=False)))
 
 
 def _rows_of(path: Path, document: Any) -> list[Any]:
@@ -525,28 +527,17 @@ def _rows_of(path: Path, document: Any) -> list[Any]:
             lists = ", ".join(repr(name) for name, held in document.items() if held in tables)
             raise Me5Error(f"{path} holds several lists of rows ({lists}): save the one that is wanted as its own file")
         return tables[0]
-    if len(values) > 1 and all(isinstance(held, dict) and held.keys() == values[0].keys() for held in values):
-        values = [list(held.values()) for held in values]
+    values = [list(held.values()) if isinstance(held, dict) else held for held in values]
     if len(values) > 1 and all(isinstance(held, list) and len(held) == len(values[0]) for held in values):
         return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
     return [document]
 
 
-def _parquet_file(path: Path, encoding: str) -> UserTable:
+def _parquet_file(path: Path, encoding: str) -> tuple[str, str, FileRows]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.ParquetFile(path).read().to_pylist()
+        return "Parquet", "row", list(enumerate(pq.ParquetFile(path).read().to_pylist(), 1))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Me5Error(f"{path} cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from None
-    return _table_of_rows(path, "Parquet", list(enumerate(rows, 1)), "row")
-
-
-def _table_of_rows(path: Path, kind: str, rows: list[tuple[int, Any]], unit: str) -> UserTable:
-    if all(isinstance(row, list) and len(row) > 1 for _, row in rows):  # as pairs and triples are commonly written
-        rows = [(number, {"query": row[0], "positive": row[1], "negatives": row[2:]}) for number, row in rows]
-    if wrong := next((number for number, row in rows if not isinstance(row, dict)), None):
-        raise Me5Error(f'{path}: {unit} {wrong} is no object as {{"query": "…", "positive": "…"}}')
-    lines = [_repaired_row(number, row) for number, row in rows]
-    return UserTable(path, kind, unit, list(dict.fromkeys(name for line in lines for name in line.fields)), lines)

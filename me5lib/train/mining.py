@@ -352,20 +352,18 @@ def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list
     """
     from me5lib.data import userdata
 
-    table = userdata.read_table(path, encoding)
-    roles = userdata.choose_columns(table, **columns)
-    examples, faults = userdata.make_examples(table, roles, userdata.name_of(table.path))
+    file = userdata.read_examples(path, encoding=encoding, **columns)
     rows: dict[int, Labelled] = {}
-    for row in examples:
+    for row in file.rows:
         first = rows.setdefault(text_key(row.query), row)
         rows[text_key(row.query)] = first._replace(negatives=tuple(distinct_texts((*first.negatives, *row.negatives))))
     if not rows:
-        raise Me5Error("; not used: ".join([f"{path} has no query with a positive passage: nothing can be mined",
-                                            *userdata.by_reason(faults, table.unit)]))
+        raise Me5Error("; ".join([f"{path} has no query with a positive passage: nothing can be mined",
+                                  *file.reasons()]))
     numbers: dict[str, list[int]] = defaultdict(list)
-    for fault in faults:
-        numbers[userdata.REASONS[fault.why]].append(fault.number)
-    return list(rows.values()), {why: (len(some), table.unit, some[:5]) for why, some in numbers.items()}
+    for each in file.unused:
+        numbers[userdata.REASONS[each.why]].append(each.number)
+    return list(rows.values()), {why: (len(some), file.unit, some[:5]) for why, some in numbers.items()}
 
 
 def claim_folder(out: Path, settings: dict[str, Any]) -> None:
