@@ -13,7 +13,7 @@ from me5lib.data.builders import (
     Drop,
     RowContext,
     example,
-    sections,
+    markdown_sections,
     titled_text,
     without_html,
 )
@@ -179,7 +179,7 @@ def test_nllb_codes_become_iso_codes_and_a_hashtag_is_no_heading():
     for tag, code in {"pes_Arab": "fa", "prs_Arab": "fa", "arb_Arab": "ar", "als_Latn": "sq", "swh_Latn": "sw",
                       "pbt_Arab": "ps", "quy_Latn": "qu", "khk_Cyrl": "mn", "ace_Arab": "ace-arab"}.items():
         assert {pair.language for pair in built("nllb", NLLB | {"lang2": tag})} == {code}
-    assert list(sections("#hashtag is text")) == [([], "#hashtag is text")]
+    assert list(markdown_sections("#hashtag is text")) == [([], "#hashtag is text")]
 
 
 @pytest.mark.parametrize("html, text", [

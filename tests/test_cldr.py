@@ -22,12 +22,12 @@ from me5lib.pairs import normalise
 
 @pytest.fixture(scope="module")
 def everything():
-    return cldr.tables()
+    return cldr.cldr_tables()
 
 
 @pytest.fixture(scope="module")
 def smoke():
-    return {name: table.to_pylist() for name, table in cldr.tables(cldr.SMOKE).items()}
+    return {name: table.to_pylist() for name, table in cldr.cldr_tables(cldr.SMOKE).items()}
 
 
 def test_no_cell_is_empty_or_has_stray_space(smoke):
@@ -60,7 +60,7 @@ def test_about_150_languages_and_no_borrowed_names(everything):
     assert {"nb", "zh", "zh-hant", "sr", "sr-latn", "yue"} <= set(codes)
     assert not {"en", "en-dsrt", "ht", "hi-latn", "zh-hans", "no"} & set(codes)  # ht would be French, hi-latn English
     assert min(Counter(everything["translations"]["language"].to_pylist()).values()) >= cldr.LEAST
-    assert set(cldr.names("zh-hant")["territory"].values()) != set(cldr.names("zh")["territory"].values())
+    assert set(cldr.local_names("zh-hant")["territory"].values()) != set(cldr.local_names("zh")["territory"].values())
 
 
 def test_the_counts_on_the_cards_are_those_of_the_named_babel(everything):
@@ -75,7 +75,7 @@ def test_facts_are_true_and_wrong_answers_are_wrong_and_of_the_same_kind(smoke, 
     for row in everything["labelled"].to_pylist():
         assert 1 <= len(row["negatives"]) <= cldr.NEGATIVES
         assert not {normalise(each) for each in row["positives"]} & {normalise(each) for each in row["negatives"]}
-    german, rows = cldr.names("de"), [row for row in smoke["labelled"] if row["language"] == "de"]
+    german, rows = cldr.local_names("de"), [row for row in smoke["labelled"] if row["language"] == "de"]
     facts = {row["query"]: row for row in rows}
     assert len(facts) == len(rows)  # no question is asked twice
     assert facts["Schweiz"]["positives"] == ["Schweizer Franken"]
@@ -135,20 +135,20 @@ def test_stand_ins_are_whole_and_use_texts_that_training_does_not_see(smoke):
 
 
 def test_another_process_makes_the_same_tables_and_babel_is_left_as_it_was():
-    program = ("import hashlib; from me5lib.data import cldr; tables = cldr.tables(['de', 'ja']).values(); "
+    program = ("import hashlib; from me5lib.data import cldr; tables = cldr.cldr_tables(['de', 'ja']).values(); "
                "print(hashlib.sha256(repr([table.to_pylist() for table in tables]).encode()).hexdigest())")
     root = Path(__file__).parents[1]
     other = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True,
                            env={"PYTHONHASHSEED": "5", "PYTHONPATH": str(root)})
-    here = repr([table.to_pylist() for table in cldr.tables(["ja", "de"]).values()])
+    here = repr([table.to_pylist() for table in cldr.cldr_tables(["ja", "de"]).values()])
     assert other.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
     assert Locale("nn").territories["DE"] and Locale("ht").territories["DE"]  # inherited names are still there
     with pytest.raises(Me5Error, match="tlh"):
-        cldr.tables(["de", "tlh"])
+        cldr.cldr_tables(["de", "tlh"])
 
 
 def test_a_wrong_answer_that_reads_like_the_right_one_is_left_out(monkeypatch):
     euro, dollar = ("currency", "EUR"), ("currency", "USD")
     monkeypatch.setattr(cldr, "_facts", lambda: [cldr.Fact(("territory", "AT"), (euro,), (euro, dollar, dollar))])
-    assert cldr.tables(["de"])["labelled"].to_pylist() == [
+    assert cldr.cldr_tables(["de"])["labelled"].to_pylist() == [
         {"query": "Österreich", "positives": ["Euro"], "negatives": ["US-Dollar"], "language": "de"}]

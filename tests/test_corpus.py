@@ -72,7 +72,7 @@ def small(tmp_path_factory) -> Corpus:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ME5_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(corpus, "read_sources", lambda data: planted())
-        patch.setattr(corpus, "fingerprint", lambda data: "planted")
+        patch.setattr(corpus, "corpus_fingerprint", lambda data: "planted")
         return open_corpus(load("tiny", SETTINGS), progress=False)
 
 
@@ -170,7 +170,7 @@ def test_pools_follow_the_rule(small, sets):
     assert none.sets == {}  # 300 strings are not there
     rows = [{"language": "de", "order": order, "english": e, "text": t, "cluster": c} for order, e, t, c in
             [(0.3, "b", "B", 1), (0.1, "a", "A", 1), (0.2, "c", "a", 2), (0.4, "d", "D 5", 3), (0.5, "e", "D 6", 4)]]
-    assert [row["english"] for row in corpus.distinct(rows)] == ["a", "d"]  # a cluster, and a translation, once
+    assert [row["english"] for row in corpus.first_of_clusters(rows)] == ["a", "d"]  # cluster, translation: once
 
 
 def test_the_other_tasks_are_whole(sets):
@@ -240,7 +240,7 @@ def test_a_built_corpus_is_opened_and_a_second_build_is_equal(smoke, tmp_path, m
     assert [path for path in files if (smoke.folder / path).read_bytes() != (again.folder / path).read_bytes()] == []
     monkeypatch.setattr(corpus, "write_corpus", lambda *_: pytest.fail("built twice"))
     assert open_corpus(load("smoke", ("train.steps=1", "evaluate.heldout_strings=5"))).folder == again.folder
-    assert again.fingerprint != corpus.fingerprint(load("smoke", ("data.heldout_share=0.5",)).data)
+    assert again.fingerprint != corpus.corpus_fingerprint(load("smoke", ("data.heldout_share=0.5",)).data)
     (again.folder / "heldout.parquet").write_bytes(b"PAR1")
     with pytest.raises(Me5Error, match="delete it and run again"):
         again.parallel(3)
@@ -287,7 +287,7 @@ def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
     """100 held-out texts of a language against all that is trained on: of the tiny corpus where it is built, else of
     a smaller one (Kolibri's strings and EXAMS' questions), which is built here."""
     dial = load("tiny")
-    if (corpus.cache() / "corpus" / corpus.fingerprint(dial.data)).is_dir():
+    if (corpus.cache() / "corpus" / corpus.corpus_fingerprint(dial.data)).is_dir():
         one = open_corpus(dial)
         assert_nothing_leaks(one, 100, ("en", "ja"))
         assert len(one.tasks()[0].sets) >= 38  # the project's bars: languages, the map, what is left to train on

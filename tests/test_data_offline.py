@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from me5lib.data import cards, offline
-from me5lib.data.text import expand, has_letter, in_script, language, plain
+from me5lib.data.text import expand, has_letter, in_script, language, plain_text
 from me5lib.io import Me5Error
 
 
@@ -44,8 +44,8 @@ def rows(found: offline.Extracted, table: str) -> list[tuple]:
     ("{name}", ""),
 ])
 def test_markup_and_placeholders_go_and_words_stay(given, kept):
-    assert plain(given) == kept
-    assert plain(plain(given)) == plain(given)
+    assert plain_text(given) == kept
+    assert plain_text(plain_text(given)) == plain_text(given)
 
 
 def test_tags_of_translators_become_one_code_and_a_text_is_known_by_its_script():

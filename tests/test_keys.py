@@ -36,7 +36,7 @@ def keys(folder):
     teacher.block_scores([("a", "b")], told, (9, 9), folder / "scores")
     parameters = {"SCALE": "smoke", "SEED": 0, "SET": ""}
     return {
-        "corpus": corpus.fingerprint(config.load("tiny").data),
+        "corpus": corpus.corpus_fingerprint(config.load("tiny").data),
         "drawing": hub.drawing_home(cards.load_card("nllb"), 100).name,
         "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25Row(), baselines.Digits())],
         "protocol": protocol.encoder_fingerprint(encoder),

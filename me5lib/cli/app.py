@@ -77,7 +77,8 @@ def packs_command(
     total = sum(file.size for file in store.wanted(names).values())
     print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {cache() / 'packs'}")
     if export is not None:
-        print(f"copied, with their list in {store.export(export, names)}; the others run: me5 packs --from {export}")
+        store.fetch(names, source=cache() / "packs", folder=export)
+        print(f"copied; the others run: me5 packs --from {export}")
 
 
 def run_command(

