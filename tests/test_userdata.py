@@ -276,7 +276,7 @@ def test_half_a_character_becomes_the_replacement_character_and_is_counted(name,
     corpus = userdata.read_corpus(tmp_path / name, query="query\ufffd")
     assert [(row.query, *row.positives) for row in corpus.rows[:3]] == [
         ("q one \ufffd", "p"), ("q two", "\ufffd p \U0001f600"), ("q three", "p \U0001f600")]
-    assert [each.why for each in corpus.unused] == ["half", "half"]
+    assert {each.why for each in corpus.unused} == {"half"} and len(corpus.unused) == len(corpus.rows)  # by the header
     corpus.write(tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         path.read_text("utf8")

@@ -41,8 +41,7 @@ from me5lib.pairs import Labelled, text_key
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LOOKED_AT = 500  # ours: lines that decide on the separator
-HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, as JSON can write it
-REPLACEMENT = "\ufffd"
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no UTF-8 file can hold
 SURPLUS = "…"  # key of a row's fields beyond the header's: a separator stands in a text, and no field is sure
 
 # Names that columns commonly have, the likeliest first; case and the sign between words do not matter.
@@ -68,7 +67,7 @@ REASONS = {  # why a row, or a part of one, is not used
     "both": "a negative that is a positive of its query (the negative is left out)",
     "asked": "a negative that repeats its query (the negative is left out)",
     "language": f"a language that is not known (the row is used, its language `{UNKNOWN}`)",
-    "half": "a character that was lost, or half of one (U+FFFD stands in its place)",
+    "half": "half a character, a lone surrogate (U+FFFD stands in its place)",
 }
 CHAINED = ("near-copies chain most queries of this file together, so the split goes by exact text and shared passages "
            "alone: dev figures flatter whoever has learnt a near-copy")
@@ -221,9 +220,11 @@ def read_examples(path: str | Path, *, query: str = "", passage: str = "", negat
     """
     path = Path(path).expanduser()
     kind, unit, rows = read_table(path, encoding)
+    rows, unused = _repair(rows)
     columns = choose_columns(path.name, rows, query, passage, negatives, language)
     name = re.sub(r"\W+", "-", path.stem.casefold()).strip("-_") or "own"
-    return OwnCorpus(name, path, kind, unit, len(rows), columns, *make_examples(rows, columns, name), symmetric)
+    return OwnCorpus(name, path, kind, unit, len(rows), columns, make_examples(rows, columns, name, unused),
+                     sorted(unused, key=lambda each: (each.number, each.why)), symmetric)
 
 
 def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -256,9 +257,20 @@ def choose_columns(file: str, rows: FileRows, query: str, passage: str, negative
     return ColumnRoles(queries[0], passages[0], wrong, *(languages or [None]), beside)
 
 
-def make_examples(rows: FileRows, columns: ColumnRoles, source: str) -> tuple[list[Labelled], list[Unused]]:
-    """An example for each query and positive of the file, in its order; and what of it is not used."""
-    unused: list[Unused] = []
+def _repair(rows: FileRows) -> tuple[FileRows, list[Unused]]:
+    """The rows with U+FFFD for each surrogate that stands alone; and which of them had one."""
+    whole, unused = [], []
+    for number, fields in rows:
+        text = json.dumps(fields, ensure_ascii=False, default=str)
+        if SURROGATE.search(text):
+            fields = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+            unused.append(Unused(number, "half", fields))
+        whole.append((number, fields))
+    return whole, unused
+
+
+def make_examples(rows: FileRows, columns: ColumnRoles, source: str, unused: list[Unused]) -> list[Labelled]:
+    """An example for each query and positive of the file, in its order; what of it is not used goes to `unused`."""
     read = [(number, _row_texts(number, fields, columns, source, unused)) for number, fields in rows]
     positives: dict[int, dict[int, str]] = defaultdict(dict)  # key of a query → its positives by key
     for _, row in read:
@@ -283,7 +295,7 @@ def make_examples(rows: FileRows, columns: ColumnRoles, source: str) -> tuple[li
     for (query, positive), (row, hard) in made.items():
         others = [text for key, text in positives[query].items() if key != positive]
         examples.append(row._replace(positives=(positives[query][positive], *others), negatives=tuple(hard.values())))
-    return examples, sorted(unused, key=lambda each: (each.number, each.why))
+    return examples
 
 
 def _row_texts(number: int, fields: dict[str, Any], columns: ColumnRoles, source: str,
@@ -302,7 +314,6 @@ def _row_texts(number: int, fields: dict[str, Any], columns: ColumnRoles, source
     negatives = tuple(text for texts in wrong for text in texts)
     unused += [Unused(number, "itself", text) for text in passages if text not in usable]
     unused += [Unused(number, "language", language)] * bool(language and not code)
-    unused += [Unused(number, "half", fields)] * any(REPLACEMENT in text for text in (*queries, *usable, *negatives))
     return Labelled(queries[0], tuple(usable), negatives, source, code or UNKNOWN)
 
 
@@ -392,18 +403,13 @@ def _decode(path: Path, encoding: str) -> str:
         encoding = "utf-16"
     try:
         name = codecs.lookup(encoding).name
-        return _without_surrogates(raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass"))
+        return raw.decode("utf-8-sig" if name == "utf-8" else name, "surrogatepass")  # see `_repair`
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise Me5Error(f"{path}: line {line} is not {encoding} (byte 0x{raw[error.start]:02x}): save the file as "
                        "UTF-8, or name its encoding (--encoding cp1252, for one from Excel)") from None
     except (LookupError, UnicodeError):  # the latter of those for other things than files, as host names
         raise Me5Error(f"there is no encoding {encoding!r} of files: utf8, cp1252, shift_jis are some") from None
-
-
-def _without_surrogates(text: str) -> str:
-    """The text with U+FFFD for each half of a character, which no UTF-8 file could hold."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _csv_file(path: Path, encoding: str) -> tuple[str, str, FileRows]:
@@ -494,24 +500,17 @@ def _json_file(path: Path, encoding: str) -> tuple[str, str, FileRows]:
     text, number = _decode(path, encoding), 1
     try:
         try:
-            return "JSON", "row", list(enumerate(_rows_of(path, _parse_json(text)), 1))
+            return "JSON", "row", list(enumerate(_rows_of(path, json.loads(text)), 1))
         except ValueError as error:  # more than one value: JSON lines
             if text.lstrip().startswith("[") and getattr(error, "msg", "") != "Extra data":
                 raise
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
-            rows += [(number, _parse_json(line))] if line.strip() else []
+            rows += [(number, json.loads(line))] if line.strip() else []
         return "JSON lines", "line", rows
     except ValueError as error:
         line = number + getattr(error, "lineno", 1) - 1
         raise Me5Error(f"{path}: line {line} is no JSON ({getattr(error, 'msg', error)})") from None
-
-
-def _parse_json(text: str) -> Any:
-    value = json.loads(text)
-    if not HALF_ESCAPE.search(text):
-        return value
-    return json.loads(_without_surrogates(json.dumps(value, ensure_ascii=False)))
 
 
 def _rows_of(path: Path, document: Any) -> list[Any]:
