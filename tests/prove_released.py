@@ -69,8 +69,8 @@ def main() -> None:
                                 ("sentence-transformers", model.tokenizer)):
             right = sum(tokenizer(row["text"])["input_ids"] == row["ids"] for row in rows)
             print(f"token ids, {name}: {right} of {len(rows)}")
-        worst = export.sentence_transformers(Path(exported), encoder, PROMPTS)
-        print(f"vectors of {len(export.check_texts(encoder.max_tokens))} texts in {export.script_count()} scripts, "
+        worst = export.difference(export.sentence_transformers, Path(exported), encoder, PROMPTS)
+        print(f"vectors of {len(export.check_texts(encoder.max_tokens))} texts in {len(export.LOCALES)} languages, "
               f"sentence-transformers against Encoder, fp32: {worst:.1e} apart at most")
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from me5lib import config
 from me5lib.model import encoder as module
-from me5lib.model.encoder import Encoder, by_length, lay_out
+from me5lib.model.encoder import Encoder, by_length
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 
 
@@ -120,8 +120,6 @@ def test_pieces_keep_to_the_budget_and_leave_nothing_out():
     assert sorted(np.concatenate(pieces)) == list(range(500))
     assert all(len(piece) * lengths[piece].max() <= 100 for piece in pieces)
     assert list(by_length([7, 200], 100))[0].tolist() == [1]  # too long for the budget: alone
-    where, mask = lay_out(np.array([3, 1]))
-    assert where.tolist() == [[0, 1, 2], [3, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_long_texts_are_cut_and_keep_their_end_mark(encoder):

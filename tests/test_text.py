@@ -113,7 +113,7 @@ def test_decoding_gives_the_normalised_text_back(tokenizer):
 def test_many_and_long_texts_are_sampled(monkeypatch):
     sample = text._sample(["字" * 100_000, *names(("de",))])
     assert max(map(len, sample)) == text.TRAINING_CHARS
-    assert "字" in text._alphabet(sample, 1000) and len(text._train_unigram(sample, 1000)) > 1000
+    assert len(text._train_unigram(sample, 1000)) > 1000
     monkeypatch.setattr(text, "TRAINING_TEXTS", 10)
     assert text._sample([str(i) for i in range(95)] + ["3", "4"]) == [str(i) for i in range(0, 95, 10)]
 

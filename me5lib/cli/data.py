@@ -84,8 +84,8 @@ def verify_released_command() -> None:
         raise Me5Error(f"the pack of {released.NAME} is not in the cache: run `me5 packs` first")
     _, full = released.full_weights()
     found = released.verify(released.parse_file(released.member(pack)), full)
-    for name, different, weights in found:
-        print(f"{name:12} {different:,} of {weights:,} differ")
+    for name, different, stored in found:
+        print(f"{name}: {different:,} of {stored:,} values or blocks differ")
     if found:
         raise Me5Error(f"{len(found)} tensors of {released.NAME} are not what Q4_0 makes of {released.HUB_ID} at "
                        f"{released.REVISION[:12]}: say so where this kit is kept, and use the hub id meanwhile")

@@ -178,13 +178,13 @@ def shape_of(model: str, revision: str = "") -> Shape | None:
     """The shape in a model's configuration; None where that does not say it. Raises `Me5Error` for no such model."""
     from me5lib.evaluate.models import KNOWN
     from me5lib.model.released import HUB_ID
-    from me5lib.model.resolve import local, resolve
+    from me5lib.model.resolve import model_folder, resolve
 
     ref = resolve(model, revision)
     if known := KNOWN.get(HUB_ID if ref.kind == "released" else ref.name):
         return Shape(*known, 4 * known[1])
     try:
-        config = json.loads((local(ref, ("config.json",)) / "config.json").read_text(encoding="utf8"))
+        config = json.loads((model_folder(ref, ("config.json",)) / "config.json").read_text(encoding="utf8"))
         return Shape(config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"])
     except (OSError, ValueError, KeyError):
         return None

@@ -23,16 +23,7 @@ import numpy as np
 
 from me5lib.io import Me5Error
 from me5lib.model import released, text
-from me5lib.model.resolve import (
-    SMALL_FILES,
-    averages,
-    first_line,
-    local,
-    read_model_json,
-    resolve,
-    saved_prompts,
-    snapshot,
-)
+from me5lib.model.resolve import first_line, model_folder, read_model_files, resolve
 from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
@@ -103,22 +94,20 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
     if ref.kind == "released":
         encoder = _e5(ref.name, dtype, target)
         return Opened(f"me5/{ref.name}", released.WHEEL_SHA256[:16], encoder, False, FOUR_BITS, released.HUB_ID, dtype)
-    folder = local(ref)
+    folder = model_folder(ref)
     name = ref.name if ref.kind == "hub" else "me5/" + re.sub(r"[^\w.+-]+", "-", folder.resolve().name)
     commit = folder.name if ref.kind == "hub" else ""
     if not any((folder / file).is_file() for file in ("config.json", "modules.json")):
         raise Me5Error(f"{name} on the hub holds no model (config.json is missing): check the id")
     # an export of the released model says in its configuration whence it comes; trained on, it is one of its own
-    four_bits = read_model_json(folder / "config.json", {}).get("derived_from") == released.NAME
+    files = read_model_files(folder)
+    four_bits = files.config.get("derived_from") == released.NAME
     weights, published = (FOUR_BITS, released.HUB_ID) if four_bits else ("full", name)
     e5 = is_e5(name, folder)
     print(f"{name} is read as {'an E5' if e5 else 'its own files say, without prefixes'}", file=sys.stderr)
     if e5:
-        if commit:
-            snapshot(name, commit, (*SMALL_FILES, "model*.safetensors"))
         encoder = _e5(f"{ref.name}@{commit}" if commit else folder, dtype, target)
-        by_name, prompts = "instruct" in name.lower(), saved_prompts(folder)
-        instruct = by_name if name in KNOWN or not prompts else _instructs(prompts)
+        instruct = "instruct" in name.lower() if name in KNOWN or not files.prompts else _instructs(files.prompts)
     else:
         encoder, instruct = _sentence_model(name, ref.name, commit, dtype, target), False
     return Opened(name, commit or fingerprint_of(folder), encoder, instruct, weights, published, dtype)
@@ -149,10 +138,10 @@ def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str)
     from mteb.models.model_implementations import MODEL_REGISTRY
     from sentence_transformers import SentenceTransformer
 
-    from me5lib.model.save_load import quiet
+    from me5lib.model.save_load import quiet_transformers
 
     types = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-    with quiet():
+    with quiet_transformers():
         try:
             model = SentenceTransformer(where, revision=commit or None, device=device,
                                         model_kwargs={"dtype": types[dtype]})
@@ -171,9 +160,10 @@ def is_e5(name: str, folder: Path) -> bool:
     """
     if name in KNOWN:
         return True
-    if not averages(folder):
+    files = read_model_files(folder)
+    if not files.averages:
         return False
-    if prompts := saved_prompts(folder):
+    if prompts := files.prompts:
         e5 = prompts.get("query") == QUERY and PASSAGE in (prompts.get("passage"), prompts.get("document"))
         return e5 or _instructs(prompts)
     named = re.search(r"(^|[^a-z0-9])m?e5([^a-z0-9]|$)", name.lower().rpartition("/")[2])

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = PACKAGE / "model" / "card_template.md"
 UNKNOWN = "unknown"  # the hub's word for a licence that nobody stated
-COLUMNS = ("task", "dataset_revision", "mteb_version", "protocol", "dtype", "split", "subset", "metric", "value")
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "multilingual-e5")
 SNAPSHOT = re.compile(r"models--([\w.-]+)--([\w.-]+)[/\\]snapshots")  # how the hub client's cache names a model
 
@@ -57,43 +56,35 @@ def render(about: About) -> str:
     """The whole card: metadata between two lines of dashes, then Markdown."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    codes = _iso_languages(about.sources)
+    spoken = {code.partition("-")[0].lower() for source in about.sources for code in source.languages}
+    codes = sorted(code for code in spoken if re.fullmatch("[a-z]{2,3}", code))  # what the hub takes for a language
     datasets = dict.fromkeys(repository for source in about.sources for repository in source.repositories)
     data = ModelCardData(
-        model_name=about.name, language=codes or None, license=about.license, library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity", tags=[*TAGS, *(["onnx"] if about.onnx else [])],
+        model_name=about.name, license=about.license, library_name="sentence-transformers",
+        language=["multilingual", *codes] if len(codes) > 1 else codes or None, pipeline_tag="sentence-similarity",
+        tags=[*TAGS, *(["onnx"] if about.onnx else [])],
         base_model=about.base_model or None, datasets=list(datasets) or None, eval_results=list(about.results) or None,
     )  # fmt: skip
     start = f"`{about.base_model}`" if about.base_model else about.start or "a backbone that is not stated"
     card = ModelCard.from_template(
-        data, template_str=TEMPLATE.read_text(encoding="utf8"), about=about, start=start,
-        count=len(set(codes) - {"multilingual"}),
+        data, template_str=TEMPLATE.read_text(encoding="utf8"), about=about, start=start, count=len(codes),
         query=about.prompts["query"], document=about.prompts["document"], means=_subset_means(about.results),
         cell=lambda text: " ".join(text.split()).replace("|", "\\|"), shown=lambda text: text.replace("\n", "\\n"),
     )  # fmt: skip
     return card.content
 
 
-def _iso_languages(sources: Sequence[CitedSource]) -> list[str]:
-    """ISO 639 codes of all sources, sorted, scripts and regions left out; `multilingual` first where there are more."""
-    codes = {code.partition("-")[0].lower() for source in sources for code in source.languages}
-    known = sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code))  # what the hub takes for a language
-    return ["multilingual", *known] if len(known) > 1 else known
-
-
 def eval_results(measured: pd.DataFrame, described: Callable[[str], tuple[str, str]]) -> tuple[EvalResult, ...]:
-    """One entry of a `model-index` for every measured row (columns: `COLUMNS`; `value` in per cent), in their order.
+    """One entry of a `model-index` for every row of `evaluate.runs.measured`, in their order.
 
     `described(task)` says mteb's type of a task and the hub id of its data set. Protocol, precision and mteb's version
     go into the metric's arguments and its name, so that two ways to evaluate stay two results. Raises ValueError where
-    a column is missing or a value is no number.
+    a value is no number.
     """
     from huggingface_hub import EvalResult
 
-    if missing := [name for name in COLUMNS if name not in measured.columns]:
-        raise ValueError(f"measured lacks the columns {missing}")
     if measured["value"].isna().any():
-        raise ValueError("measured has rows without a value")
+        raise ValueError("a row has no value")
     entries = []
     for row in measured.to_dict("records"):
         kind, dataset = described(row["task"])
@@ -130,13 +121,14 @@ def stage_record(folder: Path) -> dict[str, Any]:
 
 def base_of(settings: dict[str, Any]) -> tuple[str, str]:
     """The hub id that a stage's weights come from, or what else they come from: `(base model, words for the card)`."""
-    at_hub, at, _ = str(settings.get("start", "")).partition("@")
-    backbone = at_hub if at else str(settings.get("model", {}).get("backbone", ""))
+    start, at, _ = str(settings.get("start", "")).partition("@")
+    backbone = start if at else str(settings.get("model", {}).get("backbone", ""))
     if cached := SNAPSHOT.search(backbone):
         return f"{cached[1]}/{cached[2]}", ""
     if backbone == "random":
         return "", "random weights"
-    return (backbone, "") if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone) and not Path(backbone).exists() else ("", "")
+    at_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone) and not Path(backbone).exists()
+    return (backbone if at_hub else ""), ""
 
 
 def trained_on(folder: Path) -> list[str]:

@@ -3,10 +3,10 @@
     encoder = Encoder.load("runs/tiny/seed-0/stage1")
     vectors = encoder.encode(["How do I pay?"], QUERY)      # fp32 [1, width]
 
-Two doors: `encode` for reading (texts, no gradient), and `tokenize` + `forward` for training (ids, with gradient).
-Both sort the texts by length and cut them into pieces of equal padded size before the backbone sees them: padding is
-most of the work otherwise, and the result is the same. Pooling and norm are done in
-fp32 whatever the backbone's dtype: at τ = 0.01 a cosine error of 4e-3 is 0.4 of a logit.
+`encode` is for reading (texts, no gradient), `tokenize` + `forward` for training (ids, with gradient). Both sort the
+texts by length and cut them into pieces of equal padded size before the backbone sees them: padding is most of the work
+otherwise. Pooling and norm are done in fp32 whatever the backbone's dtype: at τ = 0.01 a cosine error of 4e-3 is 0.4 of
+a logit.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Encoder(nn.Module):
     def new(cls, shape: config.Model, tokenizer: PreTrainedTokenizerFast, seed: int, dropout: float = 0.0) -> Encoder:
         """The encoder that a stage 1 starts from: random BERT weights of this shape, or the hub's `shape.backbone`.
 
-        The random one is drawn from `seed` without touching torch's global generator. `dropout` is 0 for it (ours:
-        a run of one pass over its data does not overfit); a hub backbone keeps its own.
+        The random one is drawn from `seed` without touching torch's global generator, and has no dropout (ours: a run
+        of one pass over its data does not overfit); a hub backbone keeps its own.
         """
         if shape.backbone != "random":
             encoder = cls.load(shape.backbone).trained_further()
@@ -109,16 +109,12 @@ class Encoder(nn.Module):
 
         Cleaning comes first (`text.clean`: ValueError for None, naming its index).
         """
-        return self._ids(clean(texts), prefix, max_tokens)
-
-    def _ids(self, texts: list[str], prefix: str, max_tokens: int | None) -> list[list[int]]:
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         raw = self.tokenizer.backend_tokenizer
-        if raw.truncation is not None:  # left over from whoever saved it
+        if raw.truncation is not None or raw.padding is not None:  # left over from whoever saved it
             raw.no_truncation()
-        if raw.padding is not None:
             raw.no_padding()
-        ids = [encoding.ids for encoding in raw.encode_batch_fast([prefix + text for text in texts])]
+        ids = [encoding.ids for encoding in raw.encode_batch_fast([prefix + text for text in clean(texts)])]
         return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
 
     def forward(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
@@ -133,7 +129,8 @@ class Encoder(nn.Module):
 
         For a gradient, the rows' tokens are looked up once, flat, and then dealt out to the pieces: a lookup per piece
         would leave a gradient as large as the whole vocabulary for each of them. Without one, each piece looks up its
-        own: 16,384 texts of 70 tokens would take 1.8 GB at 384 dimensions.
+        own: 16,384 texts of 70 tokens would take 1.8 GB at 384 dimensions. What is looked up for padding is masked out
+        of attention and pooling, and gets no gradient.
         """
         if not len(ids):
             return self.pool([[self.tokenizer.cls_token_id or 0]])[:0]  # of the graph: a rank without rows takes part
@@ -145,11 +142,17 @@ class Encoder(nn.Module):
         look_up = self.backbone.get_input_embeddings()
         learns = torch.is_grad_enabled()
         parts = (look_up(flat) if learns else flat).split([int(lengths[piece].sum()) for piece in pieces])
-        pooled = torch.cat([
-            self._pool_piece(part if learns else look_up(part), lengths[piece])
-            for part, piece in zip(parts, pieces, strict=True)
-        ])  # fmt: skip
-        return pooled[torch.from_numpy(np.argsort(order)).to(pooled.device)]
+        means = []
+        for part, piece in zip(parts, pieces, strict=True):
+            sizes, steps = lengths[piece], np.arange(lengths[piece[0]])
+            shown = steps < sizes[:, None]
+            places = np.where(shown, (np.cumsum(sizes) - sizes)[:, None] + steps, 0)  # in the flat part
+            mask = torch.from_numpy(shown.astype(np.int64)).to(self.device)
+            vectors = (part if learns else look_up(part))[torch.from_numpy(places).to(self.device)]
+            # sorted by length: where the last is as long as the first nothing is padded, and attention needs no mask
+            hidden = self.backbone(inputs_embeds=vectors, attention_mask=None if shown[-1].all() else mask)
+            means.append(average_pool(hidden.last_hidden_state, mask))
+        return torch.cat(means)[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     def choose_attention(self) -> None:
         """Plain attention where a CPU trains: in bf16 a step takes 0.6 of what torch's fused kernel takes (measured).
@@ -159,13 +162,6 @@ class Encoder(nn.Module):
         wanted = "eager" if self.device.type == "cpu" and not torch.is_inference_mode_enabled() else "sdpa"
         if self.backbone.config._attn_implementation != wanted:
             self.backbone.set_attn_implementation(wanted)
-
-    def _pool_piece(self, vectors: Tensor, lengths: np.ndarray) -> Tensor:
-        """Mean over the tokens of each row, fp32 [rows, width], of flat token vectors [sum of lengths, width]."""
-        where, mask = (array.to(self.device) for array in lay_out(lengths))
-        full = bool(lengths[0] == lengths[-1])  # sorted by length: nothing is padded, attention needs no mask
-        hidden = self.backbone(inputs_embeds=vectors[where], attention_mask=None if full else mask).last_hidden_state
-        return average_pool(hidden, mask)
 
     def encode(self, texts: Sequence[str], prefix: str = QUERY, *, normalise: bool = True,
                token_budget: int | None = None, max_tokens: int | None = None, precision: str = "fp32",
@@ -186,7 +182,7 @@ class Encoder(nn.Module):
         bar = tqdm(total=len(texts), disable=not progress, unit=" texts", desc="encode")
         with self._inference(precision), bar:
             for start in range(0, len(texts), WINDOW):
-                ids = self._ids(texts[start : start + WINDOW], prefix, max_tokens)
+                ids = self.tokenize(texts[start : start + WINDOW], prefix, max_tokens)
                 vectors[start : start + WINDOW] = compute(ids, token_budget).cpu().numpy()
                 bar.update(len(ids))
         return vectors
@@ -223,17 +219,6 @@ def average_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
     weight = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weight).sum(1) / weight.sum(1)
-
-
-def lay_out(lengths: np.ndarray) -> tuple[Tensor, Tensor]:
-    """How flat rows of these lengths are padded: int64 [n, longest] positions in the flat tensor, and the 0/1 mask.
-
-    Padding points at position 0: what is read there is masked out of attention and pooling, and gets no gradient.
-    """
-    steps = np.arange(lengths.max())
-    mask = steps < lengths[:, None]
-    where = np.where(mask, (np.cumsum(lengths) - lengths)[:, None] + steps, 0)
-    return torch.from_numpy(where), torch.from_numpy(mask.astype(np.int64))
 
 
 def piece_tokens(device: torch.device) -> int:

@@ -1,24 +1,20 @@
 """A model's folder for others: written, its ONNX graph beside it, read back by the libraries it is for, given a card.
 
-`sentence_transformers`, `transformers` and `onnxruntime` each load the folder as their users do, with its own tokenizer
-and prompts, and encode `check_texts`: texts of many scripts, empty ones, ones beyond the longest. Each gives the
-largest difference between two coordinates of unit vectors, and raises `Me5Error` when that is over `TOLERANCE`.
+`sentence_transformers`, `transformers` and `onnxruntime` each load the folder as their users do and encode
+`check_texts` as queries and as documents; their vectors are held against the encoder's.
 
-The graph (opset 18, any batch, any length) has inputs `input_ids` and `attention_mask`, int64 [n, tokens], padded on
-either side, and outputs `token_embeddings`, fp32 [n, tokens, width], and `sentence_embedding`, fp32 [n, width] of unit
-length. It is made by torch.onnx's own exporter (`dynamo=True`, which needs onnxscript); optimum is not used, as it
-pulls transformers back to 4. Cost: under a minute of one core for 12 layers × 384. Beyond 2 GB, protobuf's limit
-(large: 2.2 GB), the weights go to `model.onnx.data` beside the graph.
+The graph (any batch, any length, padded on either side) is made by torch.onnx's own exporter (`dynamo=True`, which
+needs onnxscript); optimum pulls transformers back to 4. Cost: under a minute of one core for 12 layers × 384. Beyond
+2 GB, protobuf's limit (large: 2.2 GB), the weights go to `model.onnx.data` beside the graph.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +25,7 @@ from torch import Tensor, nn
 from me5lib.io import Me5Error
 from me5lib.model.encoder import average_pool
 from me5lib.model.resolve import first_line
-from me5lib.model.save_load import quiet
+from me5lib.model.save_load import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +42,7 @@ TOLERANCE = 1e-4  # of a coordinate of a unit vector; sums in another order come
 LOCALES = ("en", "de", "ru", "el", "ka", "hy", "he", "ar", "fa", "ur", "hi", "bn", "ta", "te", "th", "km", "my", "am",
            "zh", "ja", "ko")  # fmt: skip  # 19 scripts
 SIZES = (1, 5, 3, 16)  # rows of the batches, in turn: a graph that is dynamic takes any
+SIDES = ("query", "document")
 
 
 def export_model(encoder: Encoder, folder: Path, about: About) -> str:
@@ -61,13 +58,12 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
     def _complete(beside: Path) -> None:
         if about.onnx:
             write_graph(encoder, beside)
-        readers = {"sentence-transformers": sentence_transformers, "transformers": transformers}
-        for name, reader in (readers | ({"onnxruntime": onnxruntime} if about.onnx else {})).items():
-            worst[name] = reader(beside, encoder, about.prompts)
+        for reader in (sentence_transformers, transformers, *((onnxruntime,) if about.onnx else ())):
+            worst[reader.__name__] = difference(reader, beside, encoder, about.prompts)
         (beside / "README.md").write_text(card.render(about), encoding="utf8")
 
     encoder.save(folder, about.prompts, _complete)
-    return (f"{len(check_texts(encoder.max_tokens))} texts in {script_count()} scripts, largest difference of a "
+    return (f"{len(check_texts(encoder.max_tokens))} texts in {len(LOCALES)} languages, largest difference of a "
             "coordinate: " + ", ".join(f"{reader} {value:.0e}" for reader, value in worst.items()))
 
 
@@ -82,70 +78,64 @@ def check_texts(tokens: int) -> list[str]:
     return [*texts, "永和九年" * tokens]
 
 
-def script_count() -> int:
-    """How many scripts the letters of `check_texts` are of, by their Unicode names."""
-    letters = {letter for text in check_texts(1) for letter in text if letter.isalpha()}
-    words = Counter(unicodedata.name(letter, "?").split()[0] for letter in letters)
-    return sum(count > 5 for count in words.values())  # signs like ª and ー have names of their own
+def difference(reader: Callable, folder: Path, encoder: Encoder, prompts: Mapping[str, str]) -> float:
+    """The largest difference of a coordinate between a reader's unit vectors of `check_texts` and the encoder's.
 
-
-def sentence_transformers(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
-    """`SentenceTransformer(folder)`, its queries and documents by their prompts."""
-    from sentence_transformers import SentenceTransformer
-
+    Raises `Me5Error` where it is over `TOLERANCE`.
+    """
     texts = check_texts(encoder.max_tokens)
-    with quiet():
-        model = SentenceTransformer(str(folder), device="cpu")
-    theirs = [encode(texts, show_progress_bar=False) for encode in (model.encode_query, model.encode_document)]
-    ours = [encoder.encode(texts, prompts[side]) for side in ("query", "document")]
-    return _difference(np.concatenate(theirs), np.concatenate(ours), "sentence-transformers")
-
-
-def transformers(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
-    """`AutoTokenizer` and `AutoModel`, with the pooling of the authors' model card."""
-    from transformers import AutoModel
-
-    with quiet():
-        model = AutoModel.from_pretrained(str(folder), dtype="float32").eval()
-
-    def _vectors(batch: dict[str, np.ndarray]) -> np.ndarray:
-        inputs = {name: torch.from_numpy(np.asarray(batch[name])) for name in ("input_ids", "attention_mask")}
-        mask = inputs["attention_mask"]
-        with torch.no_grad():
-            hidden = model(**inputs).last_hidden_state.masked_fill(~mask[..., None].bool(), 0.0)
-        return torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1)[:, None], dim=1).numpy()
-
-    return _by_batches(folder, encoder, prompts["query"], _vectors, "transformers")
-
-
-def onnxruntime(folder: Path, encoder: Encoder, prompts: dict[str, str]) -> float:
-    """`onnx/model.onnx` in onnxruntime, with the folder's tokenizer."""
-    reader = graph_reader(folder / ONNX, "sentence_embedding")
-    return _by_batches(folder, encoder, prompts["query"], reader, "onnxruntime")
-
-
-def _by_batches(folder: Path, encoder: Encoder, prefix: str, vectors: Callable, reader: str) -> float:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    texts, theirs, start = check_texts(encoder.max_tokens), [], 0
-    while start < len(texts):
-        part = [prefix + text for text in texts[start : start + SIZES[len(theirs) % len(SIZES)]]]
-        theirs.append(vectors(tokenizer(part, padding=True, truncation=True, return_tensors="np")))
-        start += len(part)
-    return _difference(np.concatenate(theirs), encoder.encode(texts, prefix), reader)
-
-
-def _difference(theirs: np.ndarray, ours: np.ndarray, reader: str) -> float:
-    """The largest between two coordinates. Raises `Me5Error` where it is too large."""
+    ours = np.concatenate([encoder.encode(texts, prompts[side]) for side in SIDES])
+    theirs, name = reader(folder, texts, prompts), reader.__name__
     if theirs.shape != ours.shape or not np.isfinite(theirs).all():
-        raise Me5Error(f"{reader} gives vectors {list(theirs.shape)} with numbers missing, not {list(ours.shape)}: "
+        raise Me5Error(f"{name} gives vectors {list(theirs.shape)} with numbers missing, not {list(ours.shape)}: "
                        "the export is refused")
     worst = abs(theirs - ours).max(axis=1)
     if worst.max() > TOLERANCE:
-        raise Me5Error(f"{reader} gives other vectors than me5 for {int((worst > TOLERANCE).sum())} of {len(worst)} "
+        raise Me5Error(f"{name} gives other vectors than me5 for {int((worst > TOLERANCE).sum())} of {len(worst)} "
                        f"texts (by {worst.max():.1e}, at most {TOLERANCE:g}): the export is refused")
     return float(worst.max())
+
+
+def sentence_transformers(folder: Path, texts: list[str], prompts: Mapping[str, str]) -> np.ndarray:
+    """Vectors of `texts` as queries, then as documents, by `SentenceTransformer(folder)` and the prompts in it."""
+    from sentence_transformers import SentenceTransformer
+
+    with quiet_transformers():
+        model = SentenceTransformer(str(folder), device="cpu")
+    return np.concatenate([encode(texts, show_progress_bar=False)
+                           for encode in (model.encode_query, model.encode_document)])
+
+
+def transformers(folder: Path, texts: list[str], prompts: Mapping[str, str]) -> np.ndarray:
+    """The same by `AutoTokenizer` and `AutoModel`, with the pooling of the authors' model card."""
+    from transformers import AutoModel
+
+    with quiet_transformers():
+        model = AutoModel.from_pretrained(str(folder), dtype="float32").eval()
+
+    def _vectors(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        inputs = {name: torch.from_numpy(np.asarray(batch[name])) for name in INPUTS}
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state
+        return nn.functional.normalize(average_pool(hidden, inputs["attention_mask"]), dim=1).numpy()
+
+    return _by_batches(folder, texts, prompts, _vectors)
+
+
+def onnxruntime(folder: Path, texts: list[str], prompts: Mapping[str, str]) -> np.ndarray:
+    """The same by `onnx/model.onnx` in onnxruntime, with the folder's tokenizer."""
+    return _by_batches(folder, texts, prompts, graph_reader(folder / ONNX, "sentence_embedding"))
+
+
+def _by_batches(folder: Path, texts: list[str], prompts: Mapping[str, str], vectors: Callable) -> np.ndarray:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    rows, sizes, parts = [prompts[side] + text for side in SIDES for text in texts], cycle(SIZES), []
+    while rows:
+        part, rows = rows[: (size := next(sizes))], rows[size:]
+        parts.append(vectors(tokenizer(part, padding=True, truncation=True, return_tensors="np")))
+    return np.concatenate(parts)
 
 
 class Graph(nn.Module):

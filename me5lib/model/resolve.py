@@ -22,12 +22,10 @@ from me5lib.io import Me5Error
 
 T = TypeVar("T")
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # of a model's repository: all but its weights
-NO_LIMIT = 1 << 30  # tokens
 PAUSES = (1, 4)  # ours: seconds before a hub that fails (5xx) is asked again
 _OF_INTFLOAT = re.compile(r"(multilingual-)?e5-(small|base|large)(-v2|-instruct)?")
 _WITHOUT_OWNER = re.compile(r"(bert|xlm-roberta|roberta|distilbert)-.*")  # the hub's oldest ids have none
 _E5_MODULES = {"Transformer", "Pooling", "Normalize"}
-_KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 
 
 class ModelRef(NamedTuple):
@@ -84,13 +82,13 @@ def full_id(name: str) -> str:
 def pinned(ref: ModelRef) -> str:
     """What tells a model that is no folder from any other, and from its own earlier state: `id@commit`."""
     if ref.kind == "hub":
-        return f"{ref.name}@{local(ref, ('config.json',)).name}"
+        return f"{ref.name}@{model_folder(ref, ('config.json',)).name}"
     from me5lib.model.released import WHEEL_SHA256
 
     return f"{ref.name}@{WHEEL_SHA256[:16]}"
 
 
-def local(ref: ModelRef, patterns: Sequence[str] = SMALL_FILES) -> Path:
+def model_folder(ref: ModelRef, patterns: Sequence[str] = SMALL_FILES) -> Path:
     """The folder on this machine of a model that has one: its own, or the snapshot of the hub's files that match."""
     return ref.folder if ref.kind == "folder" else snapshot(ref.name, ref.revision, patterns)
 
@@ -103,27 +101,27 @@ def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
     """
     from huggingface_hub import errors, snapshot_download
 
-    for pause in (*PAUSES, None):
+    for pause in (*PAUSES, 0):
         try:
             return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns),
                                           ignore_patterns=["onnx/*", "openvino/*"]))  # the same weights again
         except (OSError, ValueError) as error:
-            response = getattr(error, "response", None)
-            if pause is None or response is None or response.status_code < 500:
-                fault = error
-                break
-            time.sleep(pause)
-    at = f"{name} at {revision}" if revision else name
-    nothing = f"{name} is neither a folder here nor a model on the hub: check the id"
-    lines = {
-        errors.RevisionNotFoundError: f"{name} has no revision {revision} on the hub: leave it out, or copy another",
-        errors.GatedRepoError: f"{name} is gated: ask for access on its page on the hub, log in with `hf auth login`",
+            fault = error
+        if not pause or getattr(getattr(fault, "response", None), "status_code", 0) < 500:
+            break
+        time.sleep(pause)
+    nothing = "is neither a folder here nor a model on the hub: check the id"
+    remedies = {
+        errors.RevisionNotFoundError: f"has no revision {revision} on the hub: leave it out, or copy another",
+        errors.GatedRepoError: "is gated: ask for access on its page on the hub, log in with `hf auth login`",
         errors.RepositoryNotFoundError: nothing, errors.HFValidationError: nothing,
-        errors.LocalEntryNotFoundError: f"{at} is not in the cache and the hub is out of reach: fetch it where there "
-                                        "is a network, or give a folder",
+        errors.LocalEntryNotFoundError: "is not in the cache and the hub is out of reach: fetch it where there is a "
+                                        "network, or give a folder",
+        Exception: f"cannot be had from the hub ({first_line(fault)}): try again later",
     }  # fmt: skip
-    other = f"{name} cannot be had from the hub ({first_line(fault)}): try again later"
-    raise Me5Error(next((line for kind, line in lines.items() if isinstance(fault, kind)), other)) from None
+    at = f" at {revision}" if revision and isinstance(fault, errors.LocalEntryNotFoundError) else ""
+    line = next(line for kind, line in remedies.items() if isinstance(fault, kind))
+    raise Me5Error(f"{name}{at} {line}") from None
 
 
 def first_line(error: Exception) -> str:
@@ -145,77 +143,72 @@ def read_model_json(path: Path, otherwise: T) -> T:
         raise Me5Error(f"{path} cannot be read ({first_line(error)}): make the model's folder again") from None
 
 
-def saved_prompts(folder: Path) -> dict[str, str]:
-    """The prompts of sentence-transformers' configuration that are not empty."""
-    saved = read_model_json(folder / "config_sentence_transformers.json", {}).get("prompts") or {}
-    return {side: prompt for side, prompt in saved.items() if prompt}
+class ModelFiles(NamedTuple):
+    """What a model's JSON files say of it; those of sentence-transformers may be absent."""
+
+    backbone: Path  # the folder of the backbone and its tokenizer: the model's own, or its `0_Transformer` of old
+    config: dict[str, Any]  # of the backbone, for transformers
+    settings: dict[str, Any]  # of the backbone, for sentence-transformers: `max_seq_length`, `do_lower_case`
+    modules: set[str]  # kinds of module, as {"Transformer", "Pooling"}
+    poolings: set[str]  # modes that are on: {"mean"} of an E5, two for a model that concatenates
+    prompts: dict[str, str]  # side → prompt, where it is not empty
+
+    @property
+    def averages(self) -> bool:
+        """Whether nothing but average pooling and a norm follows the backbone; where no file says so: yes."""
+        return self.poolings <= {"mean"} and self.modules <= _E5_MODULES
 
 
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """Kind and path of the modules of a sentence-transformers model; [] for a folder of transformers alone."""
+def read_model_files(folder: Path) -> ModelFiles:
+    """The JSON files of a model's folder. Raises `Me5Error` for one that cannot be read."""
     listed = [module for module in read_model_json(folder / "modules.json", []) if isinstance(module, dict)]
-    return [(str(module.get("type", "")).rpartition(".")[2], module.get("path", "")) for module in listed]
+    paths = {str(module.get("type", "")).rpartition(".")[2]: module.get("path", "") for module in reversed(listed)}
+    backbone = folder / paths.get("Transformer", "")
+    if not (backbone / "config.json").is_file():
+        backbone = folder
+    settings = next(iter(sorted(backbone.glob("sentence_*_config.json"))), backbone / "absent")  # named by its kind
+    pooling = read_model_json(folder / (paths.get("Pooling") or "1_Pooling") / "config.json", {})
+    prompts = read_model_json(folder / "config_sentence_transformers.json", {}).get("prompts") or {}
+    return ModelFiles(
+        backbone, read_model_json(backbone / "config.json", {}), read_model_json(settings, {}), set(paths),
+        _poolings(pooling), {side: prompt for side, prompt in prompts.items() if prompt},
+    )  # fmt: skip
 
 
-def backbone_folder(folder: Path) -> Path:
-    """The folder that holds the backbone and its tokenizer: `folder` itself, or its `0_Transformer` of old."""
-    path = next((path for kind, path in _modules(folder) if kind == "Transformer"), "")
-    return folder / path if (folder / path / "config.json").is_file() else folder
-
-
-def poolings(folder: Path) -> set[str]:
-    """The pooling modes that are on: {"mean"} of an E5, two for a model that concatenates; {} where nothing says."""
-    path = next((path for kind, path in _modules(folder) if kind == "Pooling"), "") or "1_Pooling"
-    about: dict[str, Any] = read_model_json(folder / path / "config.json", {})
-    mode = about.get("pooling_mode")
-    modes = {mode} if isinstance(mode, str) else set(mode or ())
-    by_flag = {key: re.fullmatch(r"pooling_mode_(\w+?)(?:_tokens?)?", key) for key in about}  # up to version 5
-    old = {match[1]: about[key] for key, match in by_flag.items() if match}
-    modes = modes | {mode for mode, on in old.items() if on} or ({"nothing"} if old else set())
+def _poolings(about: dict[str, Any]) -> set[str]:
+    """The pooling modes that are on by the configuration of a `Pooling`, of whatever version."""
+    mode = about.get("pooling_mode") or ()
+    modes = {mode} if isinstance(mode, str) else set(mode)
+    flags = {key: on for key, on in about.items() if key.startswith("pooling_mode_")}  # up to version 5
+    modes |= {re.sub(r"^pooling_mode_|_tokens?$", "", key) for key, on in flags.items() if on}
+    if flags and not modes:
+        return {"nothing"}
     return modes if about.get("include_prompt", True) else {f"{mode} without the prompt" for mode in modes or {"mean"}}
 
 
-def averages(folder: Path) -> bool:
-    """Whether nothing but average pooling and a norm follows the backbone; without the files that say so: yes."""
-    return (poolings(folder) or {"mean"}) == {"mean"} and {kind for kind, _ in _modules(folder)} <= _E5_MODULES
-
-
-def token_limit(folder: Path) -> int:
-    """The longest text in tokens that sentence-transformers' files allow; no limit where they say none."""
-    limit = _backbone_settings(folder).get("max_seq_length")
-    return limit if isinstance(limit, int) and limit > 0 else NO_LIMIT
-
-
-def _backbone_settings(folder: Path) -> dict[str, Any]:
-    """What sentence-transformers was told of the backbone, in a file that it names by the kind of backbone."""
-    inner = backbone_folder(folder)
-    files = (inner / f"sentence_{kind}_config.json" for kind in _KINDS)
-    return read_model_json(next((file for file in files if file.is_file()), inner / "absent"), {})
-
-
-def refuse_unreadable(ref: ModelRef, folder: Path) -> None:
-    """Raise `Me5Error` for a model that would be read wrongly, or not at all; `folder` is where its small files lie."""
-    name, inner, on_hub = ref.name, backbone_folder(folder), ref.kind == "hub"  # of the hub: its weights are elsewhere
-    config: dict[str, Any] = read_model_json(inner / "config.json", {})
-    other = {kind for kind, _ in _modules(folder)} - _E5_MODULES
-    pooling = poolings(folder)
+def readable_files(ref: ModelRef, folder: Path) -> ModelFiles:
+    """`read_model_files` of `folder`, where its small files lie. Raises `Me5Error` for a model that would be read
+    wrongly, or not at all."""
+    files, here = read_model_files(folder), ref.kind == "folder"  # of the hub's, the weights lie elsewhere
+    inner, other = files.backbone, files.modules - _E5_MODULES
     tokenizers = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them holds the vocabulary
     faults = [
         ((folder / "adapter_config.json").is_file(), "is a LoRA adapter, without the model that it adapts: merge the "
          "two (peft's merge_and_unload), and give that folder"),
-        (not config, "holds no model of transformers (config.json is missing): check the id or the path"),
-        ("auto_map" in config, "brings code of its own, which me5 does not run: choose another model"),
-        (not on_hub and any(inner.glob("pytorch_model*.bin")) and not any(inner.glob("*.safetensors")),
+        (not files.config, "holds no model of transformers (config.json is missing): check the id or the path"),
+        ("auto_map" in files.config, "brings code of its own, which me5 does not run: choose another model"),
+        (here and any(inner.glob("pytorch_model*.bin")) and not any(inner.glob("*.safetensors")),
          "has its weights as a pickle only, which can run code: save it again with safe_serialization=True"),
         (not any(any(inner.glob(pattern)) for pattern in tokenizers), "has no tokenizer (tokenizer.json is missing): "
          "copy the tokenizer's files from the model that it was trained from"),
-        (not on_hub and (inner / "tokenizer.json").is_file() and not (inner / "tokenizer_config.json").is_file(),
+        (here and (inner / "tokenizer.json").is_file() and not (inner / "tokenizer_config.json").is_file(),
          "has no tokenizer_config.json, which says of what class it is: copy it from where tokenizer.json came from"),
-        (_backbone_settings(folder).get("do_lower_case"), "wants its texts in lower case, which me5 does not do: "
+        (files.settings.get("do_lower_case"), "wants its texts in lower case, which me5 does not do: "
          "choose another model"),
         (other, f"has a module {min(other, default='')} after its backbone, which mE5 has not: choose another model"),
-        (pooling and pooling != {"mean"}, f"pools by {' and '.join(sorted(pooling))}, not by the average of all "
+        (files.poolings - {"mean"}, f"pools by {' and '.join(sorted(files.poolings))}, not by the average of all "
          "tokens: choose another model"),
     ]
     if line := next((line for wrong, line in faults if wrong), ""):
-        raise Me5Error(f"{name} {line}")
+        raise Me5Error(f"{ref.name} {line}")
+    return files

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from me5lib import io
 from me5lib.io import Me5Error
-from me5lib.model import resolve as folders
 from me5lib.model import text
-from me5lib.model.resolve import NO_LIMIT, ModelRef, first_line
+from me5lib.model.resolve import SMALL_FILES, first_line, model_folder, readable_files, resolve, snapshot
 from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+NO_LIMIT = 1 << 30  # tokens
 DRY_RUN = "dry run"  # in `derived_from` of a configuration: a table of XLM-R's size, and a vocabulary that is not
 PROMPTS = {"query": QUERY, "passage": PASSAGE, "document": PASSAGE}
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # of the authors' card
@@ -103,14 +103,18 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     Raises `Me5Error`, one line, for what cannot be had or read, and for what would give other vectors than its makers
     mean: no tokenizer, or another than XLM-R's where it says so; other pooling than the average; custom code.
     """
-    ref = folders.resolve(model)
+    ref = resolve(model)
     if ref.kind == "released":
         from me5lib.model import released
 
         return released.load_released()
-    folder = folders.local(ref)
-    folders.refuse_unreadable(ref, folder)
-    backbone, tokenizer = _from_pretrained(ref, folder)
+    folder = model_folder(ref)
+    files = readable_files(ref, folder)
+    if ref.kind == "hub":
+        snapshot(ref.name, folder.name, (*SMALL_FILES, "*.safetensors"))
+        if not any(files.backbone.glob("*.safetensors")):  # some models of the hub, MiniLM among them, have none
+            snapshot(ref.name, folder.name, ("*pytorch_model*",))
+    backbone, tokenizer = _from_pretrained(files.backbone, _loader(files.config, ref.name), ref.name)
     if tokenizer.pad_token_id is None:
         raise Me5Error(f"the tokenizer of {ref.name} has no padding token: mE5 needs XLM-R's")
     rows = backbone.get_input_embeddings().num_embeddings
@@ -119,30 +123,24 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
                        "was not resized; take the tokenizer that its weights were saved with")
     if rows in text.VOCABULARIES and getattr(backbone.config, "derived_from", "") != DRY_RUN:
         text.check_golden(tokenizer, f"the tokenizer of {ref.name}")
-    return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, folders.token_limit(folder))
+    limit = files.settings.get("max_seq_length") or NO_LIMIT
+    return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, limit)
 
 
-def _from_pretrained(ref: ModelRef, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _from_pretrained(folder: Path, loader: type, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    inner = folders.backbone_folder(folder)
-    where, at_hub = str(inner), {}
-    if ref.kind == "hub":
-        path = inner.relative_to(folder).as_posix()
-        where, at_hub = ref.name, {"revision": folder.name, "subfolder": "" if path == "." else path}
-    loader = _loader(folders.read_model_json(inner / "config.json", {}), ref.name)
-    only_safe = True if ref.kind == "folder" else None  # some hub models, MiniLM among them, have no safetensors
-    with quiet():
+    only_safe = any(folder.glob("*.safetensors")) or None
+    with quiet_transformers():
         try:
-            backbone, report = loader.from_pretrained(where, dtype="float32", output_loading_info=True,
-                                                      use_safetensors=only_safe, **at_hub)
-            tokenizer = AutoTokenizer.from_pretrained(where, **at_hub)
+            backbone, report = loader.from_pretrained(str(folder), dtype="float32", output_loading_info=True,
+                                                      use_safetensors=only_safe)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-            raise Me5Error(f"{ref.name} cannot be read ({first_line(error)}): "
-                           + ("make it again" if ref.kind == "folder" else "check the id and the network")) from None
+            raise Me5Error(f"{name} cannot be read ({first_line(error)}): make it again, or fetch it again") from None
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
-        raise Me5Error(f"the checkpoint {ref.name} lacks weights ({missing[0]} …): make it again")
+        raise Me5Error(f"the checkpoint {name} lacks weights ({missing[0]} …): make it again")
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # the layer over the first token, which average pooling never asks for
     return backbone, tokenizer
@@ -172,7 +170,7 @@ def positions(model: PreTrainedModel) -> int:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Loading without transformers' reports and bars: what matters of them is checked and raised here."""
     from transformers.utils import logging
 

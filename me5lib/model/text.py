@@ -5,14 +5,12 @@
     check_golden(tokenizer, "the tokenizer of x")      # raises where it cuts as XLM-R does not
     tokenizer = train_tokenizer(texts, 32_000)         # of the offline scales
 
-Every text that mE5 reads begins with `query: ` or `passage: ` (the instruct model: with a task description), and the
-average pooling takes in the tokens of the prefix too. Texts are stored bare; the prefix is put on here, last. Token ids
-decide vectors, and a wrong tokenizer is silent: a library that knows none for a model may make one up.
+Every text that mE5 reads begins with `query: ` or `passage: ` (the instruct model: with a task description). Texts are
+stored bare; the prefix is put on here, last. Token ids decide vectors, and a wrong tokenizer is silent.
 
-An own vocabulary is a unigram model (as XLM-R's), trained by sentencepiece on one thread because the trainer of
-`tokenizers` gives another vocabulary at every run, with XLM-R's normaliser and layout: a student finds the same
-characters and words as the released models do, and cuts them shorter. 100,000 interface strings make 32,000 pieces in
-about ten seconds on one core. XLM-R's character map is derived from sentencepiece's in three, once a process.
+An own vocabulary is a unigram model with XLM-R's normaliser and layout, trained by sentencepiece on one thread because
+the trainer of `tokenizers` gives another vocabulary at every run. 100,000 interface strings make 32,000 pieces in about
+ten seconds on one core. XLM-R's character map is derived from sentencepiece's in three, once a process.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,11 +67,8 @@ def instruct(task: str, query: str) -> str:
 
 
 def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> list[str]:
-    """Texts that a tokenizer can take: over `max_chars` characters cut, a lone surrogate become U+FFFD.
-
-    Empty texts stay; two surrogates that make a pair become their character. Raises ValueError naming the index of
-    anything that is not a string.
-    """
+    """Texts that a tokenizer can take: over `max_chars` characters cut, a lone surrogate become U+FFFD, a pair of them
+    its character. Raises ValueError naming the index of anything that is not a string."""
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             kind = "None" if text is None else f"of type {type(text).__name__}"
@@ -87,10 +82,7 @@ def clean(texts: Sequence[str], max_chars: int = MAX_CHARS) -> list[str]:
 
 
 def vocabulary_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Hash of everything that decides how a text is cut: pieces with their scores, normaliser, template.
-
-    It is recorded with the results: two runs are comparable only over one vocabulary.
-    """
+    """Hash of everything that decides how a text is cut: pieces with their scores, normaliser, template."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = {key: state[key] for key in ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=True).encode("ascii")).hexdigest()
@@ -164,28 +156,20 @@ def _sample(texts: Iterable[str]) -> list[str]:
     return [text for text in map(normaliser.normalize_str, kept[::step]) if text.strip()]
 
 
-def _alphabet(sample: list[str], vocabulary: int) -> str:
-    """The characters that get a piece of their own: the commonest, seen at least twice, within a third of the pieces.
+def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
+    """sentencepiece's trainer, a serialised model. On one thread, so that its sums are always added in one order.
 
-    A share of all running characters (XLM-R: 0.9995) would drop whole scripts that have few texts here. What is left
-    out is spelt in UTF-8 bytes, so that no text turns into <unk> (XLM-R has no such fallback: ours).
+    Characters with a piece of their own are the commonest, seen at least twice, within a third of the pieces: a share
+    of all running characters (XLM-R: 0.9995) would drop whole scripts that have few texts here. What is left out is
+    spelt in UTF-8 bytes, so that no text turns into <unk> (XLM-R has no such fallback: ours).
     """
     counts = Counter(chain.from_iterable(sample))
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocabulary // 3]
     letters = [character for character, count in common if count > 1 and not character.isspace()]
-    return "".join(dict.fromkeys([*letters, ":"]))  # every prefix ends with one
-
-
-def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
-    """sentencepiece's trainer, a serialised model. On one thread, so that its sums are always added in one order."""
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample), model_writer=model, model_type="unigram", vocab_size=vocabulary,
-        hard_vocab_limit=False, num_threads=1, shuffle_input_sentence=False, minloglevel=2,
+    return _sentencepiece_model(
+        sample, model_type="unigram", vocab_size=vocabulary, num_threads=1, shuffle_input_sentence=False,
         character_coverage=0.98,  # the least that sentencepiece takes; `required_chars` adds the rest
-        required_chars=_alphabet(sample, vocabulary),
+        required_chars="".join(dict.fromkeys([*letters, ":"])),  # every prefix ends with one
         byte_fallback=True,
         user_defined_symbols=["▁query", "▁passage"],  # every text begins with one: they cost two tokens, as in XLM-R
         normalization_rule_name="identity",  # `_sample` has normalised
@@ -193,12 +177,20 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
         **dict(zip(("bos_piece", "pad_piece", "eos_piece", "unk_piece"), SPECIAL, strict=True)),
         max_sentence_length=4 * TRAINING_CHARS,  # bytes, so that none is skipped
     )  # fmt: skip
+
+
+def _sentencepiece_model(sample: list[str], **options: Any) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sample), model_writer=model, minloglevel=2,
+                                             hard_vocab_limit=False, **options)
     return model.getvalue()
 
 
-@functools.lru_cache(maxsize=1)
-def rules() -> dict[str, str]:
-    """XLM-R's character map: what is replaced (one character or a sequence, the longest match first) → by what.
+@functools.cache
+def charsmap() -> bytes:
+    """XLM-R's character map, as the normaliser `Precompiled` of `tokenizers` takes it.
 
     It is sentencepiece's `nmt_nfkc` as it was in 2019. The one of the installed sentencepiece knows a later Unicode;
     Unicode never changes how characters that it has are composed, so the two differ only in rules that name a
@@ -209,20 +201,13 @@ def rules() -> dict[str, str]:
 
     today = _read_map(_compiled(normalization_rule_name="nmt_nfkc"))
     later = {chr(code) for first, last in _LATER for code in range(first, last + 1)}
-    kept = {source: target for source, target in today.items() if later.isdisjoint(source)} | _JOINER
-    listed = json.dumps(sorted(kept.items())).encode("ascii")
-    if hashlib.sha256(listed).hexdigest() != _RULES_SHA256:
+    rules = {source: target for source, target in today.items() if later.isdisjoint(source)} | _JOINER
+    if hashlib.sha256(json.dumps(sorted(rules.items())).encode("ascii")).hexdigest() != _RULES_SHA256:
         raise Me5Error(f"XLM-R's character map cannot be had from that of sentencepiece {sentencepiece.__version__}: "
                        "install the version of constraints.txt")
-    return kept
-
-
-@functools.lru_cache(maxsize=1)
-def charsmap() -> bytes:
-    """The same compiled, as the normaliser `Precompiled` of `tokenizers` takes it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rules.tsv"
-        rows = [[" ".join(f"{ord(letter):X}" for letter in text) for text in rule] for rule in rules().items()]
+        rows = [[" ".join(f"{ord(letter):X}" for letter in text) for text in rule] for rule in rules.items()]
         file.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="ascii")
         return _compiled(normalization_rule_tsv=str(file))
 
@@ -233,14 +218,7 @@ def _compiled(**normaliser: str) -> bytes:
     Read off the wire format of its protobuf message, which spares the protobuf package: field 1 of the normaliser is
     its name, field 2 the map: its length, seven bits a byte with the lowest first, and its bytes.
     """
-    import sentencepiece
-
-    model, size = io.BytesIO(), 0
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a b"] * 8), model_writer=model, vocab_size=8, hard_vocab_limit=False, minloglevel=2,
-        **normaliser,
-    )  # fmt: skip
-    content = model.getvalue()
+    content, size = _sentencepiece_model(["a b"] * 8, vocab_size=8, **normaliser), 0
     start, end = re.search(rb"\n.(nmt_nfkc|user_defined)\x12([\x80-\xff]*[\0-\x7f])", content, re.DOTALL).span(2)
     for byte in reversed(content[start:end]):
         size = size << 7 | byte & 0x7F

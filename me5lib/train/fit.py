@@ -24,7 +24,7 @@ from me5lib.config import Scale
 from me5lib.data.userdata import OwnCorpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
-from me5lib.model.resolve import local, pinned, read_model_json, refuse_unreadable, resolve, saved_prompts
+from me5lib.model.resolve import model_folder, pinned, read_model_json, readable_files, resolve
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import text_key
 from me5lib.train import labelled, stages
@@ -44,9 +44,8 @@ def open_start(model: str | Path, say: Callable[[str], object] = print) -> str |
     ref = resolve(model)
     if ref.kind == "released":
         return ref.name
-    folder = local(ref)
-    refuse_unreadable(ref, folder)
-    own = set(saved_prompts(folder).values())
+    folder = model_folder(ref)
+    own = set(readable_files(ref, folder).prompts.values())
     if own - {QUERY, PASSAGE}:
         say(f"{ref.name} has prompts of its own ({', '.join(map(repr, sorted(own)))}): mE5's are used instead")
     return folder if ref.kind == "folder" else pinned(ref)

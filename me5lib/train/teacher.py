@@ -182,7 +182,7 @@ class Reranker:
         self.name = name
         folder, self.identity = _fetched(name)
         try:
-            with save_load.quiet():
+            with save_load.quiet_transformers():
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     str(folder), dtype="float32", use_safetensors=True, output_loading_info=True
                 )

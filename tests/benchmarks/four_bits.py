@@ -274,11 +274,9 @@ def through_four_bits(folder: Path, to: Path) -> None:
 
     shutil.copytree(folder, to)
     state = load_file(folder / "model.safetensors")
-    layers = json.loads((folder / "config.json").read_text(encoding="utf8"))["num_hidden_layers"]
-    for name, values in released.quantise_state(state, layers).items():
+    for name, values in released.quantise_state(state).items():
         if values.dtype == released.Q4:
-            key = released.torch_name(name)
-            state[key] = torch.from_numpy(released.dequantise(values)).view(state[key].shape)
+            state[name] = torch.from_numpy(released.dequantise(values)).view(state[name].shape)
     save_file(state, to / "model.safetensors", metadata={"format": "pt"})
 
 
