@@ -126,12 +126,12 @@ def test_two_ways_to_evaluate_stay_two_results_and_subsets_are_averaged():
 
 
 def test_every_data_card_can_be_cited():
-    text = card.render(about(sources=tuple(command.cited(name, strict=True) for name in cards.names())))
+    text = card.render(about(sources=tuple(command.cited(name, strict=True) for name in cards.card_names())))
     data = ModelCard(text).data
     assert data.language[0] == "multilingual" and all(re.fullmatch("[a-z]{2,3}", code) for code in data.language[1:])
     assert {"de", "sw", "zh"} <= set(data.language) and "cfli/bge-e5data" in data.datasets
     table = [line for line in text.splitlines() if line.startswith("| ") and "](" in line]
-    assert len(table) == len(cards.names()) and all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in table)
+    assert len(table) == len(cards.card_names()) and all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in table)
 
 
 @pytest.mark.parametrize(("settings", "base"), [
