@@ -86,7 +86,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluation:
     """How much is evaluated offline."""
 
     heldout_strings: int  # a language takes part with at least so many held-out strings; so many make its pool
@@ -104,7 +104,7 @@ class Scale:
     model: Model
     train: Stage  # stage 1: contrastive pre-training
     finetune: Stage  # stage 2: supervised fine-tuning
-    evaluate: Evaluate
+    evaluate: Evaluation
     provenance: dict[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -113,8 +113,9 @@ class Scale:
         return self.model.backbone in ("random", *RELEASED)
 
 
-_GROUPS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluate}
+_GROUPS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluation}
 _TYPES = {f"{group}.{f.name}": str(f.type) for group, cls in _GROUPS.items() for f in dataclasses.fields(cls)}
+_PARSERS = {"int": int, "float": float, "str": str}
 
 
 @functools.cache
@@ -146,7 +147,12 @@ def load(name: str, overrides: Iterable[str] = ()) -> Scale:
             near = difflib.get_close_matches(key, _TYPES, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise Me5Error(f"unknown setting {key!r}{hint}: settings are written as in train.steps=100")
-        given[key] = Given(_parse(key, text), "ours", BY_HAND)
+        kind = _TYPES[key]
+        try:
+            value = tuple(filter(None, map(str.strip, text.split(",")))) if "tuple" in kind else _PARSERS[kind](text)
+        except ValueError:
+            raise Me5Error(f"{key} wants {kind}, not {text!r}") from None
+        given[key] = Given(value, "ours", BY_HAND)
     groups = {
         group: cls(**{key.partition(".")[2]: v.value for key, v in given.items() if key.startswith(f"{group}.")})
         for group, cls in _GROUPS.items()
@@ -159,13 +165,3 @@ def overrides(scale: Scale) -> list[str]:
     by_hand = [key for key, (_, why) in scale.provenance.items() if why == BY_HAND]
     values = {key: operator.attrgetter(key)(scale) for key in by_hand}
     return [f"{key}={','.join(value) if isinstance(value, tuple) else value}" for key, value in values.items()]
-
-
-def _parse(key: str, text: str) -> Any:
-    kind = _TYPES[key]
-    if kind.startswith("tuple"):
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    try:
-        return {"int": int, "float": float, "str": str}[kind](text)
-    except ValueError:
-        raise Me5Error(f"{key} wants {kind}, not {text!r}") from None

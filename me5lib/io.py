@@ -1,10 +1,7 @@
 """Where things lie; files and folders that are there whole or not at all; JSON in one form, arrays, the one-line error.
 
-Every path of the project is resolved here, so that it does not matter from which folder a notebook is started.
-
 What is made lies beside its place under another name, is flushed to the disk and renamed: a kill at any moment leaves
-all of it or nothing. Every such change goes through `write`, `sync`, `rename` or `remove`: the tests kill the process
-at each of them.
+all of it or nothing. Every such change goes through `write`, `sync`, `rename` or `remove`, where the tests kill it.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +32,7 @@ class Me5Error(Exception):
 
 
 def valid_seed(value: int) -> int:
-    """`value` if it can be a seed: a whole number from 0 below `SEEDS`. Raises `Me5Error` for anything else."""
+    """`value` if it is a whole number from 0 below `SEEDS`. Raises `Me5Error` for anything else."""
     if type(value) is not int or not 0 <= value < SEEDS:
         raise Me5Error(f"a seed is a whole number from 0 to {SEEDS - 1}, not {value!r}")
     return value
@@ -105,10 +103,8 @@ def run_folder(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
     """
     import platformdirs
 
-    if str(given):
-        return Path(given).expanduser().resolve()
     base = os.environ.get("ME5_OUT") or (checkout() or Path(platformdirs.user_data_path("me5"))) / "runs"
-    return Path(base).expanduser().resolve() / scale / f"seed-{seed}"
+    return (Path(given) if str(given) else Path(base) / scale / f"seed-{seed}").expanduser().resolve()
 
 
 def out(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
@@ -126,25 +122,25 @@ def read_json(path: Path, *otherwise: Any) -> Any:
     return otherwise[0] if otherwise and not path.is_file() else json.loads(path.read_text(encoding="utf8"))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, indented, its keys sorted: inside a folder that is not in its place yet."""
-    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
+def write_json(path: Path, content: Any, sort_keys: bool = True) -> None:
+    """Write a JSON file, indented: inside a folder that is not in its place yet."""
+    path.write_text(json.dumps(content, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def put_json(path: Path, content: Any, sort_keys: bool = False) -> None:
-    """`put` a JSON file, indented; with `sort_keys` equal contents give equal bytes."""
-    put_text(path, json.dumps(content, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+    """`put` a JSON file; with `sort_keys` equal contents give equal bytes."""
+    put(path, lambda beside: write_json(beside, content, sort_keys))
 
 
-def put_text(path: Path, text: str) -> None:
+def put_text(path: Path, text: str, writer: str = "") -> None:
     """`put` a text."""
-    put(path, lambda beside: beside.write_text(text, encoding="utf8"))
+    put(path, lambda beside: beside.write_text(text, encoding="utf8"), writer)
 
 
 def put(path: Path, make: Callable[[Path], object], writer: str = "") -> None:
-    """Make a file with `make`, whole or not at all, and the folders it lies in. Raises `Me5Error` if the disk refuses.
+    """Make a file with `make`, whole or not at all, and its folders. Raises `Me5Error` if the disk refuses.
 
-    `writer` tells apart processes that may make the same file at once: each has its own name for the file beside.
+    `writer` tells apart processes that may make the same file at once.
     """
     beside = path.with_name(f".{path.name}{writer}.part")
     try:
@@ -160,10 +156,8 @@ def put(path: Path, make: Callable[[Path], object], writer: str = "") -> None:
 
 
 def read_array(path: Path, dtype: Any, rows: int, dimensions: int, remedy: str) -> np.ndarray | None:
-    """The array of a `.npy` file; None where there is none, or, said in one line with `remedy`, where it is damaged.
-
-    Damaged is one that cannot be read, that is of another type or shape than these, or that is not finite.
-    """
+    """The array of a `.npy` file; None where there is none, or, said in one line with `remedy`, where it is damaged:
+    it cannot be read, is of another type or shape than these, or is not finite."""
     import numpy as np
 
     with contextlib.suppress(OSError, ValueError, EOFError):  # what numpy raises for a file that is absent or cut short
@@ -180,18 +174,14 @@ def put_array(path: Path, array: np.ndarray, writer: str = "") -> None:
     """`put` a `.npy` file."""
     import numpy as np
 
-    def make(beside: Path) -> None:
-        with beside.open("wb") as file:  # to a path, np.save would add .npy
-            np.save(file, array)
-
-    put(path, make, writer)
+    content = BytesIO()
+    np.save(content, array)
+    put(path, lambda beside: beside.write_bytes(content.getbuffer()), writer)
 
 
 def replace(beside: Path, final: Path) -> None:
-    """Rename the folder `beside` to `final`, for good; one that is already there makes way, under `beside`'s name.
-
-    So two that replace the same folder at once do not meet, if each has its own name for the folder beside.
-    """
+    """Rename the folder `beside` to `final`, for good; one that is already there makes way, under `beside`'s name, so
+    that two that replace the same folder at once do not meet."""
     old = final.with_name(f".{beside.name.lstrip('.')}.old")
     if final.exists():
         remove(old)

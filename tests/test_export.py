@@ -135,8 +135,6 @@ def test_every_data_card_can_be_cited():
 
 
 @pytest.mark.parametrize(("settings", "base"), [
-    ({"model": {"backbone": "/anywhere/hub/models--intfloat--multilingual-e5-small/snapshots/abc"}},
-     ("intfloat/multilingual-e5-small", "")),
     ({"model": {"backbone": "xlm-roberta-base"}}, ("xlm-roberta-base", "")),
     ({"start": "a/b@c0ffee", "model": {"backbone": "x"}}, ("a/b", "")),
     ({"start": "one", "model": {"backbone": "random"}}, ("", "random weights")),

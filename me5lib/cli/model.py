@@ -72,8 +72,8 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     prompts = save_load.instruct_prompts(instruction or save_load.INSTRUCTION) if opened.instruct else save_load.PROMPTS
     encoder, names = opened.encoder.encoder, split_names(data)
     if (ref := resolve(model)).kind == "folder":
-        base, start = card.base_of(card.stage_record(ref.folder).get("settings", {}))
-        names = names or card.trained_on(ref.folder)
+        base, start = card.base_of(card.stage_record(Path(ref.name)).get("settings", {}))
+        names = names or card.trained_on(Path(ref.name))
     else:
         base, start = opened.name, ""
         by_authors = "/multilingual-e5-" in (opened.published or opened.name)

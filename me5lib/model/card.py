@@ -1,8 +1,6 @@
 """A model card in the hub's format: metadata in YAML, then what a reader needs before using the model.
 
     text = render(About("my-e5", encoder.width, ...))      # the README.md of an exported folder
-
-By `huggingface_hub`'s own `ModelCard`; nothing is filled in that the caller did not hand over.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 TEMPLATE = PACKAGE / "model" / "card_template.md"
 UNKNOWN = "unknown"  # the hub's word for a licence that nobody stated
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "multilingual-e5")
-SNAPSHOT = re.compile(r"models--([\w.-]+)--([\w.-]+)[/\\]snapshots")  # how the hub client's cache names a model
 
 
 class CitedSource(NamedTuple):
@@ -77,9 +74,8 @@ def render(about: About) -> str:
 def eval_results(measured: pd.DataFrame, described: Callable[[str], tuple[str, str]]) -> tuple[EvalResult, ...]:
     """One entry of a `model-index` for every row of `evaluate.runs.measured`, in their order.
 
-    `described(task)` says mteb's type of a task and the hub id of its data set. Protocol, precision and mteb's version
-    go into the metric's arguments and its name, so that two ways to evaluate stay two results. Raises ValueError where
-    a value is no number.
+    `described(task)`: mteb's type of a task and the hub id of its data set. Protocol and precision go into a metric's
+    name, so that two ways to evaluate stay two results. Raises ValueError where a value is no number.
     """
     from huggingface_hub import EvalResult
 
@@ -123,8 +119,6 @@ def base_of(settings: dict[str, Any]) -> tuple[str, str]:
     """The hub id that a stage's weights come from, or what else they come from: `(base model, words for the card)`."""
     start, at, _ = str(settings.get("start", "")).partition("@")
     backbone = start if at else str(settings.get("model", {}).get("backbone", ""))
-    if cached := SNAPSHOT.search(backbone):
-        return f"{cached[1]}/{cached[2]}", ""
     if backbone == "random":
         return "", "random weights"
     at_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone) and not Path(backbone).exists()

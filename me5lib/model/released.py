@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from me5lib.io import PACKAGE, Me5Error, cache, give_back, put, read_json, sha256
+from me5lib.io import PACKAGE, Me5Error, cache, give_back, put_text, read_json, sha256
 from me5lib.model import resolve, text
 
 if TYPE_CHECKING:
@@ -192,9 +192,8 @@ def _tokenizer(content: bytes) -> PreTrainedTokenizerFast:
     if not file.is_file():
         tokenizer = text.fast_tokenizer(vocabulary_of(content), text.charsmap())
         text.check_golden(tokenizer, f"the tokenizer of {NAME}")
-        state = tokenizer.backend_tokenizer.to_str()
         try:
-            put(file, lambda beside: beside.write_text(state, encoding="utf8"), uuid.uuid4().hex[:8])
+            put_text(file, tokenizer.backend_tokenizer.to_str(), uuid.uuid4().hex[:8])
         except Me5Error:  # a cache that cannot be written
             return tokenizer
     return PreTrainedTokenizerFast(tokenizer_file=str(file), **text.ROLES)

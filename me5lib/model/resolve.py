@@ -35,12 +35,6 @@ class ModelRef(NamedTuple):
     name: str
     revision: str = ""  # of the hub: commit, branch or tag; empty: its main branch
 
-    @property
-    def folder(self) -> Path:
-        """The path of a model that is a folder."""
-        return Path(self.name)
-
-
 def resolve(model: str | Path, revision: str = "") -> ModelRef:
     """What `model` means, without looking at the network; `id@revision` is a hub's id at a revision.
 
@@ -80,7 +74,7 @@ def full_id(name: str) -> str:
 
 
 def pinned(ref: ModelRef) -> str:
-    """What tells a model that is no folder from any other, and from its own earlier state: `id@commit`."""
+    """What tells a model that is no folder from any other, and from its earlier state: `id@commit`."""
     if ref.kind == "hub":
         return f"{ref.name}@{model_folder(ref, ('config.json',)).name}"
     from me5lib.model.released import WHEEL_SHA256
@@ -90,7 +84,7 @@ def pinned(ref: ModelRef) -> str:
 
 def model_folder(ref: ModelRef, patterns: Sequence[str] = SMALL_FILES) -> Path:
     """The folder on this machine of a model that has one: its own, or the snapshot of the hub's files that match."""
-    return ref.folder if ref.kind == "folder" else snapshot(ref.name, ref.revision, patterns)
+    return Path(ref.name) if ref.kind == "folder" else snapshot(ref.name, ref.revision, patterns)
 
 
 def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
@@ -111,17 +105,15 @@ def snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
             break
         time.sleep(pause)
     nothing = "is neither a folder here nor a model on the hub: check the id"
-    remedies = {
+    lines = {
         errors.RevisionNotFoundError: f"has no revision {revision} on the hub: leave it out, or copy another",
         errors.GatedRepoError: "is gated: ask for access on its page on the hub, log in with `hf auth login`",
         errors.RepositoryNotFoundError: nothing, errors.HFValidationError: nothing,
-        errors.LocalEntryNotFoundError: "is not in the cache and the hub is out of reach: fetch it where there is a "
-                                        "network, or give a folder",
+        errors.LocalEntryNotFoundError: f"{f'at {revision} ' if revision else ''}is not in the cache and the hub is "
+                                        "out of reach: fetch it where there is a network, or give a folder",
         Exception: f"cannot be had from the hub ({first_line(fault)}): try again later",
     }  # fmt: skip
-    at = f" at {revision}" if revision and isinstance(fault, errors.LocalEntryNotFoundError) else ""
-    line = next(line for kind, line in remedies.items() if isinstance(fault, kind))
-    raise Me5Error(f"{name}{at} {line}") from None
+    raise Me5Error(f"{name} {next(line for kind, line in lines.items() if isinstance(fault, kind))}") from None
 
 
 def first_line(error: Exception) -> str:
@@ -163,10 +155,9 @@ def read_model_files(folder: Path) -> ModelFiles:
     """The JSON files of a model's folder. Raises `Me5Error` for one that cannot be read."""
     listed = [module for module in read_model_json(folder / "modules.json", []) if isinstance(module, dict)]
     paths = {str(module.get("type", "")).rpartition(".")[2]: module.get("path", "") for module in reversed(listed)}
-    backbone = folder / paths.get("Transformer", "")
-    if not (backbone / "config.json").is_file():
-        backbone = folder
-    settings = next(iter(sorted(backbone.glob("sentence_*_config.json"))), backbone / "absent")  # named by its kind
+    inner = folder / paths.get("Transformer", "")
+    backbone = inner if (inner / "config.json").is_file() else folder
+    settings = min(backbone.glob("sentence_*_config.json"), default=backbone / "none")  # named by the kind of backbone
     pooling = read_model_json(folder / (paths.get("Pooling") or "1_Pooling") / "config.json", {})
     prompts = read_model_json(folder / "config_sentence_transformers.json", {}).get("prompts") or {}
     return ModelFiles(
@@ -187,28 +178,28 @@ def _poolings(about: dict[str, Any]) -> set[str]:
 
 
 def readable_files(ref: ModelRef, folder: Path) -> ModelFiles:
-    """`read_model_files` of `folder`, where its small files lie. Raises `Me5Error` for a model that would be read
+    """`read_model_files` of `folder`, where a model's small files lie. Raises `Me5Error` for one that would be read
     wrongly, or not at all."""
     files, here = read_model_files(folder), ref.kind == "folder"  # of the hub's, the weights lie elsewhere
     inner, other = files.backbone, files.modules - _E5_MODULES
     tokenizers = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them holds the vocabulary
-    faults = [
-        ((folder / "adapter_config.json").is_file(), "is a LoRA adapter, without the model that it adapts: merge the "
-         "two (peft's merge_and_unload), and give that folder"),
-        (not files.config, "holds no model of transformers (config.json is missing): check the id or the path"),
-        ("auto_map" in files.config, "brings code of its own, which me5 does not run: choose another model"),
-        (here and any(inner.glob("pytorch_model*.bin")) and not any(inner.glob("*.safetensors")),
-         "has its weights as a pickle only, which can run code: save it again with safe_serialization=True"),
-        (not any(any(inner.glob(pattern)) for pattern in tokenizers), "has no tokenizer (tokenizer.json is missing): "
-         "copy the tokenizer's files from the model that it was trained from"),
-        (here and (inner / "tokenizer.json").is_file() and not (inner / "tokenizer_config.json").is_file(),
-         "has no tokenizer_config.json, which says of what class it is: copy it from where tokenizer.json came from"),
-        (files.settings.get("do_lower_case"), "wants its texts in lower case, which me5 does not do: "
-         "choose another model"),
-        (other, f"has a module {min(other, default='')} after its backbone, which mE5 has not: choose another model"),
-        (files.poolings - {"mean"}, f"pools by {' and '.join(sorted(files.poolings))}, not by the average of all "
-         "tokens: choose another model"),
-    ]
-    if line := next((line for wrong, line in faults if wrong), ""):
+    faults = {
+        "is a LoRA adapter, without the model that it adapts: merge the two (peft's merge_and_unload), and give that "
+        "folder": (folder / "adapter_config.json").is_file(),
+        "holds no model of transformers (config.json is missing): check the id or the path": not files.config,
+        "brings code of its own, which me5 does not run: choose another model": "auto_map" in files.config,
+        "has its weights as a pickle only, which can run code: save it again with safe_serialization=True":
+            here and any(inner.glob("pytorch_model*.bin")) and not any(inner.glob("*.safetensors")),
+        "has no tokenizer (tokenizer.json is missing): copy the tokenizer's files from the model that it was trained "
+        "from": not any(any(inner.glob(pattern)) for pattern in tokenizers),
+        "has no tokenizer_config.json, which says of what class it is: copy it from where tokenizer.json came from":
+            here and (inner / "tokenizer.json").is_file() and not (inner / "tokenizer_config.json").is_file(),
+        "wants its texts in lower case, which me5 does not do: choose another model":
+            files.settings.get("do_lower_case"),
+        f"has a module {min(other, default='')} after its backbone, which mE5 has not: choose another model": other,
+        f"pools by {' and '.join(sorted(files.poolings))}, not by the average of all tokens: choose another model":
+            files.poolings - {"mean"},
+    }  # fmt: skip
+    if line := next((line for line, wrong in faults.items() if wrong), ""):
         raise Me5Error(f"{ref.name} {line}")
     return files

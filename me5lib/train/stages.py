@@ -160,8 +160,8 @@ def _identity(start: Path | str | None) -> str:
     ref = resolve(start)
     if ref.kind != "folder":
         return pinned(ref)
-    made = stage_settings(ref.folder)
-    return made["fingerprint"] if made else io.sha256(ref.folder / "model.safetensors")
+    made = stage_settings(Path(ref.name))
+    return made["fingerprint"] if made else io.sha256(Path(ref.name) / "model.safetensors")
 
 
 def _settings(scale: Scale, seed: int, corpus: Corpus | HubCorpus, stage: Stage, **more: Any) -> dict[str, Any]:
