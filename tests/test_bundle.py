@@ -31,7 +31,7 @@ def made(tmp_path):
 
 @pytest.fixture
 def file(made, tmp_path):
-    bundle.export(made, tmp_path / "class.zip")
+    bundle.write_bundle(made, tmp_path / "class.zip")
     return tmp_path / "class.zip"
 
 
@@ -46,7 +46,7 @@ def test_what_is_unpacked_is_what_was_made_without_the_files_of_a_file_browser(m
                  "stage1/config copy.json", "stage1/größe.txt"):
         (made.out / name).parent.mkdir(exist_ok=True)
         (made.out / name).write_text("{}", encoding="utf8")
-    bundle.export(made, tmp_path / "class.zip")
+    bundle.write_bundle(made, tmp_path / "class.zip")
     bundle.unpack(tmp_path / "class.zip", learner)
     assert tree(learner.out) == wanted and all(learner.checkpoint(stage) for stage in STAGES)
     shutil.rmtree(learner.out / "stage2-only")
@@ -56,12 +56,12 @@ def test_what_is_unpacked_is_what_was_made_without_the_files_of_a_file_browser(m
 
 def test_export_refuses_what_is_incomplete_and_what_is_there(made, file, tmp_path):
     with pytest.raises(Me5Error, match="is there already"):
-        bundle.export(made, file)
+        bundle.write_bundle(made, file)
     with pytest.raises(Me5Error, match="cannot write"):
-        bundle.export(made, tmp_path / "nowhere" / "other.zip")
+        bundle.write_bundle(made, tmp_path / "nowhere" / "other.zip")
     shutil.rmtree(made.out / "stage2-only")
     with pytest.raises(Me5Error, match="no stage2-only checkpoint in .* run `me5 finetune --scratch --scale smoke"):
-        bundle.export(made, tmp_path / "other.zip")
+        bundle.write_bundle(made, tmp_path / "other.zip")
     assert not list(tmp_path.glob("*.part")) and not (tmp_path / "other.zip").exists()
 
 

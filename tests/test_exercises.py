@@ -28,7 +28,7 @@ def test_solutions_are_right_mistakes_meet_their_hints_and_nonsense_never_raises
     module = answers(number)
     assert asked and asked == set(module.SOLUTIONS) == set(module.WRONG)
     for name in sorted(asked):
-        assert exercises.verdict(name, module.SOLUTIONS[name]) == exercises.Verdict("right"), name
+        assert exercises.verdict(name, module.SOLUTIONS[name]) == exercises.CheckResult("right"), name
         hints = [exercises.verdict(name, wrong) for wrong in module.WRONG[name]]
         assert len(hints) >= 3 and all(v.state == "not yet" and len(v.hint) > 10 for v in hints), (name, hints)
         assert len({v.hint for v in hints}) == len(hints), f"{name}: two mistakes share a hint"

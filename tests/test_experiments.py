@@ -188,29 +188,30 @@ def pretended(monkeypatch, base, stop_at=None):
 def test_the_plan_is_written_before_any_arm_and_no_other_is_let_in(monkeypatch, tmp_path):
     made = pretended(monkeypatch, tmp_path)
     first = experiments.planned("stages", small(), seeds=2)
-    experiments.run(first, tmp_path, progress=False)
+    experiments.run_experiment(first, tmp_path, progress=False)
     before = content(tmp_path / "stages" / "plan.json")
     for other in (experiments.planned("stages", small(), seeds=3),
                   experiments.planned("stages", config.load("smoke", [*SMALL, "train.lr=1e-3"]), seeds=2),
                   dataclasses.replace(first, arms=first.arms[:-1])):  # fmt: skip
         with pytest.raises(Me5Error, match=r"was written before the run[^\n]*$"):
-            experiments.run(other, tmp_path, progress=False)
+            experiments.run_experiment(other, tmp_path, progress=False)
     assert content(tmp_path / "stages" / "plan.json") == before and len(made) == 2 * len(first.arms)
     with io.locked(tmp_path / ".lock"), pytest.raises(Me5Error, match="at work in"):
-        experiments.run(first, tmp_path)
+        experiments.run_experiment(first, tmp_path)
 
 
 def test_a_kill_costs_one_arm_and_every_arm_is_reported_with_its_difference(monkeypatch, tmp_path):
     plan, folder = experiments.planned("negatives", small(), seeds=2), tmp_path / "negatives"
     first = pretended(monkeypatch, tmp_path, stop_at=5)
     with pytest.raises(KeyboardInterrupt):
-        experiments.run(plan, tmp_path, progress=False)
+        experiments.run_experiment(plan, tmp_path, progress=False)
     assert not (folder / "results.json").exists()
     second = pretended(monkeypatch, tmp_path)
-    results = experiments.run(plan, tmp_path, progress=False)
+    results = experiments.run_experiment(plan, tmp_path, progress=False)
     assert Counter([*first, *second]) == Counter((seed, arm.name) for seed in (0, 1) for arm in plan.arms)
     again = pretended(monkeypatch, tmp_path)
-    assert experiments.run(plan, tmp_path, progress=False) == results == content(folder / "results.json") and not again
+    assert experiments.run_experiment(plan, tmp_path, progress=False) == results == content(folder / "results.json")
+    assert not again
 
     names = [arm.name for arm in plan.arms]
     assert [arm["name"] for arm in results["arms"]] == list(pd.read_csv(folder / "table.csv")["arm"]) == names
@@ -235,7 +236,7 @@ def test_both_experiments_run_and_train_one_stage_1_a_seed(monkeypatch, tmp_path
     train = loop.train_loop
     monkeypatch.setattr(loop, "train_loop", lambda *a: trained.update([a[3].name]) or train(*a))
     for name in experiments.NAMES:
-        results = experiments.run(experiments.planned(name, small(), seeds=1), tmp_path, progress=False)
+        results = experiments.run_experiment(experiments.planned(name, small(), seeds=1), tmp_path, progress=False)
         assert all(0 <= arm[metric]["mean"] <= 1 for arm in results["arms"] for metric in results["metrics"])
     assert trained["stage 1"] == 1 and trained["mixed-in-one-stage"] == 1 and trained["teacher"] == 5
     assert sorted(path.name for path in (tmp_path / "seed-0").iterdir()) == ["stage1", "tokenizer"]
@@ -251,7 +252,7 @@ def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, t
     scale = small()
     folder = experiments.mixed(scale, 0, tmp_path, corpus, "mixed")
     drawn, rows = corpus.mixture(scale, 0), examples.drop_invalid(corpus.labelled())[0]
-    labelled = examples.Plan(rows, scale.finetune, 0, scale.data.language_temperature)
+    labelled = examples.LabelledPlan(rows, scale.finetune, 0, scale.data.language_temperature)
     right = [drawn.batch(k) for k in range(4)]
     right += [made[0].batch(labelled, k, 3) for k in range(2)]
     assert Counter(map(tuple, seen)) == Counter(map(tuple, right))
@@ -321,4 +322,4 @@ def test_stored_results_are_those_of_a_full_run(name):
     assert len(found["plan"]) == 16 and found["conditions"]
     assert [arm["name"] for arm in found["arms"]] == [
         arm.name for arm in experiments.planned(name, config.load("ablate")).arms]
-    assert len(experiments.table(found)) == len(found["arms"])
+    assert len(experiments.arm_table(found)) == len(found["arms"])

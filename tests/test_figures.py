@@ -21,12 +21,12 @@ def test_a_missing_glyph_is_an_error(tmp_path):
 def laid():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(1, 12, 8)) + 0.1 * rng.normal(size=(4, 12, 8))
-    return atlas.lay_out(vectors, "after", seed=1, k=3), vectors
+    return atlas.lay_out_map(vectors, "after", seed=1, k=3), vectors
 
 
 def test_one_seed_gives_one_map_and_its_caption_gives_the_agreement_in_space_and_on_it(laid):
     found, vectors = laid
-    assert np.array_equal(atlas.lay_out(vectors, "after", seed=1, k=3).points, found.points)
+    assert np.array_equal(atlas.lay_out_map(vectors, "after", seed=1, k=3).points, found.points)
     assert found.in_space == 1.0 and 0.3 < found.on_map <= 1.0
     assert "100% in the space" in found.caption and f"{found.on_map:.0%} on the map" in found.caption
 

@@ -50,7 +50,7 @@ def books(tmp_path):
 def go(books, out, overrides=(), **options):
     """Run at smoke; the states by notebook."""
     scale = config.load("smoke", overrides)
-    outcomes = run.run(scale, 0, out, overrides=overrides, progress=False, folder=books, **options)
+    outcomes = run.run_notebooks(scale, 0, out, overrides=overrides, progress=False, folder=books, **options)
     return {outcome.name: outcome.state for outcome in outcomes}
 
 
@@ -172,7 +172,7 @@ def test_pages_need_no_network_and_show_equations(done):
     assert loads_from_elsewhere(index) == []
     assert 'src="lessons/04/map.png"' in index and "0.500" in index
     assert "0.250 (0.20–0.31)" in index and 'href="lessons/04/long.csv">61 rows' in index
-    assert "0.250 (0.20–0.31)" in report.summary(out) and "ValueError: it is wrong" in report.summary(out)
+    assert "0.250 (0.20–0.31)" in report.run_summary(out) and "ValueError: it is wrong" in report.run_summary(out)
 
 
 def test_formulas_become_mathml_and_none_that_ships_falls_back_to_code():
@@ -257,7 +257,7 @@ def test_unknown_notebook_and_hub_scale_are_one_line(books, tmp_path):
     with pytest.raises(Me5Error, match="there is no notebook 17"):
         go(books, tmp_path / "out", only=["17"])
     with pytest.raises(Me5Error, match="base is trained by me5 pretrain and me5 finetune .*me5 evaluate --model"):
-        run.run(config.load("base"), 0, tmp_path / "out", folder=books)
+        run.run_notebooks(config.load("base"), 0, tmp_path / "out", folder=books)
     assert not (tmp_path / "out").exists()
 
 
@@ -279,7 +279,7 @@ import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)
 from me5lib.lessons import run; from me5lib import config; from pathlib import Path
 run.GRACE = {grace}
 {more}
-run.run(config.load('smoke'), 0, {out!r}, only={only!r}, progress=False, folder=Path({books!r}))
+run.run_notebooks(config.load('smoke'), 0, {out!r}, only={only!r}, progress=False, folder=Path({books!r}))
 """
 DEAF = """
 import os, signal, time

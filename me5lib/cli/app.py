@@ -106,7 +106,7 @@ def run_command(
         _bundle(cfg, seed, folder, export, source)
         if not numbers:
             return
-    outcomes = runner.run(cfg, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
+    outcomes = runner.run_notebooks(cfg, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
     failed = sum(outcome.state == "failed" for outcome in outcomes)
     print(f"{len(outcomes) - failed} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
     if failed:
@@ -121,7 +121,7 @@ def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Pa
     lesson = Lesson("", cfg, seed, folder)
     with io.locked(folder / ".lock"):
         if export:
-            bundle.export(lesson, export)
+            bundle.write_bundle(lesson, export)
             print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run "
                   f"{shlex.join(lesson.options)} --from {export.name}")
         if source:
@@ -139,7 +139,7 @@ def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> 
         raise Me5Error(f"there is no run in {folder}: run `me5 run --scale {scale} --seed {seed}` first")
     for notebook in sorted((folder / "notebooks").glob("[0-9][0-9].ipynb")):
         pages.page(notebook)
-    print(pages.summary(folder))
+    print(pages.run_summary(folder))
     print(pages.index(folder))
 
 

@@ -224,7 +224,7 @@ def show_command(
     for number, stage in enumerate(stages):
         print("\n".join(stage_table(stage)))
         path = folder / f"mixture-{number + 1}.png"
-        figures.keep(data_figures.mixture(stage, hub.STARVED), path)
+        figures.keep(data_figures.mixture_figure(stage, hub.STARVED), path)
         print(f"picture: {path}\n")
     rows = [(stage.title, name, code, n, f"{stage.languages[code][1]:.6f}")
             for stage in stages for name, languages in stage.built.items() for code, n in sorted(languages.items())]

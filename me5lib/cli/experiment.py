@@ -37,7 +37,7 @@ def experiment_command(
                        f"`me5 finetune --scale {scale} --plan` for what one takes, then add --yes")
     base = experiments.home(cfg, quick, out)
     for plan in plans:
-        results = experiments.run(plan, base)
-        print(experiments.table(results).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+        results = experiments.run_experiment(plan, base)
+        print(experiments.arm_table(results).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
         print("\n".join(experiments.sentences(results)))
         print(f"results.json, table.csv and figure.png: {base / plan.experiment}")

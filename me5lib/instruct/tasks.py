@@ -75,7 +75,7 @@ def examples(known: Sequence[Question], instructed: bool) -> list[Labelled]:
     return rows
 
 
-def ask(encoder: Encoder, wanted: Sequence[Question], query_of: Callable[[Question, str], str]) -> Scores:
+def score_questions(encoder: Encoder, wanted: Sequence[Question], query_of: Callable[[Question, str], str]) -> Scores:
     """Ask every question for both answers, each time as `query_of(question, task)`, in its own language."""
     right = kind = either = 0
     for language in sorted({question.language for question in wanted}):

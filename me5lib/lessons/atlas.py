@@ -38,7 +38,7 @@ class Map(NamedTuple):
         return f"{self.title}\nneighbours that are translations:\n{shares}"
 
 
-def lay_out(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
+def lay_out_map(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
     """UMAP (cosine, 15 neighbours) of `vectors` [languages, meanings, width] in two dimensions.
 
     `k` is the number of neighbours by which agreement is counted.
@@ -55,7 +55,9 @@ def lay_out(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
     return Map(title, points, neighbour_agreement(space, k), neighbour_agreement(points, k))
 
 
-def draw(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], meanings: Sequence[int] = ()) -> Figure:
+def draw_maps(
+    maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], meanings: Sequence[int] = ()
+) -> Figure:
     """Maps side by side: a marker and colour per script; the chosen `meanings` in black with language codes."""
     wide = min(6.2, 13 / len(maps))  # inches: a page's text is about 8
     figure, axes = canvas(wide * len(maps), 0.9 * wide, columns=len(maps), squeeze=False)
@@ -80,11 +82,11 @@ def draw(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], 
 def explorer(maps: Sequence[Map], languages: Sequence[str], scripts: Sequence[str], labels: Sequence[str]):
     """An ipywidgets box to walk the maps: choose a map and a meaning (`labels`, in English); its translations light up.
 
-    Its static twin is `draw` with the same maps and one meaning chosen.
+    Its static twin is `draw_maps` with the same maps and one meaning chosen.
     """
     import ipywidgets
 
     titles = [(laid.title, i) for i, laid in enumerate(maps)]
     which = ipywidgets.Dropdown(options=titles, value=len(maps) - 1, description="map")
     meaning = ipywidgets.Dropdown(options=[(text[:60], i) for i, text in enumerate(labels)], description="meaning")
-    return interactive([which, meaning], lambda i, chosen: draw([maps[i]], languages, scripts, [chosen]), row=True)
+    return interactive([which, meaning], lambda i, chosen: draw_maps([maps[i]], languages, scripts, [chosen]), row=True)

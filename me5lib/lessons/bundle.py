@@ -1,6 +1,6 @@
 """One archive of a run's checkpoints for a class: whoever has it can start at any notebook.
 
-    export(lesson, Path("class.zip"))      # me5 run --export class.zip
+    write_bundle(lesson, Path("class.zip"))      # me5 run --export class.zip
     unpack(Path("class.zip"), lesson)      # me5 run --from class.zip
 
 A zip of the folders `STAGES`, and a list of the SHA-256 of every file. Nothing of it is executed.
@@ -26,7 +26,7 @@ _NAME = re.compile(rf"({'|'.join(STAGES)})(/[0-9A-Za-z_][\w.-]*)+", re.ASCII)  #
 _FAULTS = (Me5Error, LookupError, TypeError, ValueError, RuntimeError, EOFError, zlib.error)  # of zip and JSON
 
 
-def export(lesson: Lesson, file: Path) -> None:
+def write_bundle(lesson: Lesson, file: Path) -> None:
     """Write the checkpoints of a run to `file`. Raises `Me5Error` where one is missing, or `file` is there already."""
     found = {path.relative_to(lesson.out).as_posix(): path
              for stage in STAGES for path in sorted(lesson.checkpoint(stage).rglob("*")) if path.is_file()}

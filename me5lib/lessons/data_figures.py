@@ -92,7 +92,7 @@ def nearest_trained(similarity: dict[str, list[float]], near: float) -> Figure:
     return figure
 
 
-def mixture(stage: StageMixture, threshold: float) -> Figure:
+def mixture_figure(stage: StageMixture, threshold: float) -> Figure:
     """Left, rows of each source, built (bar) and wanted by the paper (mark); right, languages by their share of draws.
 
     Both axes are logarithmic. Languages below `threshold` are in the warning colour; beyond `SHOWN` only the poorest

@@ -1,8 +1,8 @@
 """The first two experiments: do two stages beat one, and which negatives teach? Written down first, then run.
 
     plan = planned("stages", config.load("ablate"), seeds=5)
-    results = run(plan, base)                     # base/stages/plan.json first, then arm after arm
-    print(table(results)); figure(results)
+    results = run_experiment(plan, base)                     # base/stages/plan.json first, then arm after arm
+    print(arm_table(results)); figure(results)
 
     <base>/seed-0/stage1/               once per seed, shared by the arms of both experiments
     <base>/<experiment>/plan.json       what will be done: neither arms nor seeds nor steps are chosen after the results
@@ -182,7 +182,7 @@ def home(scale: Scale, quick: bool, out: str = "") -> Path:
     return io.out(scale.name, 0, out or base)
 
 
-def run(plan: Plan, base: Path, progress: bool = True) -> dict[str, Any]:
+def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, Any]:
     """Run what is not done yet of `plan` in `base`, write the results and return them.
 
     Raises `Me5Error` where another plan has begun in `base`, and where another process is at work in it.
@@ -207,12 +207,12 @@ def run(plan: Plan, base: Path, progress: bool = True) -> dict[str, Any]:
         results = {
             "experiment": plan.experiment, "question": plan.question, "plan": mark, "corpus": lab.corpus.fingerprint,
             "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds), "metrics": list(plan.metrics),
-            "conditions": [json.loads(text) for text in sorted(conditions)], "arms": summary(plan, records),
+            "conditions": [json.loads(text) for text in sorted(conditions)], "arms": summarise_arms(plan, records),
         }  # fmt: skip
         io.put_json(folder / "results.json", results)
         seconds = {f"seed {seed}, {name}": record["seconds"] for (seed, name), record in records.items()}
         io.put_json(folder / "timings.json", seconds)
-        table(results).to_csv(folder / "table.csv", index=False)
+        arm_table(results).to_csv(folder / "table.csv", index=False)
         figures.keep(figure(results), folder / "figure.png")
     return results
 
@@ -393,7 +393,7 @@ def _longer(stage: Stage, steps: int) -> Stage:
 # ---- what came out ---------------------------------------------------------------------------------------------------
 
 
-def summary(plan: Plan, records: Mapping[tuple[int, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise_arms(plan: Plan, records: Mapping[tuple[int, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of every arm, in the plan's order: mean, interval and mean of every seed by metric, and its differences.
 
     `records`: (seed, arm's name) → what `Lab.measured` gives. Rounded to six digits.
@@ -420,7 +420,7 @@ def summary(plan: Plan, records: Mapping[tuple[int, str], Mapping[str, Any]]) ->
     return json.loads(json.dumps(rows), parse_float=lambda digits: round(float(digits), 6))
 
 
-def table(results: Mapping[str, Any]) -> pandas.DataFrame:
+def arm_table(results: Mapping[str, Any]) -> pandas.DataFrame:
     """A row per arm, all arms: the primary metric with its interval, the difference to the arm it is compared with,
     and the means of the secondary metrics."""
     import pandas as pd
@@ -465,7 +465,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     several = {arm["against"] for arm in arms if arm["against"]}
     whom = several.pop() if len(several) == 1 else "random; KD minus the same without"
     right.set_xlabel(f"minus {whom}; 95 % of all together", fontsize=8)
-    page.suptitle(title(results), fontsize=10)
+    page.suptitle(heading(results), fontsize=10)
     return page
 
 
@@ -480,7 +480,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def title(results: Mapping[str, Any]) -> str:
+def heading(results: Mapping[str, Any]) -> str:
     """One line that says what was run."""
     seeds, quick = len(results["seeds"]), ", quick" if results["quick"] else ""
     return f"{results['experiment']} (scale {results['scale']}{quick}, {seeds} seed{'s' * (seeds > 1)})"

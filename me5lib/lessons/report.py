@@ -126,7 +126,7 @@ def _exporter():
                 data.pop("application/javascript", None)
                 if latex := data.pop("text/latex", None):
                     data.setdefault("text/html", mathml("".join(latex).strip().strip("$"), block=True))
-            nb.metadata["title"] = title(nb)
+            nb.metadata["title"] = notebook_title(nb)
             return super().from_notebook_node(nb, resources, **options)
 
     return Offline(raw_template=_TEMPLATE, template_name="lab", anchor_link_text=" ")
@@ -140,7 +140,7 @@ def page(notebook: Path) -> Path:
     return path
 
 
-def title(book: dict) -> str:
+def notebook_title(book: dict) -> str:
     """The first heading of a notebook, plain and without its number."""
     lines = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "markdown").splitlines()
     heading = next((line for line in lines if line.startswith("#")), "")
@@ -174,7 +174,7 @@ def index(out: Path) -> Path:
     return path
 
 
-def summary(out: Path) -> str:
+def run_summary(out: Path) -> str:
     """What became of each notebook and the numbers it recorded, as plain lines."""
     lines = []
     for name, book in _state(out)[1]:

@@ -1,6 +1,6 @@
 """Run the notebooks by papermill, in the order of what they need, and leave a folder that can be read without network.
 
-    run(scale.load("tiny"), seed=0)              # → [Outcome(name="00", state="finished", …), …]
+    run_notebooks(config.load("tiny"), seed=0)   # → [Outcome(name="00", state="finished", …), …]
 
 The folder of a run (`runs/<scale>/seed-<n>`, held under a lock while it is written):
 
@@ -71,7 +71,7 @@ def books(folder: Path | None = None) -> list[Book]:
         raw = io.read_json(path)
         needs, makes = (tuple(raw["metadata"].get("me5", {}).get(key, ())) for key in ("needs", "makes"))
         code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
-        waiting.append(Book(path.name[:2], path, report.title(raw), needs, makes, _hash(code, needs, makes)))
+        waiting.append(Book(path.name[:2], path, report.notebook_title(raw), needs, makes, _digest(code, needs, makes)))
     ordered: list[Book] = []
     while waiting:
         missing = {made for book in waiting for made in book.makes} - {made for book in ordered for made in book.makes}
@@ -83,7 +83,7 @@ def books(folder: Path | None = None) -> list[Book]:
     return ordered
 
 
-def run(
+def run_notebooks(
     scale: Scale,
     seed: int = 0,
     out: str | os.PathLike = "",
@@ -151,7 +151,7 @@ class Journal:
         self._settings = {"scale": parameters["SCALE"], "seed": parameters["SEED"], "set": parameters["SET"]}
         for book in all_books:  # makers come first
             upstream = [self.keys[b.name] for b in all_books if b.name in self.keys and set(b.makes) & set(book.needs)]
-            self.keys[book.name] = _hash(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
+            self.keys[book.name] = _digest(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
         kept = io.read_json(out / "state.json", {}).get("notebooks", {})
         self._entries: dict[str, dict] = {name: entry for name, entry in kept.items() if name in self.keys}
 
@@ -314,8 +314,8 @@ def packs_hash() -> str:
     """Hash of the list of packs: names and SHA-256 of every file of every data card."""
     from me5lib.data import packs
 
-    return _hash(sorted((name, file.sha256) for name, file in packs.wanted().items()))
+    return _digest(sorted((name, file.sha256) for name, file in packs.wanted().items()))
 
 
-def _hash(*parts: Any) -> str:
+def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf8")).hexdigest()[:16]

@@ -24,7 +24,7 @@ import numpy as np
 _CHECKERS: dict[str, Callable[[Any], str | None]] = {}
 
 
-class Verdict(NamedTuple):
+class CheckResult(NamedTuple):
     """What `verdict` found: `open`, `right` or `not yet`, and the hint that goes with it."""
 
     state: str
@@ -45,7 +45,7 @@ def exercise(name: str) -> Callable:
     return register
 
 
-def ask(function: Callable, *arguments: Any) -> Any:
+def attempt(function: Callable, *arguments: Any) -> Any:
     """Call the learner's function; raises `Open` where it returns `...`."""
     result = function(*arguments)
     if result is ...:
@@ -86,19 +86,25 @@ def number(
     exercise(name)(lambda answer: hint_for(answer, right, pairs, otherwise, tolerance))
 
 
-def verdict(name: str, answer: Any) -> Verdict:
+def softmax(row: Sequence[float], temperature: float = 1.0) -> list[float]:
+    """The shares of exp(value / temperature)."""
+    weights = [math.exp((value - max(row)) / temperature) for value in row]
+    return [weight / sum(weights) for weight in weights]
+
+
+def verdict(name: str, answer: Any) -> CheckResult:
     """Judge `answer` without printing. Unknown names raise KeyError; a learner's error becomes a hint."""
     importlib.import_module(f"me5lib.lessons.exercises.e{name.partition('.')[0]}")
     checker = _CHECKERS[name]
     if answer is ...:
-        return Verdict("open")
+        return CheckResult("open")
     try:
         hint = checker(answer)
     except Open:
-        return Verdict("open")
+        return CheckResult("open")
     except Exception as error:  # whatever a learner's code raises is theirs to read
-        return Verdict("not yet", f"your answer raised {type(error).__name__}: {error}")
-    return Verdict("right") if hint is None else Verdict("not yet", hint)
+        return CheckResult("not yet", f"your answer raised {type(error).__name__}: {error}")
+    return CheckResult("right") if hint is None else CheckResult("not yet", hint)
 
 
 def check(name: str, answer: Any) -> None:

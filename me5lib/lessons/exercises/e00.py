@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from me5lib.lessons.exercises import ask, exercise, hint_for, number
+from me5lib.lessons.exercises import attempt, exercise, hint_for, number
 
 number("00.2", 1 / 40, {
     100 / 40: "that is in per cent; write it as a share",
@@ -21,7 +21,7 @@ def search_by_cosine(function: Callable) -> str | None:
     """Four passages of different lengths: inner product, distance and cosine order them differently."""
     query = np.array([1.0, 0.0])
     passages = np.array([[6.0, 6.0], [0.1, 0.0], [-5.0, 0.0], [2.0, 1.0]])  # cosines 0.71, 1, -1, 0.89
-    found = [float(place) for place in np.asarray(ask(function, query, passages, 3)).ravel()]
+    found = [float(place) for place in np.asarray(attempt(function, query, passages, 3)).ravel()]
     if len(found) != 3:
         return f"k was 3 and you returned {len(found)}: keep the k best"
     if sorted(found, reverse=True) == found and any(value % 1 for value in found):
@@ -36,7 +36,7 @@ def search_by_cosine(function: Callable) -> str | None:
 def mean_reciprocal_rank(function: Callable) -> str | None:
     """Ranks 1, 2 and 3 in three rows."""
     scores = np.array([[0.9, 0.1, 0.2], [0.8, 0.5, 0.1], [0.3, 0.9, 0.2]])
-    found = ask(function, scores)
+    found = attempt(function, scores)
     columns = [int((scores[:, i] >= scores[i, i]).sum()) for i in range(3)]
     return hint_for(found, (1 + 1 / 2 + 1 / 3) / 3, [
         (2.0, "that is the mean rank: turn each rank into 1/rank before you average"),
@@ -56,7 +56,7 @@ def take_means_off(function: Callable) -> str | None:
     languages = ["de", "ja", "de", "ja", "ja"]
     of = np.array([[other == own for other in languages] for own in languages], dtype=float)
     apart = vectors - of / of.sum(1, keepdims=True) @ vectors
-    found = np.asarray(ask(function, vectors.copy(), languages), dtype=float)
+    found = np.asarray(attempt(function, vectors.copy(), languages), dtype=float)
     if found.shape != vectors.shape:
         return f"five vectors of width 2 come back as an array of shape (5, 2); yours has {found.shape}"
 

@@ -7,7 +7,7 @@ from math import log, log10
 
 import numpy as np
 
-from me5lib.lessons.exercises import Open, ask, exercise, hint_for, number
+from me5lib.lessons.exercises import Open, attempt, exercise, hint_for, number
 
 # τ (ln(N − 1) + ln(p / (1 − p))) with N = 1,024, τ = 0.05, p = 0.9
 number("01.2", 0.05 * (log(1023) + log(9)), {
@@ -26,7 +26,7 @@ def average_pool(function: Callable) -> str | None:
     """Two texts, one of them padded with token vectors that are far from zero."""
     hidden = np.array([[[1.0, 2.0], [3.0, 4.0], [90.0, 90.0]], [[2.0, 0.0], [4.0, 0.0], [6.0, 3.0]]])
     mask = np.array([[1, 1, 0], [1, 1, 1]])
-    found = np.asarray(ask(function, hidden, mask), dtype=float)
+    found = np.asarray(attempt(function, hidden, mask), dtype=float)
     sums = (hidden * mask[..., None]).sum(1)
     right = sums / mask.sum(1, keepdims=True)
     if found.shape != right.shape:

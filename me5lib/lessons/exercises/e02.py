@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, close, exercise, hint_for, number
+from me5lib.lessons.exercises import attempt, close, exercise, hint_for, number, softmax
 
 ROW, POSITIVE, TEMPERATURE = [0.2, 0.7, 0.6, -0.1], 1, 0.25
 
@@ -19,16 +19,11 @@ number("02.1", math.log(1024), {  # whatever the temperature
 }, "equal cosines give equal shares: what is the share of one of 1,024, and minus its logarithm?")
 
 
-def _softmax(row: list[float], temperature: float) -> list[float]:
-    weights = [math.exp((value - max(row)) / temperature) for value in row]
-    return [weight / sum(weights) for weight in weights]
-
-
 @exercise("02.2")
 def row_gradient(answer: Callable) -> str | None:
     """(share − label) / τ, checked on one row."""
-    found = list(ask(answer, list(ROW), POSITIVE, TEMPERATURE))
-    shares = _softmax(ROW, TEMPERATURE)
+    found = list(attempt(answer, list(ROW), POSITIVE, TEMPERATURE))
+    shares = softmax(ROW, TEMPERATURE)
     right = [(share - (j == POSITIVE)) / TEMPERATURE for j, share in enumerate(shares)]
     if len(found) != len(ROW):
         return f"a row of {len(ROW)} cosines has {len(ROW)} derivatives, not {len(found)}"
@@ -48,11 +43,11 @@ def row_gradient(answer: Callable) -> str | None:
 def masked_loss(answer: Callable) -> str | None:
     """The loss with a mask: right, masked, and finite at τ = 0.001."""
     row, ignored = [0.9, 0.8, 0.95, 0.1], [False, False, True, False]
-    right = -math.log(_softmax([0.9, 0.8, 0.1], 0.1)[1])
-    found = ask(answer, list(row), list(ignored), 1, 0.1)
+    right = -math.log(softmax([0.9, 0.8, 0.1], 0.1)[1])
+    found = attempt(answer, list(row), list(ignored), 1, 0.1)
     hint = hint_for(found, right, [
-        (-math.log(_softmax(row, 0.1)[1]), "the ignored passage still takes part in the sum"),
-        (-math.log(_softmax([0.9, 0.8, 0.0, 0.1], 0.1)[1]),
+        (-math.log(softmax(row, 0.1)[1]), "the ignored passage still takes part in the sum"),
+        (-math.log(softmax([0.9, 0.8, 0.0, 0.1], 0.1)[1]),
          "a cosine of 0 is not nothing: exp(0) = 1 still counts in the sum; leave the term out, or use -inf"),
     ], f"for cosines {row} with the third ignored, the second the positive and τ = 0.1 it should be {right:.4f}", 1e-6)
     if hint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from me5lib.lessons.exercises import ask, exercise, hint_for, number
+from me5lib.lessons.exercises import attempt, exercise, hint_for, number
 
 ROWS = (9000, 900, 100)
 
@@ -19,7 +19,7 @@ number("03.2", 300 * 1024 * 0.02 / 1500, {  # 4.096
 @exercise("03.1")
 def language_shares(answer: Callable[[Sequence[int], float], Sequence[float]]) -> str | None:
     """`shares(rows, temperature)`: rows ** temperature, divided by their sum."""
-    found = [list(ask(answer, ROWS, temperature)) for temperature in (0.5, 1.0, 0.0)]
+    found = [list(attempt(answer, ROWS, temperature)) for temperature in (0.5, 1.0, 0.0)]
     powers, whole = [n**0.5 for n in ROWS], [n / sum(ROWS) for n in ROWS]
     other = "test it: temperature 1 must give the shares of the rows, temperature 0 equal shares, and all sum to 1"
     hint = hint_for(found[0], [power / sum(powers) for power in powers], [
@@ -36,7 +36,7 @@ def language_shares(answer: Callable[[Sequence[int], float], Sequence[float]]) -
 def rows_of_a_rank(answer: Callable[[int, int, int], Sequence[int]]) -> str | None:
     """`rows_of(batch, rank, world)`: contiguous, in order, every row once, sizes that differ by one at most."""
     for batch, world in ((8, 2), (10, 4), (1024, 3), (5, 8)):
-        parts = [list(ask(answer, batch, rank, world)) for rank in range(world)]
+        parts = [list(attempt(answer, batch, rank, world)) for rank in range(world)]
         joined = [row for part in parts for row in part]
         sizes = [len(part) for part in parts]
         case = f"batch {batch}, world {world}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, exercise, hint_for, number
+from me5lib.lessons.exercises import attempt, exercise, hint_for, number
 
 LENGTHS, BUDGET = [5, 1, 9, 40, 1, 9, 2, 30, 5, 9], 32
 LOGITS, TARGET = [1.0, 3.0, 2.0, 0.5], 2
@@ -30,7 +30,7 @@ number("04.3", TABLE, {
 @exercise("04.2")
 def cut_by_budget(answer: Callable) -> str | None:
     """Sorted, whole, within the budget of padded tokens, and not wasteful."""
-    cut = [list(piece) for piece in ask(answer, list(LENGTHS), BUDGET)]
+    cut = [list(piece) for piece in attempt(answer, list(LENGTHS), BUDGET)]
     flat = [i for piece in cut for i in piece]
     if sorted(flat) != list(range(len(LENGTHS))):
         return f"every text once: {len(LENGTHS)} went in, {len(flat)} came out, {len(set(flat))} of them different"
@@ -52,7 +52,7 @@ def closed_form(answer: Callable) -> str | None:
     powers = [math.exp(value) for value in LOGITS]
     share = [power / sum(powers) for power in powers]
     right = [s - (j == TARGET) for j, s in enumerate(share)]
-    found = [float(value) for value in ask(answer, list(LOGITS), TARGET)]
+    found = [float(value) for value in attempt(answer, list(LOGITS), TARGET)]
     if len(found) != len(LOGITS):
         return f"one number for each logit: {len(LOGITS)} went in, {len(found)} came out"
     return hint_for(found, right, [

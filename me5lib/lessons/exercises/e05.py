@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, exercise, hint_for, number
+from me5lib.lessons.exercises import attempt, exercise, hint_for, number
 
 OWN, COUNTS = [[1.0, 2.0, 6.0], [], [5.0]], [3, 0, 1]
 
@@ -46,7 +46,7 @@ def name_the_mistake(answer: tuple[str, str]) -> str | None:
 def rank_loss(answer: Callable) -> str | None:
     """W / Σ n × the sum of this rank's losses."""
     try:
-        found = [float(ask(answer, list(own), list(COUNTS))) for own in OWN]
+        found = [float(attempt(answer, list(own), list(COUNTS))) for own in OWN]
     except ZeroDivisionError:
         return "a rank without rows divides by zero: sum its losses, and divide by what all ranks hold"
     mean = sum(found) / len(found)

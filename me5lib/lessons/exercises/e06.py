@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, close, exercise, hint_for, number
+from me5lib.lessons.exercises import attempt, close, exercise, hint_for, number
 
 number("06.1", math.log(1024), {  # equal cosines: the softmax is flat over 1,024 passages
     1024: "that is how many passages there are; the loss is a logarithm",
@@ -21,7 +21,7 @@ number("06.1", math.log(1024), {  # equal cosines: the softmax is flat over 1,02
 @exercise("06.2")
 def learning_rate(answer: Callable[[int, int, int, float], float]) -> str | None:
     """`rate(step, steps, warmup, peak)`: up to `peak` at step `warmup`, then straight down to 0 at `steps`."""
-    found = [float(ask(answer, step, 100, 9, 2.0)) for step in range(100)]
+    found = [float(attempt(answer, step, 100, 9, 2.0)) for step in range(100)]
     if close(found[0], 0.0, 1e-9):
         return "step 0 would teach nothing: the rise begins at peak / (warmup + 1), not at 0"
     if all(close(value, 2.0) for value in found[:10]):

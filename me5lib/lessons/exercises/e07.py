@@ -5,24 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import ask, close, exercise, number
+from me5lib.lessons.exercises import attempt, close, exercise, number, softmax
 
 COSINES, TAU = (0.8, 0.7, 0.3), 0.05
+SHARES = softmax(COSINES, TAU)
 
-
-def _softmax(factor: float) -> list[float]:
-    """The shares of the cosines times `factor`."""
-    powers = [math.exp(factor * cosine) for cosine in COSINES]
-    return [power / sum(powers) for power in powers]
-
-
-number("07.1", _softmax(1 / TAU)[1], {
-    _softmax(1 / TAU)[0]: "that is the share of the right passage; the question is about the one at 0.7",
-    _softmax(1)[1]: "you left out the temperature: divide the cosines by 0.05 first",
-    _softmax(TAU)[1]: "you multiplied by the temperature: cosines are divided by it",
+number("07.1", SHARES[1], {
+    SHARES[0]: "that is the share of the right passage; the question is about the one at 0.7",
+    softmax(COSINES)[1]: "you left out the temperature: divide the cosines by 0.05 first",
+    softmax(COSINES, 1 / TAU)[1]: "you multiplied by the temperature: cosines are divided by it",
     0.7 / sum(COSINES): "those are shares of the cosines; a softmax takes shares of exp(cosine / τ)",
-    _softmax(1 / TAU)[1] / _softmax(1 / TAU)[2]: "that is how many times the weight of the other negative it has; the "
-                                                 "question is its share",
+    SHARES[1] / SHARES[2]: "that is how many times the weight of the other negative it has; the question is its share",
 }, "exp(0.7 / 0.05), divided by the sum of the three exponentials", 5e-3)
 
 TERMS = [0.8 * math.log(0.8 / 0.5), 0.2 * math.log(0.2 / 0.5)]  # KL(teacher ‖ student) of (0.8, 0.2) and (0.5, 0.5)
@@ -54,7 +47,7 @@ number("07.5", 0.75 + 0.95 * 0.12, {  # right answer 0.87, unrelated texts 0.75,
 @exercise("07.2")
 def ceiling(answer: Callable[[float, float], float]) -> str | None:
     """`highest(positive, margin)`: positive − (1 − margin) · |positive|."""
-    above, below, none = (float(ask(answer, score, 0.95)) for score in (0.8, -0.8, 0.0))
+    above, below, none = (float(attempt(answer, score, 0.95)) for score in (0.8, -0.8, 0.0))
     if close(above, 0.75, 1e-6) or close(below, -0.85, 1e-6):
         return "the margin is relative: a share of the score, not 0.05 off"
     if close(above, 0.84, 1e-6):

@@ -7,14 +7,14 @@ from math import isclose
 
 import numpy as np
 
-from me5lib.lessons.exercises import ask, close, exercise
+from me5lib.lessons.exercises import attempt, close, exercise
 
 
 @exercise("08.1")
 def reciprocal_rank(answer: Callable[[Sequence[float], int], float]) -> str | None:
     """`reciprocal_rank(scores, right)`: 1 / the place of passage `right` when the highest score is place 1."""
-    third = float(ask(answer, [0.9, 0.2, 0.5, 0.7], 2))
-    first = float(ask(answer, [0.1, 0.8, 0.3], 1))
+    third = float(attempt(answer, [0.9, 0.2, 0.5, 0.7], 2))
+    first = float(attempt(answer, [0.1, 0.8, 0.3], 1))
     if close(third, 3):
         return "that is the place; the reciprocal rank is 1 divided by it"
     if close(third, 1 / 2) and close(first, 1 / 3):
@@ -34,7 +34,7 @@ def paired_interval(answer: Callable[[np.ndarray, np.ndarray], tuple[float, floa
     rng = np.random.default_rng(0)
     difficulty = rng.random(300)
     a, b = difficulty + 0.05 + 0.02 * rng.standard_normal(300), difficulty
-    low, high = (float(end) for end in ask(answer, a, b))
+    low, high = (float(end) for end in attempt(answer, a, b))
     error = (a - b).std() / np.sqrt(300)
     apart = np.sqrt(a.var() + b.var()) / np.sqrt(300)
     if low > high:
@@ -68,7 +68,7 @@ def reading(answer: str) -> str | None:
 def seeds_and_queries(answer: Callable[[np.ndarray], tuple[float, float]]) -> str | None:
     """`both(values)`: 2.5 % and 97.5 % of the mean of [seeds, queries], both drawn again, the same queries for all."""
     of_seed, of_query = np.linspace(-0.3, 0.3, 6)[:, None], np.linspace(-0.5, 0.5, 20)[None]
-    low, high = (float(end) for end in ask(answer, of_seed + of_query))
+    low, high = (float(end) for end in attempt(answer, of_seed + of_query))
     wide = (high - low) / (2 * 1.96)
     by_seed, by_query = of_seed.std() / 6**0.5, of_query.std() / 20**0.5
     if low > high:

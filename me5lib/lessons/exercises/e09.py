@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
-from me5lib.lessons.exercises import ask, exercise, number
+from me5lib.lessons.exercises import attempt, exercise, number
 
 number("09.2", 1 / 3, {  # three questions, one text: one of three at best
     0.5: "that was for two questions; count again how many of three the one first hit can be right for",
@@ -16,7 +17,7 @@ number("09.2", 1 / 3, {  # three questions, one text: one of three at best
 @exercise("09.1")
 def document_text(function: Callable[[str, str], str]) -> str | None:
     """A document is read bare."""
-    found = ask(function, "Find the capital", "Paris is the capital of France.")
+    found = attempt(function, "Find the capital", "Paris is the capital of France.")
     if found == "Paris is the capital of France.":
         return None
     if "Instruct:" in str(found):
@@ -31,7 +32,7 @@ def document_text(function: Callable[[str, str], str]) -> str | None:
 @exercise("09.3")
 def is_negative(function: Callable[[bool, bool], bool]) -> str | None:
     """Only the same territory under the same instruction has the same right answer."""
-    table = {case: bool(ask(function, *case)) for case in ((True, True), (True, False), (False, True), (False, False))}
+    table = {case: bool(attempt(function, *case)) for case in product((True, False), repeat=2)}
     if table == {(True, True): False, (True, False): True, (False, True): True, (False, False): True}:
         return None
     if not table[True, False]:

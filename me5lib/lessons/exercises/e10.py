@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import Open, ask, close, exercise, hint_for, number
+from me5lib.lessons.exercises import Open, attempt, close, exercise, hint_for, number
 
 Q, P = "query: ", "passage: "
 
@@ -21,7 +21,7 @@ number("10.1", 5 / 9, {
 @exercise("10.2")
 def prefixes(answer: Callable[[str, str], tuple[str, str]]) -> str | None:
     """`prefixes(task_type, name)` → (before queries, before documents) under the paper's protocol."""
-    found = {key: tuple(ask(answer, *key)) for key in (
+    found = {key: tuple(attempt(answer, *key)) for key in (
         ("Retrieval", "SciFact"), ("STS", "STSBenchmark"), ("BitextMining", "Tatoeba"),
         ("Reranking", "AskUbuntuDupQuestions"), ("Retrieval", "QuoraRetrieval"),
         ("Classification", "Banking77Classification"),
@@ -46,7 +46,7 @@ def margin(answer: Callable[[dict, dict], float]) -> str | None:
     """`margin(model, baselines)`: mean of model − the baseline of the higher mean, over languages that both have."""
     model = {"de": 0.9, "fr": 0.7, "ru": 0.5, "xx": 0.1}
     rows = {"trigrams": {"de": 0.8, "fr": 0.5, "ru": 0.1}, "memory": {"de": 0.6, "fr": 0.6, "ru": 0.5}}
-    found = ask(answer, dict(model), {name: dict(row) for name, row in rows.items()})
+    found = attempt(answer, dict(model), {name: dict(row) for name, row in rows.items()})
     right = (0.3 + 0.1 + 0.0) / 3
     return hint_for(found, right, [
         (-right, "the sign: a model that is ahead has a positive margin"),
@@ -66,7 +66,7 @@ def verdict_of(answer: Callable[[float | None, float | None, str], str]) -> str 
         (75.7, 75.9, "bf16"): "agrees", (75.7, 75.5, "fp16"): "agrees", (75.7, 76.1, "bf16"): "differs",
         (5.0, 5.2, "fp32"): "differs", (75.7, None, "fp32"): "not measured", (None, 75.7, "fp32"): "not published",
     }  # fmt: skip
-    found = {case: ask(answer, *case) for case in cases}
+    found = {case: attempt(answer, *case) for case in cases}
     wrong = [case for case, right in cases.items() if found[case] != right]
     if not wrong:
         return None
@@ -108,7 +108,7 @@ def change_taken_apart(answer: Callable[[tuple, tuple], tuple[float, float]]) ->
     """`(with, without)` of both models → (change without the prefix, change of what the prefix adds)."""
     cases = {((64.2, 68.9), (65.3, 69.0)): (0.1, 1.0), ((80.0, 70.0), (76.0, 72.0)): (2.0, -6.0)}
     for (published, measured), (bare, added) in cases.items():
-        found = tuple(ask(answer, published, measured))
+        found = tuple(attempt(answer, published, measured))
         hint = hint_for(found, (bare, added), [
             ((-bare, -added), "the sign: a change is measured minus published"),
             ((added, bare), "the other way round: first the change without the prefix"),
