@@ -12,8 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from me5lib import config, io
+from me5lib.cli import OneLineErrors
 from me5lib.cli import train as commands
-from me5lib.cli.app import OneLineErrors
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer

@@ -1,5 +1,6 @@
 """`me5 pretrain` and `me5 finetune` as a user meets them: what is refused, resumed, thrown away; launchers; Slurm."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,15 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import interrupted_at
 from typer.testing import CliRunner
 
-from me5lib import config
-from me5lib.cli import app as app_module
+from me5lib import cli, config
 from me5lib.cli.app import app
 from me5lib.data.corpus import open_corpus
 from me5lib.io import PACKAGE
-from me5lib.train import dry_run, loop, stages
+from me5lib.train import distributed, dry_run, loop, stages
+from me5lib.train.distributed import Team
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("train.steps=6", "train.batch=32")
@@ -114,11 +116,18 @@ def test_resume_does_not_take_a_damaged_checkpoint_for_something(unfinished):
     assert done.exit_code == 2 and "nothing to resume" in done.stderr and "is damaged" in done.stdout
 
 
-def test_other_ranks_are_silent_about_what_all_meet(monkeypatch):
-    monkeypatch.setattr(app_module, "FIRST_RANK", 0.0)
+def test_other_ranks_wait_for_the_first_and_are_silent_about_what_all_meet(monkeypatch, tmp_path):
+    waited = []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
     for rank, lines in (("0", 1), ("1", 0)):
         done = run("pretrain", "--scale", "base", RANK=rank)
         assert done.exit_code == 2 and len(done.stderr.splitlines()) == lines and done.stdout == ""
+    alone = Team.alone(torch.device("cpu"))
+    monkeypatch.setattr(distributed, "join", lambda world: dataclasses.replace(alone, rank=1))
+    monkeypatch.setattr(Team, "by_main", lambda team, act: act())
+    done = run("pretrain", "--scale", "smoke", "--resume", "--out", tmp_path, RANK="1")
+    assert done.exit_code == 2 and done.stderr.startswith("me5: rank 1: nothing to resume")
+    assert waited == [cli.FIRST_RANK] * 2
 
 
 def test_another_number_of_processes_is_refused(tmp_path):

@@ -8,43 +8,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from me5lib import io
-from me5lib.cli import data, evaluate, experiment, model, split_names, train
-from me5lib.cli.train import OfRank, Out, ScaleName, Seed, Set, speaks
+from me5lib.cli import OneLineErrors, Out, ScaleName, Seed, Set, data, evaluate, experiment, model, split_names, train
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
     from me5lib.config import Scale
-
-
-FIRST_RANK = 20.0  # seconds that a silent rank waits before it exits with a mistake that all ranks meet (ours)
-
-
-class OneLineErrors(TyperGroup):
-    """A group of commands that turns `Me5Error` and an interrupt into one line."""
-
-    def invoke(self, ctx: typer.Context) -> object:
-        """Run the command that was asked for."""
-        try:
-            return super().invoke(ctx)
-        except Me5Error as error:
-            if speaks() or isinstance(error, OfRank):
-                print(f"me5: {error}", file=sys.stderr)
-            else:
-                time.sleep(FIRST_RANK)  # a launcher ends every rank at the first exit: rank 0 has not spoken yet
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            if speaks():
-                said = "interrupted; what is finished is kept, the same command goes on from there"
-                print(f"me5: {said}", file=sys.stderr)
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(

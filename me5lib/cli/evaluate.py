@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from me5lib import io
-from me5lib.cli import split_names
-from me5lib.cli.train import Out, ScaleName, Seed, Set
+from me5lib.cli import Out, ScaleName, Seed, Set, split_names
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:

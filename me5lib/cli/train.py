@@ -19,30 +19,26 @@ launch make a 1 of each).
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from me5lib import io
-from me5lib.cli import split_names
+from me5lib import config, io
+from me5lib.cli import OfRank, Out, Seed, Set, speaks, split_names
 from me5lib.io import PACKAGE, Me5Error
 
 if TYPE_CHECKING:
     from me5lib.data.userdata import OwnCorpus
     from me5lib.train.distributed import Team
 
-ScaleName = Annotated[str, typer.Option("--scale", help="smoke (seconds) or tiny (minutes), both offline.")]
+START = "intfloat/multilingual-e5-small"
 AnyScale = Annotated[str, typer.Option("--scale", help="smoke, tiny (offline, minutes); workshop, small, base, large, "
                                                        "large-instruct (data and backbone of the hub).")]
-Seed = Annotated[int, typer.Option(callback=io.valid_seed, help="Seed of everything random.")]
-Out = Annotated[str, typer.Option(help="Folder of the run (default: runs/<scale>/seed-<n>, or under ME5_OUT).")]
-Set = Annotated[list[str], typer.Option("--set", help="A setting, as train.steps=100; may be given again.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Only say what it will take: hours, GB, GPUs; of --data: dials.")]
 Tokens = Annotated[float | None, typer.Option(min=1, help="Tokens of a pair that --plan reckons with (in stage 2, of "
                                               "an example with its negatives; default: half of the most).")]
@@ -53,152 +49,125 @@ Resume = Annotated[bool | None, typer.Option("--resume/--fresh", help="Only go o
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Rehearse a scale of the hub: offline, random weights, "
                                                         "made-up rows, minutes.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Refuse to start with another number of processes.")]
-Sample = Annotated[bool, typer.Option("--sbatch-sample", help="Print a job script for Slurm.")]
-START = "intfloat/multilingual-e5-small"
-From = Annotated[str, typer.Option("--from", help=f"With --data: the model to start from, a hub id or a folder "
-                                                  f"(default: {START}).")]
-Data = Annotated[str, typer.Option("--data", help="Train on your own file: .csv, .jsonl or .parquet, of queries and "
-                                                  "their passages; with a dev split and a table before and after.")]
 Query = Annotated[str, typer.Option(help="With --data: its column of queries (default: guessed by name).")]
 Passage = Annotated[str, typer.Option(help="Its column of right passages.")]
 Negatives = Annotated[str, typer.Option(help="Its columns of wrong passages, as n1,n2.")]
 Language = Annotated[str, typer.Option(help="Its column of language codes.")]
 Encoding = Annotated[str, typer.Option(help="How the file is encoded.")]
-Symmetric = Annotated[bool, typer.Option("--symmetric", help="Both columns are queries, as of duplicate questions.")]
-Epochs = Annotated[float | None, typer.Option(help="With --data: passes over it (default: 2).")]
-Steps = Annotated[int | None, typer.Option(help="With --data: steps, instead of --epochs.")]
-Teaches = Annotated[str, typer.Option("--teacher", help="With --data: learn from a cross-encoder too: the hub id of "
-                                                        "one, or `trained`, a small one of your own (default: none).")]
-
-
-class OfRank(Me5Error):
-    """An error of a rank that is not the first one: said, though that rank is otherwise quiet."""
-
-
-def speaks() -> bool:
-    """Whether this process is the one of its launch that talks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def pretrain_command(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "", plan: Plan = False,  # noqa: B006
     tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None, dry_run: DryRun = False,
-    processes: Processes = None, sbatch_sample: Sample = False,
+    processes: Processes = None,
+    sbatch_sample: Annotated[bool, typer.Option("--sbatch-sample", help="Print a job script for Slurm.")] = False,
 ) -> None:
     """Stage 1: contrastive pre-training on pairs."""
     if sbatch_sample:
         print((PACKAGE / "slurm" / "pretrain.sbatch").read_text(encoding="utf8"), end="")
         return
-    _make_stage(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), "stage1")
+    cfg = config.load(scale, overrides)
+    if not _instead("stage1", cfg, seed, out, plan, tokens, use, yes, dry_run, processes):
+        _make_stage("stage1", cfg, seed, out, resume, processes)
 
 
 def finetune_command(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
     plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None,
-    dry_run: DryRun = False, processes: Processes = None, start_from: From = "", data: Data = "",
+    dry_run: DryRun = False, processes: Processes = None,
+    start: Annotated[str, typer.Option("--from", help=f"With --data: the model to start from, a hub id or a folder "
+                                                      f"(default: {START}).")] = "",
+    data: Annotated[str, typer.Option(help="Train on your own file: .csv, .jsonl or .parquet, of queries and their "
+                                           "passages; with a dev split and a table before and after.")] = "",
     query_column: Query = "", passage_column: Passage = "", negative_columns: Negatives = "",
-    language_column: Language = "", encoding: Encoding = "utf8", symmetric: Symmetric = False, epochs: Epochs = None,
-    steps: Steps = None, teacher: Teaches = "",
+    language_column: Language = "", encoding: Encoding = "utf8",
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="Both columns are queries, as of duplicate "
+                                                                "questions.")] = False,
+    epochs: Annotated[float | None, typer.Option(help="With --data: passes over it (default: 2).")] = None,
+    steps: Annotated[int | None, typer.Option(help="With --data: steps, instead of --epochs.")] = None,
+    teacher: Annotated[str, typer.Option(help="With --data: learn from a cross-encoder too: the hub id of one, or "
+                                              "`trained`, a small one of your own (default: none).")] = "",
 ) -> None:
     """Stage 2: supervised fine-tuning of the stage-1 checkpoint, or of any mE5 on your own file (--data)."""
-    of_file = (start_from, query_column, passage_column, negative_columns, language_column, epochs, steps, teacher)
-    if data:
-        wrong = "--scratch" if scratch else "--dry-run" if dry_run else "--scale" if scale != "tiny" else ""
-        if wrong:
-            raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
-        if epochs is not None and steps is not None:
-            raise Me5Error("--epochs and --steps say the same: leave one of them out")
-        if epochs is not None and not 0 < epochs < float("inf"):
-            raise Me5Error("--epochs must be above zero, and not endless")
-        from me5lib.data import userdata
-
-        corpus = userdata.read_corpus(
-            data, query=query_column, passage=passage_column, language=language_column,
-            negatives=split_names(negative_columns), encoding=encoding, symmetric=symmetric,
-        )  # fmt: skip
-        settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
-        _tune_on_file(corpus, start_from or START, settings, seed, out, plan, resume, processes)
+    if not data:
+        of_file = (start, query_column, passage_column, negative_columns, language_column, epochs, steps, teacher)
+        if symmetric or encoding != "utf8" or any(value not in ("", None) for value in of_file):
+            raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's own "
+                           "dials are set as --set finetune.steps=100")
+        cfg = config.load(scale, overrides)
+        if not _instead("stage2", cfg, seed, out, plan, tokens, use, yes, dry_run, processes):
+            _make_stage("stage2-only" if scratch else "stage2", cfg, seed, out, resume, processes)
         return
-    if symmetric or encoding != "utf8" or any(value not in ("", None) for value in of_file):
-        raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's own "
-                       "dials are set as --set finetune.steps=100")
-    name = "stage2-only" if scratch else "stage2"
-    _make_stage(_Options(scale, seed, overrides, out, plan, tokens, use, yes, resume, dry_run, processes), name)
+    if wrong := "--scratch" if scratch else "--dry-run" if dry_run else "--scale" if scale != "tiny" else "":
+        raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
+    from me5lib.data import userdata
+    from me5lib.train import fit
+
+    fit.check_length(epochs, steps)
+    columns = {"query": query_column, "passage": passage_column, "negatives": split_names(negative_columns),
+               "language": language_column}
+    corpus = userdata.read_corpus(data, **columns, encoding=encoding, symmetric=symmetric)
+    settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
+    _tune_on_file(corpus, start or START, settings, seed, out, plan, resume, processes)
 
 
-class _Options(NamedTuple):
-    """What both commands are asked of a scale."""
-
-    scale: str
-    seed: int
-    overrides: list[str]
-    out: str
-    plan: bool
-    tokens: float | None
-    use: float | None
-    yes: bool
-    resume: bool | None
-    dry_run: bool
-    processes: int | None
-
-
-def _make_stage(options: _Options, name: str) -> None:
-    """Make the stage `name`; or say what it will take, or rehearse it, instead."""
-    from me5lib import config
-
-    cfg = config.load(options.scale, options.overrides)
-    first = name == "stage1"
-    kind, command, stage = ("stage1", "pretrain", cfg.train) if first else ("stage2", "finetune", cfg.finetune)
-    if options.plan:
+def _instead(name: str, cfg: config.Scale, seed: int, out: str, plan: bool, tokens: float | None, use: float | None,
+             yes: bool, dry_run: bool, processes: int | None) -> bool:
+    """Say what a stage will take, or rehearse it, and whether that was asked for; refuse a long one without --yes."""
+    command, stage = ("pretrain", cfg.train) if name == "stage1" else ("finetune", cfg.finetune)
+    if plan:
         from me5lib.train.cost import USE, estimate
 
         if speaks():
-            print("\n".join(estimate(cfg, kind, options.tokens, options.use or USE).lines()))
-        return
-    if options.dry_run:
+            print(*estimate(cfg, name, tokens, use or USE).lines(), sep="\n")
+    elif dry_run:
         from me5lib.train.dry_run import rehearse
 
-        folder = io.run_folder(cfg.name, options.seed, options.out) / "dry-run"
-        with _launched(options.processes) as team:
-            rehearse(cfg, options.seed, folder, kind, team, lambda line: _say(team, line))
-        return
-    if not cfg.offline and not options.yes:
+        folder = io.run_folder(cfg.name, seed, out) / "dry-run"
+        with _launched(processes) as team:
+            rehearse(cfg, seed, folder, name, team, lambda line: _say(team, line))
+    elif not cfg.offline and not yes:
         raise Me5Error(f"scale {cfg.name} trains {cfg.model.backbone} for {stage.steps:,} steps of {stage.batch:,}: "
                        f"look at `me5 {command} --scale {cfg.name} --plan`, then add --yes; or choose smoke or tiny")
-    folder = io.out(cfg.name, options.seed, options.out)
-    start = None
+    return plan or dry_run
+
+
+def _make_stage(name: str, cfg: config.Scale, seed: int, out: str, resume: bool | None, processes: int | None) -> None:
+    """Train stage1, stage2 or stage2-only of a scale."""
+    folder, start = io.out(cfg.name, seed, out), None
     if name == "stage2":
         from me5lib.lessons.lesson import Lesson
 
-        start = Lesson("", cfg, options.seed, folder).checkpoint("stage1")
-    with _launched(options.processes) as team:
-        _resume_or_begin(team, folder, name, stage.steps, options.resume)
+        start = Lesson("", cfg, seed, folder).checkpoint("stage1")
+    with _launched(processes) as team:
         from me5lib.train import stages
 
         more = {"team": team, "progress": team.main}
-        made = (stages.pretrain(cfg, options.seed, folder, **more) if first else
-                stages.finetune(cfg, options.seed, folder, start=start, name=name, **more))
-        _say(team, made)
+        if name == "stage1":
+            _resume_or_begin(team, folder, name, cfg.train.steps, resume)
+            _say(team, stages.pretrain(cfg, seed, folder, **more))
+        else:
+            _resume_or_begin(team, folder, name, cfg.finetune.steps, resume)
+            _say(team, stages.finetune(cfg, seed, folder, start=start, name=name, **more))
 
 
-def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict[str, Any], seed: int, out: str, plan: bool,
-                  resume: bool | None, processes: int | None) -> None:
+def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict, seed: int, out: str, plan: bool, resume: bool | None,
+                  processes: int | None) -> None:
     """Fine-tune on one's own file: choose the settings, train, and compare before with after on the dev split."""
     from me5lib.device import precision
     from me5lib.evaluate.own import compare_on_dev
     from me5lib.model.encoder import Encoder
     from me5lib.train import fit
 
-    name = f"own-{corpus.name}"  # a file may be called tiny, too
     with _launched(processes) as team:
-        _say(team, "\n".join(corpus.lines()))
+        _say(team, *corpus.lines())
         start = team.main_process_first(lambda: fit.open_start(model, lambda line: _say(team, line)))
         cfg = fit.fit(corpus, Encoder.load(start), model, **settings)
-        _say(team, "\n".join([f"{model}, to be tuned with", *fit.setting_lines(cfg)]))
+        _say(team, f"{model}, to be tuned with", *fit.setting_lines(cfg))
         if plan:
             return
-        folder = io.out(name, seed, out)
+        folder = io.out(f"own-{corpus.name}", seed, out)  # a file may be called tiny, too
         if team.main:
             _say(team, f"data card: {corpus.write(folder / 'data')}")
         _resume_or_begin(team, folder, fit.NAME, cfg.finetune.steps, resume)
@@ -208,8 +177,7 @@ def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict[str, Any], seed:
             models = {"before": Encoder.load(start).to(team.device), "after": Encoder.load(tuned).to(team.device)}
             compared = compare_on_dev(corpus, models, precision=precision(team.device).name)
             compared.table.to_csv(folder / "dev.csv", index_label="model")
-            _say(team, f"{fit.mined_line(tuned)}\n{compared}\n")
-        _say(team, tuned)
+            _say(team, fit.mined_line(tuned), f"{compared}\n", tuned)
 
 
 @contextmanager
@@ -229,32 +197,28 @@ def _launched(processes: int | None) -> Iterator[Team]:
 
 
 def _resume_or_begin(team: Team, folder: Path, name: str, steps: int, resume: bool | None) -> None:
-    """Before training: with --resume, that there is a checkpoint to go on with; with --fresh, that there is none.
-
-    Rank 0 looks, and all of them hear of it.
-    """
+    """Before training: with --resume, that there is a checkpoint to go on with; with --fresh, that there is none."""
     from me5lib.train import checkpoint
 
-    part, fault = folder / f"{name}.part", ""
-    if team.main and resume is False and part.exists():
-        print(f"{part} is thrown away")
-        shutil.rmtree(part)
-    elif team.main and resume:
-        last = checkpoint.latest(part / "checkpoints")
-        if last is None:
-            done = (folder / name / "config.json").is_file()
-            why = f"{name} is finished there" if done else f"no checkpoint of {name} is there"
-            fault = f"nothing to resume in {folder} ({why}): leave out --resume"
-        else:
+    def look() -> None:
+        part = folder / f"{name}.part"
+        if resume is False and part.exists():
+            print(f"{part} is thrown away")
+            shutil.rmtree(part)
+        elif resume:
+            last = checkpoint.latest(part / "checkpoints")
+            if last is None:
+                done = (folder / name / "config.json").is_file()
+                why = f"{name} is finished there" if done else f"no checkpoint of {name} is there"
+                raise Me5Error(f"nothing to resume in {folder} ({why}): leave out --resume")
             print(f"going on with {last} ({checkpoint.read_state(last)['step']:,} of {steps:,} steps are done)")
-    if team.any(bool(fault)):
-        raise Me5Error(fault) if team.main else typer.Exit(2)
-    team.barrier()
+
+    team.by_main(look)
 
 
-def _say(team: Team, line: object) -> None:
+def _say(team: Team, *lines: object) -> None:
     if team.main:
-        print(line, flush=True)
+        print(*lines, sep="\n", flush=True)
 
 
 def mine_command(
@@ -280,9 +244,9 @@ def mine_command(
 
     near = mining.DEFAULT_NEAR if near is None and by == "dense" else near or None
     cfg = mining.Mining(by, depth, negatives, near, margin or None, within, index, seed, shard)
-    wrong = split_names(negative_columns)
-    columns = {"query": query_column, "passage": passage_column, "negatives": wrong, "language": language_column}
-    print("\n".join(mining.mine_file(data, out, cfg, model, columns, encoding, progress=sys.stderr.isatty())))
+    columns = {"query": query_column, "passage": passage_column, "negatives": split_names(negative_columns),
+               "language": language_column}
+    print(*mining.mine_file(data, out, cfg, model, columns, encoding, progress=sys.stderr.isatty()), sep="\n")
 
 
 def teach_command(
@@ -293,9 +257,7 @@ def teach_command(
     seed: Seed = 0, overrides: Set = [],  # noqa: B006
 ) -> None:
     """Train a teacher: a cross-encoder with a listwise softmax over each group, judged on held-out groups."""
-    from me5lib import config
-
     stage = config.load(scale, overrides).finetune
     from me5lib.train.teacher import train_on_file
 
-    print("\n".join(train_on_file(data, start, out, stage, seed, progress=sys.stderr.isatty())))
+    print(*train_on_file(data, start, out, stage, seed, progress=sys.stderr.isatty()), sep="\n")

@@ -51,13 +51,22 @@ def open_start(model: str | Path, say: Callable[[str], object] = print) -> str |
     return folder if ref.kind == "folder" else pinned(ref)
 
 
+def check_length(epochs: float | None, steps: int | None) -> None:
+    """Raise `Me5Error` for a training of no length, of an endless one, or of two."""
+    if epochs is not None and steps is not None:
+        raise Me5Error("--epochs and --steps say the same: leave one of them out")
+    if not 0 < (1 if epochs is None else epochs) < math.inf or (steps is not None and steps < 1):
+        raise Me5Error("--epochs and --steps must be above zero, and not endless")
+
+
 def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None = None, steps: int | None = None,
         overrides: Sequence[str] = (), teacher: str = "") -> Scale:
     """The settings for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
 
-    `teacher` is for the setting of that name: "trained", the hub id of a cross-encoder, or "" for none. `steps`
-    outweigh `epochs`. Raises `Me5Error` for an unknown setting, and for one that says nothing about one's own file.
+    `teacher` is for the setting of that name: "trained", the hub id of a cross-encoder, or "" for none.
+    Raises `Me5Error` for an unknown setting, and for one that says nothing about one's own file.
     """
+    check_length(epochs, steps)
     by_hand = [override.partition("=")[0] for override in overrides]
     base = config.load("base", overrides)  # refuses what is no setting, or no value
     if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:
@@ -85,8 +94,6 @@ def _fitting_values(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: i
                     fixed: dict) -> dict[str, tuple[Any, str, str]]:
     """The stage's settings, from the file's size, the lengths of its texts, the model's size and the `fixed` ones."""
     rows = corpus.labelled()
-    if not 0 < epochs * len(rows) < math.inf or (steps is not None and steps < 1):
-        raise Me5Error("--epochs and --steps must be above zero, and not endless")
     batch = fixed.get("batch") or batch_for(len(rows))
     many = fixed.get("steps") or steps or math.ceil(epochs * len(rows) / batch)
     query, passage = _longest(corpus, encoder)
