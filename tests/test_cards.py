@@ -22,8 +22,8 @@ SAMPLED = {"wikipedia": 150, "mc4": 160, "cc-news": 160, "nllb": 160, "reddit": 
 
 
 @cache
-def extracted(name: str, paths: tuple) -> offline.Extracted:
-    return offline.extract(cards.load_card(name), paths)
+def extracted(name: str) -> offline.Extracted:
+    return offline.extract(name, offline.readers(name))
 
 
 # What the cards say ---------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_counts_on_a_card_are_those_of_its_files(packs, name):
     """Rows, languages and drops on the card (and on the cards folded into it) are those of the extraction."""
     for path, file in zip(packs[name], cards.load_card(name).files, strict=True):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
-    found = extracted(name, tuple(packs[name]))
+    found = extracted(name)
     family = [cards.load_card(each) for each in (name, *(other for other, of in FOLDED.items() if of == name))]
     counts = {key: value for card in family for key, value in card.counts.items()}
     assert counts == {kind: table.num_rows for kind, table in found.tables.items()} | {
@@ -142,11 +142,11 @@ def test_counts_on_a_card_are_those_of_its_files(packs, name):
 
 
 def test_no_row_is_empty_or_english_or_twice(packs):
-    table = extracted("kolibri", tuple(packs["kolibri"])).tables["translations"]
+    table = extracted("kolibri").tables["translations"]
     rows = list(zip(*(table[column].to_pylist() for column in ("english", "text", "language")), strict=True))
     assert not [row for row in rows if not row[0] or not row[1] or row[0].casefold() == row[1].casefold()]
     assert Counter(rows).most_common(1)[0][1] == 1
-    problems = extracted("gsm", tuple(packs["gsm"])).tables["parallel"].to_pylist()
+    problems = extracted("gsm").tables["parallel"].to_pylist()
     assert len({row["language"] for row in problems}) == 108
     english = {row["id"]: row["text"] for row in problems if row["language"] == "en"}
     assert len(english) == 100

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from me5lib.data import cards, offline
+from me5lib.data import offline
 from me5lib.data.text import expand, has_letter, in_script, language, plain_text
 from me5lib.io import Me5Error
 
@@ -20,7 +20,7 @@ def reader(files: dict[str, str | bytes]):
 
 
 def build(card: str, files: dict[str, str | bytes]) -> offline.Extracted:
-    return offline.extract_from(card, [reader(files)])
+    return offline.extract(card, [reader(files)])
 
 
 def rows(found: offline.Extracted, table: str) -> list[tuple]:
@@ -210,4 +210,4 @@ def test_a_command_with_two_intents_has_none():
 
 def test_a_card_without_builder_is_refused_in_one_line():
     with pytest.raises(Me5Error, match="nothing is extracted for data card 'usem3'"):
-        offline.extract(cards.load_card("usem3"), [])
+        offline.readers("usem3")

@@ -1,11 +1,8 @@
-"""CLDR as Babel ships it: names of territories, languages, scripts and currencies, and facts that join them.
+"""Rows of CLDR, out of Babel, without download: names and facts to train on; at `smoke` stand-ins for what evaluates.
 
-Nothing is downloaded: stage-1 translations and stage-2 facts for every scale, and at `smoke` the stand-ins for the
-evaluation packs, made of parts of CLDR that training never sees (units, dates, time zones, cities).
-
-Only locales that inherit from nothing but CLDR's root are taken, since the root names nothing: Babel fills the gaps of
-`ht` from French and of `hi_Latn` from English, and those names would be French and English. Every table comes in a
-fixed order. Cost: about 0.3 s for the 24 smoke languages, about 3 s for all 150.
+The stand-ins are made of parts of CLDR that training never sees (units, dates, time zones, cities). Only locales that
+inherit from nothing but CLDR's root are taken: Babel fills the gaps of `ht` from French and of `hi_Latn` from English.
+Every table comes in a fixed order. Cost: about 0.3 s for the 24 smoke languages, about 3 s for all 150.
 """
 
 from __future__ import annotations
@@ -15,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from functools import cache
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import babel
 import pyarrow as pa
 from babel import Locale, localedata
 from babel.core import get_global
@@ -26,7 +22,7 @@ from babel.languages import get_official_languages
 from babel.lists import format_list
 from babel.units import format_unit
 
-from me5lib.data.offline import table
+from me5lib.data.offline import COLUMNS, arrow_table
 from me5lib.io import Me5Error
 from me5lib.pairs import normalise
 
@@ -45,22 +41,7 @@ _UNITS = (
     "volume-milliliter", "area-square-meter", "area-hectare", "temperature-celsius", "speed-kilometer-per-hour",
     "power-watt", "digital-megabyte", "angle-degree",
 )  # ours: everyday units that every smoke language spells out
-
-
 ZEROS = {"arab": "٠", "arabext": "۰", "beng": "০", "deva": "०"}  # Babel formats with ASCII digits only
-
-
-class Fact(NamedTuple):
-    """One labelled fact by CLDR keys, before it is put into a language's words."""
-
-    query: tuple[str, str]  # (kind, key)
-    positives: tuple[tuple[str, str], ...]
-    negatives: tuple[tuple[str, str], ...]  # candidates, best first: as many as have names are taken
-
-
-def version() -> str:
-    """The Babel release that the names come from; part of a corpus's fingerprint."""
-    return babel.__version__
 
 
 @cache
@@ -101,7 +82,7 @@ def cldr_tables(languages: Iterable[str] | None = None) -> dict[str, pa.Table]:
         raise Me5Error(f"CLDR has too few names in {', '.join(missing)}: choose among {', '.join(codes())}")
     rows = {"translations": _name_pairs(wanted), "labelled": _fact_rows(wanted), "parallel": _parallel(),
             "retrieval": _city_questions(), "labels": _labels()}
-    return {kind: table(kind, own) for kind, own in rows.items()}
+    return {kind: arrow_table(COLUMNS[kind], own) for kind, own in rows.items()}
 
 
 @cache
@@ -126,41 +107,39 @@ def _name_pairs(codes: Iterable[str]) -> Iterator[tuple]:
 
 def _fact_rows(codes: Iterable[str]) -> Iterator[tuple]:
     for code in codes:
-        own = {(kind, key): name for kind, table in local_names(code).items() for key, name in table.items()}
         asked: set[str] = set()
-        for fact in _facts():
-            positives = [own[key] for key in fact.positives if key in own]
+        for subject, key, kind, right, candidates in _facts():
+            query, own = local_names(code)[subject].get(key, ""), local_names(code)[kind]
+            positives = [own[key] for key in right if key in own]
             taken = {normalise(text) for text in positives}
-            wrong = (own[key] for key in fact.negatives if key in own and normalise(own[key]) not in taken)
+            wrong = (own[key] for key in candidates if key in own and normalise(own[key]) not in taken)
             negatives = list(dict.fromkeys(islice(wrong, NEGATIVES)))
-            query = own.get(fact.query, "")
             if query and positives and negatives and normalise(query) not in asked:  # Fiji is a language and a country
                 asked.add(normalise(query))
                 yield query, positives, negatives, code
 
 
 @cache
-def _facts() -> list[Fact]:
+def _facts() -> list[tuple[str, str, str, list[str], list[str]]]:
     """Territory → its currency, and language → the territories where it is official: two kinds of question.
 
-    Wrong answers are of the right answer's kind; a territory where the language is merely spoken is not a wrong one.
+    Each as kind and key of the question, kind of the answers, keys of the right ones, and of wrong ones, best first: as
+    many of these as have names are taken. A territory where the language is merely spoken is not a wrong answer.
     """
     money = {territory: code for territory in sorted(local_names("en")["territory"]) if (code := currency(territory))}
-    facts = [Fact(("territory", territory), (("currency", code),),
-                  _scattered("currency", set(money.values()) - {code}, territory))
+    facts = [("territory", territory, "currency", [code], _scattered(set(money.values()) - {code}, territory))
              for territory, code in money.items()]
     spoken = get_global("territory_languages")
     for language in sorted({language for territory in spoken for language in official(territory)}):
         homes = [territory for territory in sorted(spoken) if language in official(territory)]
         others = {territory for territory in money if language not in spoken.get(territory, {})}
-        right = tuple(("territory", home) for home in homes)
-        facts.append(Fact(("language", language), right, _scattered("territory", others, language)))
+        facts.append(("language", language, "territory", homes, _scattered(others, language)))
     return facts
 
 
-def _scattered(kind: str, keys: Iterable[str], seed: str) -> tuple[tuple[str, str], ...]:
+def _scattered(keys: Iterable[str], seed: str) -> list[str]:
     """The first 24 of `keys` in an order that depends on `seed` alone; enough for a locale that lacks many names."""
-    return tuple((kind, key) for key in sorted(keys, key=lambda key: _stable_hash(f"{seed} {key}", "big"))[:24])
+    return sorted(keys, key=lambda key: _stable_hash(f"{seed} {key}", "big"))[:24]
 
 
 def currency(territory: str) -> str | None:

@@ -1,15 +1,13 @@
-"""`open_corpus(scale)` gives everything that training and evaluation read.
+"""The corpus of a scale: what training and evaluation read, without a training text that is near one held out.
 
     corpus = open_corpus(load("tiny"))        # built once, about two minutes; then opened in milliseconds
     corpus.mixture(scale, seed=0)             # stage 1: batches of pairs, a pure function of the step
     corpus.labelled()                         # stage 2: labelled examples
-    corpus.tasks()                            # held-out material that no training row equals or nearly equals
+    corpus.tasks()                            # what evaluates
 
-A corpus lies in `<cache>/corpus/<fingerprint>`. The fingerprint covers the pinned files, the settings of the data and
-`VERSION`, so another corpus never passes for this one; it is built beside under a lock and renamed when it is whole.
-All texts of a language are judged at once, each distinct one once, so a build costs some 40 µs a distinct text.
-What evaluates is chosen by rule, not by hand: a language takes part in the held-out bitext when it has
-`evaluate.heldout_strings` held-out strings, one per near-duplicate cluster, and the first so many by hash are its pool.
+A corpus lies in `<cache>/corpus/<fingerprint>`, built beside under a lock and renamed when it is whole. `split` says
+what a near-copy is, and which clusters of them are held out. A language takes part in the held-out bitext when it has
+`evaluate.heldout_strings` held-out strings, one per cluster; the first so many by hash are its pool.
 """
 
 from __future__ import annotations
@@ -19,13 +17,14 @@ import itertools
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import babel
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,9 +32,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from me5lib import config, io, pairs
-from me5lib.data import cards, cldr, offline, packs, shards, split
+from me5lib.data import cards, cldr, offline, shards, split
 from me5lib.data.hub import HubCorpus
 from me5lib.data.mixture import TRANSLATIONS, Mixture
+from me5lib.data.offline import arrow_table
 from me5lib.data.split import HeldOut
 from me5lib.io import Me5Error, cache
 from me5lib.pairs import Labelled
@@ -51,12 +51,12 @@ SCRIPTS = 8  # the map shows at least so many
 LANGUAGES = 20  # and at least so many languages
 SPECIAL = {"homeassistant-descriptions": ("homeassistant", "pairs"), "cldr-facts": ("cldr", "labelled")}  # card, table
 EVALUATION = {"gsm": "parallel", "xquad": "retrieval", "fastapi": "retrieval", "intents": "labels"}  # card → table
+TEXTS = {"parallel": ["text", "answer"], "retrieval": ["query", "title", "text"], "labels": ["text"]}  # of a table
 INTERFACE = ("homeassistant", "gettext", "kolibri")  # whose strings may be held out; at smoke, CLDR's names
+LEAST_SENTENCE, LEAST_NAME = (2, 8), (1, 4)  # ours: words and letters of a held-out interface string, of a name of CLDR
 LEAST_ROWS = 64  # ours: a language with fewer rows in a source would repeat them in almost every batch
 LABELLED_ROWS = 20_000  # ours: at most so many of one labelled source, chosen by hash; EXAMS has about as many
 COUNTS = ("source", "language", "role", "rows")  # roles: stage 1, stage 2, dev, held out, evaluation, dropped: <reason>
-LABELLED = ("query", "positives", "negatives", "language")
-Count = tuple[str, str, str, int]
 
 
 class Bitext(NamedTuple):
@@ -112,7 +112,7 @@ def corpus_fingerprint(data: config.Data) -> str:
     names = sorted((used | set(() if only_cldr(data) else EVALUATION)) - {"cldr"})
     files = [[file.sha256 for file in cards.load_card(name).files] for name in names]
     dials = [sorted(data.sources), sorted(data.labelled), data.heldout_share]
-    text = json.dumps([VERSION, names, files, dials, cldr.version()])
+    text = json.dumps([VERSION, names, files, dials, babel.__version__])
     return hashlib.blake2b(text.encode("utf8"), digest_size=8).hexdigest()
 
 
@@ -204,7 +204,7 @@ class Corpus:
                                for language, rows in pools.items() if len(rows) == size}),
             Bitext("gsm", aligned(gsm, masked=True)),
             Bitext("gsm-raw", aligned(gsm)),
-            *(Retrieval(name, _retrieval(self._table(name))) for name in ("xquad", "fastapi")),
+            *(Retrieval(name, _retrieval_sets(self._table(name))) for name in ("xquad", "fastapi")),
             Classification("intents", _classification(self._table("intents"), self.scale.evaluate.intent_languages)),
         ]
 
@@ -258,7 +258,7 @@ def aligned(table: pa.Table, masked: bool = False) -> dict[str, tuple[list[str],
             for language, ids in shared.items() if len(ids) >= LEAST_ALIGNED}
 
 
-def _retrieval(table: pa.Table) -> dict[str, RetrievalSet]:
+def _retrieval_sets(table: pa.Table) -> dict[str, RetrievalSet]:
     found: dict[str, RetrievalSet] = defaultdict(lambda: RetrievalSet({}, {}, {}))
     for row in table.to_pylist():
         own = found[row["language"]]
@@ -334,8 +334,12 @@ def write_corpus(data: config.Data, folder: Path, progress: bool = True) -> None
                   for card, reasons in material.dropped.items() for reason, n in reasons.items()]
         counts += _write_stage_1(material, good, folder, data)
         counts += _write_labelled(material, drawn, good, folder, data)
-        counts += _write_evaluation({**material.evaluation, "heldout": heldout}, folder)
-        pq.write_table(table_of(COUNTS, counts), folder / "counts.parquet")
+        for name, table in {**material.evaluation, "heldout": heldout}.items():
+            pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+            tally = Counter(table["language"].to_pylist())
+            role = "held out" if name == "heldout" else "evaluation"
+            counts += [(name, language, role, n) for language, n in sorted(tally.items())]
+        pq.write_table(arrow_table(COUNTS, counts), folder / "counts.parquet")
         io.put_json(folder / "report.json", held.report)
         bar.update()
 
@@ -344,8 +348,8 @@ def read_sources(data: config.Data) -> Material:
     """The tables of all sources of `data` and of the evaluation tasks."""
     names, smoke = list(dict.fromkeys((*data.sources, *data.labelled))), only_cldr(data)
     used = list(dict.fromkeys([card_of(name) for name in names] + ([] if smoke else list(EVALUATION))))
-    paths = {name: packs.archives(name) for name in used if name != "cldr"}  # complains before any work
-    found = {name: offline.extract(cards.load_card(name), files) for name, files in paths.items()}
+    readers = {name: offline.readers(name) for name in used if name != "cldr"}  # complains before any work
+    found = {name: offline.extract(name, files) for name, files in readers.items()}
     if "cldr" in used:
         found["cldr"] = offline.Extracted(cldr.cldr_tables(cldr.SMOKE if smoke else None), {})
     train = {}
@@ -382,52 +386,35 @@ def hold_out(material: Material, data: config.Data) -> tuple[HeldOut, pa.Table]:
     cluster; distinct, in that order."""
     tables = {name: table for name, table in material.train.items() if "english" in table.column_names}
     chosen = [name for name in tables if name in INTERFACE] or list(tables)
-    usable = is_sentence if set(chosen) & set(INTERFACE) else is_name
+    words, letters = LEAST_SENTENCE if set(chosen) & set(INTERFACE) else LEAST_NAME
     texts_of = {name: set(table["english"].unique().to_pylist()) for name, table in tables.items()}
     english = sorted(set().union(*texts_of.values()))
     offered = set().union(*(texts_of[name] for name in chosen))
-    candidates = np.array([text in offered and usable(text) for text in english], dtype=bool)
+    usable = {text for text in offered if len(split.mask(text).split()) >= words
+              and sum(sign.isalpha() for sign in text) >= letters}
+    candidates = np.array([text in usable for text in english], dtype=bool)
     held = HeldOut.choose(english, candidates, data.heldout_share)
-    held.report["exact-hash split: % with a near-copy in training"] = _flattery(english, candidates, data.heldout_share)
-    rows = []
+    # What a split by exact hash would do: its held-out candidates with a near-copy left in training.
+    forms = [split.mask(text) for text in english]
+    out = np.array([split.fraction(form) < data.heldout_share for form in forms], dtype=bool)
+    tested = list(itertools.compress(forms, out & candidates))
+    copied = split.near_copies(sorted(set(itertools.compress(forms, ~out))), tested)[0] > 0
+    held.report["exact-hash split: % with a near-copy in training"] = round(100 * copied.mean(), 1) if tested else 0.0
+    rows, kept_out = [], [(table, TEXTS[EVALUATION[name]]) for name, table in material.evaluation.items()]
     for name, table in tables.items():
         table = table.filter(pc.is_in(table["english"], pa.array(sorted(held.english), pa.string())))
-        _hold_texts(held, table, ["text"])
-        rows += [row for row in table.to_pylist() if usable(row["english"])] if name in chosen else []
-    texts = {"parallel": ["text", "answer"], "retrieval": ["query", "title", "text"], "labels": ["text"]}
-    for name, table in material.evaluation.items():
-        _hold_texts(held, table, texts[EVALUATION[name]])
+        kept_out.append((table, ["text"]))
+        rows += [row for row in table.to_pylist() if row["english"] in usable] if name in chosen else []
+    for table, columns in kept_out:
+        for language, own in language_tables(table):
+            for column in columns:
+                held.add(filter(None, own[column].unique().to_pylist()), language)
     items = {(row["language"], split.fraction(english := split.mask(row["english"])), row["english"], row["text"],
              held.english[row["english"]]) for row in rows if split.mask(row["text"]) not in (english, "")}
-    return held, table_of(("language", "order", "english", "text", "cluster"), sorted(items))
+    return held, arrow_table(("language", "order", "english", "text", "cluster"), sorted(items))
 
 
-def is_sentence(text: str) -> bool:
-    """Whether an interface string says enough to be an evaluation item: two words and eight letters. Ours."""
-    return len(split.mask(text).split()) >= 2 and sum(sign.isalpha() for sign in text) >= 8
-
-
-def is_name(text: str) -> bool:
-    """The same for CLDR's names, most of which are one word: four letters. Ours."""
-    return sum(sign.isalpha() for sign in text) >= 4
-
-
-def _flattery(english: Sequence[str], candidates: np.ndarray, share: float) -> float:
-    """What a split by exact hash would do: per cent of its held-out candidates with a near-copy left in training."""
-    out = np.array([split.fraction(split.mask(text)) < share for text in english], dtype=bool)
-    held = [split.mask(english[i]) for i in np.flatnonzero(out & candidates)]
-    copied = split.near_copies(sorted({split.mask(english[i]) for i in np.flatnonzero(~out)}), held)[0] > 0
-    return round(100 * float(copied.mean()), 1) if held else 0.0
-
-
-def _hold_texts(held: HeldOut, table: pa.Table, columns: Iterable[str]) -> None:
-    for language, own in language_tables(table):
-        for column in columns:
-            held.add((text for text in own[column].unique().to_pylist() if text), language)
-
-
-def admitted(held: HeldOut, material: Material, data: config.Data,
-             drawn: dict[str, list[tuple]]) -> dict[str, set[str]]:
+def admitted(held: HeldOut, material: Material, data: config.Data, drawn: dict[str, list[tuple]]) -> dict[str, set]:
     """By language the texts of the sources and of the labelled rows `drawn` that may be trained on."""
     texts: dict[str, set[str]] = defaultdict(set)
     for name in data.sources:
@@ -449,7 +436,7 @@ def admitted(held: HeldOut, material: Material, data: config.Data,
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def _write_stage_1(material: Material, good: dict[str, set[str]], folder: Path, data: config.Data) -> list[Count]:
+def _write_stage_1(material: Material, good: dict[str, set[str]], folder: Path, data: config.Data) -> list[tuple]:
     counts = []
     for name in sorted(set(data.sources)):
         for language, own in language_tables(material.train[name]):
@@ -471,16 +458,16 @@ def _write_stage_1(material: Material, good: dict[str, set[str]], folder: Path, 
 
 def choose_labelled(table: pa.Table) -> list[tuple]:
     """At most `LABELLED_ROWS` rows of a labelled source, or of a source of pairs (no negatives), chosen by hash, in its
-    order: as `LABELLED`."""
+    order: the columns are those of `offline.COLUMNS["labelled"]`."""
     if "positives" in table.column_names:
-        rows = zip(*(table[name].to_pylist() for name in LABELLED), strict=True)
+        rows = zip(*(table[name].to_pylist() for name in offline.COLUMNS["labelled"]), strict=True)
     else:
         rows = ((row["query"], [row["passage"]], [], row["language"]) for row in table.to_pylist())
     return sorted(rows, key=lambda row: split.fraction(f"{row[0]} {row[1]}"))[:LABELLED_ROWS]
 
 
 def _write_labelled(material: Material, drawn: dict[str, list[tuple]], good: dict[str, set[str]], folder: Path,
-                    data: config.Data) -> list[Count]:
+                    data: config.Data) -> list[tuple]:
     """Rows whose question and right answers may be trained on, without the wrong answers that may not."""
     rows, counts = [], []
     for name, own in drawn.items():
@@ -498,21 +485,8 @@ def _write_labelled(material: Material, drawn: dict[str, list[tuple]], good: dic
         lost = material.train[name].num_rows - len(own)
         counts += [(name, "all", "dropped: not drawn for stage 2", lost),
                    (name, "all", "dropped: held-out text or near-copy in stage 2", len(own) - len(fine))]
-    pq.write_table(table_of(("source", "part", *LABELLED), rows), folder / "labelled.parquet", compression="zstd")
+    table = arrow_table(("source", "part", *offline.COLUMNS["labelled"]), rows)
+    pq.write_table(table, folder / "labelled.parquet", compression="zstd")
     return counts
 
 
-def _write_evaluation(tables: dict[str, pa.Table], folder: Path) -> list[Count]:
-    counts = []
-    for name, table in tables.items():
-        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
-        tally = Counter(table["language"].to_pylist())
-        role = "held out" if name == "heldout" else "evaluation"
-        counts += [(name, language, role, n) for language, n in sorted(tally.items())]
-    return counts
-
-
-def table_of(names: Sequence[str], rows: Sequence[tuple]) -> pa.Table:
-    """The rows as a table of these columns."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(names)
-    return pa.table(dict(zip(names, map(list, columns), strict=True)))

@@ -1,13 +1,11 @@
-"""From the files of an offline data card to rows: `extract(card, archives)`. Bytes in, tables out, nothing on disk.
+"""Rows of the offline packs: what the files of a card hold, as tables; unfit rows dropped and counted by reason.
 
-    found = extract(card, packs.archives(card.name))      # one path per entry of card.files, in the card's order
-    found.tables["translations"]                          # pyarrow.Table with the columns COLUMNS["translations"]
-    found.dropped                                         # {"empty": 12, "same as English": 340, ...}
+    found = extract("gettext", readers("gettext"))
+    found.tables["translations"]     # pyarrow.Table with the columns COLUMNS["translations"]
+    found.dropped                    # {"empty": 12, "same as English": 340, ...}
 
-One builder a card, listed by name in `BUILDERS`: it reads an archive's members by glob and offers rows to a
-`RowCollector`, which cleans them, keeps what is fit and counts the rest by reason. A table's name is its kind:
-`homeassistant` gives "translations" and "pairs" (the card `homeassistant-descriptions`). Texts are plain (no markup, no
-placeholders) and bare (no prefix). Cost: about 55 s of one core for all cards; 0.8 GB at the peak.
+One builder a card reads members by glob and offers rows to a `RowCollector`. A table's name is its kind. Texts are
+plain (no markup, no placeholders) and bare (no prefix). Cost: about 55 s of one core for all cards; 0.8 GB at the peak.
 """
 
 from __future__ import annotations
@@ -22,12 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from me5lib.data import packs
-from me5lib.data.cards import Card
 from me5lib.data.text import expand, has_letter, in_script, language, plain_text, resolve_language
 from me5lib.io import Me5Error
 from me5lib.pairs import normalise
@@ -52,28 +49,26 @@ class Extracted(NamedTuple):
     dropped: dict[str, int]
 
 
-def extract(card: Card, archives: Sequence[Path]) -> Extracted:
-    """The tables of `card` out of its files, in the card's order. Raises `Me5Error` where nothing is extracted."""
-    if card.name not in BUILDERS:
-        raise Me5Error(f"nothing is extracted for data card {card.name!r}: there are {', '.join(BUILDERS)}")
-    return extract_from(card.name, [partial(packs.members, path) for path in archives])
+def readers(name: str) -> list[Reader]:
+    """A reader for each file of the card `name`. Raises `Me5Error` where one has not been fetched, or none is read."""
+    if name not in BUILDERS:
+        raise Me5Error(f"nothing is extracted for data card {name!r}: there are {', '.join(BUILDERS)}")
+    return [partial(packs.members, path) for path in packs.archives(name)]
 
 
-def extract_from(name: str, readers: Iterable[Reader]) -> Extracted:
-    """As `extract`, from anything that gives members by glob (one reader per archive)."""
+def extract(name: str, readers: Iterable[Reader]) -> Extracted:
+    """The tables of the card `name`."""
     rows = RowCollector()
     for read in readers:
         BUILDERS[name](read, rows)
-    tables = {kind: table(kind, kept.values()) for kind, kept in rows.kept.items()}
+    tables = {kind: arrow_table(COLUMNS[kind], kept.values()) for kind, kept in rows.kept.items()}
     return Extracted(tables, dict(sorted(rows.dropped.items())))
 
 
-def table(kind: str, rows: Iterable[tuple]) -> pa.Table:
-    """Rows of a kind as an Arrow table: strings, and lists of strings for positives and negatives."""
-    types = {"positives": pa.list_(pa.string()), "negatives": pa.list_(pa.string())}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS[kind]])
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
+def arrow_table(names: Sequence[str], rows: Iterable[tuple]) -> pa.Table:
+    """The rows as a table of these columns."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    return pa.table(dict(zip(names, map(list, columns), strict=True)))
 
 
 class RowCollector:
@@ -337,7 +332,11 @@ def intents(read: Reader, rows: RowCollector) -> None:
     for name, content in read("*home_assistant_intents/data/*.json"):
         tree, code = json.loads(content), language(Path(name).stem)
         rules = tree.get("expansion_rules", {})
-        slots = {slot: _filling(values) for slot, values in tree.get("lists", {}).items()}
+        slots = {}  # the first value of a list, the middle of a range, nothing for free text
+        for slot, values in tree.get("lists", {}).items():
+            first, span = next(iter(values.get("values", [])), ""), values.get("range")
+            filling = expand(first["in"] if isinstance(first, dict) else first, {}, {})
+            slots[slot] = str((span["from"] + span["to"]) // 2) if span else filling
         labels: dict[str, set[str]] = defaultdict(set)
         for intent, block in tree["intents"].items():
             for template in (template for data in block["data"] for template in data["sentences"]):
@@ -346,14 +345,6 @@ def intents(read: Reader, rows: RowCollector) -> None:
         for text, own in labels.items():
             reason = unfit(text, code) or ("several intents" if len(own) > 1 else None)
             rows.keep("labels", (text, code), (text, min(own), code), reason)
-
-
-def _filling(values: dict[str, Any]) -> str:
-    """What is put for a slot: the first value of a list, the middle of a range, nothing for free text."""
-    if span := values.get("range"):
-        return str((span["from"] + span["to"]) // 2)
-    first = next(iter(values.get("values", [])), "")
-    return expand(first["in"] if isinstance(first, dict) else first, {}, {})
 
 
 BUILDERS: dict[str, Callable[[Reader, RowCollector], None]] = {  # by the name of their card
