@@ -28,7 +28,7 @@ def test_rows_come_back_by_number_in_an_order_that_stays(table, tmp_path):
     first = shards.write_shard(table, tmp_path / "a", seed=1)
     assert first == shards.write_shard(table, tmp_path / "b", seed=1)
     assert first != shards.write_shard(table, tmp_path / "c", seed=2)
-    shard = shards.open_shard(tmp_path / "a")
+    shard = shards.Shard(tmp_path / "a")
     everything = shard.take(np.arange(shard.rows))
     rows = list(zip(table["english"].to_pylist(), table["text"].to_pylist(), strict=True))
     assert everything == [rows[i] for i in sorted(range(3000), key=lambda row: splitmix64(row, 1))]
@@ -39,7 +39,7 @@ def test_rows_come_back_by_number_in_an_order_that_stays(table, tmp_path):
     assert abs(np.mean(block) - 1500) < 150 and np.std(block) > 750
     empty = pa.table({"query": pa.array([], pa.string()), "passage": pa.array([], pa.string())})
     shards.write_shard(empty, tmp_path / "empty")
-    assert shards.open_shard(tmp_path / "empty").rows == 0
+    assert shards.Shard(tmp_path / "empty").rows == 0
 
 
 def test_many_shards_stay_open_as_mappings_not_copies(tmp_path):
@@ -49,7 +49,7 @@ def test_many_shards_stay_open_as_mappings_not_copies(tmp_path):
     before = pa.total_allocated_bytes()
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 128), hard))
     try:
-        opened = [shards.open_shard(tmp_path / "s") for _ in range(200)]
+        opened = [shards.Shard(tmp_path / "s") for _ in range(200)]
         assert pa.total_allocated_bytes() - before < 10_000_000
         assert all(shard.take(np.array([19_999])) == [("x" * 1000, "y")] for shard in opened)
     finally:
@@ -65,30 +65,30 @@ def test_a_damaged_shard_is_refused_and_a_full_disk_leaves_nothing_behind(table,
     right = manifest.read_text()
     manifest.write_text(json.dumps({**json.loads(right), "rows": 999}))
     with pytest.raises(Me5Error, match="rows or columns"):
-        shards.open_shard(tmp_path / "s")
+        shards.Shard(tmp_path / "s")
     manifest.write_text(right)
     mapped.write_bytes(mapped.read_bytes()[:-10])
     for name in ("s", "nothing"):
         with pytest.raises(Me5Error, match="delete it and run again"):
-            shards.open_shard(tmp_path / name)
+            shards.Shard(tmp_path / name)
     monkeypatch.setattr(shards.pa.ipc, "new_file", full)
     with pytest.raises(Me5Error, match="ME5_CACHE"):
         shards.write_shard(table, tmp_path / "t")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-def test_joined_shards_read_like_one(tmp_path):
-    tables = [pa.table({"query": [f"q{i} {part}" for i in range(n)], "passage": [f"p{i} {part}" for i in range(n)]})
-              for part, n in enumerate((5, 1, 700))]
-    parts = [shards.open_shard(tmp_path / str(i)) for i, table in enumerate(tables)
-             if shards.write_shard(table, tmp_path / str(i))]
-    joined = shards.Joined(parts)
-    rows = [row for part in parts for row in part.take(np.arange(part.rows))]
-    asked = np.array([705, 0, 5, 4, 5, 6, 300])
-    assert joined.rows == 706 and list(zip(*joined.read(asked), strict=True)) == [rows[i] for i in asked]
-    assert joined.read(np.array([], dtype=np.int64)) == [[], []]
+def test_several_folders_read_like_one(tmp_path):
+    folders = [tmp_path / "toy" / "de" / f"part-{i}" for i in range(4)]
+    for part, n in enumerate((5, 1, 0, 1500)):
+        columns = {"query": [f"q{i} {part}" for i in range(n)], "passage": [f"p{i} {part}" for i in range(n)]}
+        shards.write_shard(pa.table(columns, pa.schema([(name, pa.string()) for name in columns])), folders[part])
+    rows = [row for folder in folders for row in shards.Shard(folder).take(np.arange(shards.Shard(folder).rows))]
+    (stream, joined), = shards.open_streams(tmp_path).items()
+    assert stream == ("toy", "de") and joined.rows == 1506 and joined.take(np.arange(1506)) == rows
+    asked = np.array([1505, 0, 5, 4, 5, 6, 300, 1100])
+    assert joined.take(asked) == [rows[i] for i in asked] and joined.read(np.array([], dtype=np.int64)) == [[], []]
     shards.write_shard(pa.table({"english": ["a"], "text": ["b"]}), tmp_path / "b")
     with pytest.raises(Me5Error, match="same columns .*english, text"):
-        shards.Joined([parts[0], shards.open_shard(tmp_path / "b")])
-    with pytest.raises(Me5Error, match="there are none"):
-        shards.Joined([])
+        shards.Shard(folders[0], tmp_path / "b")
+    with pytest.raises(Me5Error, match="no built shards"):
+        shards.open_streams(tmp_path / "toy")

@@ -184,8 +184,9 @@ def build_command(
 
     if wrong := [each for each in sbatch if "=" not in each]:
         raise Me5Error(f"--sbatch {wrong[0]!r}: give key=value")
-    more = dict(each.split("=", 1) for each in sbatch)
-    slurm = pipeline.Slurm(time, partition, account, mem, env_command, more)
+    more = ({"account": account} if account else {}) | dict(each.split("=", 1) for each in sbatch)
+    slurm = {"time": time, "partition": partition, "mem_per_cpu_gb": mem, "env_command": env_command,
+             "sbatch_args": more}
     mirror = source.expanduser().resolve() if source else None
     folder = out or hub.built_home()
     builds = [pipeline.prepare_build(cards.load_card(name), folder, tasks, mirror, limit) for name in card]
@@ -195,7 +196,7 @@ def build_command(
             warnings.append(f"{idle} of {tasks} tasks have nothing to read, for a file is not split")
         for warning in warnings:
             print(f"me5: card {each.card.name}: {warning}", file=sys.stderr)
-        if job := pipeline.run_build(each, executor, workers, slurm, float(mem)):
+        if job := pipeline.run_build(each, executor, workers, float(mem), slurm):
             print(f"{each.card.name}: submitted, the last job is {job}; when it has ended: me5 mixture show --out "
                   f"{each.out.parent}")
             continue

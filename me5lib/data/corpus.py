@@ -153,7 +153,7 @@ class Corpus:
     def shards(self) -> dict[tuple[str, str], shards.Shard]:
         """Every stream of stage 1 by (source, language), memory-mapped."""
         folders = sorted(path.parent for path in (self.folder / "stage1").glob(f"*/*/{shards.MANIFEST}"))
-        return {(folder.parent.name, folder.name): shards.open_shard(folder) for folder in folders}
+        return {(folder.parent.name, folder.name): shards.Shard(folder) for folder in folders}
 
     def mixture(self, dial: config.Scale, seed: int, stage: config.Stage | None = None) -> Mixture:
         """The pairs of stage 1, laid out over the steps of `stage` (None: `dial.train`); sources weighted by rows."""

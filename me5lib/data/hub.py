@@ -8,14 +8,12 @@
 One path for `me5 fetch` (a drawing: so many pairs of a card) and `me5 mixture build` (all of it): `pipeline` runs it.
 Folders are those of fsspec: `hf://datasets/<repository>@<commit>` (honours `HF_ENDPOINT`), or `<mirror>/<repository>`.
 Files are read as Parquet or JSON lines: no script of a repository is run. A connection that breaks is taken up again at
-the row where it broke.
+the row where it broke. Cost: about 50 µs a row beside the filters; memory of one Parquet batch or one line.
 
 A drawing apportions its pairs to streams (one entry of the card in one language) by bytes ** temperature: lay its
 shards out with `Mixture(temperature=1)`, or the law of languages is applied twice. A stream reads the heads of at least
 `FILES` files, evenly spaced over all it has; a later one makes up for what an earlier one lacks, at last those in
 reserve. Head rows of a sorted file are alike: the spread softens that only.
-
-Cost: about 50 µs a row beside the filters; memory of one Parquet batch or one line.
 """
 
 from __future__ import annotations
@@ -84,14 +82,10 @@ class Broken(Exception):
     """A file that cannot be read (on): cut short, damaged, or of another form than its name says."""
 
 
-class Unreachable(Me5Error):
-    """The hub does not answer, or `HF_HUB_OFFLINE` forbids to ask."""
-
-
-def unreachable(why: object) -> Unreachable:
-    """The one-line error that says why, and what to do."""
-    return Unreachable(f"the hub cannot be reached ({' '.join(str(why).split())[:200]}): run `me5 fetch --for "
-                       "workshop` where there is a network, or `me5 mixture build --from DIR` on a copy of the files")
+def unreachable(why: object) -> Me5Error:
+    """The hub does not answer, or `HF_HUB_OFFLINE` forbids to ask: why, and what to do."""
+    return Me5Error(f"the hub cannot be reached ({' '.join(str(why).split())[:200]}): run `me5 fetch --for workshop` "
+                    "where there is a network, or `me5 mixture build --from DIR` on a copy of the files")
 
 
 class Ledger:
@@ -154,7 +148,7 @@ def folder(entry: cards.Hub, commit: str, mirror: Path | None = None) -> str:
 def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[HubFile], list[str], list[str]]:
     """All files of a card in order; by entry the commit (with a mirror: what the card says); and globs without files.
 
-    Raises `Me5Error` where an entry has no file at all, `Unreachable` where the hub is.
+    Raises `Me5Error` where an entry has no file at all, one where the hub is out of reach too.
     """
     from fsspec.utils import glob_translate
     from huggingface_hub import HfApi
@@ -213,7 +207,7 @@ def ask_hub(who: str, repository: str, question: Callable[[], Any]) -> Any:
 
 def waited(error: BaseException, tries: int) -> bool:
     """Whether only the way to the hub broke (408, 429, 5xx, a timeout, no route), and to ask again, now that this has
-    waited. Raises `Unreachable` after `TRIES`.
+    waited. Raises `Me5Error` after `TRIES`.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -263,7 +257,7 @@ def _evenly_spaced(files: list[HubFile], pairs: int) -> list[HubFile]:
 def read_rows(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
     """(number from 0, row) of a file in the folder `here`; a `Drop` for a line that is no row. An empty file has none.
 
-    After the last row that can be read raises `Broken` for a file that is damaged, `Unreachable` where the hub stays
+    After the last row that can be read raises `Broken` for a file that is damaged, `Me5Error` where the hub stays
     away, `Me5Error` where it refuses, and any other error as it is.
     """
     from fsspec.core import url_to_fs
@@ -337,36 +331,43 @@ def _why_unfit(columns: Mapping[str, str], row: Row | Drop) -> str | None:
 
 
 def make_items(card: cards.Card, file: HubFile, rows: Iterator[tuple[int, Row | Drop]], known: Mapping[str, Builder],
-         book: Ledger) -> Iterator[Pair | Labelled]:
+               book: Ledger) -> Iterator[Pair | Labelled]:
     """What the card's builder and its filters of single items leave of numbered rows; all else is counted in `book`.
 
     Raises `Me5Error`, naming file and row, where the builder fails.
     """
     entry, steps = card.hub[file.entry], filters.sift(card.name, card.filters)
     context, builder = RowContext(card.name, file.language, entry.options), known[entry.builder]
-    for number, row in rows:
-        where = f"card {card.name}, {file.path}, row {number}"
-        book.count("read", file.language)
-        if fault := _why_unfit(entry.columns, row):
-            book.count("unfit", file.language, fault, where)
-            continue
-        book.count("built", file.language)
-        try:  # columns that may be null may be missing
-            items = list(builder({**dict.fromkeys(entry.columns), **row}, context)) or [Drop("no pair in the row")]
-        except Exception as error:
-            raise Me5Error(f"{where}: {getattr(builder, '__name__', 'builder')} failed ({type(error).__name__}: "
-                           f"{error}): mend the builder") from error
-        for item in items:
-            if isinstance(item, Drop):
-                language, reason = file.language, item.reason
-            else:
-                language, reason = item.language, next((why for _, step in steps if (why := step(item))), None)
-                reason = reason if known_language(language) else "unknown language code"
-            book.count("made", language)
-            if reason:
-                book.count("dropped", language, reason, f"{where} ({language or 'no language'})")
-            else:
-                yield item
+    try:
+        for number, row in rows:
+            where = f"card {card.name}, {file.path}, row {number}"
+            book.count("read", file.language)
+            if fault := _why_unfit(entry.columns, row):
+                book.count("unfit", file.language, fault, where)
+                continue
+            book.count("built", file.language)
+            for item in _build_row(builder, {**dict.fromkeys(entry.columns), **row}, context, where):
+                if isinstance(item, Drop):
+                    language, reason = file.language, item.reason
+                else:
+                    language, reason = item.language, next((why for _, step in steps if (why := step(item))), None)
+                    reason = reason if known_language(language) else "unknown language code"
+                book.count("made", language)
+                if reason:
+                    book.count("dropped", language, reason, f"{where} ({language or 'no language'})")
+                else:
+                    yield item
+    except Broken as error:
+        book.broken.append({"file": file.path, "why": str(error)})
+
+
+def _build_row(builder: Builder, row: Row, context: RowContext, where: str) -> list[Pair | Labelled | Drop]:
+    """What a builder makes of a row, or that it makes nothing. Raises `Me5Error` where it fails."""
+    try:
+        return list(builder(row, context)) or [Drop("no pair in the row")]
+    except Exception as error:
+        raise Me5Error(f"{where}: {getattr(builder, '__name__', 'builder')} failed ({type(error).__name__}: {error}): "
+                       "mend the builder") from error
 
 
 # ── what is built or drawn ──
@@ -462,14 +463,6 @@ def drawings(cfg: Scale, names: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def open_card(name: str, place: Path) -> dict[tuple[str, str], shards.Joined]:
-    """(card, language) → the shards of a card that lie in `place`, memory-mapped."""
-    parts = defaultdict(list)
-    for manifest in sorted(place.glob(f"*/part-*/{shards.MANIFEST}")):
-        parts[name, manifest.parent.parent.name].append(shards.open_shard(manifest.parent))
-    return {stream: shards.Joined(own) for stream, own in parts.items()}
-
-
 class HubCorpus:
     """What a scale of the hub trains on: shards that `me5 mixture build` made, else drawings that `me5 fetch` made.
 
@@ -480,17 +473,17 @@ class HubCorpus:
     def __init__(self, cfg: Scale) -> None:
         """Raises `Me5Error` where neither the built shards nor the drawings of all sources are there."""
         self.scale, names = cfg, cfg.data.sources
-        built = {name: open_card(name, built_home() / name) for name in names}
+        built = {name: shards.open_card(name, built_home() / name) for name in names}
         self.built = any(built.values())
         if self.built and (missing := sorted(name for name in names if not built[name])):
             raise Me5Error(f"{built_home()} lacks {', '.join(missing)}: me5 mixture build --card {missing[0]}")
-        found = built if self.built else {name: open_card(name, at) for name, at in drawings(cfg, names).items()}
+        found = built if self.built else {name: shards.open_card(name, at) for name, at in drawings(cfg, names).items()}
         self.shards = {stream: shard for each in found.values() for stream, shard in each.items()}
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the shards' files."""
-        known = [[*key, shard.rows, [part.manifest.sha256[shards.MAPPED] for part in shard.parts]]
+        known = [[*key, shard.rows, [each.sha256[shards.MAPPED] for each in shard.manifests]]
                  for key, shard in sorted(self.shards.items())]
         return hashlib.blake2b(json.dumps(known).encode("utf8"), digest_size=8).hexdigest()
 
@@ -514,8 +507,8 @@ class HubCorpus:
         found = []
         for name, place in drawings(self.scale, self.scale.data.labelled).items():
             instruction = cards.load_card(name).instruction
-            for (_, language), shard in open_card(name, place).items():
-                for query, positives, negatives, *own in zip(*shard.read(np.arange(shard.rows)), strict=True):
+            for (_, language), shard in shards.open_card(name, place).items():
+                for query, positives, negatives, *own in shard.take(np.arange(shard.rows)):
                     found.append(Labelled(query, tuple(positives), tuple(negatives), name, language,
                                           instruction=own[0] if any(own) else instruction))
         return found

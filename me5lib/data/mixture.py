@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from me5lib.data.shards import BLOCK, GOLDEN, Rows, runs, splitmix64
+from me5lib.data.shards import BLOCK, GOLDEN, Shard, runs, splitmix64
 from me5lib.io import Me5Error
 from me5lib.pairs import Pair
 
@@ -66,7 +66,7 @@ class Mixture:
     `streams`: tuple of `Stream`; `weights`: source → weight; `quotas`: source → steps that are its own (sum: `steps`).
     """
 
-    def __init__(self, shards: Mapping[tuple[str, str], Rows], *, steps: int, batch: int, seed: int,
+    def __init__(self, shards: Mapping[tuple[str, str], Shard], *, steps: int, batch: int, seed: int,
                  weights: Mapping[str, float] | None = None, temperature: float = 0.5, homogeneous: float = 1.0):
         """`shards` by (source, language); `batch` is the global one; `weights` by source (None: a source's rows).
 

@@ -1,19 +1,18 @@
 """From a card's files to shards, by datatrove: all rows (`me5 mixture build`), or so many pairs (`me5 fetch`).
 
-    build = prepare_build(cards.load_card("nllb"), out, tasks=64)        # checks everything, does no work
+    build = prepare_build(load_card("nllb"), out, tasks=64)         # checks everything, does no work
     run_build(build)                                                # or with "slurm", slurm=Slurm(…), or with "ray"
-    draw_card(cards.load_card("nllb"), 100_000)                          # the same with a limit: a task per stream
+    draw_card(load_card("nllb"), 100_000)                           # the same with a limit: a task per stream
 
-Stages: 1 read, make pairs, filter; 2 find exact duplicates; 3–5 near ones (not of a drawing); 6 shards; 7 seal. A card
-has those that it names. What a task leaves is written beside and renamed, and datatrove notes last of all that it is
-finished: a build killed at any moment goes on with the other tasks, and ends with the same bytes.
+What a task leaves is written beside and renamed, and datatrove notes last of all that it is finished: a build killed at
+any moment goes on with the other tasks, a task with the next of its files, and ends with the same bytes.
 
     <out>/<card>/<language>/part-<rank>-<n>/      shards, and
     <out>/<card>/manifest.json                    what they are, and what was dropped and why: written last
-    <out>/<card>/.build/<key>/                    logs, counts and (until it is sealed) intermediate files
+    <out>/<card>/.build/<key>/                    logs, counts and (until it is finished) intermediate files
 
 The key hashes the card, the options that shape the shards and the list of files; the last finished build's shards stay
-until another is sealed. A drawing keeps its plan instead: it goes on at the same commits though a branch has moved.
+until another is finished. A drawing keeps its plan instead: it goes on at the same commits though a branch has moved.
 
 datatrove's readers leave out what they cannot parse without a count, its writers make no file for a task without
 documents, which then reads another's, and its pool waits for ever for a worker that the system killed: those are ours.
@@ -41,6 +40,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -48,14 +48,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datatrove.data import Document
+from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import exact_dedup as exact
 from datatrove.pipeline.dedup import minhash
+from datatrove.utils.batching import batched
 from datatrove.utils.logging import logger
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from tqdm import tqdm
@@ -78,11 +81,11 @@ NGRAM = 5  # characters (ours)
 _TEXTS = pa.list_(pa.string())
 _ITEMS = pa.schema([("query", pa.string()), ("positives", _TEXTS), ("negatives", _TEXTS), ("language", pa.string()),
                     ("labelled", pa.bool_()), ("instruction", pa.string())])
-Documents = Iterator[Document]  # each with a row of `_ITEMS` under metadata["row"]
+Documents = Iterator[Document]  # the metadata of each is a row of `_ITEMS`
 
 
 class CardBuild(NamedTuple):
-    """A build that may start: everything was looked at."""
+    """A build of a card that may start: everything was looked at."""
 
     card: Card
     out: Path  # of shards and manifest
@@ -126,11 +129,10 @@ def prepare_build(card: Card, out: Path, tasks: int = 8, mirror: Path | None = N
     return CardBuild(card, place, key, share(files, tasks), commits, dict(builders), facts, mirror, per_file)
 
 
-def draw_card(card: Card, pairs: int, temperature: float = 0.5, progress: bool = True,
-         builders: Mapping[str, Builder] = BUILDERS) -> Path:
+def draw_card(card: Card, pairs: int, temperature: float = 0.5, builders: Mapping[str, Builder] = BUILDERS) -> Path:
     """The folder of a card's drawing of (at most) so many pairs, made first where the cache does not have it.
 
-    Raises `Me5Error`, `hub.Unreachable` among them; the same call then goes on from there.
+    Raises `Me5Error`; the same call then goes on from there.
     """
     place = hub.drawing_home(card, pairs, temperature)
     hub.refuse_nonsense(card, builders)
@@ -145,7 +147,7 @@ def draw_card(card: Card, pairs: int, temperature: float = 0.5, progress: bool =
         "version": hub.VERSION, "asked": pairs, "temperature": temperature,
         "left out": [name for name in card.filters if name == "near"]}
     build = CardBuild(card, place, "drawing", shares, commits, dict(builders), facts, pairs=pairs)
-    run_build(build, workers=1, progress=progress)
+    run_build(build, workers=1)
     return place
 
 
@@ -175,102 +177,96 @@ def share(files: list[hub.HubFile], tasks: int) -> list[list[hub.HubFile]]:
 
 
 class FunctionStep(PipelineStep):
-    """A function of (…, documents, rank) as a step of datatrove's. It is pickled to other processes, and machines."""
+    """A function of (build, documents, rank) as a step of datatrove's; pickled to other processes, and machines."""
 
     type = "me5"
 
-    def __init__(self, function: Callable, *arguments: Any):
+    def __init__(self, function: Callable[[CardBuild, Documents, int], Documents], build: CardBuild):
         super().__init__()
-        self.name, self.function = function.__name__, partial(function, *arguments)
+        self.name, self.function, self.build = function.__name__, function, build
 
     def run(self, data: Documents | None = None, rank: int = 0, world_size: int = 1) -> Documents:
-        """What the function yields."""
-        yield from self.function(data, rank)
+        """What the function gives."""
+        return self.function(self.build, data, rank)
 
 
-def to_document(row: tuple) -> Document:
-    """datatrove's document of a row of `_ITEMS`; its text is the first passage."""
-    return Document(text=row[1][0], id="", metadata={"row": row})
+def keep_items(build: CardBuild, _: Documents, rank: int) -> Documents:
+    """Write the items of each of a task's files to a file; one that is there was finished before a kill.
 
-
-def items_of_task(build: CardBuild, progress: bool, _: Documents | None, rank: int) -> Documents:
-    """The items of a task's files. Of a drawing a file gives what its stream lacks, if `READ` rows a pair have it."""
-    book, kept = hub.Ledger(logger.warning), 0
+    Of a drawing a file gives what its stream lacks, if `READ` rows a pair have it.
+    """
+    read = kept = 0
     bar = tqdm(total=build.pairs, unit="pair", desc=f"{build.card.name} {rank + 1}/{len(build.shares)}", leave=False,
-               file=sys.__stderr__, disable=not progress)
-    for file in build.shares[rank]:
+               file=sys.__stderr__, disable=None if build.pairs else True)  # None: no bar where there is no terminal
+    for number, file in enumerate(build.shares[rank]):
         most, lacking = build.per_file, None
         if file.due is not None:
-            read = sum(n for (what, *_), n in book.counts.items() if what == "read")
             most, lacking = max(READ * file.due - read, 0), max(file.due - kept, 0)
-        if most == 0 or lacking == 0:
+        if 0 in (most, lacking):
             continue
-        entry = build.card.hub[file.entry]
-        rows = hub.read_rows(hub.folder(entry, build.commits[file.entry], build.mirror), file.path, entry.columns)
-        try:
-            for item in islice(hub.make_items(build.card, file, islice(rows, most), build.builders, book), lacking):
-                kept += 1
-                bar.update()
-                texts, told = (([item.passage], []), (False, None)) if isinstance(item, Pair) else (
-                    (list(item.positives), list(item.negatives)), (True, item.instruction))
-                yield to_document((item.query, *texts, item.language, *told))
-        except hub.Broken as error:
-            logger.error(f"card {build.card.name}, {file.path}: unreadable: {error}")
-            book.broken.append({"file": file.path, "why": str(error)})
+        path = build.folder / "items" / f"{rank:05d}-{number:05d}.parquet"
+        counts = build.folder / "counts" / "items" / f"{path.stem}.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            book = hub.Ledger(logger.warning)
+            with pq.ParquetWriter(path.with_suffix(".part"), _ITEMS, compression="zstd") as writer:
+                for group in batched(islice(items_of_file(build, file, most, book), lacking), GROUP):
+                    writer.write_table(pa.Table.from_pylist(group, _ITEMS))
+                    bar.update(len(group))
+            book.save(counts)
+            os.replace(path.with_suffix(".part"), path)
+        kept += pq.read_metadata(path).num_rows
+        read += sum(n for what, _, _, n in io.read_json(counts)["counts"] if what == "read")
+        bar.update(kept - bar.n)
     bar.close()
-    book.save(build.folder / "counts" / "items" / f"{rank:05d}.json")
+    return iter(())
 
 
-def _item_table(rows: list[tuple]) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(_ITEMS)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, _ITEMS, strict=True)], _ITEMS)
+def items_of_file(build: CardBuild, file: hub.HubFile, most: int | None, book: hub.Ledger) -> Iterator[dict[str, Any]]:
+    """The items of (at most) so many rows of a file, as rows of `_ITEMS`."""
+    entry = build.card.hub[file.entry]
+    rows = hub.read_rows(hub.folder(entry, build.commits[file.entry], build.mirror), file.path, entry.columns)
+    for item in hub.make_items(build.card, file, islice(rows, most), build.builders, book):
+        labelled = not isinstance(item, Pair)
+        yield {"query": item.query, "language": item.language, "labelled": labelled,
+               "positives": item.positives if labelled else [item.passage],
+               "negatives": item.negatives if labelled else [],
+               "instruction": item.instruction if labelled else None}
 
 
-def keep_items(folder: Path, data: Documents, rank: int) -> Documents:
-    """Write the items of a task to an intermediate file and hand them on."""
-    path, waiting = folder / f"{rank:05d}.parquet", []
-    folder.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path.with_suffix(".part"), _ITEMS, compression="zstd") as writer:
-        for each in data:
-            waiting.append(each.metadata["row"])
-            if len(waiting) == GROUP:
-                writer.write_table(_item_table(waiting))
-                waiting.clear()
-            yield each
-        writer.write_table(_item_table(waiting))
-    os.replace(path.with_suffix(".part"), path)
+def reread_items(build: CardBuild, _: Documents, rank: int) -> Documents:
+    """The items that `keep_items` wrote, in the same order."""
+    for path in sorted((build.folder / "items").glob(f"{rank:05d}-*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(GROUP):
+                for row in batch.to_pylist():
+                    yield Document(text=row["positives"][0], id="", metadata=row)
 
 
-def reread_items(folder: Path, _: Documents | None, rank: int) -> Documents:
-    """Read what `keep_items` wrote, in the same order."""
-    with pq.ParquetFile(folder / f"{rank:05d}.parquet") as file:
-        for batch in file.iter_batches(GROUP):
-            yield from map(to_document, zip(*(column.to_pylist() for column in batch.columns), strict=True))
-
-
-class Excluded:
+class Excluded(hub.Ledger):
     """Where datatrove's filters write the documents that they leave out: here they are counted."""
 
-    def __init__(self, reason: str, folder: Path):
-        self.reason, self.folder, self.book, self.rank = reason, folder, hub.Ledger(), None
+    def __init__(self, reason: str, build: CardBuild):
+        super().__init__()
+        self.reason, self.folder, self.path = reason, build.folder / "counts" / reason.replace(" ", "-"), None
 
     def __enter__(self) -> Excluded:
         return self
 
     def write(self, left_out: Document, rank: int = 0) -> None:
         """Count one."""
-        self.rank = rank
-        self.book.count("dropped", left_out.metadata["row"][3], self.reason)
+        self.path = self.folder / f"{rank:05d}.json"
+        self.count("dropped", left_out.metadata["language"], self.reason)
 
     def __exit__(self, *_: object) -> None:
-        if self.rank is not None:
-            self.book.save(self.folder / self.reason.replace(" ", "-") / f"{self.rank:05d}.json")
+        if self.path is not None:
+            self.save(self.path)
 
 
 def exact_content(given: Document) -> bytes:
     """What two items must share to be the same: the keys of the query and of every positive."""
-    query, positives, *_ = given.metadata["row"]
-    return b"".join(text_key(text).to_bytes(8, "little", signed=True) for text in (query, *positives))
+    texts = [given.metadata["query"], *given.metadata["positives"]]
+    return b"".join(text_key(text).to_bytes(8, "little", signed=True) for text in texts)
 
 
 class NearSignature(minhash.MinhashDedupSignature):
@@ -296,19 +292,14 @@ def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
         shutil.rmtree(stale)
     rows, tables, size, written = defaultdict(list), defaultdict(list), Counter(), []
 
+    def pack(language: str) -> None:
+        """Small Python strings take three times the memory of their text."""
+        tables[language].append(pa.Table.from_pylist(rows.pop(language, []), _ITEMS))
+
     def flush(language: str) -> None:
         """Write what is held of a language as its next part, and note what the manifest says of it."""
-        table = pa.concat_tables([*tables.pop(language, ()), _item_table(rows.pop(language))])
-        kinds = set(table["labelled"].to_pylist())
-        if len(kinds) > 1:
-            raise Me5Error(f"card {build.card.name}, language {language}: its builders make pairs and labelled "
-                           "examples: give each a card of its own")
-        if kinds == {True}:
-            own = ["instruction"] if table["instruction"].null_count < table.num_rows else []
-            table = table.select(["query", "positives", "negatives", *own])
-        else:
-            passages = pa.chunked_array([chunk.flatten() for chunk in table["positives"].chunks], pa.string())
-            table = pa.table({"query": table["query"], "passage": passages})
+        pack(language)
+        table = _shard_table(f"card {build.card.name}, language {language}", pa.concat_tables(tables.pop(language)))
         number = sum(part["language"] == language for part in written)
         name = f"{language}/part-{rank:05d}-{number:04d}"
         done = shards.write_shard(table, build.folder / "shards" / name, seed=rank * 10_000 + number)
@@ -316,14 +307,12 @@ def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
                         "bytes": done.bytes, "sha256": done.sha256})
         del size[language]
 
-    for each in data:
-        row = each.metadata["row"]
-        language = row[3]
+    for row in (each.metadata for each in data):
+        language = row["language"]
         rows[language].append(row)
-        size[language] += sum(len(text.encode()) for text in (row[0], *row[1], *row[2])) + 1
-        if len(rows[language]) == GROUP:  # packed: small Python strings take three times the memory of their text
-            tables[language].append(_item_table(rows[language]))
-            rows[language] = []
+        size[language] += sum(len(text.encode()) for text in (row["query"], *row["positives"], *row["negatives"])) + 1
+        if len(rows[language]) == GROUP:
+            pack(language)
         if size[language] >= PART or size.total() >= HELD:
             flush(max(size, key=size.get))
     for language in sorted(size):
@@ -332,7 +321,18 @@ def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
     return iter(())
 
 
-def finalize(build: CardBuild, _: Documents | None, rank: int) -> Documents:
+def _shard_table(where: str, items: pa.Table) -> pa.Table:
+    """The columns of a shard of these items, all pairs or all labelled examples (else `Me5Error`)."""
+    kinds = set(items["labelled"].to_pylist())
+    if len(kinds) > 1:
+        raise Me5Error(f"{where}: its builders make pairs and labelled examples: give each a card of its own")
+    if kinds == {True}:
+        own = ["instruction"] if items["instruction"].null_count < items.num_rows else []
+        return items.select(["query", "positives", "negatives", *own])
+    return pa.table({"query": items["query"], "passage": pc.list_flatten(items["positives"])})
+
+
+def finalize(build: CardBuild, _: Documents, rank: int) -> Documents:
     """Put the shards of a build in their place, write its manifest, and remove what is no longer needed.
 
     One task, which may be killed anywhere: whatever it finds half done it does again to the same end. Raises `Me5Error`
@@ -347,19 +347,15 @@ def finalize(build: CardBuild, _: Documents | None, rank: int) -> Documents:
         raise Me5Error(f"card {build.card.name}: none of the {manifest['read']} rows drawn makes a pair "
                        f"({'; '.join(why[:3]) or 'the files are empty'}): mend the card")
     (out / MANIFEST).unlink(missing_ok=True)
-    ours = [part["folder"] for part in parts]
-    kept = {out / name for name in ours if not (made / name).exists()}  # in place already
+    new = sorted(manifest["languages"])
     others = [other for other in (out / ".build").glob("*/") if other != build.folder]
-    for stale in (*others, *(shard for shard in out.glob("[!.]*/part-*") if shard not in kept)):
+    for stale in (*others, *(old for old in out.glob("[!.]*/") if old.name not in new or (made / old.name).exists())):
         shutil.rmtree(stale)
-    for name in ours:
-        if (made / name).exists():
-            (out / name).parent.mkdir(exist_ok=True)
-            os.replace(made / name, out / name)
-        shards.open_shard(out / name)
-    for language in list(out.glob("[!.]*/")):
-        with contextlib.suppress(OSError):
-            language.rmdir()  # where it is empty
+    for language in new:
+        if (made / language).exists():  # else it is in its place already
+            os.replace(made / language, out / language)
+    for part in parts:
+        shards.Shard(out / part["folder"])
     io.put_json(out / ".build" / SEALED, build.key)
     io.put_json(out / MANIFEST, manifest, sort_keys=True)
     for name in ("items", "exact", "near", "shards"):
@@ -398,67 +394,61 @@ def counted(build: CardBuild, parts: list[dict]) -> dict[str, Any]:
 # ── stages, and what runs them ──
 
 
-def build_stages(build: CardBuild, progress: bool = False) -> list[tuple[str, list[PipelineStep], int]]:
+def build_stages(build: CardBuild) -> list[tuple[str, list[PipelineStep], int]]:
     """What is to be run, in order: name, steps, tasks."""
     at, tasks, whole = build.folder, len(build.shares), build.card.filters
     finders = tasks if build.pairs is None else 1
-    make = [FunctionStep(items_of_task, build, progress), FunctionStep(keep_items, at / "items")]
-    reread: list[PipelineStep] = [FunctionStep(reread_items, at / "items")]
+    make: list[PipelineStep] = [FunctionStep(keep_items, build)]
+    reread: list[PipelineStep] = [FunctionStep(reread_items, build)]
     found = [("pairs", make, tasks)]
     if "exact" in whole:
         signs, duplicates = str(at / "exact/signatures"), str(at / "exact/found")
         config = exact.ExactDedupConfig(content_getter=exact_content)  # one false hit in 1,400 sets of 160 M items
-        make.append(exact.ExactDedupSignature(signs, config, finders))
+        make += [*reread, exact.ExactDedupSignature(signs, config, finders)]
         found.append(("exact duplicates", [exact.ExactFindDedups(signs, duplicates, config)], finders))
-        reread.append(exact.ExactDedupFilter(duplicates, config, Excluded("exact duplicate", at / "counts")))
+        reread.append(exact.ExactDedupFilter(duplicates, config, Excluded("exact duplicate", build)))
     if "near" in whole and build.pairs is None:
         signs, pairs, remove = (str(at / "near" / name) for name in ("signatures", "pairs", "remove"))
         near = NearSignature(signs, *filters.make_filter(build.card.name, "near", whole["near"]))
-        config = near.config
         found += [("near signatures", [*reread, near], tasks),
-                  ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=config)], config.num_buckets),
-                  ("near clusters", [minhash.MinhashDedupCluster(pairs, remove, config)], 1)]
-        reread.append(minhash.MinhashDedupFilter(remove, Excluded("near duplicate", at / "counts")))
+                  ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=near.config)],
+                   near.config.num_buckets),
+                  ("near clusters", [minhash.MinhashDedupCluster(pairs, remove, near.config)], 1)]
+        reread.append(minhash.MinhashDedupFilter(remove, Excluded("near duplicate", build)))
     return [*found, ("shards", [*reread, FunctionStep(write_shards, build)], tasks),
             ("seal", [FunctionStep(finalize, build)], 1)]
 
 
-class _LogFileOnly:
-    """Mixed into an executor: a task writes to its log file alone."""
-
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        with open(os.devnull, "w", encoding="utf8") as nowhere, contextlib.redirect_stderr(nowhere):
-            logger.enable("datatrove")
-            try:
-                return super()._run_for_rank(rank, local_rank, node_rank)
-            finally:
-                logger.remove()  # datatrove has added stderr again, which is about to close
-                logger.disable("datatrove")
-
-
-class _LocalPool(_LogFileOnly, LocalPipelineExecutor):
-    """datatrove's executor of one machine, over a pool that notices a worker that the system killed."""
-
-    def run(self) -> None:
-        """Run the tasks that are not finished, each with steps of its own."""
-        ranks = self.get_incomplete_ranks()
-        if self.workers == 1:
-            for rank in ranks:
-                copy.deepcopy(self)._run_for_rank(rank)
-            return
-        context = multiprocessing.get_context(self.start_method)
-        with ProcessPoolExecutor(min(self.workers, len(ranks)), context, _end_with_parent) as pool:
-            jobs = [pool.submit(self._run_for_rank, rank) for rank in ranks]
-            try:
-                for job in tqdm(as_completed(jobs), total=len(jobs), unit="task", leave=False, disable=None):
-                    job.result()
-            except BaseException as error:  # an interrupt reached the workers too; else those at work end first, or
-                pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)  # they would meet the next try's
-                raise
+def run_local(executor: LocalPipelineExecutor, workers: int | None) -> None:
+    """Run the tasks that are not finished, each with steps of its own, and notice a worker that the system killed."""
+    ranks = executor.get_incomplete_ranks()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or min(executor.tasks, usable)
+    if workers == 1:
+        for rank in ranks:
+            _run_task(copy.deepcopy(executor), rank)
+        return
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload([__name__])  # imported once for the workers of all stages
+    with ProcessPoolExecutor(min(workers, len(ranks)), context, _end_with_parent) as pool:
+        jobs = [pool.submit(_run_task, executor, rank) for rank in ranks]
+        try:
+            for job in tqdm(as_completed(jobs), total=len(jobs), unit="task", leave=False, disable=None):
+                job.result()
+        finally:  # after an error those at work end first, or the next try's would meet them
+            pool.shutdown(cancel_futures=True)
 
 
-class _Ray(_LogFileOnly, RayPipelineExecutor):
-    """datatrove's executor of a Ray cluster."""
+def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
+    """Run one task, which writes to its log file alone."""
+    with open(os.devnull, "w", encoding="utf8") as nowhere, contextlib.redirect_stderr(nowhere):
+        logger.enable("datatrove")
+        try:
+            executor._run_for_rank(rank)
+        finally:
+            logger.remove()  # datatrove has added stderr again, which is about to close
+            logger.disable("datatrove")
 
 
 def _end_with_parent() -> None:
@@ -470,20 +460,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class Slurm(NamedTuple):
-    """What `sbatch` is told. `mem`: GB a task; `more`: further options, as {"qos": "long"}."""
-
-    time: str = "24:00:00"
-    partition: str = ""
-    account: str = ""
-    mem: int = 4
-    env_command: str = ""
-    more: Mapping[str, str] = {}
-
-
-def run_build(build: CardBuild, executor: str = "local", workers: int | None = None, slurm: Slurm | None = None,
-        memory: float = 2.0, progress: bool = True) -> str | None:
-    """Do what is not done yet. `workers`: tasks at a time (None: local, one a processor; else no limit); `memory`: GB.
+def run_build(build: CardBuild, executor: str = "local", workers: int | None = None, memory: float = 2.0,
+              slurm: Mapping[str, Any] | None = None) -> str | None:
+    """Do what is not done yet. `workers`: tasks at a time (None: local, one a processor; else no limit); `memory`: GB
+    a task on Ray; `slurm`: options of datatrove's `SlurmPipelineExecutor`, `time` and `partition` among them.
 
     Returns the last job's id for Slurm, which goes on alone. Raises `Me5Error`, one line.
     """
@@ -493,44 +473,45 @@ def run_build(build: CardBuild, executor: str = "local", workers: int | None = N
         return None
     logger.disable("datatrove")  # its tasks write to their log files
     with io.locked(build.out / ".build" / ".lock"):
-        found = build_stages(build, progress and build.pairs is not None and sys.stderr.isatty())
+        found = build_stages(build)
         logs = [str(build.folder / "logs" / f"{i:02d}-{name.replace(' ', '-')}") for i, (name, *_) in enumerate(found)]
         if executor == "slurm":
-            return _submit(build.card.name, found, logs, workers or -1, slurm or Slurm())
+            return _submit(build.card.name, found, logs, workers or -1, slurm or {})
         for number, (name, steps, tasks) in enumerate(found):
             title = f"{build.card.name} {number + 1}/{len(found)} {name}"
-            _finish(title, _executor(executor, steps, tasks, logs[number], workers, memory))
-            if progress and build.pairs is None:
+            if executor == "local":
+                local = LocalPipelineExecutor(steps, tasks, logging_dir=logs[number])
+                _finish(title, local, partial(run_local, local, workers))
+            else:
+                _start_ray()
+                ray = RayPipelineExecutor(steps, tasks, workers or -1, logging_dir=logs[number], mem_per_cpu_gb=memory)
+                _finish(title, ray, ray.run)
+            if build.pairs is None:
                 print(f"{title}: {tasks} tasks", file=sys.stderr)
     return None
 
 
-def _executor(kind: str, steps: list, tasks: int, logs: str, workers: int | None, memory: float) -> Any:
-    """What runs a stage on this machine, or on the Ray cluster that it belongs to (or a new one of this machine)."""
-    if kind == "local":
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        return _LocalPool(steps, tasks, workers or min(tasks, usable), logs, start_method=method)
+def _start_ray() -> None:
+    """Join the Ray cluster that this machine belongs to, or start one of this machine."""
     try:
         import ray
     except ImportError:
         raise Me5Error("--executor ray needs Ray: pip install 'ray[default]'") from None
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
-    return _Ray(steps, tasks, workers or -1, logging_dir=logs, mem_per_cpu_gb=memory)
 
 
-def _finish(title: str, executor: Any) -> None:
+def _finish(title: str, executor: PipelineExecutor, run: Callable[[], object]) -> None:
     """Run what a stage still lacks. Raises `Me5Error` naming the log of a task that is not finished after it."""
     why = ""
     try:
         if executor.get_incomplete_ranks():
-            executor.run()
+            run()
     except Me5Error:
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        died = type(error).__name__ == "BrokenProcessPool"
+        died = isinstance(error, BrokenProcessPool)
         why = f" ({'a worker was killed: too little memory? Try fewer --workers' if died else said})"
     if (missing := executor.get_incomplete_ranks()) or why:
         log = executor.logging_dir.resolve_paths(f"logs/task_{(missing or [0])[0]:05d}.log")
@@ -538,7 +519,7 @@ def _finish(title: str, executor: Any) -> None:
                        "from there")
 
 
-def _submit(card: str, found: list[tuple], logs: list[str], workers: int, slurm: Slurm) -> str:
+def _submit(card: str, found: list[tuple], logs: list[str], workers: int, slurm: Mapping[str, Any]) -> str:
     """Submit the stages, each an array job that waits for the one before and skips what is done; the last job's id.
 
     Raises `Me5Error` where there is no `sbatch`, or it refuses.
@@ -547,18 +528,15 @@ def _submit(card: str, found: list[tuple], logs: list[str], workers: int, slurm:
         raise Me5Error("there is no sbatch here: start the build on a login node, or choose --executor local")
     if "SLURM_ARRAY_TASK_ID" in os.environ:
         raise Me5Error("this is a task of a Slurm array: start the build on a login node")
-    if not slurm.partition:
+    if not slurm.get("partition"):
         raise Me5Error("--executor slurm needs --partition")
-    before, more = None, ({"account": slurm.account} if slurm.account else {}) | dict(slurm.more)
+    last = None
     for (name, steps, tasks), folder in zip(found, logs, strict=True):
-        before = SlurmPipelineExecutor(
-            steps, tasks, slurm.time, slurm.partition, mem_per_cpu_gb=slurm.mem, workers=workers, qos="",
-            job_name=f"me5-{card}-{name.replace(' ', '-')}", env_command=slurm.env_command or None, sbatch_args=more,
-            depends=before, logging_dir=folder,
-        )  # fmt: skip
+        last = SlurmPipelineExecutor(steps, tasks, workers=workers, qos="", depends=last, logging_dir=folder,
+                                     job_name=f"me5-{card}-{name.replace(' ', '-')}", **slurm)
     try:
-        before.run()
+        last.run()
     except subprocess.CalledProcessError as error:
         raise Me5Error(f"card {card}: sbatch refused the job (exit code {error.returncode}): see its message above"
                        ) from None
-    return str(before.job_id)
+    return str(last.job_id)

@@ -6,8 +6,7 @@
 Rows are shuffled once at build by a stateless hash of the row number, so that a block of neighbouring rows is already a
 random sample and the plan may permute blocks instead of rows. A shard of the corpus has the columns `english, text`
 (translations, which can be read in both directions) or `query, passage` (title and body: one direction). Opening takes
-under a millisecond and keeps no file handle (only the mapping), so hundreds of streams stay open at once. A block lies
-in one piece on the disk, which makes a cold reading twice as fast as one record batch for all rows would.
+under a millisecond and keeps no file handle (only the mapping), so hundreds of streams stay open at once.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,16 +28,6 @@ from me5lib.io import Me5Error, sha256
 MAPPED, MANIFEST = "pairs.arrow", "manifest.json"
 BLOCK = 1024  # rows that lie together, and that the plan moves together
 GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64: 2^64 over the golden ratio
-
-
-class Rows(Protocol):
-    """What is read of a stream: a shard, or several joined."""
-
-    rows: int
-    columns: tuple[str, ...]
-
-    def read(self, rows: np.ndarray) -> Sequence[Sequence]:
-        """The rows at these positions, in that order: a list per column."""
 
 
 class Manifest(NamedTuple):
@@ -52,11 +41,24 @@ class Manifest(NamedTuple):
 
 
 class Shard:
-    """A finished shard, memory-mapped: `rows`, their number, and `columns`, their names. Read by position."""
+    """The rows of a stream, memory-mapped: `rows`, their number, and `columns`, their names. Read by position.
 
-    def __init__(self, folder: Path, manifest: Manifest, mapped: pa.ipc.RecordBatchFileReader):
-        self.folder, self.manifest, self._mapped = folder, manifest, mapped
-        self.rows, self.columns = manifest.rows, manifest.columns
+    Of several folders, as a build leaves them, the rows of one come after those of the one before.
+    """
+
+    def __init__(self, *folders: Path):
+        """Raises `Me5Error` for a folder that is missing, damaged or of other columns than the first, and for none."""
+        opened = [_open_mapped(folder) for folder in folders]
+        self.manifests, self._mapped = [manifest for manifest, _ in opened], [mapped for _, mapped in opened]
+        if len({manifest.columns for manifest in self.manifests}) != 1:
+            told = "; ".join(f"{folder}: {', '.join(manifest.columns)}"
+                             for folder, manifest in zip(folders, self.manifests, strict=True)) or "there are none"
+            raise Me5Error(f"shards that are read as one need the same columns ({told})")
+        self.columns = self.manifests[0].columns
+        rows = np.array([manifest.rows for manifest in self.manifests])
+        blocks = -(-rows // BLOCK)
+        self.rows, self._stops, self._starts = int(rows.sum()), np.cumsum(rows), np.cumsum(rows) - rows
+        self._first_block = np.cumsum(blocks) - blocks  # of each folder, counted over all of them
 
     def take(self, rows: np.ndarray) -> list[tuple]:
         """The rows at the positions `rows` (int64 [n], 0 ≤ row < `self.rows`), as tuples in that order."""
@@ -64,41 +66,27 @@ class Shard:
 
     def read(self, rows: np.ndarray) -> list[list]:
         """As `take`, a list per column."""
-        block, offset = np.divmod(np.asarray(rows, dtype=np.int64), BLOCK)
+        rows = np.asarray(rows, dtype=np.int64)
+        part = np.searchsorted(self._stops, rows, side="right")
+        block, offset = np.divmod(rows - self._starts[part], BLOCK)
+        block += self._first_block[part]
         if len(rows) and (block == block[0]).all():
-            return _block_rows(self._mapped.get_batch(int(block[0])), offset)
+            return self._read_block(part[0], block[0], offset)
         order = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[order], prepend=-1, append=-1)).tolist()
         pieces = [order[start:stop] for start, stop in pairwise(cuts)]
-        parts = [_block_rows(self._mapped.get_batch(int(block[at[0]])), offset[at]) for at in pieces]
+        read = [self._read_block(part[at[0]], block[at[0]], offset[at]) for at in pieces]
         back = np.argsort(order).tolist()
-        columns = [[value for part in parts for value in part[i]] for i in range(len(self.columns))]
+        columns = [[value for piece in read for value in piece[i]] for i in range(len(self.columns))]
         return columns if back == sorted(back) else [[column[i] for i in back] for column in columns]
 
-
-class Joined:
-    """Several shards read as one: row i of the second comes after the last of the first. Columns must be equal."""
-
-    def __init__(self, parts: Sequence[Shard]):
-        """Raises `Me5Error` for no parts, or parts of different columns."""
-        if len({part.columns for part in parts}) != 1:
-            told = "; ".join(f"{part.folder}: {', '.join(part.columns)}" for part in parts) or "there are none"
-            raise Me5Error(f"shards that are read as one need the same columns ({told})")
-        self.parts, self.columns = tuple(parts), parts[0].columns
-        self._stops = np.cumsum([part.rows for part in parts])
-        self.rows = int(self._stops[-1])
-
-    def read(self, rows: np.ndarray) -> list[list]:
-        """The rows at these positions, in that order: a list per column."""
-        rows = np.asarray(rows, dtype=np.int64)
-        part = np.searchsorted(self._stops, rows, side="right")
-        found = [np.empty(len(rows), dtype=object) for _ in self.columns]
-        for i in np.unique(part).tolist():
-            at = np.flatnonzero(part == i)
-            start = int(self._stops[i]) - self.parts[i].rows
-            for column, values in zip(found, self.parts[i].read(rows[at] - start), strict=True):
-                column[at] = np.fromiter(values, dtype=object, count=len(at))
-        return [column.tolist() for column in found]
+    def _read_block(self, part: int, block: int, offsets: np.ndarray) -> list[list]:
+        """Some rows of a block: a list per column."""
+        batch = self._mapped[part].get_batch(int(block - self._first_block[part]))
+        if 2 * len(offsets) < batch.num_rows:
+            return [column.to_pylist() for column in batch.take(pa.array(offsets)).columns]
+        order = offsets.tolist()  # most of it: no copy of the texts in Arrow first
+        return [[column[i] for i in order] for column in (column.to_pylist() for column in batch.columns)]
 
 
 def write_shard(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
@@ -128,7 +116,7 @@ def write_shard(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
     return manifest
 
 
-def open_shard(folder: Path) -> Shard:
+def _open_mapped(folder: Path) -> tuple[Manifest, pa.ipc.RecordBatchFileReader]:
     """Memory-map the shard `folder`. Raises `Me5Error` when it is missing, cut short, or not what its manifest says."""
     try:
         given = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
@@ -143,21 +131,23 @@ def open_shard(folder: Path) -> Shard:
             raise ValueError("rows or columns differ from its manifest")
     except (FileNotFoundError, ValueError, TypeError, KeyError, pa.ArrowInvalid) as error:
         raise damaged(folder, " ".join(str(error).split()) or type(error).__name__) from None
-    return Shard(folder, manifest, mapped)
+    return manifest, mapped
 
 
-def open_streams(folder: Path) -> dict[tuple[str, str], Joined]:
-    """Every stream in `folder`, by (source, language): `<source>/<language>/part-…`, as `me5 mixture build` leaves it.
+def open_card(name: str, folder: Path) -> dict[tuple[str, str], Shard]:
+    """(card, language) → the shards of a card in `folder`: `<language>/part-…`, as a build or a drawing leaves them."""
+    parts = defaultdict(list)
+    for manifest in sorted(folder.glob(f"*/part-*/{MANIFEST}")):
+        parts[name, manifest.parent.parent.name].append(manifest.parent)
+    return {stream: Shard(*folders) for stream, folders in parts.items()}
 
-    Raises `Me5Error` where there is none, or one is damaged.
-    """
-    parts: dict[tuple[str, str], list[Shard]] = {}
-    for manifest in sorted(folder.glob(f"*/*/part-*/{MANIFEST}")):
-        language = manifest.parent.parent
-        parts.setdefault((language.parent.name, language.name), []).append(open_shard(manifest.parent))
-    if not parts:
+
+def open_streams(folder: Path) -> dict[tuple[str, str], Shard]:
+    """The shards of every card in `folder`. Raises `Me5Error` where there are none, or one is damaged."""
+    found = [item for card in sorted(folder.glob("*/")) for item in open_card(card.name, card).items()]
+    if not found:
         raise Me5Error(f"no built shards in {folder}: me5 mixture build --card NAME --out {folder}")
-    return {stream: Joined(own) for stream, own in parts.items()}
+    return dict(found)
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
@@ -194,11 +184,3 @@ def full_disk(error: OSError, folder: Path) -> Me5Error | OSError:
     if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return error
     return Me5Error(f"no space left for {folder}: free some, or point ME5_CACHE to a larger disk, and run again")
-
-
-def _block_rows(batch: pa.RecordBatch, offsets: np.ndarray) -> list[list]:
-    """Some rows of a block: a list per column."""
-    if 2 * len(offsets) < batch.num_rows:
-        return [column.to_pylist() for column in batch.take(pa.array(offsets)).columns]
-    order = offsets.tolist()  # most of it: no copy of the texts in Arrow first
-    return [[column[i] for i in order] for column in (column.to_pylist() for column in batch.columns)]

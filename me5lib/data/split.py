@@ -27,7 +27,7 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from me5lib.data.shards import GOLDEN, Rows
+from me5lib.data.shards import GOLDEN, Shard
 from me5lib.pairs import normalise, text_key
 
 NEAR = 0.6  # ours: below it unlike strings begin to chain up (at 0.45 a third of Home Assistant is one cluster)
@@ -243,7 +243,7 @@ class Leak(NamedTuple):
     evaluated: str
 
 
-def find_leaks(shards: Mapping[tuple[str, str], Rows], texts: Mapping[tuple[str, str], Iterable[str]],
+def find_leaks(shards: Mapping[tuple[str, str], Shard], texts: Mapping[tuple[str, str], Iterable[str]],
                progress: bool = True) -> Iterator[Leak]:
     """Every training text of `shards`, by (source, language), that should not be there for one of `texts`, by (task,
     language): equal to one when normalised, whatever language either is in, or near one within its language.

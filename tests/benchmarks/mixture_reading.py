@@ -44,7 +44,7 @@ def write(folder: Path, sources: int, rows: int) -> None:
 
 def ours(folder: Path, steps: int) -> Callable[[], Iterator[list]]:
     """`Mixture.batch`, and the two lists that a tokenizer takes."""
-    found = {(path.name, "en"): shards.open_shard(path) for path in sorted(folder.glob("s??"))}
+    found = {(path.name, "en"): shards.Shard(path) for path in sorted(folder.glob("s??"))}
     plan = Mixture(found, steps=steps, batch=BATCH, seed=1)
 
     def run() -> Iterator[list]:
@@ -63,7 +63,7 @@ def theirs(folder: Path, steps: int, shuffled: bool = False) -> Callable[[], Ite
     held = {path.name: datasets.Dataset.from_parquet(str(path / "pairs.parquet"), cache_dir=str(folder / "datasets"))
             for path in sorted(folder.glob("s??"))}
     held = {name: (one.shuffle(seed=1) if shuffled else one).with_format("arrow") for name, one in held.items()}
-    found = {(path.name, "en"): shards.open_shard(path) for path in sorted(folder.glob("s??"))}
+    found = {(path.name, "en"): shards.Shard(path) for path in sorted(folder.glob("s??"))}
     plan = Mixture(found, steps=steps, batch=BATCH, seed=1)
     rows = [(plan.plan(step).sources[0], np.sort(plan.plan(step).row)) for step in range(steps)]  # outside the clock
     if shuffled:
