@@ -45,9 +45,7 @@ class Encoder(nn.Module):
         self.max_tokens = max_tokens
         words = backbone.get_input_embeddings()
         if words.padding_idx not in (None, tokenizer.pad_token_id):
-            # mE5-small's configuration calls token 0 padding, which in its vocabulary is `<s>`: torch would never train
-            # it. What the authors' run did is not published; ours trains it, like every token of a text.
-            words.padding_idx = None
+            words.padding_idx = None  # mE5-small's configuration names `<s>`, which torch would then never train (ours)
 
     @property
     def width(self) -> int:
@@ -63,8 +61,8 @@ class Encoder(nn.Module):
     def new(cls, shape: config.Model, tokenizer: PreTrainedTokenizerFast, seed: int, dropout: float = 0.0) -> Encoder:
         """The encoder that a stage 1 starts from: random BERT weights of this shape, or the hub's `shape.backbone`.
 
-        The random one is drawn from `seed` without touching torch's global generator, and has no dropout (ours: a run
-        of one pass over its data does not overfit); a hub backbone keeps its own.
+        The random one is drawn from `seed` without touching torch's global generator, by default without dropout (ours:
+        one pass over the data does not overfit); a hub backbone keeps its own.
         """
         if shape.backbone != "random":
             encoder = cls.load(shape.backbone).trained_further()
@@ -85,10 +83,7 @@ class Encoder(nn.Module):
 
     @classmethod
     def load(cls, model: str | Path) -> Encoder:
-        """An encoder from a checkpoint folder, a hub id or `me5-small-q4`, in fp32 and in evaluation mode.
-
-        Raises `Me5Error`, one line, for what `save_load.read_model` cannot have, or would read wrongly.
-        """
+        """The encoder of a folder, a hub id or `me5-small-q4`, in fp32 and evaluation mode: `save_load.read_model`."""
         return cls(*save_load.read_model(model)).eval()
 
     def trained_further(self) -> Encoder:
@@ -105,10 +100,7 @@ class Encoder(nn.Module):
         save_load.write_model(self.backbone, self.tokenizer, self.max_tokens, Path(folder), prompts, also)
 
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
-        """Token ids of `prefix + text` with `<s>` and `</s>`, at most `max_tokens` (the encoder's own if None).
-
-        Cleaning comes first (`text.clean`: ValueError for None, naming its index).
-        """
+        """Token ids of cleaned `prefix + text` with `<s>` and `</s>`, at most `max_tokens` (None: the encoder's)."""
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         raw = self.tokenizer.backend_tokenizer
         if raw.truncation is not None or raw.padding is not None:  # left over from whoever saved it
@@ -118,10 +110,7 @@ class Encoder(nn.Module):
         return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
 
     def forward(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
-        """Unit vectors, fp32 [n, width], of n rows of token ids, in their order and with gradient.
-
-        All pieces belong to one graph; for a batch too big for that, `train.gradcache` calls this piece by piece.
-        """
+        """Unit vectors, fp32 [n, width], of n rows of token ids, in their order and with gradient, in one graph."""
         return nn.functional.normalize(self.pool(ids, token_budget), dim=-1)
 
     def pool(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
@@ -168,9 +157,8 @@ class Encoder(nn.Module):
                progress: bool = False) -> np.ndarray:
         """Vectors of `prefix + text`, fp32 [n, width], in the order of `texts`; no gradient, no dropout.
 
-        `precision` is "fp32", "bf16" or "fp16" (autocast of the backbone; vectors then agree to about 1e-3).
-        `token_budget` is padded tokens at once (None: what suits the device). Raises ValueError for None, naming its
-        index.
+        `precision`: "fp32", "bf16" or "fp16" (autocast of the backbone; vectors then agree to about 1e-3).
+        `token_budget`: padded tokens at once (None: what suits the device). Raises ValueError as `text.clean` does.
         """
         from tqdm.auto import tqdm
 
@@ -192,7 +180,7 @@ class Encoder(nn.Module):
         """Evaluation mode, no gradient, autocast as asked; mode and hook are put back afterwards.
 
         On a CPU, what goes from layer to layer is in half precision too: autocast alone leaves it in fp32 and casts it
-        before every product, 1.24 of the time (measured). On a GPU layer norms are fp32 by autocast's own rules.
+        before every product, 1.24 of the time (measured).
         """
         if precision not in HALVES and precision != "fp32":
             raise ValueError(f"precision {precision!r}: choose one of fp32, {', '.join(HALVES)}")
@@ -202,8 +190,7 @@ class Encoder(nn.Module):
             handle = embeddings.register_forward_hook(lambda module, inputs, output: output.to(half))
         self.eval()
         try:
-            autocast = torch.autocast(self.device.type, half or torch.bfloat16, enabled=half is not None)
-            with torch.inference_mode(), autocast:
+            with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
                 yield
         finally:
             self.train(was_training)
@@ -227,10 +214,8 @@ def piece_tokens(device: torch.device) -> int:
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> Iterator[np.ndarray]:
-    """Cut [0, n) into pieces of similar length: index arrays, longest first, each at most `token_budget` when padded.
-
-    A row longer than the budget is a piece of its own. Stable: rows of one length keep their order.
-    """
+    """Cut [0, n) into pieces of similar length: index arrays, longest first, each at most `token_budget` when padded;
+    a longer row is a piece of its own. Rows of one length keep their order."""
     sizes = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-sizes, kind="stable")
     start = 0

@@ -87,7 +87,7 @@ def member(wheel: Path) -> bytes:
 
 
 def parse_file(content: bytes) -> FileWeights:
-    """The 4-bit file's content, checked: little-endian; head, vocabulary, normaliser, directory, tensors.
+    """The 4-bit file's content: little-endian; head, vocabulary, normaliser, directory, tensors.
 
     The normaliser (single characters only) is left: `text.charsmap` is whole. Raises `Me5Error` for another version,
     an unknown kind of tensor, one that lies outside the file or has NaN in it, and a file that is cut short.

@@ -1,8 +1,7 @@
 """A checkpoint on disk: what `transformers` and `sentence-transformers` (6.x) need, and how it is read back.
 
 Safetensors and JSON only, no pickle. Written beside and renamed into place, so a folder is whole or absent. The
-prefixes (of an instruct model: its instruction) are saved as prompts, which `encode_query` and `encode_document` of
-sentence-transformers add by themselves. `encoder.Encoder` is made of what is read here.
+prefixes (of an instruct model: its instruction) are saved as prompts, which sentence-transformers adds by itself.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     config = backbone.config
     if "embeddings.word_embeddings.weight" in state and "pooler.dense.weight" not in state:
-        # BERT and XLM-R classes expect the layer over the first token, and each load says so where it is missing.
-        # Average pooling never asks for it: it is the identity.
+        # the layer over the first token, of which a load says that it is missing; average pooling never asks for it
         state |= {"pooler.dense.weight": torch.eye(config.hidden_size),
                   "pooler.dense.bias": torch.zeros(config.hidden_size)}
     config.architectures, config.dtype = [type(backbone).__name__], str(backbone.dtype).split(".")[1]
@@ -76,8 +74,7 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
 def sentence_transformers_files(width: int, prompts: Mapping[str, str] = PROMPTS) -> dict[str, object]:
     """The JSON files that make a transformers folder a sentence-transformers model: file name → content.
 
-    Average pooling with the prompt counted in, L2 norm, and the prompts. Written by hand: its `save_pretrained` would
-    load the weights a second time, and import for seconds at the end of every training.
+    Written by hand: its `save_pretrained` would load the weights a second time, and import for seconds.
     """
     package = "sentence_transformers"
     modules = (
@@ -101,7 +98,7 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     """Backbone (fp32, without its pooler), tokenizer and longest text in tokens, of any model that `resolve` knows.
 
     Raises `Me5Error`, one line, for what cannot be had or read, and for what would give other vectors than its makers
-    mean: no tokenizer, or another than XLM-R's where it says so; other pooling than the average; custom code.
+    mean: see `resolve.readable_files`; a tokenizer that is not XLM-R's where the table has its rows.
     """
     ref = resolve(model)
     if ref.kind == "released":

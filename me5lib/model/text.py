@@ -122,10 +122,9 @@ def check_golden(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None = None) -> PreTrainedTokenizerFast:
-    """A unigram tokenizer of at most `vocabulary` pieces, the same for the same texts on every run.
+    """A unigram tokenizer of at most `vocabulary` pieces, the same for the same texts; written to `folder`, if given.
 
-    Of more than `TRAINING_TEXTS` texts every k-th is read. Written to `folder` when one is given. Raises `Me5Error`
-    when there is no text to learn from, or too few pieces for its letters and the 256 bytes.
+    Of more than `TRAINING_TEXTS` texts every k-th is read. Raises `Me5Error` for no text, and for too few pieces.
     """
     import sentencepiece
 
@@ -149,19 +148,16 @@ def _sample(texts: Iterable[str]) -> list[str]:
     """At most `TRAINING_TEXTS` different texts, evenly spaced, in the order given; cleaned, cut short, normalised."""
     from tokenizers.normalizers import Precompiled
 
-    kept = list(dict.fromkeys(clean(list(texts), TRAINING_CHARS)))
-    kept = [text for text in kept if text.strip()]
+    kept = list(dict.fromkeys(text for text in clean(list(texts), TRAINING_CHARS) if text.strip()))
     step = max(1, -(-len(kept) // TRAINING_TEXTS))
-    normaliser = Precompiled(charsmap())
-    return [text for text in map(normaliser.normalize_str, kept[::step]) if text.strip()]
+    return [text for text in map(Precompiled(charsmap()).normalize_str, kept[::step]) if text.strip()]
 
 
 def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
-    """sentencepiece's trainer, a serialised model. On one thread, so that its sums are always added in one order.
+    """sentencepiece's model of `sample`, serialised. On one thread, so that its sums are always added in one order.
 
     Characters with a piece of their own are the commonest, seen at least twice, within a third of the pieces: a share
-    of all running characters (XLM-R: 0.9995) would drop whole scripts that have few texts here. What is left out is
-    spelt in UTF-8 bytes, so that no text turns into <unk> (XLM-R has no such fallback: ours).
+    of all running characters (XLM-R: 0.9995) would drop whole scripts. The others are spelt in UTF-8 bytes (ours).
     """
     counts = Counter(chain.from_iterable(sample))
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocabulary // 3]
@@ -192,10 +188,9 @@ def _sentencepiece_model(sample: list[str], **options: Any) -> bytes:
 def charsmap() -> bytes:
     """XLM-R's character map, as the normaliser `Precompiled` of `tokenizers` takes it.
 
-    It is sentencepiece's `nmt_nfkc` as it was in 2019. The one of the installed sentencepiece knows a later Unicode;
-    Unicode never changes how characters that it has are composed, so the two differ only in rules that name a
-    character that came later, and in the joiner. Leaving those out and putting the joiner in gives XLM-R's 224,711
-    rules exactly, whichever sentencepiece made them: the hash of all of them is held. Raises `Me5Error` otherwise.
+    It is sentencepiece's `nmt_nfkc` as it was in 2019. Today's differs only in rules that name a character that Unicode
+    gained later, and in the joiner: without those and with the joiner it has XLM-R's 224,711 rules exactly, whose hash
+    is held. Raises `Me5Error` otherwise.
     """
     import sentencepiece
 
@@ -215,8 +210,8 @@ def charsmap() -> bytes:
 def _compiled(**normaliser: str) -> bytes:
     """The character map that sentencepiece's trainer compiles into a model, here one of next to no text.
 
-    Read off the wire format of its protobuf message, which spares the protobuf package: field 1 of the normaliser is
-    its name, field 2 the map: its length, seven bits a byte with the lowest first, and its bytes.
+    Of its protobuf message, field 1 of the normaliser is its name, field 2 the map: its length, seven bits a byte with
+    the lowest first, and its bytes.
     """
     content, size = _sentencepiece_model(["a b"] * 8, vocab_size=8, **normaliser), 0
     start, end = re.search(rb"\n.(nmt_nfkc|user_defined)\x12([\x80-\xff]*[\0-\x7f])", content, re.DOTALL).span(2)
