@@ -17,7 +17,7 @@ from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, text_key
-from me5lib.train import labelled, teacher
+from me5lib.train import labelled, stages, teacher
 from me5lib.train.distributed import Team, launch
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
@@ -97,11 +97,10 @@ def test_mining_finds_as_many_as_all_passes_want(encoder):
     assert all(len(set(row.negatives)) == 6 for row in many)
 
 
-def test_any_world_size_and_a_resume_meet_the_same_groups(encoder, tmp_path):
+def test_a_resume_and_any_world_size_meet_the_same_groups(encoder, tmp_path):
     made, plan = make(encoder, tmp_path / "w")
-    again, _ = make(None, tmp_path / "w")
-    assert again == made
-    for step in (3, 0, 5):
+    assert make(None, tmp_path / "w")[0] == made
+    for step in (3, 0):
         whole = plan.batch(made, step, 2)
         for world in (2, 3):
             assert sum((plan.batch(made, step, 2, rank, world) for rank in range(world)), []) == whole
@@ -148,18 +147,6 @@ def test_an_example_to_which_nothing_is_wrong_is_refused():
         labelled.add_negatives(rows, "labelled", None, stage_of(), sides, 0)
 
 
-@pytest.mark.parametrize(("scores", "fault"), [
-    ((1.0, 2.0), "2 with another number of scores than passages"), (None, "2 without scores"),
-    ((1.0, float("nan"), 0, 0, 0), "2 with scores that are no numbers"),
-])  # fmt: skip
-def test_kept_scores_that_do_not_fit_are_counted_and_refused(tmp_path, scores, fault):
-    rows = [row._replace(negatives=row.negatives[:4], teacher_scores=(1.0, 0.0, 0.5, 0.2, 0.1)) for row in ROWS]
-    rows[3:5] = [row._replace(teacher_scores=scores) for row in rows[3:5]]
-    labelled._write_groups(tmp_path, dict(enumerate(rows)), {}, "report.json")
-    with pytest.raises(Me5Error, match=f"of 24 groups {fault}"):
-        labelled.read_groups(tmp_path)
-
-
 # ---- teachers --------------------------------------------------------------------------------------------------------
 
 
@@ -201,9 +188,7 @@ HELD = [row._replace(query=f"held out: {row.query}") for row in ROWS]  # no pair
 def test_a_better_teacher_scores_every_group_of_every_pass_and_is_in_the_report(encoder, tmp_path, told, capsys):
     only = told(Told())
     made, plan = make(encoder, tmp_path / "w", stage=NAMED, dev=HELD, progress=True)
-    output = capsys.readouterr().out
-    said = re.search(r"the told one (\S+), start model (\S+) first of 8 .24 held-out", output)
-    assert f"the told one: 120 pairs scored here, 0 read from {tmp_path / 'cache' / 'scores'}\n" in output
+    said = re.search(r"the told one (\S+), start model (\S+) first of 8 .24 held-out", capsys.readouterr().out)
     assert scored(made) and float(said[1]) > float(said[2])
     for i, row in made.items():
         right = [Told.of(row.query, text) for text in (row.positives[0], *row.negatives)]
@@ -270,6 +255,91 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
     assert made == right and scored(made)
 
 
+# ---- the loss of stage 2, and several processes ----------------------------------------------------------------------
+
+
+def taught(**dials):
+    return stage_of(**{"steps": 3, "batch": 6, "loss": "one-way", "temperature": 0.1, "teacher_temperature": 2.0,
+                       "query_tokens": 99, "passage_tokens": 99} | dials)  # fmt: skip
+
+
+class Toy(torch.nn.Module):
+    """Unit vectors in float64 out of the sum of a text's letters: an encoder as far as a step sees."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.letters = torch.nn.EmbeddingBag(128, 6, mode="mean", dtype=torch.float64)
+
+    def tokenize(self, texts, prefix="", longest=None):
+        return [[ord(letter) % 128 for letter in text[:longest]] for text in texts]
+
+    def forward(self, ids, *_):
+        if not len(ids):
+            return self.forward([[0]])[:0]
+        flat = torch.tensor([token for row in ids for token in row])
+        starts = torch.tensor([0, *(len(row) for row in ids)]).cumsum(0)[:-1]
+        return torch.nn.functional.normalize(self.letters(flat, starts), dim=1)
+
+
+def examples():
+    """Nine rows of two passes' negatives, scored; two share a query, one's answer is another's wrong one."""
+    draw = np.random.default_rng(0)
+    queries = [f"{COLOURS[i % 6]} thing {i}" for i in range(8)] + ["red thing 0"]
+    rows = [Labelled(query, (f"answer {i} {query}",), tuple(f"wrong {i} {j}" for j in range(4)), "s", "en",
+                     tuple(draw.normal(size=5).round(3))) for i, query in enumerate(queries)]
+    return [rows[0]._replace(negatives=(rows[1].positives[0], *rows[0].negatives[1:])), *rows[1:]]
+
+
+def measured(team, stage, steps=(0, 1, 2)):
+    """Loss and gradient of some steps, as the stage has them."""
+    toy, rows = Toy(), examples()
+    plan, made = labelled.SamplingPlan(rows, stage, 0, 1.0), dict(enumerate(rows))
+    found = []
+    for step in steps:
+        batch = plan.batch(made, step, 2, team.rank, team.world)
+        value = stages.work_of(batch, team.wrap(toy), toy, stage, team, stages.Budget(2**20, 2**20), (0, step),
+                               lambda source: ("query: ", "passage: ")).compute()
+        found.append([team.mean(value.item()), toy.letters.weight.grad.flatten().tolist()])
+        toy.zero_grad()
+    return found
+
+
+def by_hand(stage, step):
+    """KL and InfoNCE of a step in plain loops: means over its rows."""
+    toy, rows = Toy(), examples()
+    group = []
+    for i, turn in labelled.SamplingPlan(rows, stage, 0, 1.0).draws(step):
+        places = [(turn * 2 + j) % 4 for j in range(2)]
+        group.append((rows[i], [rows[i].negatives[j] for j in places],
+                      [rows[i].teacher_scores[0], *(rows[i].teacher_scores[1 + j] for j in places)]))  # fmt: skip
+
+    def vector(text):
+        return toy(toy.tokenize([text])).detach()[0]
+
+    texts = [(text, own) for own, (row, wrong, _) in enumerate(group) for text in (row.positives[0], *wrong)]
+    divergence = contrast = 0.0
+    for own, (row, wrong, scores) in enumerate(group):
+        asked = vector("query: " + row.query)
+        logits = [float(asked @ vector("passage: " + text)) / 0.1 for text in (row.positives[0], *wrong)]
+        s = [math.exp(x) / sum(map(math.exp, logits)) for x in logits]
+        t = [math.exp(x / 2) / sum(math.exp(y / 2) for y in scores) for x in scores]
+        divergence += sum(a * math.log(a / b) for a, b in zip(t, s, strict=True)) / len(group)
+        rivals = [math.exp(float(asked @ vector("passage: " + text)) / 0.1) for text, of in texts
+                  if of == own or (group[of][0].query != row.query and text != row.positives[0])]
+        contrast += -math.log(math.exp(logits[0]) / sum(rivals)) / len(group)
+    return divergence, contrast
+
+
+def test_stage_2_is_kl_plus_alpha_times_info_nce_by_hand():
+    for alpha in (0.0, 0.2, 3.0):
+        stage = taught(contrastive_weight=alpha)
+        for step, (found, _) in enumerate(measured(Team.alone(), stage)):
+            divergence, contrast = by_hand(stage, step)
+            assert divergence > 0.05 and contrast > 0.5
+            assert found == pytest.approx(divergence + alpha * contrast, abs=1e-6)
+
+
 RANK = """
 import sys
 from pathlib import Path
@@ -280,8 +350,8 @@ folder, team = Path(sys.argv[1]), distributed.join(2)
 told, teacher.GROUPS_A_FILE = the.Told(), 4
 teacher.io.cache, teacher.open_teacher = lambda: folder / "cache", lambda name, device: told
 made, _ = the.make(the.Bare(), folder / "w", stage=the.NAMED, dev=(), team=team)
-(folder / f"rank{team.rank}.txt").write_text(repr(made), encoding="utf8")
-(folder / f"asked{team.rank}.json").write_text(the.json.dumps(told.asked), encoding="utf8")
+losses = [the.measured(team, the.taught(contrastive_weight=alpha, batch=5)) for alpha in (0.0, 1.0)]
+(folder / f"rank{team.rank}.json").write_text(the.json.dumps([repr(made), told.asked, losses]), encoding="utf8")
 team.barrier()
 distributed.leave()
 """
@@ -293,16 +363,32 @@ class Bare:
     device = torch.device("cpu")
 
 
-def test_two_processes_score_half_each_and_have_what_one_has(tmp_path, told, monkeypatch):
-    launch([[sys.executable, "-c", RANK, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, timeout=120)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """The folder of two processes that made groups together; of each the groups, what it scored, its losses."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch([[sys.executable, "-c", RANK, str(folder), str(Path(__file__).parent)]] * 2, folder, timeout=120)
+    return folder, [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf8")) for rank in range(2)]
+
+
+def test_two_processes_score_half_each_and_have_what_one_has(ranks, tmp_path, told, monkeypatch):
+    folder, found = ranks
     alone = told(Told())
     right, _ = make(Bare(), tmp_path / "alone", stage=NAMED, dev=())
-    assert scored(right)
-    assert all((tmp_path / f"rank{r}.txt").read_text(encoding="utf8") == repr(right) for r in range(2))
-    asked = [json.loads((tmp_path / f"asked{r}.json").read_text(encoding="utf8")) for r in range(2)]
+    assert scored(right) and [made for made, *_ in found] == [repr(right)] * 2
+    asked = [pairs for _, pairs, _ in found]
     assert [len(pairs) for pairs in asked] == [24 * 5 / 2] * 2  # three blocks of four groups each
     assert sorted(map(tuple, asked[0] + asked[1])) == sorted(alone.asked)
     monkeypatch.setattr(teacher, "GROUPS_A_FILE", 4)
+    monkeypatch.setattr(teacher.io, "cache", lambda: folder / "cache")
     alone = told(Told())
     assert make(Bare(), tmp_path / "later", stage=NAMED, dev=())[0] == right
     assert not alone.asked  # their blocks are those of one process
+
+
+def test_each_term_and_their_ratio_are_the_same_at_every_world_size(ranks):
+    """Five rows on one process and on two (two and three rows): KL alone, and with InfoNCE, in float64."""
+    for alpha, steps in zip((0.0, 1.0), ranks[1][0][2], strict=True):
+        right = measured(Team.alone(), taught(contrastive_weight=alpha, batch=5))
+        for (value, gradient), (one, whole) in zip(steps, right, strict=True):
+            assert value == pytest.approx(one, rel=1e-6) and gradient == pytest.approx(whole, rel=1e-6, abs=1e-9)

@@ -26,15 +26,15 @@ def brute(queries, passages, k):
 
 @pytest.fixture(params=["bf16", "fp32"])
 def way(request, monkeypatch):
-    """Both ways to the same result: a sieve in bf16, as where the CPU has it, and fp32 alone."""
+    """Both ways to the same result: a sieve in bf16, as where the CPU has it, and fp32 alone; blocks are small."""
     monkeypatch.setattr(device, "precision", lambda _: device.Precision(request.param, ""))
+    monkeypatch.setattr(search, "BLOCK_QUERIES", 4)
+    monkeypatch.setattr(search, "BLOCK_PASSAGES", 64)
 
 
 @pytest.mark.parametrize(("q", "p", "k"), [(5, 40, 7), (9, 40, 40), (3, 4, 10), (1, 1, 1), (6, 700, 2), (6, 700, 30),
                                            (0, 5, 2), (9, 65, 4), (9, 64, 4)])
-def test_top_k_is_exact_across_blocks(monkeypatch, way, q, p, k):
-    monkeypatch.setattr(search, "BLOCK_QUERIES", 4)
-    monkeypatch.setattr(search, "BLOCK_PASSAGES", 64)
+def test_top_k_is_exact_across_blocks(way, q, p, k):
     queries, passages = unit(q), unit(p)
     rows, scores = search.top_k(queries, passages, k)
     assert rows.shape == scores.shape == (q, min(k, p)) and rows.tolist() == brute(queries, passages, k)
@@ -43,8 +43,9 @@ def test_top_k_is_exact_across_blocks(monkeypatch, way, q, p, k):
 
 
 @pytest.mark.parametrize("spread", [3e-1, 3e-2, 3e-3])
-def test_scores_that_bf16_cannot_tell_apart_are_told_apart(way, spread):
+def test_scores_that_bf16_cannot_tell_apart_are_told_apart(way, monkeypatch, spread):
     """Vectors about a common direction, as mE5's: cosines differ by less and less, down to a part of bf16's step."""
+    monkeypatch.setattr(search, "BLOCK_PASSAGES", 4096)
     rng = np.random.default_rng(2)
     common = rng.standard_normal(64)
     passages = common / np.linalg.norm(common) + spread * rng.standard_normal((5000, 64)) / 8
@@ -66,80 +67,64 @@ def test_where_bf16_tells_nothing_apart_fp32_does(way):
     assert search.top_k(queries, passages, 3)[0].tolist() == brute(queries, passages, 3)
 
 
-def test_equal_scores_are_given_in_the_order_of_the_passages(monkeypatch, way):
-    monkeypatch.setattr(search, "BLOCK_PASSAGES", 32)
-    passages = np.ones((80, 2), np.float32)
+def test_equal_scores_are_given_in_the_order_of_the_passages(way):
+    passages = np.ones((160, 2), np.float32)
     for k in (2, 5):
         assert search.top_k(passages[:2], passages, k)[0].tolist() == [list(range(k))] * 2
-    passages[[70, 75]] *= 2
-    assert search.top_k(passages[:2], passages, 4)[0].tolist() == [[70, 75, 0, 1]] * 2
+    passages[[140, 150]] *= 2
+    assert search.top_k(passages[:2], passages, 4)[0].tolist() == [[140, 150, 0, 1]] * 2
     parts = np.random.default_rng(4).integers(1, 4096, 60).astype(np.float32) / 4096
     rows, scores = search.top_k(np.ones((1, 2), np.float32), np.stack([parts, 1 - parts], axis=1), 5)
     assert rows.tolist() == [[0, 1, 2, 3, 4]] and (scores == 1).all()  # though bf16 sees them differ
 
 
-def test_best_passages_that_come_last_are_found(monkeypatch, way):
+def test_best_passages_that_come_last_are_found(way):
     """Scores that rise with the row are the worst case: every block beats all before it."""
-    monkeypatch.setattr(search, "BLOCK_PASSAGES", 48)
     passages = np.linspace(0, 1, 500, dtype=np.float32)[:, None]
     for sign, best in ((1, [499, 498, 497]), (-1, [0, 1, 2])):  # and all scores below zero
         assert search.top_k(sign * np.ones((3, 1), np.float32), passages, 3)[0].tolist() == [best] * 3
 
 
-def test_vectors_that_do_not_fit_are_refused():
-    with pytest.raises(Me5Error, match="queries have 8 dimensions and passages 9"):
-        search.top_k(unit(2), unit(2, 9), 1)
-    spoilt = unit(5)
+@pytest.mark.parametrize("large", [10**6, 0])
+def test_vectors_that_do_not_fit_are_refused_by_every_index(monkeypatch, large):
+    monkeypatch.setattr(search, "LARGE", large)
+    spoilt, fine = unit(300), unit(300)
     spoilt[3, 2] = np.nan
-    with pytest.raises(Me5Error, match=r"passage 3 is not finite \(1 of 5"):
-        search.top_k(unit(2), spoilt, 1)
+    with pytest.raises(Me5Error, match="queries have 8 dimensions and passages 9"):
+        DenseIndex(unit(300, 9)).search(fine, 1)
+    with pytest.raises(Me5Error, match=r"passage 3 is not finite \(1 of 300"):
+        DenseIndex(spoilt).search(fine, 1)
     with pytest.raises(Me5Error, match="query 3 is not finite"):
-        search.top_k(spoilt, unit(2), 1)
+        DenseIndex(fine).search(spoilt, 1)
 
 
-def test_an_approximate_index_says_what_it_misses():
+def test_a_large_pool_is_searched_approximately_and_says_what_it_misses(monkeypatch):
     rng = np.random.default_rng(1)
     passages, queries = unit(3000, 32, rng), unit(50, 32, rng)
-    index = DenseIndex(passages, "ivf")
+    right = [[i] for i in range(50)]
+    assert search.dense(queries, right, DenseIndex(passages), 10).recall is None
+    monkeypatch.setattr(search, "LARGE", 3000)
+    index = DenseIndex(passages)
     rows, scores = index.search(queries, 10)
     exact, _ = search.top_k(queries, passages, 10)
     hits = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)])
-    assert index.recall(queries, 10) == pytest.approx(hits) and 0.1 < hits
+    assert search.dense(queries, right, index, 10).recall == pytest.approx(hits) and 0.1 < hits < 1
     assert scores[0, 0] == pytest.approx(queries[0] @ passages[rows[0, 0]], abs=1e-6)
-    assert search.dense(queries, [[i] for i in range(50)], index, 10).recall == pytest.approx(hits)
-    with pytest.raises(Me5Error, match="queries have 8 dimensions"):
-        index.search(unit(2), 10)
-    assert DenseIndex(unit(200), "ivf").recall(unit(3), 2) is None  # too few for an index
-
-
-def test_a_large_pool_is_searched_approximately_a_small_one_exactly(monkeypatch):
-    assert DenseIndex(unit(300)).recall(unit(3), 2) is None
-    monkeypatch.setattr(search, "LARGE", 300)
-    assert DenseIndex(unit(300)).recall(unit(3), 2) is not None
-    assert DenseIndex(unit(300), "exact").recall(unit(3), 2) is None
-
-
-@pytest.mark.parametrize("kind", ["exact", "ivf"])
-def test_equal_passages_come_lowest_row_first_in_every_index(kind):
     one = unit(200, 16, np.random.default_rng(5))
-    index, queries = DenseIndex(np.concatenate([one, one, one]), kind), one[:40]
-    rows, scores = index.search(queries, 3)
-    assert rows.tolist() == [[i, 200 + i, 400 + i] for i in range(40)] and (np.diff(scores, axis=1) <= 0).all()
-
-
-def asked(query, *positives):
-    return Labelled(query, positives, (), "s", "en")
+    monkeypatch.setattr(search, "LARGE", 0)
+    rows, _ = DenseIndex(np.concatenate([one, one, one])).search(one[:40], 3)
+    assert rows.tolist() == [[i, 200 + i, 400 + i] for i in range(40)]  # equal passages: the lowest row first
 
 
 def test_dense_scores_the_best_positive():
     vectors, query = unit(12), unit(1)
     pool = Pool([f"p{i}" for i in range(12)])
-    assert pool.positives(asked("q", "p4", "P7")) == [4, 7]
+    assert pool.positives(Labelled("q", ("p4", "P7"), (), "s", "en")) == [4, 7]
     found = search.dense(query, [[4, 7]], DenseIndex(vectors), depth=3)
     assert found.rows[0].tolist() == np.argsort(-(vectors @ query[0]))[:3].tolist()
     assert found.positive[0] == pytest.approx(max(query[0] @ vectors[4], query[0] @ vectors[7]))
     with pytest.raises(Me5Error, match="the query 'b' has no positive"):
-        pool.positives(asked("b"))
+        pool.positives(Labelled("b", (), (), "s", "en"))
 
 
 def test_the_margin_ratio_against_its_formula():
@@ -157,31 +142,22 @@ def test_the_margin_ratio_against_its_formula():
             assert found.margin_ratio[i, j] == pytest.approx(expected, abs=1e-4)
 
 
-def words_search(rows, texts, depth):
-    pool = Pool(texts)
-    return search.lexical([row.query for row in rows], [pool.positives(row) for row in rows], BM25Index(texts), depth)
-
-
 def test_bm25_finds_shared_words_and_nothing_else():
     passages = ["the capital of France is Paris", "trains in France", "東京は日本の首都です", "nothing here", "Paris"]
-    rows = [asked(query, "Paris") for query in ("capital of France", "日本の首都", "zzz", "?")]
-    found = words_search(rows, passages, 4)
+    found = search.lexical(["capital of France", "日本の首都", "zzz", "?"], [[4]] * 4, BM25Index(passages), 4)
     assert found.rows[0, 0] == 0 and set(found.rows[0, 1:]) == {1, -1}
     assert found.rows[1].tolist() == [2, -1, -1, -1]
     assert (found.rows[2:] == -1).all()
-    silent = words_search([asked("😀", "🤐"), asked("🤐", "!")], ["🤐", "!"], 2)  # of texts without any word
+    silent = search.lexical(["😀", "🤐"], [[0], [1]], BM25Index(["🤐", "!"]), 2)  # of texts without any word
     assert (silent.rows == -1).all() and not silent.positive.any()
-
-
-def test_bm25_gives_equal_scores_in_the_order_of_the_passages():
-    passages = ["dog", "cat one", "cat two", "cat red", "cat"]
+    same = BM25Index(["dog", "cat one", "cat two", "cat red", "cat"])  # equal scores: in the order of the passages
     for depth, rows in ((3, [4, 1, 2]), (9, [4, 1, 2, 3, -1])):
-        assert words_search([asked("cat", "cat")], passages, depth).rows.tolist() == [rows]
+        assert search.lexical(["cat"], [[4]], same, depth).rows.tolist() == [rows]
 
 
 def test_bm25_scores_against_its_formula():
     texts = ["a a b", "b c", "c c c d"]
-    found = words_search([asked("a c", "b c")], texts, depth=3)
+    found = search.lexical(["a c"], [[1]], BM25Index(texts), depth=3)
     documents = [text.split() for text in texts]
     average, n = np.mean([len(d) for d in documents]), len(texts)
 

@@ -194,10 +194,10 @@ def report(folder):
 
 def test_stage_2_says_what_was_mined_and_whether_the_teacher_was_better(stage2):
     found = report(stage2 / "stage2")
-    assert found["mining"]["queries"] == len(labelled.read_groups(stage2 / "stage2"))
+    assert found["mining"]["queries"] == len(labelled.read_groups(stage2 / "stage2" / "groups.jsonl"))
     teacher = found["teacher"]
     assert teacher["trusted"] == (teacher["teacher"] > teacher["student"]) and teacher["queries"] > 100
-    rows = labelled.read_groups(stage2 / "stage2").values()
+    rows = labelled.read_groups(stage2 / "stage2" / "groups.jsonl").values()
     assert [row.teacher_scores is not None for row in rows] == [teacher["trusted"]] * len(rows)
     assert report(stage2 / "stage2-only")["mining"]["queries"] == 0  # random weights mine nothing
 
@@ -205,7 +205,7 @@ def test_stage_2_says_what_was_mined_and_whether_the_teacher_was_better(stage2):
 def test_every_group_has_the_same_size_and_no_right_answer_among_its_negatives(stage2, corpus):
     rows = corpus.labelled()
     for stage in ("stage2", "stage2-only"):
-        made = labelled.read_groups(stage2 / stage)
+        made = labelled.read_groups(stage2 / stage / "groups.jsonl")
         assert made
         for i, row in made.items():
             assert (row.query, row.positives) == (rows[i].query, rows[i].positives)

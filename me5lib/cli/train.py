@@ -225,7 +225,7 @@ def mine_command(
     data: Annotated[Path, typer.Option(help="Your pairs: .csv, .jsonl or .parquet with query and positive columns.")],
     out: Annotated[Path, typer.Option(help="Folder of the shards and the report.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of the encoder that searches.")] = "",
-    by: Annotated[str, typer.Option(help="dense (the model's vectors), bm25 (shared words) or random.")] = "dense",
+    by: Annotated[str, typer.Option(help="dense (the model's vectors) or bm25 (shared words).")] = "dense",
     depth: Annotated[int, typer.Option(min=1, help="Candidates of a query.")] = 200,
     negatives: Annotated[int, typer.Option(min=1, help="Negatives of a query, its own included.")] = 7,
     near: Annotated[float | None, typer.Option(help="Drop what is so much liker a positive than neighbours are to each "
@@ -233,9 +233,6 @@ def mine_command(
     margin: Annotated[float | None, typer.Option(help="Drop what scores above this share of the positive.")] = None,
     within: Annotated[bool, typer.Option("--within-language/--across", help="Search passages of the query's language, "
                                                                              "or of all.")] = True,
-    index: Annotated[str, typer.Option(help="exact or ivf (faiss); auto is exact below 2M passages.")] = "auto",
-    seed: Seed = 0,
-    shard: Annotated[int, typer.Option(min=1, help="Queries of a shard.")] = 10_000,
     query_column: Query = "", passage_column: Passage = "", negative_columns: Negatives = "",
     language_column: Language = "", encoding: Encoding = "utf8",
 ) -> None:
@@ -243,7 +240,7 @@ def mine_command(
     from me5lib.train import mining
 
     near = mining.DEFAULT_NEAR if near is None and by == "dense" else near or None
-    cfg = mining.Mining(by, depth, negatives, near, margin or None, within, index, seed, shard)
+    cfg = mining.Mining(by, depth, negatives, near, margin or None, within)
     columns = {"query": query_column, "passage": passage_column, "negatives": split_names(negative_columns),
                "language": language_column}
     print(*mining.mine_file(data, out, cfg, model, columns, encoding, progress=sys.stderr.isatty()), sep="\n")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ TOO_FEW, RANDOM_FILLED, ELSEWHERE, REPEATED = (
     "examples with fewer than asked for", "random passages filled in", "taken from other languages or sources",
     "repeated in their group",
 )  # fmt: skip
-GROUPS, MINED, REPORT = "groups.jsonl", "mined.json", "report.json"
+GROUPS, REPORT = "groups.jsonl", "report.json"
 
 Prefixes = Callable[[str], tuple[str, str]]  # source → before its queries, before its passages
 
@@ -251,66 +250,57 @@ def make_groups(
 
     folder, team = task.folder, task.team
 
-    def mined() -> bool:
-        """Whether all was made before; if not, there are groups without scores now."""
-        if not (folder / REPORT).is_file() and not (folder / MINED).is_file():
-            _write_groups(folder, *_mined(encoder, rows, task, kind, faults), MINED)
+    def mine_here() -> None:
+        if not (folder / REPORT).is_file():
+            _write_groups(folder, *_mined(encoder, rows, task, kind, faults))
             give_back()
-        return (folder / REPORT).is_file()
 
-    if not team.any(bool(team.by_main(mined))):
-        made, report = read_groups(folder), io.read_json(folder / MINED)
-        filling = dict(report["filling"])
-        there, _ = filling.pop("there"), filling.pop("asked for")
-        for what, counts in ("labelled examples", report["input"]), (f"of {there:,} negatives", filling):
-            if counts and task.progress:
-                print(f"{what}: {', '.join(f'{n:,} {name}' for name, n in counts.items())}")
-        if dev is not None:
-            made, report["teacher"] = teacher.add_scores(encoder, made, task, dev)
-        team.by_main(lambda: (_write_groups(folder, made, report, REPORT), (folder / MINED).unlink()))
-        give_back()  # the teacher and its optimiser: the stage that follows wants as much
-    return read_groups(folder)
+    team.by_main(mine_here)
+    made, report = read_groups(folder / GROUPS), io.read_json(folder / REPORT)
+    if dev is None or report["teacher"] is not None:
+        return made
+    made, report["teacher"] = teacher.add_scores(encoder, made, task, dev)
+    team.by_main(lambda: _write_groups(folder, made, report))
+    give_back()  # the teacher and its optimiser: the stage that follows wants as much
+    return read_groups(folder / GROUPS)
 
 
 def _mined(
     encoder: Encoder, rows: Sequence[Labelled], task: GroupTask, kind: str, faults: Mapping[str, int] | None
 ) -> tuple[dict[int, Labelled], dict[str, Any]]:
-    """Position → example with its negatives, and what was mined and filled in."""
+    """Position → example with its negatives, and what was mined and filled in, which is also said."""
     passes = task.plan.passes()
     found, report, filling = add_negatives([rows[i] for i in passes], kind, encoder, task.stage, task.prefixes,
                                            task.seed, list(passes.values()))  # fmt: skip
     wanted, there = sum(passes.values()) * task.stage.hard_negatives, sum(len(row.negatives) for row in found)
+    for what, counts in ("labelled examples", faults or {}), (f"of {there:,} negatives", filling):
+        if counts and task.progress:
+            print(f"{what}: {', '.join(f'{n:,} {name}' for name, n in sorted(counts.items()))}")
     return dict(zip(passes, found, strict=True)), {
         "negatives": kind, "input": dict(faults or {}), "filling": {"asked for": wanted, "there": there, **filling},
         "mining": report._replace(examples=report.examples[:5])._asdict(), "teacher": None,
     }  # fmt: skip
 
 
-def _write_groups(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any], name: str) -> None:
-    """groups.jsonl first, then the JSON file `name`, which says that the groups are whole."""
+def _write_groups(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any]) -> None:
+    """groups.jsonl first, then the report, which says that they are whole."""
     def write(beside: Path) -> None:
         with beside.open("w", encoding="utf8") as stream:
             stream.writelines(json.dumps([i, *row]) + "\n" for i, row in rows.items())
 
     io.put(folder / GROUPS, write)
-    io.put_json(folder / name, report, sort_keys=True)
+    io.put_json(folder / REPORT, report, sort_keys=True)
 
 
-def read_groups(folder: Path) -> dict[int, Labelled]:
-    """What `make_groups` wrote. Raises `Me5Error`, with counts, for scores that do not fit their groups."""
-    rows, texts, counts = {}, {}, Counter()
-    with (folder / GROUPS).open(encoding="utf8") as stream:
-        for i, *fields in map(json.loads, stream):
-            row = Labelled(*(tuple(field) if isinstance(field, list) else field for field in fields))
-            rows[i] = row._replace(negatives=tuple(texts.setdefault(text, text) for text in row.negatives))
-    for row in rows.values():
-        scores = row.teacher_scores
-        if scores is None:
-            counts["without scores"] += 1
-        else:
-            counts["with another number of scores than passages"] += len(scores) != 1 + len(row.negatives)
-            counts["with scores that are no numbers"] += not all(map(math.isfinite, scores))
-    if (faults := +counts) and counts["without scores"] < len(rows):
-        summary = ", ".join(f"{n} {fault}" for fault, n in faults.items())
-        raise Me5Error(f"{folder / GROUPS}: of {len(rows)} groups {summary}: delete that folder to make them again")
+def read_groups(path: Path) -> dict[int, Labelled]:
+    """The groups of a groups.jsonl. Raises `Me5Error` that names a line which is none."""
+    rows, texts = {}, {}
+    with path.open(encoding="utf8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                i, *fields = json.loads(line)
+                row = Labelled(*(tuple(field) if isinstance(field, list) else field for field in fields))
+                rows[i] = row._replace(negatives=tuple(texts.setdefault(text, text) for text in row.negatives))
+            except (ValueError, TypeError) as error:
+                raise Me5Error(f"{path}: line {number} is no group ({error}): let a stage 2 make it again") from None
     return rows

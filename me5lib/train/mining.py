@@ -2,7 +2,7 @@
 
     results = search.dense(query_vectors, right, index, depth=30, margin_ratio=True)    # or lexical, random
     negatives, report = choose(results, rows, pool, n=3, filters={"near a positive": near_positive(results, 1.06)})
-    print(*report_lines(report), *diagnose(report), sep="\n")      # what every filter dropped, and if that is healthy
+    print(*report_lines(report), sep="\n")                # what every filter dropped, in each language, with samples
 
 A search gives the best `depth` passages of every query, and the score of the query's own positive by the same measure.
 `choose` then drops what is probably right after all: the same text as a positive or as the query, and what a filter
@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from me5lib import io
+from me5lib.data import userdata
 from me5lib.device import best_device
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
@@ -40,17 +41,11 @@ from me5lib.train.search import BM25Index, DenseIndex, Pool, SearchResult
 
 SAME_TEXT, NOT_NEEDED = "same text", "not needed"  # what `choose` itself drops, before and after the filters
 COMPARED_AT_ONCE = 1024  # queries whose candidates' texts are compared at a time
-WAYS = ("dense", "bm25", "random")
 DEFAULT_NEAR = 1.06  # where CCMatrix (Schwenk et al. 2021) takes two sentences for translations
-QUERIES_A_SHARD = 10_000  # ours: queries of a shard
-VECTORS = "passages.npy"
-ADDED_FIELDS = ("queries", "candidates", "kept", "short", "dropped", "by_language", "languages")  # of a report
+QUERIES_A_SHARD = 10_000  # ours
 ABOVE = 0.05  # ours: share of the negatives above their positive that is a finding; a margin leaves none of its own
-EASY = 0.9  # ours: how near the gap to the positive may come to the gap that random passages have
-MOSTLY = 0.9  # ours: share of the negatives in one language that is a finding, where right answers have less by half
 
 PoolKey = tuple[str, str]  # source and language; of the one pool across all, ("", "")
-NotUsed = dict[str, tuple[int, str, list[int]]]  # reason → how many rows or texts, "line" or "row", the first numbers
 
 
 class MiningReport(NamedTuple):
@@ -63,23 +58,19 @@ class MiningReport(NamedTuple):
     dropped: Mapping[str, int] = {SAME_TEXT: 0, NOT_NEEDED: 0}  # filter → candidates
     examples: Sequence[dict[str, Any]] = ()  # some that the filters dropped: `_dropped_examples`
     by_language: Mapping[str, dict[str, Any]] = {}  # language of the query → the five counts above
-    languages: Mapping[str, dict[str, int]] = {}  # language of the query → of the passage → negatives kept
-    scores: Mapping[str, float] = {}  # mean `positive`, `negative`, `chance` of the `scored` kept; how many are `above`
+    above: int = 0  # negatives kept that score above the positive
     recall: float | None = None  # lowest of the searches; None: all exact
 
 
 class Mining(NamedTuple):
-    """What decides what is mined; `shard` only how it is cut."""
+    """What decides what is mined."""
 
-    by: str = "dense"
+    by: str = "dense"  # or bm25
     depth: int = 200  # candidates of a query
     negatives: int = 7  # of a query, its own included
     near: float | None = None
     margin: float | None = None
     within: bool = True  # passages of the query's source and language, or all
-    index: str = "auto"
-    seed: int = 0
-    shard: int = QUERIES_A_SHARD
 
 
 # Filters: which candidates of a search may not be negatives, bool [Q, depth]
@@ -124,7 +115,7 @@ def choose(
     dropped[NOT_NEEDED] = left & ~taken
     chosen = [[*row.negatives[:own], *(pool.texts[j] for j in found[some])] for row, own, found, some
               in zip(rows, most, results.rows, taken, strict=True)]
-    report = _account(results, rows, pool, dropped, taken, room)
+    report = _account(results, rows, dropped, taken, room)
     asked = {name: dropped[name] for name in filters}
     return chosen, report._replace(examples=_dropped_examples(results, rows, pool, asked, examples))
 
@@ -165,22 +156,19 @@ def distinct_texts(texts: Iterable[str]) -> list[str]:
 
 def mine(
     rows: Sequence[Labelled], cfg: Mining, n: int | Sequence[int],
-    open_pool: Callable[[PoolKey], tuple[Pool, DenseIndex | BM25Index | None]],
+    open_pool: Callable[[PoolKey], tuple[Pool, DenseIndex | BM25Index]],
     encode_query: Callable[[Sequence[str], str], np.ndarray],
 ) -> tuple[list[list[str]], MiningReport]:
     """Negatives of every row, its own first and then from its pool; and the report over all pools.
 
-    `open_pool` gives the pool of a key and what it is searched by (`cfg.by` random: None); `encode_query` gets texts
-    and their source.
+    `open_pool` gives the pool of a key and what it is searched by; `encode_query` gets texts and their source.
     """
     chosen: list[list[str]] = [[] for _ in rows]
     reports = []
     for key, places in by_pool(rows, cfg.within).items():
         own, (pool, index) = [rows[i] for i in places], open_pool(key)
         queries, right = [row.query for row in own], [pool.positives(row) for row in own]
-        if cfg.by == "random":
-            results = search.random(queries, len(pool.texts), cfg.depth, cfg.seed)
-        elif cfg.by == "bm25":
+        if cfg.by == "bm25":
             results = search.lexical(queries, right, index, cfg.depth)
         else:
             results = search.dense(encode_query(queries, key[0]), right, index, cfg.depth, cfg.near is not None)
@@ -198,30 +186,19 @@ def mine(
 
 
 def _account(
-    results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], taken: np.ndarray,
+    results: SearchResult, rows: Sequence[Labelled], dropped: Mapping[str, np.ndarray], taken: np.ndarray,
     room: np.ndarray,
 ) -> MiningReport:
-    spoken = np.array([row.language for row in rows])
-    kept = taken.sum(axis=1)
+    languages, kept = np.array([row.language for row in rows]), taken.sum(axis=1)
 
     def counts(own: np.ndarray) -> dict[str, Any]:
         return {"queries": int(own.sum()), "candidates": int((results.rows[own] >= 0).sum()),
                 "kept": int(kept[own].sum()), "short": int((kept < room)[own].sum()),
                 "dropped": {name: int(mask[own].sum()) for name, mask in dropped.items()}}
 
-    query, place = np.nonzero(taken)
-    passages = [pool.languages[j] for j in results.rows[query, place]]
-    languages: dict[str, dict[str, int]] = {}
-    for (left, right), times in sorted(Counter(zip(spoken[query].tolist(), passages, strict=True)).items()):
-        languages.setdefault(left, {})[right] = times
-    compared = {"positive": results.positive[query], "negative": results.scores[query, place]}
-    compared |= {} if results.chance is None else {"chance": results.chance[query]}
-    scores: dict[str, float] = {}
-    if len(query) and not np.isnan(compared["negative"]).any():
-        scores = {"scored": len(query), "above": int((compared["negative"] > compared["positive"]).sum())}
-        scores |= {name: float(values.mean(dtype=np.float64)) for name, values in compared.items()}
-    return MiningReport(**counts(np.ones(len(rows), bool)), languages=languages, recall=results.recall, scores=scores,
-                        by_language={one: counts(spoken == one) for one in sorted(set(spoken.tolist()))})
+    return MiningReport(**counts(np.ones(len(rows), bool)), recall=results.recall,
+                        above=int((taken & (results.scores > results.positive[:, None])).sum()),
+                        by_language={one: counts(languages == one) for one in sorted(set(languages.tolist()))})
 
 
 def _dropped_examples(
@@ -254,16 +231,12 @@ def merge(reports: Sequence[MiningReport], examples: int = 20) -> MiningReport:
     """One report of several searches, with at most so many `examples` of each filter, spread over the searches."""
     if not reports:
         return MiningReport()
-    added = {name: functools.reduce(_added, (getattr(report, name) for report in reports)) for name in ADDED_FIELDS}
-    added |= {name: dict(sorted(added[name].items())) for name in ("by_language", "languages")}
-    scored = [report.scores for report in reports if report.scores]
-    scores = {name: sum(each[name] for each in scored) for name in ("scored", "above")} if scored else {}
-    for name in ("positive", "negative", "chance"):
-        if scored and all(name in each for each in scored):
-            scores[name] = sum(each[name] * each["scored"] for each in scored) / scores["scored"]
+    added = functools.reduce(_added, ({name: getattr(report, name) for name in (
+        "queries", "candidates", "kept", "short", "dropped", "above", "by_language")} for report in reports))
+    added["by_language"] = dict(sorted(added["by_language"].items()))
     recall = min((report.recall for report in reports if report.recall is not None), default=None)
     shown = _some([one for report in reports for one in report.examples], examples)
-    return MiningReport(**added, examples=shown, scores=scores, recall=recall)
+    return MiningReport(**added, examples=shown, recall=recall)
 
 
 def _added(one: Any, other: Any) -> Any:
@@ -289,33 +262,6 @@ def report_lines(report: MiningReport, samples: int = 3) -> list[str]:
     return found
 
 
-def diagnose(report: MiningReport) -> list[str]:
-    """What is wrong with a mining, a sentence each that has the figure and what to do; a healthy one has none.
-
-    Right answers among the negatives (the loss pushes away what it should pull), negatives as easy as random ones (the
-    loss is zero and teaches nothing), and negatives in one language (which then gives the wrong answer away).
-    """
-    found, scores = [], report.scores
-    if scores and (share := scores["above"] / scores["scored"]) > ABOVE:
-        found.append(f"{share:.1%} of the negatives score above the right answer, so many of them probably are right: "
-                     "look at them, and filter more (`near`, lower than 1.06, or a margin)")
-    # Where random passages score as high as the positive, the encoder is at fault, not the mining.
-    if "chance" in scores and scores["positive"] > scores["chance"]:
-        gap, random = scores["positive"] - scores["negative"], scores["positive"] - scores["chance"]
-        if gap / random > EASY:
-            found.append(f"the negatives score {gap:.3f} below the right answer, {gap / random:.0%} of the gap that "
-                         f"random passages have ({random:.3f}), so they teach little more: mine with a better encoder "
-                         "or in a larger pool")
-    wrong = sum(map(Counter, report.languages.values()), Counter())
-    for language, times in wrong.most_common(1):
-        share, other = (n / wrong.total() for n in (times, sum(report.languages.get(language, {}).values())))
-        if share > MOSTLY and other < share / 2:
-            found.append(f"{share:.0%} of the negatives are in {language}, but only {other:.0%} of the right answers, "
-                         "so the language alone tells them apart: mine within each language, or in a pool that has "
-                         "them all")
-    return found
-
-
 # One's own file (`me5 mine`)
 
 
@@ -327,31 +273,34 @@ def mine_file(
 
     Raises `Me5Error`, before anything is read, for what cannot be asked for.
     """
-    for option, value, known in ("--by", cfg.by, WAYS), ("--index", cfg.index, search.INDEX_KINDS):
-        if value not in known:
-            raise Me5Error(f"{option} {value}: choose one of {', '.join(known)}")
+    if cfg.by not in ("dense", "bm25"):
+        raise Me5Error(f"--by {cfg.by}: choose one of dense, bm25")
     if cfg.by == "dense" and not model:
         raise Me5Error("--by dense needs --model, a checkpoint folder or a hub id; or choose --by bm25")
     if cfg.near is not None and cfg.by != "dense":
         raise Me5Error("--near compares vectors: it goes with --by dense only")
-    rows, faults = read_pairs(data, encoding, **columns)
+    rows, file = read_pairs(data, encoding, **columns)
     encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
     claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()),
                        "model": encoder_mark(encoder) if encoder else "", "columns": columns, "encoding": encoding})
-    report = mine_shards(rows, out, cfg, encoder, faults, progress)
-    return [*(f"not used: {times:,} × {why} ({unit} {', '.join(map(str, first))}{' …' if times > len(first) else ''})"
-              for why, (times, unit, first) in faults.items()),
-            *report_lines(report), *(f"look: {finding}" for finding in diagnose(report)),
-            f"{out}: shards, and report.json with samples of what was dropped"]  # fmt: skip
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for each in file.unused:
+        numbers[userdata.REASONS[each.why]].append(each.number)
+    not_used = {why: (len(some), file.unit, some[:5]) for why, some in numbers.items()}
+    report = mine_shards(rows, out, cfg, encoder, not_used, progress)
+    lines = [*file.reasons(), *report_lines(report)]
+    if report.above > ABOVE * report.kept:
+        lines.append(f"look: {report.above / report.kept:.1%} of the negatives score above the right answer, so many "
+                     "of them probably are right: look at them, and filter more (`near`, lower than 1.06, or a margin)")
+    return [*lines, f"{out}: shards, and report.json with samples of what was dropped"]
 
 
-def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], NotUsed]:
-    """One row a query, with all its positives; and what of the file is not used. `columns`: as `choose_columns`.
+def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], userdata.OwnCorpus]:
+    """One row a query, with all its positives; and the file, which knows what of it is not used. `columns`: as
+    `userdata.read_examples` has them.
 
     Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
     """
-    from me5lib.data import userdata
-
     file = userdata.read_examples(path, encoding=encoding, **columns)
     rows: dict[int, Labelled] = {}
     for row in file.rows:
@@ -360,10 +309,7 @@ def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list
     if not rows:
         raise Me5Error("; ".join([f"{path} has no query with a positive passage: nothing can be mined",
                                   *file.reasons()]))
-    numbers: dict[str, list[int]] = defaultdict(list)
-    for each in file.unused:
-        numbers[userdata.REASONS[each.why]].append(each.number)
-    return list(rows.values()), {why: (len(some), file.unit, some[:5]) for why, some in numbers.items()}
+    return list(rows.values()), file
 
 
 def claim_folder(out: Path, settings: dict[str, Any]) -> None:
@@ -396,40 +342,43 @@ def encoder_mark(encoder: Encoder) -> str:
 
 
 def mine_shards(
-    rows: Sequence[Labelled], out: Path, cfg: Mining, encoder: Encoder | None, faults: NotUsed, progress: bool
+    rows: Sequence[Labelled], out: Path, cfg: Mining, encoder: Encoder | None,
+    not_used: Mapping[str, tuple[int, str, list[int]]], progress: bool
 ) -> MiningReport:
-    """Mine the shards of `rows` that are missing in `out`; the report of all, also in `out`/report.json."""
+    """Mine the shards of `rows` that are missing in `out`; the report of all, also in `out`/report.json.
+
+    `not_used`: reason → how many rows or texts, "line" or "row", the first numbers.
+    """
     from tqdm.auto import tqdm
 
     pools = {key: Pool.of([rows[i] for i in places]) for key, places in by_pool(rows, cfg.within).items()}
-    starts = {start: out / f"shard-{start // cfg.shard:05}.json" for start in range(0, len(rows), cfg.shard)}
+    starts = {start: out / f"shard-{i:05}.json" for i, start in enumerate(range(0, len(rows), QUERIES_A_SHARD))}
     missing = [start for start, path in starts.items() if not path.is_file()]
-    vectors = _vectors(pools, out / VECTORS, encoder, progress) if missing and encoder else {}
+    kept = out / "passages.npy"  # until all shards are mined
+    vectors = _vectors(pools, kept, encoder, progress) if missing and encoder else {}
 
     @functools.cache  # made once, for all shards
-    def open_pool(key: PoolKey) -> tuple[Pool, DenseIndex | BM25Index | None]:
-        if cfg.by == "dense":
-            return pools[key], DenseIndex(vectors[key], cfg.index)
-        return pools[key], BM25Index(pools[key].texts) if cfg.by == "bm25" else None
+    def open_pool(key: PoolKey) -> tuple[Pool, DenseIndex | BM25Index]:
+        return pools[key], DenseIndex(vectors[key]) if encoder else BM25Index(pools[key].texts)
 
     for start in tqdm(missing, disable=not progress, unit=" shards", desc="mine"):
-        own = rows[start : start + cfg.shard]
+        own = rows[start : start + QUERIES_A_SHARD]
         found, report = mine(own, cfg, cfg.negatives, open_pool, lambda texts, source: encoder.encode(texts, QUERY))
         made = ({"query": row.query, "positives": row.positives, "negatives": texts, "language": row.language}
                 for row, texts in zip(own, found, strict=True))
         jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
         io.put_text(starts[start].with_suffix(".jsonl"), jsonl)
         io.put_json(starts[start], report._asdict())
-    (out / VECTORS).unlink(missing_ok=True)
+    kept.unlink(missing_ok=True)
     report = merge([MiningReport(**io.read_json(path)) for path in starts.values()])
-    io.put_json(out / "report.json", report._asdict() | {"not_used": faults})
+    io.put_json(out / "report.json", report._asdict() | {"not_used": not_used})
     return report
 
 
 def _vectors(
     pools: Mapping[PoolKey, Pool], path: Path, encoder: Encoder, progress: bool
 ) -> dict[PoolKey, np.ndarray]:
-    """The vectors of every pool's passages, fp32 [P, d]; they are kept at `path` until all shards are mined."""
+    """The vectors of every pool's passages, fp32 [P, d]; they are kept at `path`."""
     texts = [text for pool in pools.values() for text in pool.texts]
     vectors = io.read_array(path, np.float32, len(texts), 2, f"its {len(texts):,} passages are encoded again")
     if vectors is None:

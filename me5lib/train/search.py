@@ -27,10 +27,7 @@ from me5lib.data.shards import splitmix64
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, text_key
 
-LARGE = 2_000_000  # ours: passages from which an approximate index is the default
-INDEX_KINDS = ("auto", "exact", "ivf")
-FEW = 256  # ours: passages below which every index is exact: fewer than four in an inverted list, and soon searched
-RANDOM_PASSAGES = 64  # ours: random passages that every query is scored against, to know what an easy negative scores
+LARGE = 2_000_000  # ours: passages from which an index is approximate
 NEIGHBOURS = 4  # as Artetxe and Schwenk have it; a pool with many copies of every answer wants more
 SAMPLED = 200  # ours: queries on which the recall of an approximate index is measured
 BLOCK_QUERIES, BLOCK_PASSAGES = 1024, 4096
@@ -76,21 +73,16 @@ class SearchResult(NamedTuple):
     rows: np.ndarray  # int64 [Q, depth], index into the passages; -1 where there is none
     scores: np.ndarray  # fp32 [Q, depth]
     positive: np.ndarray  # fp32 [Q], of the best-scoring positive; NaN when the search does not score (random)
-    chance: np.ndarray | None = None  # fp32 [Q], mean score of random passages
     margin_ratio: np.ndarray | None = None  # fp32 [Q, depth], of the candidate to the nearest positive
     recall: float | None = None  # of an approximate index against the exact search, on a sample; None: exact
 
 
 class DenseIndex:
-    """Vectors of passages fp32 [P, d], to be searched exactly, or approximately by faiss in inverted lists."""
+    """Vectors of passages fp32 [P, d], to be searched exactly; from `LARGE` passages on by faiss, in inverted lists."""
 
-    def __init__(self, vectors: np.ndarray, kind: str = "auto") -> None:
-        """`kind`: one of `INDEX_KINDS`; auto is exact below `LARGE` passages, then ivf. Below `FEW` both are exact.
-
-        Of 4 √P lists a search reads 1/16 (ours, after faiss' guidelines; what that is worth says `recall`).
-        """
+    def __init__(self, vectors: np.ndarray) -> None:
         self.vectors, self._faiss = vectors, None
-        if len(vectors) < max(FEW, {"auto": LARGE, "ivf": 0}.get(kind, np.inf)):
+        if len(vectors) < LARGE:
             return
         import faiss
 
@@ -100,7 +92,7 @@ class DenseIndex:
         self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
         self._faiss.cp.min_points_per_centroid = 1  # or it prints a warning for a small one
         self._faiss.train(vectors)
-        self._faiss.nprobe = max(1, lists // 16)
+        self._faiss.nprobe = max(1, lists // 16)  # ours, after faiss' guidelines; `recall` measures what it is worth
         self._faiss.add(vectors)
 
     @cached_property
@@ -146,10 +138,8 @@ def dense(
         part = owner[start : start + BLOCK_PASSAGES]
         theirs = index.vectors[positives[start : start + BLOCK_PASSAGES]]
         np.maximum.at(best, part, np.einsum("nd,nd->n", queries[part], theirs).astype(np.float32))
-    some = np.linspace(0, len(index.vectors) - 1, min(RANDOM_PASSAGES, len(index.vectors))).astype(int)
-    chance = (queries @ index.vectors[some].mean(0)).astype(np.float32)
     ratio = margin_ratio_of(rows, right, index) if margin_ratio else None
-    return SearchResult(rows, scores, best, chance, ratio, index.recall(queries, depth))
+    return SearchResult(rows, scores, best, ratio, index.recall(queries, depth))
 
 
 def margin_ratio_of(rows: np.ndarray, right: Sequence[Sequence[int]], index: DenseIndex) -> np.ndarray:
@@ -175,13 +165,13 @@ def lexical(
     """
     shape = len(queries), min(depth, index.size)
     found, scores = np.full(shape, -1), np.zeros(shape, np.float32)
-    best, chance = np.empty(len(queries), np.float32), np.empty(len(queries), np.float32)
+    best = np.empty(len(queries), np.float32)
     for i, (query, own) in enumerate(zip(queries, right, strict=True)):
         every = index.scores(query)
-        best[i], chance[i] = every[own].max(), every.mean()
+        best[i] = every[own].max()
         first = top_places(every, depth)
         found[i, : len(first)], scores[i, : len(first)] = first, every[first]
-    return SearchResult(found, scores, best, chance)
+    return SearchResult(found, scores, best)
 
 
 class BM25Index:

@@ -6,23 +6,23 @@
 
 The paper's stage 2 learns from a cross-encoder's scores: KL(teacher ‖ student) over each query's own group (its
 positive and its hard negatives) plus α · InfoNCE over the batch (form from E5 and SimLM's code; mE5's teacher is not
-public). A teacher that is no better than the student teaches nothing: `judge` measures both on held-out groups, and
-stage 2 trusts the teacher only if it wins.
+public). One that is no better than the student on held-out groups teaches nothing, and is not used.
 
-Cost: a joint input per passage: four passages a query cost about twice what embedding them apart costs, by our own
-teacher; at the paper's size 24 M pairs go through it. Scores are kept in blocks of groups (4 bytes a pair), one `.npy`
-file each, named by a hash of the teacher and the texts: a run that was killed loses one block.
+Cost: a joint input per passage, with our own teacher about twice what embedding four passages a query apart costs; at
+the paper's size 24 M pairs go through it. Scores are kept in blocks of groups (4 bytes a pair), one `.npy` file each,
+named by a hash of the teacher and the texts: a run that was killed loses one block.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
+import functools
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from me5lib import io
 from me5lib.config import Stage
-from me5lib.data import cards
+from me5lib.data import cards, userdata
 from me5lib.device import autocast, best_device, precision
 from me5lib.io import Me5Error, sha256
 from me5lib.model import encoder as encoders
@@ -41,22 +41,22 @@ from me5lib.model.encoder import Encoder, average_pool, by_length, piece_tokens
 from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import PASSAGE, QUERY, clean
 from me5lib.pairs import Labelled, text_key
-from me5lib.train import checkpoint, labelled, loop
-from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, dev_groups, negatives_for_pass
+from me5lib.train import checkpoint, labelled, loop, mining
+from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, dev_groups
 from me5lib.train.loss import widen
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
 TRAINING_PIECE = 4096  # padded tokens at once in training (ours)
 GROUPS_AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
 GROUPS_A_FILE = 512  # ours: of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
-TRAINED = "trained"  # `finetune.teacher`: a small one of one's own
+TRAINED = "trained"  # `finetune.teacher`: a small one, trained by the stage
 SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
 TEACHER_JSON, HEAD = "teacher.json", "head.safetensors"
 JUDGED_SHARE = 0.1  # ours: of the examples of `me5 teach`, to judge the teacher by
 OWN_DATA = "own data"  # the source of an example that names none
 
 TextPair = tuple[str, str]
-Joint = tuple[list[int], int]  # token ids of a query and a passage, as the teacher reads them; where the passage begins
+Joint = dict[str, list[int]]  # `input_ids` of a query and a passage together, and `token_type_ids`: 0 up to the passage
 
 
 class TeacherVerdict(NamedTuple):
@@ -73,7 +73,54 @@ class TeacherVerdict(NamedTuple):
         return self.teacher > self.student
 
 
-class Teacher(nn.Module):
+class CrossEncoder(nn.Module):
+    """A model that reads query and passage together, and gives one logit a pair: higher is better.
+
+    A kind of it has `_cut` (a side's texts → their tokens, at most so many each), `_join` (both sides' tokens → a
+    `Joint`), and `_read` (a padded batch of these → logits [n]).
+    """
+
+    prefixed = False  # whether it reads texts with their prefixes on
+
+    def __init__(self, tokenizer: Any, room: int) -> None:
+        super().__init__()
+        self.tokenizer, self.room = tokenizer, room  # tokens of query and passage together
+        self.name, self.identity = "the teacher trained here", {}  # which weights: known when it is loaded
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def tokenize(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> list[Joint]:
+        """Joint inputs of `pairs`, each side cut to its number of `lengths` tokens."""
+        if sum(lengths) > self.room:
+            raise Me5Error(f"{self.name} reads {self.room} tokens of query and passage together: set "
+                           f"finetune.query_tokens and finetune.passage_tokens, {lengths[0]} and {lengths[1]} now, to "
+                           "less")
+        sides = []
+        for side, most in zip(zip(*pairs, strict=True), lengths, strict=True):
+            texts = list(dict.fromkeys(side))  # the same query comes with each passage of its group
+            known = dict(zip(texts, self._cut(texts, most), strict=True))
+            sides.append([known[text] for text in side])
+        return [self._join(query, passage) for query, passage in zip(*sides, strict=True)]
+
+    def logits(self, rows: Sequence[Joint], token_budget: int) -> Tensor:
+        """Of every row, in the order of `rows`: [n], those of like length at a time."""
+        pieces = list(by_length([len(row["input_ids"]) for row in rows], token_budget))
+        pad = functools.partial(self.tokenizer.pad, return_attention_mask=True, return_tensors="pt")
+        found = torch.cat([self._read(**pad([rows[i] for i in piece]).to(self.device)) for piece in pieces])
+        return found[torch.from_numpy(np.argsort(np.concatenate(pieces))).to(found.device)]
+
+    def scores(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> np.ndarray:
+        """Logits of `pairs`, fp32 [n], without gradient; sides are cut to `lengths` tokens."""
+        self.eval()
+        rows = self.tokenize(pairs, lengths)
+        with torch.inference_mode(), autocast(self.device, precision(self.device).name):
+            return self.logits(rows, piece_tokens(self.device)).float().cpu().numpy()
+
+
+class Teacher(CrossEncoder):
     """A cross-encoder over a copy of `encoder`'s backbone: one joint input `<s> query: … </s> passage: … </s>`.
 
     Its logit is the cosine of the two segments' mean vectors, after they have attended to each other, over τ, plus a
@@ -84,10 +131,9 @@ class Teacher(nn.Module):
     prefixed = True
 
     def __init__(self, encoder: Encoder, temperature: float, seed: int) -> None:
-        super().__init__()
-        self.encoder = copy.deepcopy(encoder)
-        self.temperature = temperature
-        self.name, self.identity = "the teacher trained here", {}  # which weights: known when it is loaded
+        super().__init__(encoder.tokenizer, encoder.max_tokens)
+        self.encoder, self.temperature = copy.deepcopy(encoder), temperature
+        self.encoder.choose_attention()  # as for training, also where it scores
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first, last = nn.Linear(4 * encoder.width, encoder.width), nn.Linear(encoder.width, 1)
@@ -96,43 +142,25 @@ class Teacher(nn.Module):
         self.head = nn.Sequential(first, nn.GELU(), last)
         self.to(encoder.device)
 
-    def tokenize(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> list[Joint]:
-        """Joint inputs of pairs with their prefixes on; both sides cut to `lengths` tokens."""
-        _refuse_longer(self.name, self.encoder.max_tokens, lengths)
-        queries, passages = (self.encoder.tokenize(side, "", most)
-                             for side, most in zip(zip(*pairs, strict=True), lengths, strict=True))
-        return [(q + p[1:], len(q)) for q, p in zip(queries, passages, strict=True)]
+    def _cut(self, texts: Sequence[str], most: int) -> list[list[int]]:
+        return self.encoder.tokenize(texts, "", most)
 
-    def forward(self, rows: Sequence[Joint], size: int) -> Tensor:
-        """Scores (logits, higher is better) of B groups of `size` passages, the positive first: fp32 [B, size]."""
-        self.encoder.choose_attention()
-        pieces = list(by_length([len(ids) for ids, _ in rows], TRAINING_PIECE))
-        scores = torch.cat([self._piece([rows[i] for i in piece]) for piece in pieces])
-        back = np.argsort(np.concatenate(pieces), kind="stable")
-        return scores[torch.from_numpy(back).to(scores.device)].view(-1, size)
+    def _join(self, query: list[int], passage: list[int]) -> Joint:
+        return {"input_ids": query + passage[1:], "token_type_ids": [0] * len(query) + [1] * (len(passage) - 1)}
 
-    def _piece(self, rows: Sequence[Joint]) -> Tensor:
-        device, padding = self.encoder.device, self.encoder.tokenizer.pad_token_id
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, _ in rows], True, padding).to(device)
-        place = torch.arange(ids.shape[1], device=device)
-        mask = (place < torch.tensor([len(ids) for ids, _ in rows], device=device)[:, None]).long()
-        left = place < torch.tensor([cut for _, cut in rows], device=device)[:, None]
-        hidden = self.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        query, passage = average_pool(hidden, mask * left), average_pool(hidden, mask * ~left)
+    def _read(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        hidden = self.encoder.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        query, passage = (average_pool(hidden, attention_mask * (token_type_ids == side)) for side in (0, 1))
         cosine = nn.functional.cosine_similarity(query, passage) / self.temperature
         features = torch.cat([query, passage, (query - passage).abs(), query * passage], dim=-1)
         return widen(cosine) + widen(self.head(features).squeeze(-1))
 
-    def scores(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> np.ndarray:
-        """Logits of `pairs`, prefixes on, fp32 [n]; sides are cut to `lengths` tokens."""
-        self.eval()
-        self.encoder.choose_attention()
-        rows = self.tokenize(pairs, lengths)
-        return _in_pieces([len(ids) for ids, _ in rows], self.encoder.device,
-                          lambda places: self._piece([rows[i] for i in places]))
+    def forward(self, rows: Sequence[Joint], size: int) -> Tensor:
+        """Logits, with gradient, of B groups of `size` passages, the positive first: fp32 [B, size]."""
+        return self.logits(rows, TRAINING_PIECE).view(-1, size)
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-        """Write a folder that `Teacher.load` and `finetune.teacher` take: safetensors and JSON, whole or not at all.
+        """Write a folder that `open_teacher` and `finetune.teacher` take: safetensors and JSON, whole or not at all.
 
         `about` (JSON types) is kept in its `teacher.json`: what it was made of, and how good it is.
         """
@@ -150,132 +178,97 @@ class Teacher(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Teacher:
-        """A teacher that `save` wrote. Raises `Me5Error` for a folder that is none, or is damaged."""
-        from safetensors import SafetensorError
+        """A teacher that `save` wrote."""
         from safetensors.torch import load_file
 
-        try:
-            about = io.read_json(folder / TEACHER_JSON)
-            teacher = cls(Encoder.load(folder / "encoder").to(device), about["temperature"], 0)
-            teacher.head.load_state_dict(load_file(folder / HEAD))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            why = save_load.first_line(error)
-            raise Me5Error(f"{folder} is no whole teacher ({why}): make it again with `me5 teach`") from None
-        teacher.name, teacher.identity = str(folder), {"files": files_fingerprint(folder)}
-        return teacher.eval()
+        encoder = Encoder.load(folder / "encoder").to(device)
+        teacher = cls(encoder, io.read_json(folder / TEACHER_JSON)["temperature"], 0)
+        teacher.head.load_state_dict(load_file(folder / HEAD))
+        return teacher
 
 
-class Reranker:
-    """A cross-encoder of the hub, or of a folder of that form: one logit a pair of bare texts, by its own tokenizer."""
+class Reranker(CrossEncoder):
+    """A cross-encoder of the hub, or of a folder of that form, which reads bare texts by its own tokenizer.
 
-    prefixed = False
+    Special tokens do not count for the length of a side (sentence-transformers' `predict` would cut the longer one).
+    """
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        """The cross-encoder of a folder or a hub id (`id@revision`: of that one), in fp32, on `device`.
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        raw = tokenizer.backend_tokenizer
+        raw.no_truncation(), raw.no_padding()
+        super().__init__(tokenizer, save_load.positions(model) - raw.num_special_tokens_to_add(True))
+        self.model = model
 
-        Raises `Me5Error` where it cannot be had (offline: it was not fetched), has no safetensors, is no cross-encoder
-        (no classifier among its weights), or gives more than one logit.
-        """
-        from safetensors import SafetensorError
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Reranker:
+        """In fp32. Raises ValueError for one without classifier among its weights, or with more than one logit."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.name = name
-        folder, self.identity = _fetched(name)
-        try:
-            with save_load.quiet_transformers():
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    str(folder), dtype="float32", use_safetensors=True, output_loading_info=True
-                )
-                self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            why = save_load.first_line(error)
-            raise Me5Error(f"the teacher {name} cannot be read ({why}): a cross-encoder with weights as safetensors is "
-                           "wanted") from None
+        with save_load.quiet_transformers():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                str(folder), dtype="float32", use_safetensors=True, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
         if report["missing_keys"] or model.config.num_labels != 1:
-            raise Me5Error(f"{name} is no cross-encoder with one logit a pair: choose a reranker, or "
-                           "finetune.teacher=trained")
-        self.model, self.raw = model.to(device).eval(), self.tokenizer.backend_tokenizer
-        self.raw.no_truncation(), self.raw.no_padding()
+            raise ValueError("it is no cross-encoder with one logit a pair")
+        return cls(model.to(device), tokenizer)
 
-    def scores(self, pairs: Sequence[TextPair], lengths: tuple[int, int]) -> np.ndarray:
-        """Logits of `pairs`, fp32 [n]; each side is cut to its number of `lengths` tokens, special ones not counted
-        (which `CrossEncoder.predict` cannot: it cuts the longer side)."""
-        room = save_load.positions(self.model) - self.raw.num_special_tokens_to_add(True)
-        _refuse_longer(self.name, room, lengths)
-        sides = []
-        for side, most in zip(zip(*pairs, strict=True), lengths, strict=True):
-            texts = list(dict.fromkeys(side))  # the same query comes with each passage of its group
-            encodings = self.raw.encode_batch(clean(texts), add_special_tokens=False)
-            for encoding in encodings:
-                encoding.truncate(most)
-            known = dict(zip(texts, encodings, strict=True))
-            sides.append([known[text] for text in side])
-        rows = [self.raw.post_process(query, passage) for query, passage in zip(*sides, strict=True)]
-        fields = {"input_ids": "ids", "token_type_ids": "type_ids"}
+    def _cut(self, texts: Sequence[str], most: int) -> list[Any]:
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(clean(texts), add_special_tokens=False)
+        for encoding in encodings:
+            encoding.truncate(most)
+        return encodings
 
-        def logits_of(places: np.ndarray) -> Tensor:
-            batch = self.tokenizer.pad({name: [getattr(rows[i], field) for i in places] for name, field
-                                        in fields.items() if name in self.tokenizer.model_input_names},
-                                       return_tensors="pt").to(self.model.device)  # fmt: skip
-            return self.model(**batch).logits.squeeze(-1)
+    def _join(self, query: Any, passage: Any) -> Joint:
+        both = self.tokenizer.backend_tokenizer.post_process(query, passage)
+        fields = {"input_ids": both.ids, "token_type_ids": both.type_ids}
+        return {name: ids for name, ids in fields.items() if name in self.tokenizer.model_input_names}
 
-        return _in_pieces([len(row.ids) for row in rows], self.model.device, logits_of)
+    def _read(self, **batch: Tensor) -> Tensor:
+        return self.model(**batch).logits.squeeze(-1)
 
 
-def _in_pieces(sizes: Sequence[int], device: torch.device, logits_of: Callable[[np.ndarray], Tensor]) -> np.ndarray:
-    """The logits of inputs of these many tokens, fp32 [n], those of like length at a time: `logits_of` their places."""
-    scores = np.empty(len(sizes), np.float32)
-    for places in by_length(sizes, piece_tokens(device)):
-        with torch.inference_mode(), autocast(device, precision(device).name):
-            scores[places] = logits_of(places).float().cpu().numpy()
-    return scores
+def open_teacher(name: str, device: torch.device) -> CrossEncoder:
+    """The teacher that `finetune.teacher` names: a folder of `me5 teach`, or a cross-encoder by folder or hub id
+    (`id@revision`: of that one), ready to score on `device`.
 
+    Raises `Me5Error` where it cannot be had (offline: it was not fetched), is damaged, has no safetensors, or is no
+    cross-encoder of one logit.
+    """
+    from safetensors import SafetensorError
 
-def open_teacher(name: str, device: torch.device) -> Teacher | Reranker:
-    """The teacher that `finetune.teacher` names: a folder of `me5 teach`, or a cross-encoder by folder or hub id."""
-    folder = Path(name).expanduser()
-    return Teacher.load(folder, device) if (folder / TEACHER_JSON).is_file() else Reranker(name, device)
-
-
-def teacher_fingerprint(name: str) -> str:
-    """What tells one teacher from another before it is loaded: the hash of its folder's files, or its hub id."""
-    if name == TRAINED or (ref := resolve(name)).kind != "folder":
-        return name
-    return files_fingerprint(ref.folder)
-
-
-def files_fingerprint(folder: Path) -> str:
-    """16 hex digits of the files of a model's folder that decide what it says: weights, JSON, vocabulary."""
-    files = sorted({file for pattern in SAFE for file in folder.rglob(pattern)})
-    return checkpoint.fingerprint([[file.relative_to(folder).as_posix(), sha256(file)] for file in files])
-
-
-def _fetched(name: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a reranker, from the hub client's cache or the hub itself, and which weights are in it."""
     ref = resolve(name)
     if ref.kind == "released":
         raise Me5Error(f"{name} is an encoder, no cross-encoder: make a teacher of it with `me5 teach --from {name}`")
     if ref.kind == "folder":
-        return ref.folder, {"files": files_fingerprint(ref.folder)}
+        folder, identity = Path(ref.name), {"files": teacher_fingerprint(name)}
+    else:
+        try:
+            folder = snapshot(ref.name, ref.revision, SAFE)
+        except Me5Error as error:
+            raise Me5Error(f"the teacher {error}; or set finetune.teacher=trained") from None
+        identity = {"model": ref.name, "revision": folder.name}
     try:
-        folder = snapshot(ref.name, ref.revision, SAFE)
-    except Me5Error as error:
-        raise Me5Error(f"the teacher {error}; or set finetune.teacher=trained") from None
-    return folder, {"model": ref.name, "revision": folder.name}
+        teacher = (Teacher if (folder / TEACHER_JSON).is_file() else Reranker).load(folder, device)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise Me5Error(f"the teacher {name} cannot be read ({save_load.first_line(error)}): name a folder that "
+                       "`me5 teach` made, or a reranker with weights as safetensors, or set finetune.teacher=trained"
+                       ) from None  # fmt: skip
+    teacher.name, teacher.identity = name, identity
+    return teacher.eval()
 
 
-def _refuse_longer(name: str, room: int, lengths: tuple[int, int]) -> None:
-    if sum(lengths) > room:
-        raise Me5Error(f"{name} reads {room} tokens of query and passage together: set finetune.query_tokens and "
-                       f"finetune.passage_tokens, {lengths[0]} and {lengths[1]} now, to less")
+def teacher_fingerprint(name: str) -> str:
+    """What tells one teacher from another before it is loaded: its hub id, or 16 hex digits of its folder's files that
+    decide what it says (weights, JSON, vocabulary)."""
+    if name == TRAINED or (ref := resolve(name)).kind != "folder":
+        return name
+    folder = Path(ref.name)
+    files = sorted({file for pattern in SAFE for file in folder.rglob(pattern)})
+    return checkpoint.fingerprint([[file.relative_to(folder).as_posix(), sha256(file)] for file in files])
 
 
 # Losses
-
-
-def listwise(scores: Tensor) -> Tensor:
-    """Listwise softmax: −log of the positive's share of its group, mean over groups; scores [B, G], positive first."""
-    return -widen(scores).log_softmax(1)[:, 0].mean()
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -296,7 +289,7 @@ def group_scores(queries: Tensor, passages: Tensor, temperature: float) -> Tenso
 # Scores
 
 
-def score_pairs(pairs: Sequence[TextPair], teacher: Teacher | Reranker, lengths: tuple[int, int]) -> np.ndarray:
+def score_pairs(pairs: Sequence[TextPair], teacher: CrossEncoder, lengths: tuple[int, int]) -> np.ndarray:
     """The teacher's scores of `pairs`, fp32 [n]; it reads each different pair once.
 
     Raises `Me5Error`, with the teacher's name and how many, for scores that are not finite.
@@ -310,53 +303,48 @@ def score_pairs(pairs: Sequence[TextPair], teacher: Teacher | Reranker, lengths:
 
 
 def block_scores(
-    pairs: Sequence[TextPair], teacher: Teacher | Reranker, lengths: tuple[int, int], folder: Path | None
-) -> tuple[np.ndarray, bool]:
-    """The scores of `pairs`, fp32 [n], and whether they were read from `folder`; if not, they are put there.
+    pairs: Sequence[TextPair], teacher: CrossEncoder, lengths: tuple[int, int], folder: Path
+) -> np.ndarray:
+    """`score_pairs`, read from `folder` where they are kept there, else put there.
 
     A file is named by all that a score depends on, and renamed into place: two processes that score a block at once do
-    no harm. Raises `Me5Error` as `score_pairs` does, and for a folder that cannot be written; None: nothing is kept.
+    no harm. Raises `Me5Error` for a folder that cannot be written, before the teacher works for nothing.
     """
-    if folder is None:
-        return score_pairs(pairs, teacher, lengths), False
     key = {"version": f"{VERSION}.{encoders.VERSION}", "teacher": {**teacher.identity, "limits": lengths},
            "pairs": pairs}  # fmt: skip
     path = folder / f"{checkpoint.fingerprint(key)}.npy"
     scores = io.read_array(path, np.float32, len(pairs), 1, f"its {len(pairs):,} pairs are scored again")
-    if scores is not None:
-        return scores, True
-    try:  # before the teacher works for nothing
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise io.unwritten(folder, error) from None
-    scores = score_pairs(pairs, teacher, lengths)
-    io.put_array(path, scores, uuid.uuid4().hex)
-    return scores, False
+    if scores is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise io.unwritten(folder, error) from None
+        scores = score_pairs(pairs, teacher, lengths)
+        io.put_array(path, scores, uuid.uuid4().hex)
+    return scores
 
 
 def score_groups(
-    teacher: Teacher | Reranker, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes, folder: Path | None = None,
+    teacher: CrossEncoder, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes, folder: Path | None = None,
     progress: bool = False,
 ) -> list[np.ndarray]:
     """The teacher's logits of each row's first positive and its negatives, fp32 [1 + negatives] a row; kept in `folder`
     block by block. Raises `Me5Error` for scores that are not finite; the blocks before them stay kept."""
     from tqdm.auto import tqdm
 
-    groups, counts = [], {True: 0, False: 0}  # of pairs: read from `folder`, or scored
-    sizes = [1 + len(row.negatives) for row in rows]
-    with tqdm(total=sum(sizes), unit="pair", desc=teacher.name, disable=None if progress else True) as bar:
+    groups, lengths = [], (stage.query_tokens, stage.passage_tokens)
+    with tqdm(total=len(rows), unit="group", desc=teacher.name, disable=None if progress else True) as bar:
         for start in range(0, len(rows), GROUPS_A_FILE):
-            pairs = _text_pairs(teacher, rows[start : start + GROUPS_A_FILE], prefixes)
-            scores, cached = block_scores(pairs, teacher, lengths_of(stage), folder)
-            groups += np.split(scores, np.cumsum(sizes[start : start + GROUPS_A_FILE])[:-1])
-            counts[cached] += len(pairs)
-            bar.update(len(pairs))
-    if progress:
-        print(f"{teacher.name}: {counts[False]:,} pairs scored here, {counts[True]:,} read from {folder}")
+            block = rows[start : start + GROUPS_A_FILE]
+            pairs = _text_pairs(teacher, block, prefixes)
+            scores = (block_scores(pairs, teacher, lengths, folder) if folder is not None
+                      else score_pairs(pairs, teacher, lengths))  # fmt: skip
+            groups += np.split(scores, np.cumsum([1 + len(row.negatives) for row in block])[:-1])
+            bar.update(len(block))
     return groups
 
 
-def _text_pairs(teacher: Teacher | Reranker, rows: Sequence[Labelled], prefixes: Prefixes) -> list[TextPair]:
+def _text_pairs(teacher: CrossEncoder, rows: Sequence[Labelled], prefixes: Prefixes) -> list[TextPair]:
     """Each row's query with its first positive and with each negative, as the teacher reads them."""
     sides = {name: prefixes(name) if teacher.prefixed else ("", "") for name in {row.source for row in rows}}
     return [(sides[row.source][0] + row.query, sides[row.source][1] + text)
@@ -376,26 +364,18 @@ def student_scores(encoder: Encoder, rows: Sequence[Labelled], prefixes: Prefixe
     return scores
 
 
-def first_place(scores: np.ndarray) -> np.ndarray:
-    """Whether the positive (column 0) beats every other of its group: bool [B]; a tie is no win."""
-    return scores[:, 0] > scores[:, 1:].max(1)
-
-
 def judge(
-    teacher: Teacher | Reranker, student: Encoder, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes,
+    teacher: CrossEncoder, student: Encoder, rows: Sequence[Labelled], stage: Stage, prefixes: Prefixes,
     folder: Path | None = None,
 ) -> TeacherVerdict:
-    """How often each puts the positive of a held-out group first; the teacher's scores are kept in `folder`."""
+    """How often each puts the positive of a held-out group first, before all others (a tie is no win); the teacher's
+    scores are kept in `folder`."""
     if not rows:
         return TeacherVerdict(0.0, 0.0, 0, 0)
-    ours = first_place(np.stack(score_groups(teacher, rows, stage, prefixes, folder)))
-    theirs = first_place(student_scores(student, rows, prefixes, stage))
-    return TeacherVerdict(float(ours.mean()), float(theirs.mean()), len(rows), 1 + len(rows[0].negatives))
-
-
-def lengths_of(stage: Stage) -> tuple[int, int]:
-    """Tokens of a query and of a passage."""
-    return stage.query_tokens, stage.passage_tokens
+    ours = np.stack(score_groups(teacher, rows, stage, prefixes, folder))
+    theirs = student_scores(student, rows, prefixes, stage)
+    shares = (float((scores[:, 0] > scores[:, 1:].max(1)).mean()) for scores in (ours, theirs))
+    return TeacherVerdict(*shares, len(rows), ours.shape[1])
 
 
 # Training, and its part in stage 2
@@ -407,29 +387,25 @@ def train_teacher(
 ) -> Teacher:
     """A teacher from a copy of `encoder`, trained for `stage.teacher_steps` on the plan's batches: listwise softmax."""
     teacher, steps = Teacher(encoder, stage.temperature, seed), stage.teacher_steps
-    size = 1 + stage.hard_negatives
+    size, lengths = 1 + stage.hard_negatives, (stage.query_tokens, stage.passage_tokens)
 
     def prepare(step: int) -> loop.Work:
-        """A batch as the teacher reads it, source by source (one, where batches are homogeneous)."""
-        own = [negatives_for_pass(rows[i], stage.hard_negatives, turn) for i, turn in plan.draws(step % plan.steps)]
-        parts = []
-        for source in dict.fromkeys(row.source for row in own):
-            same = [row for row in own if row.source == source]
-            for start in range(0, len(same), GROUPS_AT_ONCE):
-                pairs = _text_pairs(teacher, same[start : start + GROUPS_AT_ONCE], prefixes)
-                parts.append(teacher.tokenize(pairs, lengths_of(stage)))
+        """A batch as the teacher reads it, in parts of as many groups as their graph may have."""
+        own = plan.batch(rows, step % plan.steps, stage.hard_negatives)
+        parts = [teacher.tokenize(_text_pairs(teacher, own[start : start + GROUPS_AT_ONCE], prefixes), lengths)
+                 for start in range(0, len(own), GROUPS_AT_ONCE)]  # fmt: skip
 
         def mean_loss() -> Tensor:
             """Over all groups, detached; the gradient is accumulated part by part, which is exact: no group's loss
             depends on another group."""
             total = 0.0
             for part in parts:
-                loss = listwise(teacher(part, size)) * (len(part) // size / len(own))
+                loss = -teacher(part, size).log_softmax(1)[:, 0].mean() * (len(part) // size / len(own))
                 loss.backward()
                 total = total + loss.detach()
             return total
 
-        return loop.Work(mean_loss, "+".join(dict.fromkeys(row.source for row in own)))
+        return loop.Work(mean_loss, own[0].source)
 
     cfg = dataclasses.replace(stage, steps=steps, warmup=steps // 10)  # the student's learning rate: ours
     loop.train_loop(teacher, prepare, cfg, loop.RunOptions(None, seed, name="teacher", progress=progress))
@@ -466,7 +442,7 @@ def add_scores(
             for i, logits in zip(share, scores, strict=True)}, report  # fmt: skip
 
 
-def _stage_teacher(encoder: Encoder, rows: dict[int, Labelled], task: GroupTask) -> tuple[Teacher | Reranker, Path]:
+def _stage_teacher(encoder: Encoder, rows: dict[int, Labelled], task: GroupTask) -> tuple[CrossEncoder, Path]:
     """The teacher, ready to score, and where its scores are kept: those of one that nobody else has, in the stage's own
     folder. It is trained once, and saved there, so that an interrupted scoring goes on with the very same weights."""
     if task.stage.teacher != TRAINED:
@@ -474,7 +450,7 @@ def _stage_teacher(encoder: Encoder, rows: dict[int, Labelled], task: GroupTask)
     home = task.folder / "teacher"
     if not (home / TEACHER_JSON).is_file():
         train_teacher(encoder, rows, task.plan, task.stage, task.prefixes, task.seed, task.progress).save(home)
-    teacher = Teacher.load(home, encoder.device)
+    teacher = open_teacher(str(home), encoder.device)
     teacher.name = "teacher"
     return teacher, task.folder / "scores"
 
@@ -493,7 +469,7 @@ def train_on_file(
     """
     if out.exists():
         raise Me5Error(f"{out} is there already: choose another --out, or delete it")
-    rows, faults = labelled.drop_invalid(read_examples(data))
+    rows, faults = read_examples(data)
     edge = int(JUDGED_SHARE * 2**64) - 2**63
     dev = [row for row in rows if text_key(row.query) < edge]
     train = [row for row in rows if text_key(row.query) >= edge]
@@ -501,7 +477,6 @@ def train_on_file(
         raise Me5Error(f"{data} has {len(rows)} examples, {len(dev)} of them held out: too few to train a teacher and "
                        "to judge it; give some dozens")
     encoder = Encoder.load(start).to(best_device())
-    _refuse_longer(f"a teacher from {start}", encoder.max_tokens, lengths_of(stage))
     steps = stage.teacher_steps or math.ceil(len(train) / stage.batch)
     stage = dataclasses.replace(stage, steps=steps, teacher_steps=steps)
     plan = SamplingPlan(train, stage, seed, 1.0)
@@ -529,27 +504,13 @@ def prefixes_of(source: str) -> tuple[str, str]:
     return card.query_prefix, card.passage_prefix
 
 
-def read_examples(path: Path) -> Iterator[Labelled]:
-    """The labelled examples of a file of JSON lines: objects with query, positives (or positive) and negatives, source
-    and language if you like; or stage 2's own groups.jsonl. Raises `Me5Error` that names the line."""
-    if not path.is_file():
-        raise Me5Error(f"there is no file {path}: give --data, JSON lines of query, positives and negatives")
-    with path.open(encoding="utf8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield _labelled_of(json.loads(line))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise Me5Error(f"{path}: line {number} is no example ({type(error).__name__}: {error}): as "
-                                   '{"query": "…", "positives": ["…"], "negatives": ["…"]}') from None
-
-
-def _labelled_of(fields: Any) -> Labelled:
-    if isinstance(fields, list):  # of groups.jsonl: a position, then the fields of `Labelled`
-        fields = dict(zip(Labelled._fields, fields[1:], strict=True))
-    sides = fields["positives"] if "positives" in fields else fields["positive"], fields.get("negatives") or ()
-    positives, negatives = (((side,) if isinstance(side, str) else tuple(side)) for side in sides)
-    if not all(isinstance(text, str) for text in (fields["query"], *positives, *negatives)):
-        raise TypeError("a query or a passage is no text")
-    source, language = fields.get("source") or OWN_DATA, fields.get("language") or "und"
-    return Labelled(fields["query"], positives, negatives, source, language)
+def read_examples(path: Path) -> tuple[list[Labelled], dict[str, int]]:
+    """The labelled examples of stage 2's own groups.jsonl, or of a file of pairs, as `me5 mine` reads or writes it;
+    and how much of it is not used, by reason. Raises `Me5Error` for a file that cannot be read, with the line."""
+    if path.suffix == ".jsonl" and path.is_file():
+        with path.open("rb") as file:
+            groups = file.read(1) == b"["
+        if groups:
+            return labelled.drop_invalid(labelled.read_groups(path).values())
+    rows, file = mining.read_pairs(path)
+    return [row._replace(source=OWN_DATA) for row in rows], Counter(userdata.REASONS[each.why] for each in file.unused)

@@ -51,7 +51,9 @@ def ours(queries: np.ndarray, passages: np.ndarray, depth: int, kind: str) -> di
     search.top_k(queries[:64], passages[:64], 8)  # imports and thread pools
     start = time.perf_counter()
     pool, right = search.Pool(texts), (np.arange(len(queries)) % len(texts))[:, None]
-    near = search.dense(queries, right, search.DenseIndex(passages, kind), depth + 1)
+    if kind == "ivf":
+        search.LARGE = 0
+    near = search.dense(queries, right, search.DenseIndex(passages), depth + 1)
     searched = time.perf_counter() - start
     negatives, report = mining.choose(near, rows, pool, NEGATIVES,
                                       {"relative margin": mining.relative_margin(near, MARGIN)})
