@@ -252,7 +252,7 @@ def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, t
     scale = small()
     folder = experiments.mixed(scale, 0, tmp_path, corpus, "mixed")
     drawn, rows = corpus.mixture(scale, 0), examples.drop_invalid(corpus.labelled())[0]
-    labelled = examples.LabelledPlan(rows, scale.finetune, 0, scale.data.language_temperature)
+    labelled = examples.SamplingPlan(rows, scale.finetune, 0, scale.data.language_temperature)
     right = [drawn.batch(k) for k in range(4)]
     right += [made[0].batch(labelled, k, 3) for k in range(2)]
     assert Counter(map(tuple, seen)) == Counter(map(tuple, right))

@@ -4,6 +4,7 @@ import contextlib
 import io as streams
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import nbformat
 import pytest
 
 from me5lib import config, io
+from me5lib.data import packs
 from me5lib.io import Me5Error
 from me5lib.lessons import report, run
 
@@ -50,7 +52,7 @@ def books(tmp_path):
 def go(books, out, overrides=(), **options):
     """Run at smoke; the states by notebook."""
     scale = config.load("smoke", overrides)
-    outcomes = run.run_notebooks(scale, 0, out, overrides=overrides, progress=False, folder=books, **options)
+    outcomes = run.run_notebooks(scale, 0, out, overrides=overrides, folder=books, **options)
     return {outcome.name: outcome.state for outcome in outcomes}
 
 
@@ -91,17 +93,15 @@ TEACHER = """models/it's "my" teacher"""
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """Five notebooks executed, one of which fails: states, folder, standard error, and the cache folder.
+    """Three notebooks executed, one of which fails: states, folder, standard error, and the cache folder.
 
     A user's own kernel named python3, which points elsewhere, is installed.
     """
     folder = tmp_path_factory.mktemp("run")
     books, spec = folder / "books", folder / "jupyter" / "kernels" / "python3"
-    write_book(books, "01_use", USE, needs=["stage1"])
+    write_book(books, "01_use", USE, WHO, DRAW, needs=["stage1"], text=TEXT)
     write_book(books, "02_make", MAKE, makes=["stage1"])
     write_book(books, "03_bad", 'raise ValueError("it is\\nwrong")')
-    write_book(books, "04_page", DRAW, text=TEXT)
-    write_book(books, "05_who", WHO)
     spec.mkdir(parents=True)
     elsewhere = {"argv": ["/nowhere/python"], "display_name": "x", "language": "python"}
     (spec / "kernel.json").write_text(json.dumps(elsewhere), encoding="utf8")
@@ -113,13 +113,12 @@ def done(tmp_path_factory):
     return states, folder / "out", errors.getvalue(), folder / "cache"
 
 
-def test_makers_run_first_and_results_are_kept_apart_from_times(done):
-    states, out, _, _ = done
-    assert list(states.items()) == [("02", "finished"), ("01", "finished"), ("03", "failed"), ("04", "finished"),
-                                    ("05", "finished")]
-    results = content(out / "results.json")
-    assert sorted(results) == ["01", "02", "04", "05"]
-    assert results["01"] == {"used": 0.123457} and results["02"] == {"made": 1.0}
+def test_makers_run_first_with_our_python_and_settings_and_results_are_kept_apart_from_times(done):
+    states, out, _, cache = done
+    assert list(states.items()) == [("02", "finished"), ("01", "finished"), ("03", "failed")]
+    assert content(out / "results.json") == {"01": {
+        "used": 0.123457, "who": sys.executable, "cache": str(cache), "offline": "1", "teacher": TEACHER,
+        "set": f"train.steps=2 {shlex.quote(f'finetune.teacher={TEACHER}')}"}, "02": {"made": 1.0}}
     assert set(content(out / "timings.json")["01"]) == {"a"}
     assert all((out / name).is_file() for name in ("notebooks/01.ipynb", "notebooks/01.html", "index.html"))
 
@@ -130,13 +129,6 @@ def test_a_failing_notebook_is_told_in_one_line(done):
     assert line == "notebook 03 failed: ValueError: it is wrong (cell 4)"
     assert "ValueError" in (out / "notebooks" / "03.ipynb").read_text("utf8")
     assert "ValueError: it is wrong" in (out / "index.html").read_text("utf8")
-
-
-def test_the_kernel_is_the_interpreter_we_run_in_with_our_folders_and_settings(done):
-    _, out, _, cache = done
-    seen = content(out / "results.json")["05"]
-    assert (seen["who"], seen["cache"], seen["offline"]) == (sys.executable, str(cache), "1")
-    assert seen["teacher"] == TEACHER
 
 
 def loads_from_elsewhere(page):
@@ -161,17 +153,17 @@ def test_pages_need_no_network_and_show_equations(done):
            "<style>@font-face{src:url(https://f/x.woff)}</style><a href='https://fine'>x</a>")
     assert len(loads_from_elsewhere(bad)) == 4
     _, out, _, _ = done
-    page = (out / "notebooks" / "04.html").read_text("utf8")
+    page = (out / "notebooks" / "01.html").read_text("utf8")
     assert loads_from_elsewhere(page) == []
     assert "widget-state" not in page and "MathJax" not in page and "requirejs" not in page.lower()
     assert page.count("<math") == 6  # 3 inline, 1 displayed, 1 environment, 1 output
-    assert "<mi>x</mi>" in page and "<em>" not in page and "What is 04_page?" in page
+    assert "<mi>x</mi>" in page and "<em>" not in page and "What is 01_use?" in page
     assert "$HOME" in page and "$$y$$" in page.replace("<span>", "")
     assert 'href="02.html"' in page
     index = (out / "index.html").read_text("utf8")
     assert loads_from_elsewhere(index) == []
-    assert 'src="lessons/04/map.png"' in index and "0.500" in index
-    assert "0.250 (0.20–0.31)" in index and 'href="lessons/04/long.csv">61 rows' in index
+    assert 'src="lessons/01/map.png"' in index and "0.500" in index
+    assert "0.250 (0.20–0.31)" in index and 'href="lessons/01/long.csv">61 rows' in index
     assert "0.250 (0.20–0.31)" in report.run_summary(out) and "ValueError: it is wrong" in report.run_summary(out)
 
 
@@ -194,7 +186,7 @@ def test_formulas_become_mathml_and_none_that_ships_falls_back_to_code():
 def no_kernel(monkeypatch):
     """Nothing is executed: the checkpoints of a notebook are simply there, and one titled "bad" fails."""
 
-    def execute(book, target, parameters, progress):
+    def execute(book, target, parameters):
         shutil.copy(book.path, target)
         for stage in book.makes:
             (target.parents[1] / stage).mkdir(exist_ok=True)
@@ -219,8 +211,9 @@ def test_what_is_finished_is_kept_until_it_or_what_it_needs_changes(books, tmp_p
     assert go(books, out) == {"02": "finished", "01": "finished"}
     # other parameters are another run, and so is another version or list of packs
     assert go(books, out, ["train.steps=2"], only=["02"]) == {"02": "finished"}
-    for name, other in (("VERSION", run.VERSION + 1), ("__version__", "another"), ("packs_hash", lambda: "another")):
-        monkeypatch.setattr(run, name, other)
+    for module, name, other in ((run, "VERSION", run.VERSION + 1), (run, "__version__", "another"),
+                                (packs, "wanted", dict)):
+        monkeypatch.setattr(module, name, other)
         assert go(books, out, ["train.steps=2"], only=["02"]) == {"02": "finished"}
         assert go(books, out, ["train.steps=2"], only=["02"]) == {"02": "kept"}
 
@@ -279,7 +272,7 @@ import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)
 from me5lib.lessons import run; from me5lib import config; from pathlib import Path
 run.GRACE = {grace}
 {more}
-run.run_notebooks(config.load('smoke'), 0, {out!r}, only={only!r}, progress=False, folder=Path({books!r}))
+run.run_notebooks(config.load('smoke'), 0, {out!r}, only={only!r}, folder=Path({books!r}))
 """
 DEAF = """
 import os, signal, time

@@ -80,7 +80,7 @@ def run_command(
         _bundle(cfg, seed, folder, export, source)
         if not numbers:
             return
-    outcomes = runner.run_notebooks(cfg, seed, folder, numbers, overrides, keep_going, progress=sys.stderr.isatty())
+    outcomes = runner.run_notebooks(cfg, seed, folder, numbers, overrides, keep_going)
     failed = sum(outcome.state == "failed" for outcome in outcomes)
     print(f"{len(outcomes) - failed} of {len(outcomes)} notebooks finished: {folder / 'index.html'}")
     if failed:

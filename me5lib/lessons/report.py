@@ -1,7 +1,7 @@
 """The pages of a run, which need no network: an HTML of each notebook (equations as MathML) and `index.html`.
 
     page(Path("runs/…/notebooks/06.ipynb"))     # → 06.html beside it
-    index(out)                                  # → index.html with tables and pictures, results.json, timings.json
+    index(out)                                  # → index.html with tables and pictures
 
 Design: nbconvert renders; its scripts from content networks are left out, formulas are turned to MathML when the page
 is made, and widgets (which need a kernel) are left to their static twins. Cost: about a second a notebook.
@@ -145,12 +145,6 @@ def notebook_title(book: dict) -> str:
     lines = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "markdown").splitlines()
     heading = next((line for line in lines if line.startswith("#")), "")
     return re.sub(r"^[# ]*(\d\d\b[ ·.:]*)?|[`*]", "", heading)
-
-
-def collect(out: Path, finished: list[str]) -> None:
-    """Write results.json and timings.json: every metric and every time of the finished notebooks, sorted."""
-    for file, part in (("results.json", "metrics.json"), ("timings.json", "timings.json")):
-        io.write_json(out / file, {name: io.read_json(out / "lessons" / name / part, {}) for name in finished})
 
 
 def index(out: Path) -> Path:

@@ -90,7 +90,6 @@ def run_notebooks(
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
     keep_going: bool = False,
-    progress: bool = True,
     folder: Path | None = None,
 ) -> list[Outcome]:
     """Execute the notebooks (`only` these numbers, if given) that are not finished; returns an `Outcome` each.
@@ -112,7 +111,7 @@ def run_notebooks(
         journal = Journal(where, all_books, parameters)
         try:
             for book in _with_makers([*(only or names)], all_books, journal):
-                outcomes.append(_one(book, journal, parameters, progress))
+                outcomes.append(_one(book, journal, parameters))
                 if outcomes[-1].state == "failed" and not keep_going:
                     break
         finally:
@@ -146,12 +145,15 @@ class Journal:
     """state.json: which notebook is finished under which key; written after each, so an interrupt loses nothing."""
 
     def __init__(self, out: Path, all_books: list[Book], parameters: dict[str, Any]) -> None:
+        from me5lib.data import packs
+
         self.out = out
         self.keys: dict[str, str] = {}
         self._settings = {"scale": parameters["SCALE"], "seed": parameters["SEED"], "set": parameters["SET"]}
+        listed = _digest(sorted((name, file.sha256) for name, file in packs.wanted().items()))
         for book in all_books:  # makers come first
             upstream = [self.keys[b.name] for b in all_books if b.name in self.keys and set(b.makes) & set(book.needs)]
-            self.keys[book.name] = _digest(book.source, self._settings, __version__, VERSION, packs_hash(), upstream)
+            self.keys[book.name] = _digest(book.source, self._settings, __version__, VERSION, listed, upstream)
         kept = io.read_json(out / "state.json", {}).get("notebooks", {})
         self._entries: dict[str, dict] = {name: entry for name, entry in kept.items() if name in self.keys}
 
@@ -181,11 +183,14 @@ class Journal:
     def close(self) -> None:
         """Write results.json and timings.json of what is finished, and the index page."""
         if (self.out / "state.json").is_file():
-            report.collect(self.out, [name for name in self._entries if self.finished(name)])
+            for kind, source in (("results", "metrics"), ("timings", "timings")):
+                io.write_json(self.out / f"{kind}.json", {
+                    name: io.read_json(self.out / "lessons" / name / f"{source}.json", {})
+                    for name in self._entries if self.finished(name)})
             report.index(self.out)
 
 
-def _one(book: Book, journal: Journal, parameters: dict[str, Any], progress: bool) -> Outcome:
+def _one(book: Book, journal: Journal, parameters: dict[str, Any]) -> Outcome:
     """Run `book`, unless it is finished, write its page and tell what became of it."""
     if journal.finished(book.name):
         print(f"{book.name}  kept      {book.title}", flush=True)
@@ -195,7 +200,7 @@ def _one(book: Book, journal: Journal, parameters: dict[str, Any], progress: boo
     target = journal.out / "notebooks" / f"{book.name}.ipynb"
     target.parent.mkdir(exist_ok=True)
     target.unlink(missing_ok=True)
-    error = _execute(book, target, parameters, progress)
+    error = _execute(book, target, parameters)
     outcome = Outcome(book.name, "failed" if error else "finished", time.perf_counter() - start, error)
     if target.is_file():
         report.page(target)
@@ -206,18 +211,17 @@ def _one(book: Book, journal: Journal, parameters: dict[str, Any], progress: boo
     return outcome
 
 
-def _execute(book: Book, target: Path, parameters: dict[str, Any], progress: bool) -> str:
+def _execute(book: Book, target: Path, parameters: dict[str, Any]) -> str:
     """Run `book` into `target`; returns the last line of its exception, or nothing."""
     import papermill
 
-    bar = {"desc": f"{book.name} {book.title[:40]}", "leave": False} if progress else False
-    ctrl_c, errors = _CtrlC(), tempfile.TemporaryFile()
+    bar = {"desc": f"{book.name} {book.title[:40]}", "leave": False} if sys.stderr.isatty() else False
     try:
-        with errors, ctrl_c:
+        with tempfile.TemporaryFile() as errors, _CtrlC() as ctrl_c:
             papermill.execute_notebook(
                 book.path, target, parameters, cwd=target.parent, progress_bar=bar, start_timeout=120,
                 language="python", kernel_name="python3", on_cell_execute=ctrl_c.cell,
-                kernel_manager_class=_kernel_manager(parameters["OFFLINE"], ctrl_c, errors),
+                kernel_manager_class=_kernel_manager(ctrl_c, errors),
             )
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {' '.join(str(error.evalue).split())} (cell {error.exec_count})"
@@ -236,20 +240,22 @@ class _CtrlC:
 
     def __init__(self) -> None:
         self.manager: Any = None  # of the kernel; its `provisioner` has the process
-        self._begun = self._pressed = self._ours = False
-        self._left = threading.Event()
+        self._begun = self._ours = False
+        self._timers: list[threading.Timer] = []  # since the first Ctrl-C
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _CtrlC:
         main = threading.current_thread() is threading.main_thread()  # another one cannot set handlers
         self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if self._ours:
-            signal.signal(signal.SIGINT, self._press)
+            signal.signal(signal.SIGINT, self._pressed)
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._pressed:
-            self._left.set()
+        if self._timers:
+            for timer in self._timers:
+                timer.cancel()
             self._signal(kill=True)
             logging.getLogger("papermill").disabled = False
             raise KeyboardInterrupt from None
@@ -257,21 +263,18 @@ class _CtrlC:
     def cell(self, **_: Any) -> None:
         """Called by nbclient before each cell: between two of them a kernel ignores an interrupt."""
         self._begun = True
-        if self._pressed:
+        if self._timers:
             self._signal(kill=True)
 
-    def _press(self, *_: object) -> None:
-        self._signal(kill=self._pressed or not self._begun)
-        if not self._pressed:
-            self._pressed = True
-            threading.Thread(target=self._wait, daemon=True).start()
+    def _pressed(self, *_: object) -> None:
+        """What Ctrl-C does; the timers repeat it, and end it."""
+        self._signal(kill=bool(self._timers) or not self._begun)
+        if not self._timers:
+            self._timers = [threading.Timer(AGAIN, self._signal, [False]), threading.Timer(GRACE, self._signal, [True])]
+            for timer in self._timers:
+                timer.daemon = True
+                timer.start()
             logging.getLogger("papermill").disabled = True  # it would tell of the kernel's death, on standard error
-
-    def _wait(self) -> None:
-        if not self._left.wait(AGAIN):
-            self._signal(kill=False)
-        if not self._left.wait(GRACE - AGAIN):
-            self._signal(kill=True)
 
     def _signal(self, kill: bool) -> None:
         process = getattr(getattr(self.manager, "provisioner", None), "process", None)
@@ -284,7 +287,7 @@ class _CtrlC:
                 process.kill()
 
 
-def _kernel_manager(offline: bool, ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
+def _kernel_manager(ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
     """A kernel manager that starts the interpreter we run in, whatever kernels are installed, with our folders.
 
     The kernel's own standard error goes to `errors`: one that is interrupted under load prints tracebacks of its own.
@@ -293,8 +296,6 @@ def _kernel_manager(offline: bool, ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
     from jupyter_client.kernelspec import KernelSpec
 
     environment = {"ME5_CACHE": str(io.cache()), "PYTHONHASHSEED": "0"}
-    if offline:
-        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     if root := io.checkout():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     quiet = "--log-level=CRITICAL"  # what goes wrong stands in the notebook; warnings of the loopback are no news
@@ -308,13 +309,6 @@ def _kernel_manager(offline: bool, ctrl_c: _CtrlC, errors: IO[bytes]) -> type:
             await super().start_kernel(stderr=errors, **options)
 
     return Manager
-
-
-def packs_hash() -> str:
-    """Hash of the list of packs: names and SHA-256 of every file of every data card."""
-    from me5lib.data import packs
-
-    return _digest(sorted((name, file.sha256) for name, file in packs.wanted().items()))
 
 
 def _digest(*parts: Any) -> str:
