@@ -7,7 +7,6 @@ Everything heavy is imported inside the commands, so that `me5 --help` answers a
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
