@@ -3,12 +3,12 @@
 import errno
 import json
 import shutil
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from babel import Locale
 from typer.testing import CliRunner
 
 from me5lib import config
@@ -16,28 +16,16 @@ from me5lib.cli.app import app
 from me5lib.evaluate.models import fingerprint_of, open_model
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
-from me5lib.model.export import check_texts, difference, transformers
-from me5lib.model.save_load import PROMPTS, instruct_prompts
+from me5lib.model.export import check_texts
+from me5lib.model.save_load import instruct_prompts
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer, vocabulary_sha256
 
 LOCALES = ("de", "ru", "uk", "zh", "ja", "ko", "th", "am", "ka", "hy", "he", "ar", "hi", "bn", "ta", "km", "si", "lo")
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
-def sentences() -> list[str]:
-    """Names, and sentences with dates and numbers, of CLDR in many scripts; then the awkward ones."""
-    from babel import Locale, dates, numbers
-
-    texts = check_texts(64)
-    for code in LOCALES:
-        names = list(Locale.parse(code).languages.values())
-        moment = dates.format_datetime(datetime(2024, 2, 5, 14, 30), "full", locale=code)
-        texts += names[:: len(names) // 20]
-        texts.append(f"{moment}: {numbers.format_currency(1234.5, 'EUR', locale=code)} – {', '.join(names[:12])}.")
-    return [*texts, "x" * 99_999, "</s> <pad>"]
-
-
-TEXTS = sentences()
+NAMES = [name for code in LOCALES for name in list(Locale.parse(code).languages.values())[::25]]
+TEXTS = [*check_texts(64), *NAMES, ", ".join(NAMES), "x" * 99_999, "</s> <pad>"]
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +60,15 @@ def test_sentence_transformers_gives_the_same_vectors(encoder, folder):
         np.testing.assert_allclose(encode(TEXTS), encoder.encode(TEXTS, prefix), atol=1e-5)
     encoder.save(folder, instruct_prompts("Find songs"))
     theirs = SentenceTransformer(str(folder), device="cpu")
-    expected = encoder.encode([f"Instruct: Find songs\nQuery: {text}" for text in TEXTS[:20]], "")
-    np.testing.assert_allclose(theirs.encode_query(TEXTS[:20]), expected, atol=1e-5)
-    np.testing.assert_allclose(theirs.encode_document(TEXTS[:20]), encoder.encode(TEXTS[:20], ""), atol=1e-5)
+    for encode, prefix in ((theirs.encode_query, "Instruct: Find songs\nQuery: "), (theirs.encode_document, "")):
+        np.testing.assert_allclose(encode(TEXTS[:20]), encoder.encode(TEXTS[:20], prefix), atol=1e-5)
 
 
-def test_transformers_misses_no_weight_and_gives_the_same_vectors(encoder, folder):
+def test_transformers_misses_no_weight(folder):  # and gives the same vectors: see test_export
     from transformers import AutoModel
 
     _, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
-    assert difference(transformers, folder, encoder, PROMPTS) < 1e-5  # by the model card's own way
 
 
 def test_loading_gives_the_same_encoder_and_saving_it_the_same_files(encoder, folder, tmp_path):
@@ -199,7 +185,7 @@ def more_tokens(folder: Path) -> None:
     (replaced("adapter_config.json", {"peft_type": "LORA"}), "is a LoRA adapter"),
     (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "weights as a pickle only"),
     (changed("config.json", auto_map={"AutoModel": "modeling.Mine"}), "brings code of its own"),
-    (changed("config.json", model_type="bart", is_encoder_decoder=True), "is a bart, which has a decoder"),
+    (changed("config.json", model_type="bart", is_encoder_decoder=True), "is a bart, which is a decoder or has one"),
     (changed("sentence_bert_config.json", do_lower_case=True), "in lower case"),
     (lower_by_another_name, "in lower case"), (more_tokens, "the table was not resized"),
     (replaced("modules.json", {"a": 1}), "holds a dict, not a list"),
@@ -217,10 +203,8 @@ def test_what_would_give_other_vectors_is_refused(change, line, folder):
 @pytest.mark.parametrize("command", [
     ("mine", "--data", "{data}", "--out", "{out}", "--model"), ("export", "--to", "{out}", "--model"),
     ("finetune", "--data", "{data}", "--steps", "2", "--out", "{out}", "--from"),
-    ("teach", "--data", "{data}", "--out", "{out}", "--from"),
-    ("evaluate", "--tasks", "STSBenchmark", "--yes", "--out", "{out}", "--model"),
 ])  # fmt: skip
-def test_every_command_refuses_a_model_without_tokenizer(command, folder, tmp_path):
+def test_commands_refuse_a_model_without_tokenizer(command, folder, tmp_path):
     """A library would make one up, of five tokens: all texts would have one vector."""
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
     without("tokenizer.json", "tokenizer_config.json")(folder)
@@ -281,9 +265,8 @@ def test_what_can_be_read_gives_the_same_vectors(change, encoder, folder):
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 BACKBONES = {
-    "ModernBert": SMALL | {"global_attn_every_n_layers": 1}, "MPNet": SMALL, "Roberta": SMALL, "DebertaV2": SMALL,
-    "DistilBert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64},
-    "Electra": SMALL | {"embedding_size": 16}, "Albert": SMALL | {"embedding_size": 16},
+    "ModernBert": SMALL | {"global_attn_every_n_layers": 1}, "Roberta": SMALL, "DebertaV2": SMALL,
+    "DistilBert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}, "Albert": SMALL | {"embedding_size": 16},
     "T5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
     "Qwen2": SMALL | {"num_key_value_heads": 2},
 }  # fmt: skip
@@ -304,17 +287,17 @@ def test_any_encoder_of_transformers_is_read_and_others_are_said_to_be_none(name
     tokenizer.save_pretrained(tmp_path / name)
     changed("tokenizer_config.json", model_max_length=10**30)(tmp_path / name)
     if name == "Qwen2":
-        with pytest.raises(Me5Error, match="qwen2, which reads from left to right"):
+        with pytest.raises(Me5Error, match="qwen2, which is a decoder or has one"):
             Encoder.load(tmp_path / name)
         return
-    opened = open_model(str(tmp_path / name), device="cpu").encoder
-    most = {"T5": 512, "MPNet": 38, "Roberta": 38}.get(name, 40)
-    assert opened.encoder.max_tokens == most
+    opened = Encoder.load(tmp_path / name)
+    most = {"T5": 1 << 30, "Roberta": 38}.get(name, 40)
+    assert opened.max_tokens == most
     for text in (*TEXTS[:3], " ".join(TEXTS[:-2])):
         ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=most)["input_ids"]
         with torch.no_grad():
             mean = model(input_ids=ids).last_hidden_state[0].mean(0)
-        np.testing.assert_allclose(opened.encode([text])[0], mean / mean.norm(), atol=1e-5)
+        np.testing.assert_allclose(opened.encode([text], "")[0], mean / mean.norm(), atol=1e-5)
     opened.encode(TEXTS[:3], precision="bf16")
 
 

@@ -151,10 +151,9 @@ def _loader(config: dict[str, Any], name: str) -> type:
     kind = config.get("model_type")
     if kind in known.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
         return AutoModelForTextEncoding
-    if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise Me5Error(f"{name} is a {kind}, which reads from left to right: mE5 needs an encoder")
-    if config.get("is_encoder_decoder") or "decoder_layers" in config:
-        raise Me5Error(f"{name} is a {kind}, which has a decoder: mE5 needs an encoder alone")
+    causal = kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if causal or config.get("is_encoder_decoder") or "decoder_layers" in config:
+        raise Me5Error(f"{name} is a {kind}, which is a decoder or has one: mE5 needs an encoder alone")
     return AutoModel
 
 

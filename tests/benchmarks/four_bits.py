@@ -2,20 +2,15 @@
 
     python tests/benchmarks/four_bits.py --hub ../shared/hub [--model me5-small-q4] [--dtypes bf16 fp32]
                                          [--protocols paper mteb] [--out runs/four-bits] [--json FILE]
-                                         [--check FOLDER] [--control FOLDER]
 
 Runs what `me5 evaluate` runs, against a hub on the loopback address, and goes on where it was stopped; vectors stay
 under --out. Then it asks why Tatoeba rises and SciFact falls: every score beside the published one, Tatoeba by
-language, what the prefix is worth, SciFact's queries by the length of their relevant documents. Each with a percentile
-interval over the sentence pairs, or over the queries, of *our* score (2,000 draws, 95 %): the published run read the
-same sentences, but its single answers are not published, so the interval of a difference is wider than it need be.
+language, what the prefix is worth, SciFact's queries by the length of their relevant documents; the rows that notebook
+10 shows. Each with a percentile interval over the sentence pairs, or over the queries, of *our* score (2,000 draws,
+95 %): of the published run single answers are not published.
 
 A run fails (exit 1) where a score in bf16 under the paper's protocol is not within 0.1 of what this model had when it
-was first measured (`FIRST`): a check that nothing changed, not of agreement with the paper. --check FOLDER does the
-same for a folder that the model was exported to.
-
---control FOLDER is a model in full precision (12 × 384, as E5-small): it is evaluated as it is and with its matrices
-taken through 4 bits and back by the same rule, so that SciFact's difference is one of the bits alone.
+was first measured (`FIRST`): a check that nothing changed, not of agreement with the paper.
 """
 
 from __future__ import annotations
@@ -44,11 +39,11 @@ MODEL = "intfloat/multilingual-e5-small"  # whose published values are beside ou
 class Row(NamedTuple):
     """A line of a table; scores in per cent."""
 
-    table: str  # score, language, group, prefix, dtype, length, control
+    table: str  # score, language, prefix, length
     model: str
     dtype: str
     protocol: str
-    what: str  # a task, a language pair, a script, a range of tokens
+    what: str  # a task, a language pair, a range of tokens
     count: int  # sentence pairs, queries or languages
     published: float
     measured: float
@@ -192,19 +187,10 @@ class Run:
         return row("score", self.about, task, means, count, value, self.published[task])
 
     def by_language(self) -> Iterator[Row]:
-        """A row per language pair of Tatoeba, and per script: means of its languages."""
-        from me5lib.lessons.paper_figures import kin
-
-        scripts: dict[str, list[str]] = {}
+        """A row per language pair of Tatoeba."""
         for pair, values in self.pairs.items():
             yield row("language", self.about, pair, resampled([values]), len(values), values.mean(),
                       self.languages[pair])
-            script, _ = kin(pair.removesuffix("-eng"))
-            scripts.setdefault(script, []).append(pair)
-        for script, pairs in scripts.items():
-            groups = [self.pairs[pair] for pair in pairs]
-            yield row("script", self.about, script, resampled(groups), len(pairs),
-                      np.mean([group.mean() for group in groups]), self.languages[pairs].mean())
 
     def by_length(self) -> Iterator[Row]:
         """SciFact's queries by the tokens of their longest relevant document; nobody published them so."""
@@ -233,64 +219,13 @@ def binned(lengths: Mapping[str, int]) -> dict[str, list[str]]:
     return {name: queries for name, queries in found.items() if queries}
 
 
-def differences(runs_: Mapping[tuple[str, str], Run]) -> Iterator[Row]:
-    """What the prefix is worth on Tatoeba, and the precision, each paired by sentence."""
+def prefixes(runs_: Mapping[tuple[str, str], Run]) -> Iterator[Row]:
+    """What the prefix is worth on Tatoeba: the difference of two runs on the same sentences."""
     for (dtype, protocol), run in runs_.items():
-        bare = runs_.get((dtype, "mteb"))
-        if protocol == "paper" and bare is not None:
-            worth = run.languages.mean() - bare.languages.mean()
-            yield paired("prefix", run, bare, run.about, "with minus without", worth)
-        if dtype == "bf16" and ("fp32", protocol) in runs_:
-            yield paired("dtype", run, runs_["fp32", protocol], run.about, "bf16 minus fp32", 0.0)
-
-
-def paired(table: str, one: Run, other: Run, about: tuple[str, str, str], what: str, published: float) -> Row:
-    """The difference of two runs on the same sentences."""
-    groups = [one.pairs[pair] - other.pairs[pair] for pair in one.pairs]
-    return row(table, about, what, resampled(groups), len(groups), np.mean([group.mean() for group in groups]),
-               published)
-
-
-def control(folder: Path, out: Path, dtype: str) -> Iterator[Row]:
-    """SciFact with a model in full precision, and with the same model taken through 4 bits: paired by query."""
-    bits = out / f"{folder.name}-4-bits"
-    if not bits.is_dir():
-        through_four_bits(folder, bits)
-    full, less = (Run(evaluate(str(place), out, [dtype], {"paper": ("STSBenchmark", "SciFact")}), out, dtype, "paper",
-                      ("STSBenchmark", "SciFact")) for place in (folder, bits))
-    every = binned(full.lengths)
-    for name, queries in {"all": [query for part in every.values() for query in part], **every}.items():
-        before, after = (np.array([run.queries[query] for query in queries]) for run in (full, less))
-        yield row("control", less.about, f"SciFact, {name}", resampled([after - before]), len(queries),
-                  (after - before).mean(), 0.0)
-
-
-def through_four_bits(folder: Path, to: Path) -> None:
-    """A copy of a BERT's folder whose table of tokens and matrices are what Q4_0 keeps of them."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from me5lib.model import released
-
-    shutil.copytree(folder, to)
-    state = load_file(folder / "model.safetensors")
-    for name, values in released.quantise_state(state).items():
-        if values.dtype == released.Q4:
-            state[name] = torch.from_numpy(released.dequantise(values)).view(state[name].shape)
-    save_file(state, to / "model.safetensors", metadata={"format": "pt"})
-
-
-def tell(rows: Sequence[Row]) -> None:
-    """Print the tables; of the languages those that differ most."""
-    import pandas as pd
-
-    frame = pd.DataFrame(rows)
-    for table, part in frame.groupby("table", sort=False):
-        if table == "language":
-            part = part[part["dtype"] == part["dtype"].iloc[0]].sort_values("delta").groupby("protocol").apply(
-                lambda each: pd.concat([each.head(8), each.tail(8)]))
-        shown = part.drop(columns=["table", "model"]).to_string(index=False, float_format="{:.2f}".format)
-        print(f"\n{table}\n{shown}")
+        if protocol == "paper" and (bare := runs_.get((dtype, "mteb"))) is not None:
+            groups = [run.pairs[pair] - bare.pairs[pair] for pair in run.pairs]
+            yield row("prefix", run.about, "with minus without", resampled(groups), len(groups),
+                      np.mean([group.mean() for group in groups]), run.languages.mean() - bare.languages.mean())
 
 
 def moved(rows: Sequence[Row]) -> list[str]:
@@ -321,11 +256,10 @@ def main() -> int:
     options.add_argument("--json", type=Path, help="where to write the rows, with the coordinates of the runs")
     options.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"])
     options.add_argument("--protocols", nargs="+", default=list(TASKS), choices=list(TASKS))
-    options.add_argument("--check", type=Path, help="a folder that the model was exported to")
-    options.add_argument("--control", type=Path, help="a model in full precision")
     asked = options.parse_args()
     sys.path.insert(0, str(asked.hub))
     import localhub
+    import pandas as pd
 
     server, endpoint = localhub.serve(asked.hub / "root")
     os.environ |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(asked.out.resolve() / "hf"), "HF_HUB_OFFLINE": "0",
@@ -337,15 +271,11 @@ def main() -> int:
     found = {(dtype, protocol): Run(opened, asked.out, dtype, protocol, names)
              for dtype in asked.dtypes for protocol, names in tasks.items()}  # fmt: skip
     rows = [each for run in found.values() for part in (run.scores, run.by_language, run.by_length) for each in part()]
-    rows += differences(found)
-    if asked.check:
-        folder = evaluate(str(asked.check), asked.out, ["bf16"], {"paper": TASKS["paper"]})
-        rows += Run(folder, asked.out, "bf16", "paper", TASKS["paper"]).scores()
-    if asked.control:
-        rows += control(asked.control, asked.out, asked.dtypes[0])
+    rows += prefixes(found)
     if asked.json:
         write(asked.json, rows, opened)
-    tell(rows)
+    for _, part in pd.DataFrame(rows).groupby("table", sort=False):
+        print(part.drop(columns="model").to_string(index=False, float_format="{:.2f}".format))
     server.shutdown()
     print("\n".join(moved(rows)) or f"every bf16 score is within {WITHIN} of the first measurement")
     return bool(moved(rows))
