@@ -56,7 +56,7 @@ def test_trigram_counts_are_those_of_a_dictionary():
 
 
 def test_trigram_cosines_against_brute_force_and_a_slice_keeps_the_rarity_of_its_column():
-    model = baselines.Trigrams()
+    model = baselines.trigrams()
     one, two = columns(model, GERMAN, ENGLISH)
     whole, expected = model.similarity(one, two), cosines(GERMAN, ENGLISH)
     np.testing.assert_allclose(whole, expected, atol=1e-5)
@@ -67,7 +67,7 @@ def test_trigram_cosines_against_brute_force_and_a_slice_keeps_the_rarity_of_its
 
 def test_digits_sees_runs_of_digits_in_any_script_and_nothing_else():
     texts = ["room 12 of 7", "غرفة ١٢ من ٧", "zimmer 127", "no number", "७ कमरा १२"]
-    digits = baselines.Digits()
+    digits = baselines.digits()
     cosine = digits.similarity(*columns(digits, texts, texts))
     assert cosine[0, 1] == pytest.approx(1) and cosine[0, 4] == pytest.approx(1)
     assert cosine[0, 2] == 0 and not cosine[3].any()
@@ -143,7 +143,7 @@ def test_trigrams_classify():
     labels = ["down", "up"] * 8
     test = ["please dim it", "please brighten it"]
     (task,) = mteb_tasks([Classification("intents", {"en": (train, labels, test, ["down", "up"])})])
-    result = mteb.evaluate(baselines.Trigrams(), task, cache=None, show_progress_bar=False)
+    result = mteb.evaluate(baselines.trigrams(), task, cache=None, show_progress_bar=False)
     assert result.task_results[0].scores["test"][0]["accuracy"] == 1.0
 
 

@@ -38,7 +38,7 @@ def keys(folder):
     return {
         "corpus": corpus.corpus_fingerprint(config.load("tiny").data),
         "drawing": hub.drawing_home(cards.load_card("nllb"), 100).name,
-        "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25Row(), baselines.Digits())],
+        "baselines": [model.mteb_model_meta.revision for model in (baselines.BM25Row(), baselines.digits())],
         "protocol": protocol.encoder_fingerprint(encoder),
         "vectors": [path.name for path in (folder / "vectors").iterdir()],
         "scores": [path.name for path in (folder / "scores").iterdir()],

@@ -33,7 +33,7 @@ def test_tables_as_printed():
     assert six["lang"].tolist()[-2:] == ["mean (printed)", "mean (recomputed)"] and len(six) == 18
     assert seven.groupby("model")["task"].nunique().to_dict() == dict.fromkeys(paper.SIZES, 56)
     assert paper.totals().values.tolist() == [[1, 980_000_000, 1_000_000_000], [2, 1_596_000, 1_600_000]]
-    assert paper.categories().loc["average (56)", "large"] == pytest.approx(61.50, abs=0.005)
+    assert paper.load_csv("categories", index_col=0).loc["average (56)", "large"] == pytest.approx(61.50, abs=0.005)
     with pytest.raises(Me5Error, match="no Table 8"):
         paper.paper_table(8)
     seven["model_card"] = 0.0  # a caller cannot spoil the data
@@ -51,7 +51,7 @@ def test_averages_are_the_means_of_the_published_rows_but_where_the_paper_is_inc
         means = means["value"].mean().tolist()
         for value in table.query("table == @number")["recomputed"]:
             assert min(abs(value - mean) for mean in means) < 1e-9
-    odd = paper.inconsistencies()
+    odd = paper.load_csv("inconsistencies")
     assert odd["what"].value_counts().to_dict() == {"average": 3, "cell": 13, "label": 1, "total": 1}
 
 

@@ -65,7 +65,7 @@ def test_share_against_score(tmp_path):
 
 def test_a_dot_per_category_and_model():
     others = {"LaBSE": 45.2, "BGE-large-en-v1.5": 64.2}
-    (axis,) = paper_figures.category_dots(paper.categories(), others).axes
+    (axis,) = paper_figures.category_dots(paper.load_csv("categories", index_col=0), others).axes
     lines = {line.get_label(): line for line in axis.get_lines() if not line.get_label().startswith("_")}
     assert list(lines) == [*paper.SIZES, *others]
     assert lines["large"].get_xdata()[-1] == pytest.approx(61.50, abs=0.005)

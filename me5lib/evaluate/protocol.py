@@ -4,7 +4,7 @@
     model = Protocol(opened.encoder, opened.name, revision=opened.revision, instruct=opened.instruct)
     mteb.evaluate(model, tasks)                                                # as the authors' scripts evaluate
     mteb.evaluate(Protocol(encoder, "stage2", protocol="mteb"), tasks)         # as mteb 2 evaluates an E5 today
-    paper_rule("Reranking", "SciDocsRR")        # TaskRule("query: ", "query: ", title=True, normalise=True)
+    paper_rule("Reranking", "SciDocsRR")    # TaskRule("query: ", "query: ", title=True, normalise=True)
 
 A `TaskRule` says what is put before a text, whether titles count, and whether vectors get unit length. `paper` is what
 the authors' scripts do (microsoft/unilm, folder `e5`: `mteb_beir_eval.py`, `mteb_except_retrieval_eval.py`), `mteb`
@@ -17,11 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
-from typing import Protocol as Interface
 
 import numpy as np
 
@@ -36,11 +35,12 @@ if TYPE_CHECKING:
     from mteb.types import PromptType
 
 VERSION = 1  # of the results; raise it with any change of rules that gives other ones
+PROTOCOLS = ("paper", "mteb")
 MANY = 2**15  # texts of one list: more of them are seldom seen twice, and would fill what is kept (ours)
+KEPT = 2**17  # texts whose vectors are kept while a task runs: 512 MB of a large model's (ours)
 LINEAR = ("Classification", "MultilabelClassification", "Regression")  # a linear model is fitted to the vectors
-SIDED = ("Retrieval", "InstructionRetrieval", "Reranking", "InstructionReranking")  # queries and documents to mteb 2
-FORUMS = ("Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
-          "Webmasters", "Wordpress")  # CQADupstackRetrieval is the mean of the twelve
+RETRIEVAL = ("Retrieval", "InstructionRetrieval")
+SIDED = (*RETRIEVAL, "Reranking", "InstructionReranking")  # queries and documents to mteb 2
 _LIKE = {"InstructionRetrieval": "Retrieval", "InstructionReranking": "Reranking",
          "MultilabelClassification": "Classification", "Regression": "Classification"}  # unknown to the scripts: ours
 
@@ -54,32 +54,30 @@ class TaskRule(NamedTuple):
     normalise: bool  # unit length (L2)
 
 
-def paper_rule(task_type: str, name: str) -> TaskRule:
-    """The rule of the authors' scripts (microsoft/unilm `e5`, mteb 1.0.2) for the models with prefixes.
+def paper_rule(task_type: str, name: str, instruct: bool = False) -> TaskRule:
+    """The rule of the authors' scripts (microsoft/unilm `e5`, mteb 1.0.2) for a model with prefixes, or `instruct`.
 
-    QuoraRetrieval's documents are questions: queries, without titles. What also fits a linear model, as classification
-    does, and is unknown to the scripts goes without the L2 norm, too (ours).
-    """
-    if task_type in ("Retrieval", "InstructionRetrieval"):
-        quora = name.startswith("QuoraRetrieval")
-        return TaskRule(QUERY, QUERY if quora else PASSAGE, title=not quora, normalise=True)
-    return TaskRule(QUERY, QUERY, title=True, normalise=task_type not in LINEAR)
-
-
-def paper_instruct_rule(task_type: str, name: str) -> TaskRule:
-    """The same scripts' rule for the instruct model; documents of retrieval are bare: title and text, Quora's too.
-
+    QuoraRetrieval's documents are questions: queries, without titles. The instruct model reads the instruction on every
+    text but documents of retrieval, which are bare (title and text, Quora's too). What also fits a linear model, as
+    classification does, and is unknown to the scripts goes without the L2 norm, too (ours).
     Raises `Me5Error` for a task that the scripts have no instruction for.
     """
-    before = text.instruct(instruction(task_type, name), "")
-    retrieval = task_type in ("Retrieval", "InstructionRetrieval")
-    return TaskRule(before, "" if retrieval else before, title=True, normalise=task_type not in LINEAR)
+    retrieval = task_type in RETRIEVAL
+    if instruct:
+        query = text.instruct(instruction(task_type, name), "")
+        return TaskRule(query, "" if retrieval else query, title=True, normalise=task_type not in LINEAR)
+    quora = retrieval and name.startswith("QuoraRetrieval")
+    document = PASSAGE if retrieval and not quora else QUERY
+    return TaskRule(QUERY, document, title=not quora, normalise=task_type not in LINEAR)
 
 
-def mteb_rule(task_type: str, name: str) -> TaskRule:
-    """The rule of mteb 2's own wrapper for the mE5 models: prompts by side only (since 1.16), always unit length."""
-    sided = task_type in SIDED
-    return TaskRule(QUERY if sided else "", PASSAGE if sided else "", title=True, normalise=True)
+def mteb_rule(metadata: TaskMetadata, prompts: Mapping[str, str]) -> TaskRule:
+    """The rule of mteb 2's own wrapper for a model with these prompts, as mteb picks them; always unit length."""
+    from mteb.models.abs_encoder import get_prompt
+    from mteb.types import PromptType
+
+    sides = (PromptType.query, PromptType.document) if metadata.type in SIDED else (None, None)
+    return TaskRule(*(get_prompt(dict(prompts), metadata, side) or "" for side in sides), title=True, normalise=True)
 
 
 def mteb_instruct_rule(metadata: TaskMetadata) -> TaskRule:
@@ -94,23 +92,11 @@ def mteb_instruct_rule(metadata: TaskMetadata) -> TaskRule:
     return TaskRule(before, "" if sided else before, title=True, normalise=True)
 
 
-def own_rule(prompts: Mapping[str, str], metadata: TaskMetadata) -> TaskRule:
-    """The rule of another sentence-transformers model: its own prompts, picked as mteb picks them; none for LaBSE."""
-    from mteb.models.abs_encoder import get_prompt
-    from mteb.types import PromptType
-
-    sides = (PromptType.query, PromptType.document) if metadata.type in SIDED else (None, None)
-    return TaskRule(*(get_prompt(dict(prompts), metadata, side) or "" for side in sides), title=True, normalise=True)
-
-
-RULES = {"paper": paper_rule, "mteb": mteb_rule}
-
-
 def rule_of(protocol: str, metadata: TaskMetadata, instruct: bool = False) -> TaskRule:
-    """The rule of a task of mteb under `paper` or `mteb`. Raises `Me5Error` as `paper_instruct_rule` does."""
-    if not instruct:
-        return RULES[protocol](metadata.type, metadata.name)
-    return mteb_instruct_rule(metadata) if protocol == "mteb" else paper_instruct_rule(metadata.type, metadata.name)
+    """The rule of a task of mteb for an E5 under `paper` or `mteb`. Raises `Me5Error` as `paper_rule` does."""
+    if protocol == "paper":
+        return paper_rule(metadata.type, metadata.name, instruct)
+    return mteb_instruct_rule(metadata) if instruct else mteb_rule(metadata, {"query": QUERY, "document": PASSAGE})
 
 
 def instruction(task_type: str, name: str) -> str:
@@ -125,13 +111,6 @@ def instruction(task_type: str, name: str) -> str:
             return row.instruction
     raise Me5Error(f"the authors' scripts have no instruction for {name} ({task_type}): leave it out, add it to "
                    "me5lib/evaluate/tables/instruct_prompts.csv, or choose the protocol mteb")
-
-
-class TextEncoder(Interface):
-    """What a `Protocol` needs of a model. One with `own_prompts` is no E5: they replace the protocol's prefixes."""
-
-    def encode(self, texts: Sequence[str], prefix: str = "", *, normalise: bool = True) -> np.ndarray:
-        """[n, width] vectors of `texts` with `prefix` before each, in order."""
 
 
 def encoder_fingerprint(encoder: Any) -> str:
@@ -174,37 +153,32 @@ def texts_of(inputs: Iterable[dict], column: str = "text") -> list[str]:
 class Protocol:
     """An mteb encoder around `encoder`, under the rules of a protocol (`paper` or `mteb`).
 
-    `options` go to `encoder.encode`; `instruct` is for a model that reads instructions in place of prefixes.
-    `revision`: the model's own (then results of two protocols or precisions need two folders); without one, the
-    weights' fingerprint with protocol and options added. Raises `Me5Error` for an unknown protocol.
+    `encoder.encode(texts, prefix, *, normalise)` gives [n, width]. One with `own_prompts` is no E5: they replace the
+    protocol's prefixes. `options` go to it, too; `instruct` is for a model that reads instructions in place of
+    prefixes. `revision`: the model's own (then results of two protocols or precisions need two folders); without one,
+    the weights' fingerprint with protocol and options added. Raises `Me5Error` for an unknown protocol.
 
-    A text is encoded once per task, prefix and norm, and kept (`keep` bytes at most): the English side of a hundred
-    language pairs is free. Documents, and lists of more than `MANY` texts, go straight through: an encoder that keeps
-    vectors on disk is handed the very same lists in every run.
+    A text is encoded once per task, prefix and norm: the English side of a hundred language pairs is free. Documents,
+    and lists of more than `MANY` texts, go straight through: an encoder that keeps vectors on disk is handed the very
+    same lists in every run.
     """
 
     languages: frozenset[str] | None = None  # those the model is evaluated in; None: all
 
-    def __init__(self, encoder: TextEncoder, name: str, protocol: str = "paper", revision: str | None = None,
-                 keep: int = 512 * 2**20, *, instruct: bool = False, **options: Any) -> None:
-        if protocol not in RULES:
-            raise Me5Error(f"unknown protocol {protocol!r}: choose one of {', '.join(RULES)}")
-        self.encoder, self.protocol, self.instruct = encoder, protocol, instruct
-        self.options, self.keep = options, keep
+    def __init__(self, encoder: Any, name: str, protocol: str = "paper", revision: str | None = None, *,
+                 instruct: bool = False, **options: Any) -> None:
+        if protocol not in PROTOCOLS:
+            raise Me5Error(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+        self.encoder, self.protocol, self.instruct, self.options = encoder, protocol, instruct, options
         marks = [protocol, *(f"{k}={v}" for k, v in sorted(options.items()) if v)]
         self.mteb_model_meta = describe(name, revision or "-".join([encoder_fingerprint(encoder), *marks]))
-        self._task = ""
-        self._known: dict[tuple[str, bool, str], np.ndarray] = {}
-        self._bytes = 0
+        self._task, self._known = "", {}  # (prefix, norm, text) → vector
 
     def rule(self, metadata: TaskMetadata) -> TaskRule:
         """How the texts of this task are encoded; a model that is no E5 keeps its own prompts."""
-        encoder = self.encoder
-        while encoder is not None and not hasattr(encoder, "own_prompts"):
-            encoder = getattr(encoder, "encoder", None)  # what keeps vectors wraps the model
-        if encoder is not None:
-            return own_rule(encoder.own_prompts, metadata)
-        return rule_of(self.protocol, metadata, self.instruct)
+        inner = getattr(self.encoder, "encoder", None)  # what keeps vectors wraps the model
+        prompts = getattr(self.encoder, "own_prompts", getattr(inner, "own_prompts", None))
+        return rule_of(self.protocol, metadata, self.instruct) if prompts is None else mteb_rule(metadata, prompts)
 
     def encode(self, inputs: Iterable[dict], *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str,
                prompt_type: PromptType | None = None, **kwargs: Any) -> np.ndarray:
@@ -216,15 +190,13 @@ class Protocol:
         prefix = rule.document if document else rule.query
         if document or len(texts) > MANY:
             return self._encode(texts, prefix, rule.normalise)
-        if self._bytes > self.keep or task_metadata.name != self._task:
-            self._known.clear()
-            self._bytes, self._task = 0, task_metadata.name
-        fresh = [t for t in dict.fromkeys(texts) if (prefix, rule.normalise, t) not in self._known]
-        if fresh:
-            vectors = self._encode(fresh, prefix, rule.normalise)
-            self._known.update(((prefix, rule.normalise, t), v) for t, v in zip(fresh, vectors, strict=True))
-            self._bytes += vectors.nbytes
-        return np.stack([self._known[prefix, rule.normalise, t] for t in texts])
+        if len(self._known) > KEPT or task_metadata.name != self._task:
+            self._known, self._task = {}, task_metadata.name
+        keys = [(prefix, rule.normalise, text) for text in texts]
+        if fresh := [key for key in dict.fromkeys(keys) if key not in self._known]:
+            vectors = self._encode([text for *_, text in fresh], prefix, rule.normalise)
+            self._known.update(zip(fresh, vectors, strict=True))
+        return np.stack([self._known[key] for key in keys])
 
     def _encode(self, texts: list[str], prefix: str, normalise: bool) -> np.ndarray:
         return np.asarray(self.encoder.encode(texts, prefix, normalise=normalise, **self.options), np.float32)

@@ -24,7 +24,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from me5lib import io
 from me5lib.evaluate import benchmarks, lint
@@ -75,9 +75,8 @@ def pending(opened: Opened, tasks: Sequence[AbsTask], folder: Path, again: bool 
     """
     todo = []
     for task in tasks:
-        for part in benchmarks.parts_of(task):
-            _usable(_result_path(folder, opened, part), part, again)
-        result = _usable(_result_path(folder, opened, task), task, again)
+        for part in (*benchmarks.parts_of(task), task):
+            result = _usable(_result_path(folder, opened, part), part, again)
         if result is None or not benchmarks.subsets_of(task) <= lint.subsets_held(result):
             todo.append(task)
     return todo
@@ -89,18 +88,16 @@ def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
 
     if not path.exists():
         return None
+    now = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
     try:
         result = read_result(path)
+        if not (refusal := lint.refusal(lint.faults_of(result, path, record_of(path), wanted=now))):
+            return result
+        if not again:
+            raise Me5Error(f"the result file {path} {refusal}: choose another --out, or add --again to replace it")
     except ValueError as error:
         print(f"me5: the result file {path} is damaged ({error}): it is made again", file=sys.stderr)
-        path.unlink(missing_ok=True)
-        return None
-    now = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
-    if not (refusal := lint.refusal(lint.faults_of(result, path, record_of(path), wanted=now))):
-        return result
-    if not again:
-        raise Me5Error(f"the result file {path} {refusal}: choose another --out, or add --again to replace it")
-    path.unlink()
+    path.unlink(missing_ok=True)
     return None
 
 
@@ -124,12 +121,12 @@ def measured_values(out: Path) -> pd.DataFrame:
             raise Me5Error(f"the result file {path} is damaged ({error}): delete it, or run the same `me5 evaluate` "
                            "again, which makes it again") from None
         record = record_of(path)
-        faults = lint.faults_of(result, path, record, benchmarks.full_subsets(result.task_name))
+        faults = list(lint.faults_of(result, path, record, benchmarks.full_subsets(result.task_name)))
         if refusal := lint.refusal(faults):
             raise Me5Error(f"the result file {path} {refusal}: delete it, or run the same `me5 evaluate` with --again")
-        for fault in faults:
-            print(f"me5: the result file {path} {fault.what}", file=sys.stderr)
-        rows += _coordinate_rows(result, path, record.weights if record else "")
+        for what, _ in faults:
+            print(f"me5: the result file {path} {what}", file=sys.stderr)
+        rows += _coordinate_rows(result, path, record["weights"] if record else "")
     if not rows:
         raise Me5Error(f"no results in {out}: run `me5 evaluate --model ... --out {out}` first")
     return pd.DataFrame(rows, columns=COORDINATES)
@@ -138,18 +135,17 @@ def measured_values(out: Path) -> pd.DataFrame:
 def _coordinate_rows(result: TaskResult, path: Path, weights: str) -> Iterator[tuple]:
     """Rows of `COORDINATES` of one file."""
     protocol, _, dtype = path.parents[3].name.rpartition("-")
-    folder, task = path.parent, result.task_name
-    name = folder.parent.name.replace("__", "/")
+    folder, task, meta = path.parent, result.task_name, {}
     with contextlib.suppress(OSError, ValueError):
         meta = io.read_json(folder / "model_meta.json")
-        name = meta["name"]
-        if meta["revision"] != folder.name:
-            raise Me5Error(f"{folder} holds results of revision {meta['revision']} (model_meta.json): results of two "
-                           "revisions are mixed, put each into a folder of its own revision")
-    more = next((metrics for start, metrics in METRICS.items() if task.startswith(start)), ())
+    if meta and meta["revision"] != folder.name:
+        raise Me5Error(f"{folder} holds results of revision {meta['revision']} (model_meta.json): results of two "
+                       "revisions are mixed, put each into a folder of its own revision")
+    name = meta.get("name") or folder.parent.name.replace("__", "/")
+    metrics = ("main_score", *next((more for start, more in METRICS.items() if task.startswith(start)), ()))
     for split, rows in result.scores.items():
         for row in rows:
-            for metric in (name for name in ("main_score", *more) if name in row):
+            for metric in (metric for metric in metrics if metric in row):
                 value = math.nan if row[metric] is None else 100 * float(row[metric])
                 yield (name, folder.name, protocol, dtype, weights, task, result.dataset_revision,
                        result.mteb_version, split, row["hf_subset"], metric, value)
@@ -168,16 +164,19 @@ def read_result(path: Path) -> TaskResult:
     return result
 
 
-def record_of(path: Path) -> lint.Record | None:
-    """What run.json says of the last run of a result's task, model and revision; None where it says nothing."""
+def record_of(path: Path) -> dict[str, Any] | None:
+    """What run.json says of the last run of a result's task, model and revision; None where it says nothing.
+
+    Keys: `protocol`, `dtype`, `data revision`, `mteb`; `weights`; `subsets`, how many it was asked for (0: not
+    recorded); `finished`.
+    """
     model, revision, task = path.parent.parent.name, path.parent.name, path.stem
     try:
-        runs = io.read_json(path.parents[3] / "run.json")["runs"]
-        run = next(run for run in reversed(runs) if task in run["tasks"]
+        run = next(run for run in reversed(io.read_json(path.parents[3] / "run.json")["runs"]) if task in run["tasks"]
                    and (run["model"].replace("/", "__"), run["revision"]) == (model, revision))
-        made = {"protocol": run["protocol"], "dtype": run["dtype"], "data revision": run["tasks"][task],
-                "mteb": run["versions"]["mteb"]}
-        return lint.Record(made, run.get("weights", "full"), run.get("subsets", {}).get(task, 0), bool(run["finished"]))
+        return {"protocol": run["protocol"], "dtype": run["dtype"], "data revision": run["tasks"][task],
+                "mteb": run["versions"]["mteb"], "weights": run.get("weights", "full"),
+                "subsets": run.get("subsets", {}).get(task, 0), "finished": bool(run["finished"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None
 
@@ -188,10 +187,9 @@ def _recorded(folder: Path, opened: Opened, protocol: str, tasks: Sequence[AbsTa
     def now() -> str:
         return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
-    file, runs = folder / "run.json", []
+    file, runs, versions = folder / "run.json", [], {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         runs = list(io.read_json(file)["runs"])
-    versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

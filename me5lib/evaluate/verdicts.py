@@ -1,10 +1,8 @@
-"""Expected against measured: one table of the paper, one model, one run, a verdict a row, and a log of such runs.
+"""Verdicts on the paper's tables: expected beside measured, of one model and one run, and a log of such runs.
 
     rows = against_paper(runs.measured_values(out), table=5)    # expected | measured | delta | verdict
-    verdict_line(rows)                                          # one line
-    styled(rows), markdown(rows), latex(rows), csv_text(rows)
+    verdict_line(rows), styled(rows), markdown(rows), latex(rows), csv_text(rows)
     log_line(out, rows, command="me5 evaluate --table 5")
-    protocol_delta(runs.measured_values(out))                   # task | paper | mteb | delta | why
 
 A value agrees when it is within `TOLERANCE` of the published one (MIRACL has one decimal: up to 0.05 is rounding). What
 was measured under two revisions, protocols, dtypes or versions of mteb is refused: such a mean is a number of nothing.
@@ -20,10 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from me5lib.evaluate import protocol
 from me5lib.evaluate.paper import COORDINATES, MODELS, expected, load_csv, model_named
 from me5lib.io import Me5Error, checkout
-from me5lib.model.text import PASSAGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +30,7 @@ AGREES, DIFFERS, NOT_MEASURED, NOT_PUBLISHED = "agrees", "differs", "not measure
 COLUMNS = ["task", "split", "subset", "metric", "expected", "measured", "delta", "verdict", "note"]
 ONE_RUN = ("model", "revision", "protocol", "dtype", "weights", "mteb_version")  # a comparison has one value of each
 LOG = "reproduction.md"
-NOTHING = "the same texts and the same norm"
 _KEY = ["task", "split", "subset", "metric"]
-_FORUMS = {f"CQADupstack{name}Retrieval" for name in protocol.FORUMS}
 _COLOURS = {AGREES: "#DDF2E8", DIFFERS: "#FBE3D6"}
 _NUMBERS = {"expected": "{:.2f}", "measured": "{:.2f}", "delta": "{:+.2f}"}
 
@@ -48,14 +42,14 @@ def against_paper(measured: pd.DataFrame, table: int, model: str = "") -> pd.Dat
     whose published values it is held against (`small`, `mE5-small`, a hub id; "": its own), and the one that is taken
     where several were measured. Returned: `COLUMNS`, a row per published or measured value, then the table's averages
     (over all their rows, or NaN); in `attrs` the run (`ONE_RUN`), `table`, `against`, `expected_dtype`,
-    `expected_mteb`, `tolerance` and `summary`. Raises `Me5Error` for a frame that mixes runs or data revisions, has a
-    value twice, lacks a column or any row of the table, for an unknown dtype, and for a model that the paper lacks.
+    `expected_mteb`, `tolerance` and `line`. Raises `Me5Error` for a frame that mixes runs or data revisions, has a
+    value twice or no row of the table, for an unknown dtype, and for a model that the paper lacks.
     """
     import numpy as np
     import pandas as pd
 
     cells = expected(table, MODELS["mE5-small"]).query("not mean")[_KEY]
-    results = _of_table(_with_weights(measured), table, cells, model)
+    results = _of_table(measured, table, cells, model)
     run = {name: _single(results[name], name) for name in ONE_RUN}
     if run["dtype"] not in TOLERANCE:
         raise Me5Error(f"no tolerance is set for dtype {run['dtype']!r}: measure in one of fp32, fp16, bf16")
@@ -71,15 +65,8 @@ def against_paper(measured: pd.DataFrame, table: int, model: str = "") -> pd.Dat
     rows = rows[COLUMNS]
     rows.attrs = {**run, "table": table, "against": published["model"].iloc[0], "tolerance": tolerance,
                   "expected_dtype": published["dtype"].iloc[0], "expected_mteb": published["mteb_version"].iloc[0]}
-    rows.attrs["summary"] = _summary(rows)
+    rows.attrs["line"] = _verdict_line(rows)
     return rows
-
-
-def _with_weights(measured: pd.DataFrame) -> pd.DataFrame:
-    """`measured` with every column of `paper.COORDINATES`; `weights` is "" where nobody recorded it."""
-    if absent := [name for name in COORDINATES if name not in measured.columns and name != "weights"]:
-        raise Me5Error(f"what was measured lacks the columns {', '.join(absent)}: read it with runs.measured_values")
-    return measured if "weights" in measured.columns else measured.assign(weights="")
 
 
 def _single(values: pd.Series, name: str) -> str:
@@ -94,12 +81,9 @@ def _single(values: pd.Series, name: str) -> str:
 def _of_table(measured: pd.DataFrame, table: int, cells: pd.DataFrame, model: str) -> pd.DataFrame:
     """The rows of `measured` that are of the table and, where there are several models, of `model`.
 
-    A task's `main_score` counts as the table's metric where it is that by another name. Of CQADupstack's twelve forums
-    their mean counts, where all are there; mteb 2 keeps both.
+    A task's `main_score` counts as the table's metric where it is that by another name.
     """
-    import pandas as pd
-
-    rows = measured[measured["task"].isin({*cells["task"], *(_FORUMS if table == 3 else ())})]
+    rows = measured[measured["task"].isin(cells["task"])]
     if model and model_named(model) in set(rows["model"]):
         rows = rows[rows["model"] == model_named(model)]
     if rows.empty:
@@ -108,15 +92,7 @@ def _of_table(measured: pd.DataFrame, table: int, cells: pd.DataFrame, model: st
     main = next((name for name in ("f1", "ndcg_at_10") if name in metrics), "main_score")
     rows = rows.assign(metric=[main if metric == "main_score" and (task, main) not in have else metric
                                for task, metric in zip(rows["task"], rows["metric"], strict=True)])
-    rows = rows[rows["metric"].isin(metrics)]
-    forum, whole = rows["task"].isin(_FORUMS), (rows["task"] == "CQADupstackRetrieval").any()
-    if whole:
-        return rows[~forum]
-    if forum.sum() != len(_FORUMS):
-        return rows
-    mean = rows[forum].iloc[:1].assign(task="CQADupstackRetrieval", dataset_revision="",
-                                       value=rows[forum]["value"].mean())
-    return pd.concat([rows[~forum], mean])
+    return rows[rows["metric"].isin(metrics)]
 
 
 def _value_rows(results: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -170,20 +146,12 @@ def overall(rows: pd.DataFrame) -> str:
     return "reproduced" if same else AGREES
 
 
-def by_task(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over the subsets of a task that are published and measured: `task`, `metric`, `subsets`, `expected`,
-    `measured`, `delta`."""
-    both = rows[rows["delta"].notna() & ~rows["subset"].str.startswith("mean of")].assign(subsets=1)
-    how = {"subsets": "sum", "expected": "mean", "measured": "mean", "delta": "mean"}
-    return both.groupby(["task", "metric"], sort=False).agg(how).reset_index()
-
-
 def verdict_line(rows: pd.DataFrame) -> str:
     """The whole comparison in one line, also of a part of its rows: coordinates, how many came to which verdict."""
-    return rows.attrs["summary"]
+    return rows.attrs["line"]
 
 
-def _summary(rows: pd.DataFrame) -> str:
+def _verdict_line(rows: pd.DataFrame) -> str:
     about, counts = rows.attrs, rows["verdict"].value_counts()
     published = {"protocol": "paper", "dtype": about["expected_dtype"], "weights": "full",
                  "mteb": about["expected_mteb"]}
@@ -222,14 +190,15 @@ def latex(rows: pd.DataFrame) -> str:
 
 def csv_text(rows: pd.DataFrame) -> str:
     """The comparison as CSV with all digits and, in columns of their own, the coordinates of the run."""
-    about = {name: value for name, value in rows.attrs.items() if name != "summary"}
+    about = {name: value for name, value in rows.attrs.items() if name != "line"}
     return rows.assign(**about).to_csv(index=False, lineterminator="\n")
 
 
-def log_line(out: Path | str, rows: pd.DataFrame, command: str, *, hardware: str = "", commit: str = "",
-             date: str = "") -> str:
-    """Add one line on this comparison to `<out>/reproduction.md` (made if absent), and return it; empty `hardware`,
-    `commit` (of the checkout) and `date` are found out. Raises `Me5Error` where the file cannot be written."""
+def log_line(out: Path | str, rows: pd.DataFrame, command: str) -> str:
+    """Add one line on this comparison to `<out>/reproduction.md` (made if absent), and return it.
+
+    Raises `Me5Error` where the file cannot be written.
+    """
     from me5lib.evaluate import runs
 
     about, path = rows.attrs, Path(out) / LOG
@@ -237,10 +206,10 @@ def log_line(out: Path | str, rows: pd.DataFrame, command: str, *, hardware: str
     verdict = (f"{overall(rows)}: {(published['verdict'] == AGREES).sum()} of {len(published)} within "
                f"{about['tolerance']:g}")
     cells = {
-        "date": date or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"), "commit": commit or _commit(),
-        "command": f"`{command}`", "hardware": hardware or runs.hardware(), "table": about["table"],
-        "model": about["model"], "revision": about["revision"][:8], "protocol": about["protocol"],
-        "dtype": about["dtype"], "weights": about["weights"], "mteb": about["mteb_version"], "verdict": verdict,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"), "commit": _commit(),
+        "command": f"`{command}`", "hardware": runs.hardware(), "table": about["table"], "model": about["model"],
+        "revision": about["revision"][:8], "protocol": about["protocol"], "dtype": about["dtype"],
+        "weights": about["weights"], "mteb": about["mteb_version"], "verdict": verdict,
     }
     line, head = _markdown_row(cells.values()), f"{_markdown_row(cells)}\n{_markdown_row(['---'] * len(cells))}\n"
     try:
@@ -272,66 +241,20 @@ def _commit() -> str:
         return ""
 
 
-def protocol_delta(measured: pd.DataFrame, model: str = "", metric: str = "main_score",
-                   instruct: bool | None = None) -> pd.DataFrame:
-    """What the protocol alone is worth: `task`, `subsets`, `paper`, `mteb`, `delta` (mteb minus paper), `why`.
+def protocol_delta(measured: pd.DataFrame) -> pd.DataFrame:
+    """What the protocol alone is worth to a model: `task`, `subsets`, `paper`, `mteb`, `delta` (mteb minus paper).
 
-    A task's value is the mean over the splits and subsets that both protocols have (`subsets`: how many). `instruct`:
-    whether the model reads instructions; None: whether its name says so. Raises `Me5Error` where a protocol is missing,
-    where nothing is common, and where the two differ in more than the protocol.
+    Of main scores: means over the splits and subsets that were measured under both protocols, in all else alike
+    (`subsets`: how many). No row where there are none.
     """
-    measured = _with_weights(measured)
-    rows = measured[(measured["metric"] == metric) & (measured["model"].isin([model]) if model else True)]
-    sides = [rows[rows["protocol"] == protocol] for protocol in ("paper", "mteb")]
-    for side, name in zip(sides, ("paper", "mteb"), strict=True):
-        if side.empty:
-            raise Me5Error(f"no {metric} of {model or 'any model'} measured under the protocol {name}: run "
-                           f"`me5 evaluate` with --protocol {name}")
-    for column in ("model", "revision", "dtype", "weights", "mteb_version"):
-        _single(rows[rows["protocol"].isin(["paper", "mteb"])][column], column)
-    place = ["task", "split", "subset"]
-    for side in sides:
-        _single(side["dataset_revision"][side.duplicated(place, keep=False)], "dataset_revision")
-    both = sides[0].merge(sides[1], on=place, suffixes=("_paper", "_mteb"))
-    if both.empty:
-        raise Me5Error("the two protocols have no task in common: run the same tasks with --protocol paper and mteb")
-    mixed = both[both["dataset_revision_paper"] != both["dataset_revision_mteb"]]
-    if len(mixed):
-        raise Me5Error(f"{mixed['task'].iloc[0]} was measured on two revisions of its data: run it again under both "
-                       "protocols")
-    grouped = both.groupby("task", sort=False)
-    table = grouped[["value_paper", "value_mteb"]].mean().set_axis(["paper", "mteb"], axis=1)
-    table.insert(0, "subsets", grouped.size())
-    table["delta"] = table["mteb"] - table["paper"]
-    instruct = "instruct" in str(sides[0]["model"].iloc[0]).lower() if instruct is None else instruct
-    table["why"] = [why(task, instruct) for task in table.index]
-    return table.reset_index()
-
-
-def why(task: str, instruct: bool = False) -> str:
-    """What differs between the two protocols for an mteb task: the difference of their rules, not a list of tasks.
-
-    Raises `Me5Error` for no such task.
-    """
-    import mteb
-
-    try:
-        metadata = mteb.get_task(task).metadata
-    except KeyError:
-        raise Me5Error(f"mteb has no task {task}: check the name") from None
-    parts = getattr(metadata, "tasks", ())  # of CQADupstackRetrieval: only the forums are encoded, all in one way
-    about = parts[0].metadata if parts else metadata
-    paper, now = (protocol.rule_of(name, about, instruct) for name in ("paper", "mteb"))
-    reasons = []
-    if paper.query != now.query:
-        kind = "instruction" if paper.query.startswith("Instruct: ") else "prefix"
-        reasons.append(f"another {kind}: {now.query!r}" if now.query else f"{kind} dropped")
-    if metadata.type in protocol.SIDED and paper.document != now.document:
-        place = "Quora's documents" if metadata.type == "Retrieval" else "documents"
-        reasons.append(f"{place} as passages" if now.document == PASSAGE else f"{place} without instruction")
-    if paper.normalise != now.normalise:
-        reasons.append("normalised before the classifier")
-    return "; ".join(reasons) or NOTHING
+    scores = measured[measured["metric"] == "main_score"]
+    same = [name for name in COORDINATES if name not in ("protocol", "metric", "value")]
+    both = [scores[scores["protocol"] == name].rename(columns={"value": name}) for name in ("paper", "mteb")]
+    both = both[0][[*same, "paper"]].merge(both[1][[*same, "mteb"]], on=same).assign(subsets=1)
+    for name in ("model", "revision", "dtype", "weights", "mteb_version"):
+        _single(both[name], name)
+    table = both.groupby("task", sort=False).agg({"subsets": "sum", "paper": "mean", "mteb": "mean"}).reset_index()
+    return table.assign(delta=table["mteb"] - table["paper"])
 
 
 def contamination(tasks: Iterable[str]) -> pd.DataFrame:

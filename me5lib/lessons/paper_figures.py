@@ -169,7 +169,7 @@ def share_against_score(shares: Mapping[str, float], scores: Mapping[str, float]
 
 
 def category_dots(categories: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
-    """A line per category (`reference.categories`: [categories, models]), a dot per model, per cent.
+    """A line per category (the CSV `categories`: [categories, models]), a dot per model, per cent.
 
     `baselines` (name → average) have only an average in the paper, so they stand on a line of their own below it.
     """
