@@ -33,8 +33,8 @@ from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
 from me5lib.train.distributed import Team
-from me5lib.train.mining import Mining, MiningReport, PoolKey, by_pool, choose, distinct_texts, mine
-from me5lib.train.search import BM25Index, DenseIndex, Pool
+from me5lib.train.mining import Mining, MiningReport, PoolKey, by_pool, choose, mine
+from me5lib.train.search import BM25Index, DenseIndex, Pool, texts_by_key
 
 NEGATIVE_KINDS = ("mined", "bm25", "random", "labelled")
 DEV_EXAMPLES, DEV_GROUP = 1000, 8  # ours: held-out examples that judge the teacher, and passages in each one's group
@@ -126,8 +126,8 @@ def negatives_for_pass(row: Labelled, n: int, turn: int) -> Labelled:
 
 def own_negatives(row: Labelled) -> list[str]:
     """The wrong answers that a row brings along, without any that reads like its query or a right answer of it."""
-    right = row.query, *row.positives
-    return distinct_texts((*right, *row.negatives))[len(distinct_texts(right)) :]
+    right = texts_by_key((row.query, *row.positives))
+    return [text for key, text in texts_by_key(row.negatives).items() if key not in right]
 
 
 def add_negatives(
@@ -196,7 +196,7 @@ def fill_up(
         bare = [rows[i]._replace(negatives=()) for i in short]
         draws = search.random([row.query for row in bare], len(pool.texts), 8 * n, seed)
         for i, more in zip(short, choose(draws, bare, pool, 2 * n)[0], strict=True):
-            both = distinct_texts([*chosen[i], *more])
+            both = list(texts_by_key((*chosen[i], *more)).values())
             if not both:
                 others = (own_negatives(rows[i]._replace(negatives=elsewhere(name).texts)) for name in (source, None))
                 both = next(filter(None, others), [])

@@ -23,7 +23,7 @@ import functools
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +37,13 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
-from me5lib.train.search import BM25Index, DenseIndex, Pool, SearchResult
+from me5lib.train.search import BM25Index, DenseIndex, Pool, SearchResult, texts_by_key
 
 SAME_TEXT, NOT_NEEDED = "same text", "not needed"  # what `choose` itself drops, before and after the filters
 COMPARED_AT_ONCE = 1024  # queries whose candidates' texts are compared at a time
 DEFAULT_NEAR = 1.06  # where CCMatrix (Schwenk et al. 2021) takes two sentences for translations
 QUERIES_A_SHARD = 10_000  # ours
+EXAMPLES, SHOWN = 20, 3  # of what a filter dropped: in a report, and in its lines
 ABOVE = 0.05  # ours: share of the negatives above their positive that is a finding; a margin leaves none of its own
 
 PoolKey = tuple[str, str]  # source and language; of the one pool across all, ("", "")
@@ -98,7 +99,7 @@ def near_positive(results: SearchResult, highest: float = DEFAULT_NEAR) -> np.nd
 
 def choose(
     results: SearchResult, rows: Sequence[Labelled], pool: Pool, n: int | Sequence[int],
-    filters: Mapping[str, np.ndarray] = {}, examples: int = 20,  # noqa: B006
+    filters: Mapping[str, np.ndarray] = {},  # noqa: B006
 ) -> tuple[list[list[str]], MiningReport]:
     """Up to `n` negatives of every row (or of each its own number), the hardest; and what was dropped by which filter.
 
@@ -115,9 +116,8 @@ def choose(
     dropped[NOT_NEEDED] = left & ~taken
     chosen = [[*row.negatives[:own], *(pool.texts[j] for j in found[some])] for row, own, found, some
               in zip(rows, most, results.rows, taken, strict=True)]
-    report = _account(results, rows, dropped, taken, room)
-    asked = {name: dropped[name] for name in filters}
-    return chosen, report._replace(examples=_dropped_examples(results, rows, pool, asked, examples))
+    examples = _dropped_examples(results, rows, pool, {name: dropped[name] for name in filters})
+    return chosen, _account(results, rows, dropped, taken, room)._replace(examples=examples)
 
 
 def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) -> np.ndarray:
@@ -144,14 +144,6 @@ def by_pool(rows: Sequence[Labelled], within: bool = True) -> dict[PoolKey, list
     for i, row in enumerate(rows):
         groups[(row.source, row.language) if within else ("", "")].append(i)
     return dict(sorted(groups.items()))
-
-
-def distinct_texts(texts: Iterable[str]) -> list[str]:
-    """`texts` without those that say the same (`text_key`) as an earlier one."""
-    first: dict[int, str] = {}
-    for text in texts:
-        first.setdefault(text_key(text), text)
-    return list(first.values())
 
 
 def mine(
@@ -202,12 +194,12 @@ def _account(
 
 
 def _dropped_examples(
-    results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray], limit: int
+    results: SearchResult, rows: Sequence[Labelled], pool: Pool, dropped: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """The best-scoring candidate that each filter dropped, of `limit` queries spread evenly, a filter."""
+    """The best-scoring candidate that each filter dropped, of `EXAMPLES` queries spread evenly, a filter."""
     shown = []
     for name, mask in dropped.items():
-        for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist(), limit):
+        for i in _spread(np.flatnonzero(mask.any(axis=1)).tolist(), EXAMPLES):
             row, j = rows[i], int(mask[i].argmax())
             shown.append({"query": row.query, "positive": row.positives[0],
                           "passage": pool.texts[results.rows[i, j]], "rule": name,
@@ -227,15 +219,15 @@ def _some(examples: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]
             for one in _spread([example for example in examples if example["rule"] == rule], limit)]
 
 
-def merge(reports: Sequence[MiningReport], examples: int = 20) -> MiningReport:
-    """One report of several searches, with at most so many `examples` of each filter, spread over the searches."""
+def merge(reports: Sequence[MiningReport]) -> MiningReport:
+    """One report of several searches, its examples spread over them."""
     if not reports:
         return MiningReport()
     added = functools.reduce(_added, ({name: getattr(report, name) for name in (
         "queries", "candidates", "kept", "short", "dropped", "above", "by_language")} for report in reports))
     added["by_language"] = dict(sorted(added["by_language"].items()))
     recall = min((report.recall for report in reports if report.recall is not None), default=None)
-    shown = _some([one for report in reports for one in report.examples], examples)
+    shown = _some([one for report in reports for one in report.examples], EXAMPLES)
     return MiningReport(**added, examples=shown, recall=recall)
 
 
@@ -246,7 +238,7 @@ def _added(one: Any, other: Any) -> Any:
     return one + other
 
 
-def report_lines(report: MiningReport, samples: int = 3) -> list[str]:
+def report_lines(report: MiningReport) -> list[str]:
     """The report for human eyes: the counts, by language too, and some of what each filter dropped."""
     found = []
     for name, counts in {"all": report._asdict(), **report.by_language}.items():
@@ -255,7 +247,7 @@ def report_lines(report: MiningReport, samples: int = 3) -> list[str]:
                      f"{counts['kept']:,} kept; {dropped}; {counts['short']:,} queries are short of negatives")
     if report.recall is not None:
         found.append(f"approximate search: recall {report.recall:.3f} against the exact one")
-    for example in _some(report.examples, samples):
+    for example in _some(report.examples, SHOWN):
         found.append(f"{example['rule']}: {example['score']:.3f}, the right answer {example['positive_score']:.3f}")
         found += [f"  {name:8} {' '.join(example[field].split())[:100]}" for name, field in (
             ("query", "query"), ("right", "positive"), ("dropped", "passage"))]
@@ -305,7 +297,8 @@ def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list
     rows: dict[int, Labelled] = {}
     for row in file.rows:
         first = rows.setdefault(text_key(row.query), row)
-        rows[text_key(row.query)] = first._replace(negatives=tuple(distinct_texts((*first.negatives, *row.negatives))))
+        wrong = texts_by_key((*first.negatives, *row.negatives))
+        rows[text_key(row.query)] = first._replace(negatives=tuple(wrong.values()))
     if not rows:
         raise Me5Error("; ".join([f"{path} has no query with a positive passage: nothing can be mined",
                                   *file.reasons()]))

@@ -40,11 +40,11 @@ WORDS_VERSION = 2  # of `words`: what was kept of another version is stale
 
 
 class Pool:
-    """The passages that are searched: their texts, languages, and keys int64 [P]."""
+    """The passages that are searched: their texts, and keys int64 [P]."""
 
-    def __init__(self, texts: Sequence[str], languages: Sequence[str] = (), keys: Iterable[int] = ()) -> None:
-        self.texts, self.languages = list(texts), list(languages) or ["und"] * len(texts)
-        self.keys = np.array(list(keys) or [text_key(text) for text in texts], dtype=np.int64)
+    def __init__(self, texts: Iterable[str], keys: Iterable[int] = ()) -> None:
+        self.texts = list(texts)
+        self.keys = np.array(list(keys) or [text_key(text) for text in self.texts], dtype=np.int64)
 
     @cached_property
     def row_of(self) -> dict[int, int]:
@@ -54,17 +54,22 @@ class Pool:
     @classmethod
     def of(cls, rows: Iterable[Labelled]) -> Pool:
         """All positives and negatives of `rows`, each text (`text_key`) once, in order of appearance."""
-        first: dict[int, tuple[str, str]] = {}
-        for row in rows:
-            for text in (*row.positives, *row.negatives):
-                first.setdefault(text_key(text), (text, row.language))
-        return cls(*zip(*first.values(), strict=True), keys=first) if first else cls([])
+        first = texts_by_key(text for row in rows for text in (*row.positives, *row.negatives))
+        return cls(first.values(), first)
 
     def positives(self, row: Labelled) -> list[int]:
         """The rows of a labelled row's positives, which must be in the pool. Raises `Me5Error` where it has none."""
         if not row.positives:
             raise Me5Error(f"the query {row.query[:40]!r} has no positive: leave it out")
         return [self.row_of[text_key(text)] for text in row.positives]
+
+
+def texts_by_key(texts: Iterable[str]) -> dict[int, str]:
+    """`text_key` → the first text that has it, in order of appearance."""
+    first: dict[int, str] = {}
+    for text in texts:
+        first.setdefault(text_key(text), text)
+    return first
 
 
 class SearchResult(NamedTuple):
