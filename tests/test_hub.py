@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 from me5lib import config
 from me5lib.data import cards, hub, pipeline, shards
 from me5lib.data.builders import Drop
-from me5lib.data.mixture import Mixture
 from me5lib.io import Me5Error, sha256
-from me5lib.pairs import Pair
+from me5lib.model.encoder import Encoder
+from me5lib.pairs import Pair, text_key
+from me5lib.train import dry_run, loop
 
 TOY = HEAD + """hub:
   - repository: own/tables
@@ -37,6 +38,11 @@ TOY = HEAD + """hub:
     read_from: unverified
     builder: toy
 """
+RERANKER = "BAAI/bge-reranker-v2-m3"
+SET = ("data.sources=wikipedia,nllb,s2orc,stackexchange", "data.labelled=nli,miracl", "model.layers=1",
+       "model.width=32", "model.heads=2", "model.feedforward=64", "train.steps=4", "train.batch=16", "train.warmup=1",
+       "finetune.steps=6", "finetune.batch=64", "finetune.warmup=1", "finetune.mine_depth=30",
+       "finetune.hard_negatives=2", f"finetune.teacher={RERANKER}")
 
 
 def toy(row, origin):
@@ -348,61 +354,80 @@ def test_a_scale_draws_its_share_by_the_papers_counts():
     assert hub.pairs_wanted(cfg, "msmarco-passage") == 500_000  # two epochs of the paper's rows: no more than there are
 
 
-def fetch(*words: object) -> list[str]:
-    """`me5 fetch --for workshop …` in this process; its lines, or the error's."""
+def me5(*words: object) -> str:
+    """`me5 …` in this process; what it prints."""
     from me5lib.cli.app import app
 
-    done = CliRunner().invoke(app, ["fetch", "--for", "workshop", *map(str, words)])
-    assert (done.exit_code == 0) == (not done.stderr.startswith("me5: ")), done.output
-    return done.stdout.splitlines()
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
-def test_fetch_fills_the_cache_and_the_scale_then_opens_offline(online, tmp_path, monkeypatch):
-    root, tables = tmp_path / "root", {}
-    for name, each in cards.hub().items():
-        tables.setdefault(each.paper.table, []).append(name)
-        for entry in each.hub:
-            fixtures_hub.write_repository(root, entry, 40, 2)
-    sets = [f"data.sources={','.join(tables[1])}", f"data.labelled={','.join(tables[2])}"]
-    cfg = config.load("workshop", sets)
-    names = ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "setup.py")
-    for hub_id in (cfg.model.backbone, cfg.finetune.teacher):
-        write_model(root, hub_id, names)
-    words = ["--rows", 60, *(word for each in sets for word in ("--set", each))]
-    with Loopback(root) as server:
+def write_models(root: Path, cfg: config.Scale) -> None:
+    """A backbone, and a cross-encoder of XLM-R's classes, random; beside its weights a pickle and code."""
+    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+    texts = [f"{a}, {b}" for a in dry_run.territories("en") for b in dry_run.territories("de")[:20]]
+    dry_run.write_backbone(cfg.model, texts, root / "models" / cfg.model.backbone)
+    tokenizer, folder = Encoder.load(root / "models" / cfg.model.backbone).tokenizer, root / "models" / RERANKER
+    XLMRobertaForSequenceClassification(XLMRobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=514, pad_token_id=1, num_labels=1)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name in ("pytorch_model.bin", "setup.py"):
+        (folder / name).write_text("{}", encoding="utf8")
+
+
+def test_a_scale_from_an_empty_cache_to_both_stages(online, tmp_path, monkeypatch):
+    cfg, root, out = config.load("workshop", SET), tmp_path / "root", tmp_path / "out"
+    dials = [word for dial in SET for word in ("--set", dial)]
+    held_out = hub.DEV_SHARE * 2**64 - 2**63  # a random teacher that a held-out row judges would not be listened to
+    fixtures_hub.write_rows(root, cfg, 100, lambda row: all(
+        text_key(value) >= held_out for value in row.values() if isinstance(value, str)))
+    write_models(root, cfg)
+    names = {*cfg.data.sources, *cfg.data.labelled}
+    with Loopback(root, lambda n: 503 if n % 7 == 3 else 0) as server:
         online(server)
-        with pytest.raises(Me5Error, match="lacks cc-news, mc4, nllb, .*run `me5 fetch --for workshop`"):
+        with pytest.raises(Me5Error, match="lacks wikipedia, nllb, .*run `me5 fetch --for workshop`"):
             hub.HubCorpus(cfg)
         assert server.requests == []
-        planned = fetch("--plan", *words)
-        assert {line.split()[0] for line in planned} >= {*tables[1], *tables[2]}
+        planned = me5("fetch", "--for", "workshop", "--plan", *dials)
+        assert {line.split()[0] for line in planned.splitlines()} >= names
         assert not [path for _, path, _ in server.requests if "/resolve/" in path]
-        assert len(fetch(*words)) == 9 + 14 + 2
-    for hub_id in (cfg.model.backbone, cfg.finetune.teacher):
-        files = {path.rpartition("/")[2] for _, path, _ in server.requests if f"{hub_id}/resolve" in path}
-        assert files == {"config.json", "model.safetensors", "tokenizer.json"}
+        told = me5("fetch", "--for", "workshop", *dials)
+    assert {line.partition(":")[0] for line in told.splitlines()} == {*names, cfg.model.backbone, RERANKER}
+    asked = [path for _, path, _ in server.requests if f"/{RERANKER}/resolve/" in path]
+    assert asked and all(path.endswith((".json", ".safetensors", ".model", ".txt")) for path in asked)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "in the cache" in "".join(fetch("--plan", *words))
+    assert "in the cache" in me5("fetch", "--for", "workshop", "--plan", *dials)
     corpus = hub.HubCorpus(cfg)
-    assert {source for source, _ in corpus.shards} == set(tables[1])
-    batch = Mixture(corpus.shards, steps=5, batch=16, seed=0, temperature=1).batch(0)
-    assert len(batch) == 16 and all(len(pair) == 4 for pair in batch)
+    assert {source for source, _ in corpus.shards} == set(cfg.data.sources)
     labelled = corpus.labelled() + corpus.labelled("dev")
-    assert {row.source for row in labelled} == set(tables[2]) and len(labelled) >= 14 * 20
+    assert {row.source for row in labelled} == set(cfg.data.labelled) and len(labelled) > 40
     assert all(row.instruction for row in labelled)  # each with its card's instruction
 
-
-def write_model(root: Path, hub_id: str, names: tuple[str, ...]) -> None:
-    folder = root / "models" / hub_id
-    folder.mkdir(parents=True)
-    for name in names:
-        (folder / name).write_text("{}", encoding="utf8")
+    me5("pretrain", "--scale", "workshop", "--yes", "--out", out, *dials)
+    told = me5("finetune", "--scale", "workshop", "--yes", "--out", out, *dials)
+    first, second = (loop.read_log(out / stage).steps for stage in ("stage1", "stage2"))
+    assert [row["step"] for row in first] == [0, 1, 2, 3] and {row["source"] for row in first} <= set(cfg.data.sources)
+    assert len(second) == 6 and all(np.isfinite(row["loss"]) for row in first + second)
+    vectors = [Encoder.load(path).encode(["ein Satz", "a sentence"])
+               for path in (root / "models" / cfg.model.backbone, out / "stage1", out / "stage2")]
+    assert all(np.abs(a - b).max() > 1e-6 for a, b in zip(vectors, vectors[1:], strict=False))  # both stages learnt
+    report = json.loads((out / "stage2/report.json").read_text(encoding="utf8"))
+    (commit,) = {path.parent.name for path in (tmp_path / "hf").rglob("snapshots/*/model.safetensors")
+                 if "bge-reranker" in str(path)}
+    assert report["teacher"]["weights"] == {"model": RERANKER, "revision": commit} and report["teacher"]["trusted"]
+    assert f"{RERANKER}: no held-out example judges it: used" in told
 
 
 def test_a_pickle_is_not_fetched_unasked(online, tmp_path):
     from me5lib.cli.data import backbone
 
-    write_model(tmp_path / "root", "own/model", ("config.json", "pytorch_model.bin"))
+    folder = tmp_path / "root/models/own/model"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "pytorch_model.bin"):
+        (folder / name).write_text("{}", encoding="utf8")
     with Loopback(tmp_path / "root", lambda n: 0 if n % 3 else 503) as server:
         online(server)
         with pytest.raises(Me5Error, match="own/model has no weights as safetensors, and a pickle is not fetched"):

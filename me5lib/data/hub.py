@@ -350,7 +350,7 @@ def make_items(card: cards.Card, file: HubFile, rows: Iterator[tuple[int, Row | 
                 if isinstance(item, Drop):
                     language, reason = file.language, item.reason
                 else:
-                    language, reason = item.language, next((why for _, step in steps if (why := step(item))), None)
+                    language, reason = item.language, next((why for step in steps if (why := step(item))), None)
                     reason = reason if known_language(language) else "unknown language code"
                 book.count("made", language)
                 if reason:

@@ -409,7 +409,7 @@ def build_stages(build: CardBuild) -> list[tuple[str, list[PipelineStep], int]]:
         reread.append(exact.ExactDedupFilter(duplicates, config, Excluded("exact duplicate", build)))
     if "near" in whole and build.pairs is None:
         signs, pairs, remove = (str(at / "near" / name) for name in ("signatures", "pairs", "remove"))
-        near = NearSignature(signs, *filters.make_filter(build.card.name, "near", whole["near"]))
+        near = NearSignature(signs, *filters.make_filter(build.card.name, "near", whole["near"])())
         found += [("near signatures", [*reread, near], tasks),
                   ("near pairs", [minhash.MinhashDedupBuckets(signs, pairs, config=near.config)],
                    near.config.num_buckets),
