@@ -1,17 +1,18 @@
-"""What a run will cost: weights, graph bytes and FLOP against torch's own counters, and the words of the plan."""
+"""What a run will cost, by torch's own counters, the words of the plan, and the rehearsal of a run."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from me5lib import config, device
+from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
-from me5lib.train import checkpoint, cost, stages
+from me5lib.model.text import train_tokenizer
+from me5lib.train import checkpoint, cost, dry_run, stages
 from me5lib.train.gradcache import GraphMeter
-
-HUB = ("workshop", "small", "base", "large", "large-instruct")
 
 
 def shape(**dials):
@@ -43,14 +44,24 @@ def test_weights_are_as_many_as_published(name, millions):
     assert counted.worked_on == given.layers * layer + 2 * d  # and the norm of the embeddings
 
 
-def test_the_random_backbone_is_the_encoders_own():
-    given = dataclasses.replace(config.load("tiny").model, vocabulary=1_000)
-    from me5lib.model.text import train_tokenizer
+@pytest.fixture(scope="module")
+def small():
+    """A scale, and the encoder of its shape."""
+    tokenizer = train_tokenizer([f"a text of words and number {i}" for i in range(200)], 300)
+    given = dataclasses.replace(config.load("tiny").model, vocabulary=len(tokenizer))
+    return dataclasses.replace(config.load("tiny"), model=given), Encoder.new(given, tokenizer, 0)
 
-    tokenizer = train_tokenizer([f"a text of words and number {i}" for i in range(2_000)], 1_000)
-    encoder = Encoder.new(dataclasses.replace(given, vocabulary=len(tokenizer)), tokenizer, 0)
-    counted = cost.size(dataclasses.replace(given, vocabulary=len(tokenizer)))
+
+def test_weights_and_checkpoints_are_those_of_the_real_thing(small, tmp_path):
+    scale, encoder = small
+    counted = cost.size(scale.model)
     assert counted.all == sum(p.numel() for p in encoder.parameters())
+    adamw = torch.optim.AdamW(encoder.parameters())
+    encoder([[5, 6, 7]]).sum().backward()
+    adamw.step()
+    path = checkpoint.save_checkpoint(tmp_path / "checkpoints", encoder, adamw, 1, "plan")
+    written = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+    assert cost.CHECKPOINTS * counted.all == pytest.approx((checkpoint.KEEP + 1) * written, rel=0.05)
 
 
 @pytest.mark.parametrize("given", [shape(), shape(layers=4), shape(width=256, feedforward=512, heads=4)])
@@ -78,21 +89,6 @@ def test_operations_are_those_that_torch_counts(cached):
                     model(inputs_embeds=vectors)
             model(inputs_embeds=vectors).last_hidden_state.sum().backward()
     assert estimate.operations(cached) == pytest.approx(counter.get_total_flops(), rel=0.03)
-
-
-def test_a_checkpoint_weighs_what_the_plan_says(tmp_path):
-    from me5lib.model.text import train_tokenizer
-
-    tokenizer = train_tokenizer([f"a text of words and number {i}" for i in range(2_000)], 1_000)
-    given = dataclasses.replace(config.load("tiny").model, vocabulary=len(tokenizer))
-    encoder = Encoder.new(given, tokenizer, 0)
-    adamw = torch.optim.AdamW(encoder.parameters())
-    encoder([[5, 6, 7]]).sum().backward()
-    adamw.step()
-    path = checkpoint.save_checkpoint(tmp_path / "checkpoints", encoder, adamw, 1, "plan")
-    written = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
-    estimate = cost.estimate(dataclasses.replace(config.load("tiny"), model=given))
-    assert estimate.disk / (checkpoint.KEEP + 1) == pytest.approx(written, rel=0.05)  # the pooler comes on top
 
 
 def test_the_piece_is_the_largest_that_fits():
@@ -124,8 +120,7 @@ def test_a_gpu_that_is_too_small_is_said_to_be(monkeypatch):
     assert "too small" in line
 
 
-@pytest.mark.parametrize("name", HUB)
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize(("name", "stage"), [("workshop", "stage1"), ("large", "stage1"), ("small", "stage2")])
 def test_the_plan_says_what_is_assumed_and_what_the_paper_says(name, stage):
     text = "\n".join(cost.estimate(config.load(name), stage).lines())
     for word in ("weights", "gradients", "optimiser", "activations", "checkpoints", "GPUs for a day", "assumed (ours)",
@@ -134,3 +129,38 @@ def test_the_plan_says_what_is_assumed_and_what_the_paper_says(name, stage):
     assert ("no such scale" if name == "workshop" else "says nothing of hardware") in text
     assert all(len(line) <= 160 for line in text.splitlines())
     assert set(cost.MEMORY) <= set(device.PEAK)
+
+
+# The rehearsal
+
+
+def test_a_rehearsal_leaves_layers_out_where_memory_or_disk_is_small():
+    large = config.load("large").model
+    assert cost.shape_that_fits(large, 10**12, 10**12) == large
+    for room in ((8 * 10**9, 10**12), (10**12, 16 * 10**9)):
+        cut = cost.shape_that_fits(large, *room)
+        assert 1 < cut.layers < 24 and cut == dataclasses.replace(large, layers=cut.layers)
+    with pytest.raises(Me5Error, match="not even one layer .* rehearse on a larger machine"):
+        cost.shape_that_fits(large, 10**9, 10**12)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_rehearsal_stops_resumes_publishes_and_leaves_nothing(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
+    scale = config.load("workshop", ["data.sources=nllb,wikipedia", "data.labelled=nli", "model.layers=1",
+                                     "model.width=32", "model.heads=2", "model.feedforward=64"])
+    said = []
+    log = dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append)
+    assert [line.split()[0] for line in said] == ["dry", "backbone", "rows", "stopped", "resumed", "published", "took"]
+    assert [row["step"] for row in log.steps] == [0, 1] and log.evaluations[-1]["norm"] == 1
+    assert list(tmp_path.iterdir()) == [] and os.environ["ME5_CACHE"] == str(tmp_path / "cache")
+    monkeypatch.setattr(stages, "pretrain", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(stages, "finetune", lambda *_, **__: tmp_path)
+    with pytest.raises(Me5Error, match="SIGTERM did not stop"):
+        dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_offline_scale_is_not_rehearsed(tmp_path):
+    with pytest.raises(Me5Error, match="tiny needs none and takes minutes"):
+        dry_run.rehearse(config.load("tiny"), 0, tmp_path)

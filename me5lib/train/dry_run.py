@@ -2,18 +2,14 @@
 
     rehearse(config.load("large"), seed=0, folder=Path("runs/dry-run"))      # prints what it did; leaves nothing
 
-What is real: the scale's data settings over every one of its cards, the stage (`stages.pretrain`, `stages.finetune`)
-with its loop, checkpoint, SIGTERM, resume and publication, the backbone's class and shape, the processes and their
-device. What is not: the weights (random), the rows (made up), the vocabulary (a small one), two steps of eight. Where
-the true shape does not fit into memory or onto the disk, layers are left out, and that is said.
+What is real: the scale's data settings over every one of its cards, with their builders and filters; the stage with its
+loop, checkpoint, SIGTERM, resume and publication; the backbone's class and shape (without the layers for which memory
+or disk is too small, which is said); the processes and their device. What is not: the weights (random), the rows (made
+up from the columns of the cards: names of territories, as Babel has them), the vocabulary, two steps of eight.
 
-A made-up row has the columns and types of its data card; texts are names of territories in the row's language, as Babel
-has them. Rows go through the card's own builder and filters, and what is left is written where `me5 mixture build` or
-`me5 fetch` would have put it. They teach nothing.
-
-Two legs. In the first one SIGTERM comes after a step, as from Slurm; in the second the checkpoint is gone on with, the
-batch cut into small pieces, so that both ways of making the gradient are taken: one graph, and GradCache. In stage 2
-the first leg mines and trains the teacher; the second learns from made-up scores, for that teacher is not trusted.
+In the first leg SIGTERM comes after a step, as from Slurm; in the second the checkpoint is gone on with, the batch cut
+into small pieces, so that both ways of making the gradient are taken. In stage 2 the first leg mines and trains the
+teacher; the second learns from made-up scores, for that teacher is not trusted.
 
 Cost on two cores, at the true shapes: small 25 s and 3 GB, base 52 s and 6 GB, large 107 s and 11 GB of memory.
 """
@@ -29,11 +25,13 @@ import re
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -46,20 +44,16 @@ from me5lib.data.corpus import open_corpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.save_load import DRY_RUN
-from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
+from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, Pair, text_key
 from me5lib.train import checkpoint, cost, loop, stages
 from me5lib.train.distributed import Team
-from me5lib.train.monitor import top1_accuracy
 from me5lib.train.teacher import TRAINED
 
 STEPS, BATCH = 2, 8  # ours: a step in each leg, of a few pairs
 ROWS = 16  # ours: of every stream
 VOCABULARY = 2_000  # ours: pieces; the table of the backbone keeps its true size
 PIECE = 128  # ours: padded tokens of a piece in the second leg, so that a batch of eight is many
-MEMORY = 20  # bytes for each weight: weights, gradients, two moments, and what a resume reads; measured
-FLOOR = 3 * 2**29  # bytes for everything else: libraries, texts, activations of a small batch; measured
-DISK = 44  # bytes for each weight: three checkpoints of three copies, the backbone, the finished model
 BUILT = ("small", "base", "large", "large-instruct")  # of shards that were built; the workshop's are drawn
 
 LANGUAGES = 2  # ours: languages of an entry of a card that are made up, of those it names
@@ -82,74 +76,51 @@ def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: 
     """
     if scale.offline:
         raise Me5Error(f"--dry-run is for the scales of the hub: {scale.name} needs none and takes minutes, so run it")
-    team, began = team or Team.alone(), time.perf_counter()
-    with _scratch(folder, team):
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-        shape, short = shape_that_fits(scale.model, free_memory() // sharing, shutil.disk_usage(folder).free)
-        small = shrunk(scale, shape, folder / "backbone")
-        say(f"dry run of {name} at scale {scale.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
-        which = f"{shape.layers} of {scale.model.layers} layers: {short}" if short else "its true shape"
-        millions = cost.size(shape).all / 1e6
-        say(f"backbone   {scale.model.backbone}, {shape.layers} × {shape.width}, {millions:.1f} M weights: {which}")
-        team.by_main(lambda: prepare(small, shape, folder, say))
-        history = _play(small, seed, folder / "run", name, team, say)
-        say(f"took       {time.perf_counter() - began:.0f} s{_peak()}; nothing of it is kept")
-    return history
+    team, began, few = team or Team.alone(), time.perf_counter(), {"steps": STEPS, "batch": BATCH, "warmup": 1}
+
+    def empty() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    team.by_main(empty)
+    try:
+        with mock.patch.dict(os.environ, ME5_CACHE=str(folder / "cache")):
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
+            shape = cost.shape_that_fits(scale.model, free_memory() // here, shutil.disk_usage(folder).free)
+            small = dataclasses.replace(
+                scale, model=dataclasses.replace(shape, backbone=str(folder / "backbone")),
+                train=dataclasses.replace(scale.train, **few),
+                finetune=dataclasses.replace(scale.finetune, **few, teacher=TRAINED),  # nothing of the hub is there
+            )  # fmt: skip
+            left = scale.model.layers - shape.layers
+            which = f"{left} layers are left out for want of memory or disk" if left else "its true shape"
+            say(f"dry run of {name} at scale {scale.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
+            say(f"backbone   {scale.model.backbone}, {shape.layers} × {shape.width}, "
+                f"{cost.size(shape).all / 1e6:.1f} M weights: {which}")
+            team.by_main(lambda: write_backbone(shape, fill_cache(small, say), folder / "backbone"))
+            log = _play(small, seed, folder / "run", name, team, say)
+    finally:
+        if team.main:
+            shutil.rmtree(folder, ignore_errors=True)
+    say(f"took       {time.perf_counter() - began:.0f} s; nothing of it is kept")
+    return log
 
 
-def prepare(small: Scale, shape: Model, folder: Path, say: Say = lambda line: None) -> None:
-    """Write the made-up cache and the random backbone that `small` names."""
-    filled = fill_cache(small, folder / "cache", ROWS, small.name in BUILT)
-    say(f"rows       {sum(filled.pairs.values())} pairs of {len(small.data.sources)} sources in {len(filled.pairs)} "
-        f"streams, {sum(filled.labelled.values())} labelled examples of {len(small.data.labelled)}")
-    write_backbone(shape, filled.texts, Path(small.model.backbone))
-
-
-def write_backbone(shape: Model, texts: list[str], folder: Path, seed: int = 0) -> None:
+def write_backbone(shape: Model, texts: list[str], folder: Path) -> None:
     """A backbone of this shape with random weights, and a small tokenizer, as a repository of the hub has them."""
     from transformers import AutoModel
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = AutoModel.from_config(cost.configuration(shape), add_pooling_layer=False)
     model.config.derived_from = DRY_RUN
     Encoder(model, train_tokenizer(texts, VOCABULARY), shape.max_tokens).save(folder)
 
 
-def shrunk(scale: Scale, shape: Model, backbone: Path) -> Scale:
-    """The scale with both stages cut to a few steps, starting from `backbone`; all else is as it was."""
-    few = {"steps": STEPS, "batch": BATCH, "warmup": 1}
-    return dataclasses.replace(
-        scale, model=dataclasses.replace(shape, backbone=str(backbone)),
-        train=dataclasses.replace(scale.train, **few),
-        finetune=dataclasses.replace(scale.finetune, **few, teacher=TRAINED),  # nothing of the hub is there
-    )  # fmt: skip
-
-
-def shape_that_fits(shape: Model, memory: int, disk: int) -> tuple[Model, str]:
-    """The shape with as many layers as fit into so many bytes, and why it has fewer ("" where it is the true one).
-
-    Raises `Me5Error` where not even one layer fits.
-    """
-    one, two = (cost.size(dataclasses.replace(shape, layers=n)).all for n in (1, 2))
-    most = min((memory - FLOOR) // MEMORY, disk // DISK)
-    layers = min(shape.layers, 1 + (most - one) // (two - one))
-    need = one + (shape.layers - 1) * (two - one)
-    short = (f"all need {(MEMORY * need + FLOOR) / 1e9:.1f} GB of memory and {DISK * need / 1e9:.1f} GB of disk, "
-             f"{memory / 1e9:.1f} and {disk / 1e9:.1f} GB are free")
-    if layers < 1:
-        raise Me5Error(f"not even one layer of {shape.backbone} fits here ({short}): rehearse on a larger machine")
-    return dataclasses.replace(shape, layers=int(layers)), "" if layers == shape.layers else short
-
-
 def free_memory() -> int:
-    """Bytes of memory that this process may still take: the machine's, or its container's if that has less.
-
-    The machine's is what Linux calls available; elsewhere half of the physical memory, or 8 GB where nobody tells.
-    """
+    """Bytes of memory that this process may still take: what Linux calls available (8 GB where there is no Linux), or
+    its container's rest if that is less."""
     free = 8 * 10**9
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf8").splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
@@ -159,30 +130,15 @@ def free_memory() -> int:
     return max(0, free)
 
 
-def _peak() -> str:
-    try:
-        import resource
-        import sys
-    except ImportError:  # Windows
-        return ""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f", {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
-
-
 def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -> loop.TrainingLog:
     """Both legs of one stage; what was logged."""
     part, corpus, stops, began = out / f"{name}.part", open_corpus(small, progress=False), [True], time.perf_counter()
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
-        """The evaluation: how often a passage of a batch is nearest to its own query. In the first leg it is where the
-        SIGTERM comes from."""
+        """The evaluation; in the first leg it is where the SIGTERM comes from."""
         if stops[0]:
             signal.raise_signal(signal.SIGTERM)
-        rows, stage = corpus.mixture(small, seed).batch(0), small.train
-        queries = encoder.encode([row.query for row in rows], QUERY, max_tokens=stage.query_tokens)
-        texts = [row.passage if isinstance(row, Pair) else row.positives[0] for row in rows]
-        passages = encoder.encode(texts, PASSAGE, max_tokens=stage.passage_tokens)
-        return {"accuracy": round(top1_accuracy(queries, passages), 6)}
+        return {"norm": round(float(np.linalg.norm(encoder.encode(["one"]))), 3)}
 
     def leg() -> Path:
         """The stage, begun or gone on with."""
@@ -197,20 +153,20 @@ def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -
         raise Me5Error("the rehearsal's SIGTERM did not stop the stage")
     if not checkpoint.at(part / "checkpoints", 1).is_dir():
         raise Me5Error(f"SIGTERM left no checkpoint in {part}")
-    say(f"stopped    by SIGTERM after step 1 of {STEPS}, {_bytes(part) / 1e9:.2f} GB saved "
-        f"({time.perf_counter() - began:.0f} s)")
+    say(f"stopped    by SIGTERM after step 1 of {STEPS}, and saved ({time.perf_counter() - began:.0f} s)")
     team.by_main(lambda: _change(part, name, seed))
     stops[0], began = False, time.perf_counter()
     final = leg()
-    history = loop.read_log(final)
-    if [row["step"] for row in history.steps] != list(range(STEPS)):
-        raise Me5Error(f"{STEPS} steps were asked for, the log of {final} has {len(history.steps)}")
-    losses = ", ".join(f"{row['loss']:.3f}" for row in history.steps)
+    log = loop.read_log(final)
+    if [row["step"] for row in log.steps] != list(range(STEPS)):
+        raise Me5Error(f"{STEPS} steps were asked for, the log of {final} has {len(log.steps)}")
+    losses = ", ".join(f"{row['loss']:.3f}" for row in log.steps)
     say(f"resumed    at step 1, to step {STEPS}, by GradCache in pieces of {PIECE} tokens; losses {losses} "
         f"({time.perf_counter() - began:.0f} s)")
-    if team.main:
-        _check_published(final, history, say)
-    return history
+    if team.main and (norm := look(Encoder.load(final), STEPS)["norm"]) != 1:
+        raise Me5Error(f"the model published in {final} gives vectors of length {norm}, not 1")
+    say("published  a model that loads and gives unit vectors")
+    return log
 
 
 def _change(part: Path, name: str, seed: int) -> None:
@@ -226,83 +182,48 @@ def _change(part: Path, name: str, seed: int) -> None:
     io.put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _check_published(final: Path, history: loop.TrainingLog, say: Say) -> None:
-    """Say what was evaluated, and that the published model can be used."""
-    seen = [f"{row['accuracy']:.2f} at step {row['step']}" for row in history.evaluations]
-    say(f"evaluated  accuracy {', '.join(seen)}")
-    encoder = Encoder.load(final)
-    if not np.allclose(np.linalg.norm(encoder.encode(["one", "two"]), axis=1), 1, atol=1e-3):
-        raise Me5Error(f"the model published in {final} gives no unit vectors")
-    say(f"published  {_bytes(final) / 1e9:.2f} GB, loads, {encoder.width} dimensions")
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-@contextlib.contextmanager
-def _scratch(folder: Path, team: Team) -> Iterator[None]:
-    """`folder` made afresh, its `cache` in place of the user's, and all of it removed in the end, whatever happens."""
-    if team.main:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    team.barrier()
-    before = os.environ.get("ME5_CACHE")
-    os.environ["ME5_CACHE"] = str(folder / "cache")
-    try:
-        yield
-    finally:
-        os.environ.pop("ME5_CACHE")
-        if before is not None:
-            os.environ["ME5_CACHE"] = before
-        if team.main:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 # ---- made-up rows ----------------------------------------------------------------------------------------------------
 
 
-class Filled(NamedTuple):
-    """What was written: pairs and labelled examples by (source, language), and their texts."""
-
-    pairs: dict[tuple[str, str], int]
-    labelled: dict[tuple[str, str], int]
-    texts: list[str]
-
-
-def fill_cache(scale: Scale, folder: Path, rows: int, built: bool, seed: int = 0) -> Filled:
-    """Fill `folder` as the cache of a scale, `rows` of a stream: stage 1 as `built` shards, or as drawings; stage 2.
+def fill_cache(scale: Scale, say: Say) -> list[str]:
+    """Fill the cache with made-up rows of all cards of a scale, as shards that were built, or as drawings; the texts.
 
     Raises `Me5Error` for a card none of whose made-up rows makes a pair.
     """
-    filled, texts = Filled({}, {}, []), {}
+    streams, texts = Counter(), {}
     for name in (*scale.data.sources, *scale.data.labelled):
         card = cards.load_card(name)
-        made = fake_items(card, rows, seed)
-        first = isinstance(made[0], Pair)
-        if not first and not filled.labelled:  # some that `HubCorpus` keeps out of stage 2
-            numbered = (made[0]._replace(query=f"{made[0].query} {i}") for i in range(10**6))
+        items = fake_items(card)
+        if name in scale.data.labelled[:1]:  # some that `HubCorpus` keeps out of stage 2
+            numbered = (items[0]._replace(query=f"{items[0].query} {i}") for i in range(10**6))
             edge = int(hub.DEV_SHARE * 2**64) - 2**63
-            made += islice((each for each in numbered if text_key(each.query) < edge), DEV)
-        place = folder / "mixture" / name if built and first else _drawing(scale, card, folder)
-        for code in sorted({item.language for item in made}):
-            own = [item for item in made if item.language == code]
-            shards.write_shard(_shard_table(own), place / code / "part-00000")
-            (filled.pairs if first else filled.labelled)[name, code] = len(own)
-        for item in made:
+            items += islice((each for each in numbered if text_key(each.query) < edge), DEV)
+        place = hub.built_home() / name
+        if scale.name not in BUILT or name in scale.data.labelled:
+            asked, temperature = hub.pairs_wanted(scale, name), scale.data.language_temperature
+            place = hub.drawing_home(card, asked, temperature)
+            about = {"card_sha256": card.sha256, "version": hub.VERSION, "temperature": temperature, "asked": asked}
+            io.put_json(place / shards.MANIFEST, about)
+        for code in sorted({item.language for item in items}):
+            rows = [item for item in items if item.language == code]
+            shards.write_shard(_shard_table(rows), place / code / "part-00000")
+            streams[name, code] = len(rows)
+        for item in items:
             sides = [item.passage] if isinstance(item, Pair) else [*item.positives, *item.negatives]
             texts |= dict.fromkeys([item.query, *sides])
-    return filled._replace(texts=list(texts))
+    say(f"rows       {streams.total()} of {len(scale.data.sources)} sources and {len(scale.data.labelled)} labelled "
+        f"ones, in {len(streams)} streams")
+    return list(texts)
 
 
-def fake_items(card: cards.Card, rows: int, seed: int = 0) -> list[Pair | Labelled]:
-    """About `rows` pairs or examples of every entry of a card in each of some languages, by its builder and filters."""
+def fake_items(card: cards.Card) -> list[Pair | Labelled]:
+    """About `ROWS` pairs or examples of every entry of a card in each of some languages, by its builder and filters."""
     made, book = [], hub.Ledger()
     for number, entry in enumerate(card.hub):
         for code in list(entry.languages)[:LANGUAGES] or [entry.language or ""]:
-            lines = fake_rows(entry, code, TRIES * rows, f"{card.name} {number} {code} {seed}")
+            lines = fake_rows(entry, code, TRIES * ROWS, f"{card.name} {number} {code} 0")
             file = hub.HubFile(number, "made up", code)
-            made += islice(hub.make_items(card, file, enumerate(lines), builders.BUILDERS, book), rows)
+            made += islice(hub.make_items(card, file, enumerate(lines), builders.BUILDERS, book), ROWS)
     if not made:
         why = "; ".join(list(book.first)[:3])
         raise Me5Error(f"card {card.name}: no made-up row of its columns makes a pair ({why}): mend the card")
@@ -347,15 +268,6 @@ def territories(language: str) -> list[str]:
     except (UnknownLocaleError, ValueError):
         distinct = []
     return distinct if len(distinct) > 20 else territories("en")
-
-
-def _drawing(scale: Scale, card: cards.Card, folder: Path) -> Path:
-    """Where the drawing of a card lies in the cache `folder`, its manifest already there."""
-    asked, temperature = hub.pairs_wanted(scale, card.name), scale.data.language_temperature
-    home = folder / "hub" / card.name / hub.drawing_home(card, asked, temperature).name
-    about = {"card_sha256": card.sha256, "version": hub.VERSION, "temperature": temperature, "asked": asked}
-    io.put_json(home / shards.MANIFEST, about)
-    return home
 
 
 def _shard_table(rows: Sequence[Pair] | Sequence[Labelled]) -> pa.Table:
