@@ -14,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,17 +31,16 @@ import safetensors.torch
 import torch
 
 from me5lib import config, io
-from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
-from me5lib.train import checkpoint, distributed, loop
-from me5lib.train import loss as losses
-from me5lib.train.gradcache import cached_step, mix
+from me5lib.pairs import Pair
+from me5lib.train import checkpoint, distributed, loop, stages
 
-STEPS, SAVE_EVERY, SEED, BATCH, BUDGET = 8, 2, 3, 12, 64
+STEPS, SAVE_EVERY, SEED, BATCH = 8, 2, 3, 12
+PRELOAD = ["me5lib.train.stages", "sentence_transformers", "transformers.models.bert.modeling_bert"]
 STAGE = dataclasses.replace(config.load("smoke").train, steps=STEPS, warmup=2, lr=1e-2)
 COLOURS = [("red", "rot"), ("green", "gruen"), ("blue", "blau"), ("white", "weiss"), ("black", "schwarz")]
-PAIRS = [(f"{a} car {i}", f"{b} auto {i}") for a, b in COLOURS for i in range(8)]
+PAIRS = [Pair(f"{a} car {i}", f"{b} auto {i}", "colours", "de") for a, b in COLOURS for i in range(8)]
 
 
 class Fault(NamedTuple):
@@ -55,51 +55,48 @@ class Fault(NamedTuple):
 
 def encoder() -> Encoder:
     """A tiny one, with dropout."""
-    tokenizer = train_tokenizer([text for pair in PAIRS for text in pair], 400)
+    tokenizer = train_tokenizer([text for pair in PAIRS for text in pair[:2]], 400)
     return Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 32), tokenizer, 0, 0.1)
+
+
+def prepare_of(
+    model: Encoder, team: distributed.Team, started: Callable[[int], None] = lambda step: None, seed: int = SEED
+) -> Callable[[int], loop.Work]:
+    """The steps of the training that is killed: those of stage 1, by GradCache in small pieces."""
+    wrapped = team.wrap(model)
+
+    def prepare(step: int) -> loop.Work:
+        pairs = [PAIRS[(7 * step + 3 * i) % len(PAIRS)] for i in range(BATCH)]
+        mine = pairs[BATCH * team.rank // team.world : BATCH * (team.rank + 1) // team.world]
+        work = stages.work_of(mine, wrapped, model, STAGE, team, stages.Budget(64, 0), (seed, step),
+                              lambda source: ("query: ", "query: "))
+        return work._replace(compute=lambda: (started(step), work.compute())[1])
+
+    return prepare
 
 
 def run(
     folder: Path, team: distributed.Team | None = None, started: Callable[[int], None] = lambda step: None
 ) -> Encoder:
-    """The training that is killed: GradCache in small pieces, checkpoints, evaluations."""
-    team = team or distributed.Team.alone(torch.device("cpu"))
-    model = encoder()
-    wrapped = team.wrap(model)
-
-    def prepare(step: int) -> loop.Work:
-        pairs = [PAIRS[(7 * step + 3 * i) % len(PAIRS)] for i in range(BATCH)]
-        pairs = pairs[BATCH * team.rank // team.world : BATCH * (team.rank + 1) // team.world]
-        queries, passages = [q for q, _ in pairs], [p for _, p in pairs]
-        ids = model.tokenize(queries + passages, "query: ")
-        related = losses.relations(queries, passages)
-
-        def loss_of(vectors: torch.Tensor) -> torch.Tensor:
-            held = distributed.sizes(related)
-            q = distributed.gather(vectors[: len(pairs)], held.queries)
-            p = distributed.gather(vectors[len(pairs) :], held.passages)
-            everybody = distributed.gather_relations(related, held)
-            total = losses.total_loss(q, p, everybody, 0.05, "one-way", held.mine)
-            return distributed.global_mean(total, held.queries)
-
-        def compute() -> torch.Tensor:
-            started(step)
-            return cached_step(wrapped, ids, loss_of, BUDGET, mix(SEED, step, team.rank))
-
-        return loop.Work(compute, "colours", tokens=sum(map(len, ids)))
+    """The training that is killed, with its checkpoints and evaluations."""
+    team, model = team or distributed.Team.alone(torch.device("cpu")), encoder()
 
     def evaluate(model: Encoder, step: int) -> dict[str, float]:
         left, right = (model.encode([pair[side] for pair in PAIRS[::8]]) for side in (0, 1))
         return {"margin": float((left * right).sum(1).mean() - (left @ right.T).mean())}
 
-    loop.train_loop(model, prepare, STAGE, loop.RunOptions(folder, SEED, "p", save_every=SAVE_EVERY, evaluate=evaluate,
-                                                           every=3, progress=False, team=team))  # fmt: skip
+    options = loop.RunOptions(folder, SEED, "p", save_every=SAVE_EVERY, evaluate=evaluate, every=3, progress=False,
+                              team=team)  # fmt: skip
+    loop.train_loop(model, prepare_of(model, team, started), STAGE, options)
     return model
 
 
 def child(folder: Path, fault: Fault) -> None:
-    """The killed process: `run`, in which the seams of `io` and safetensors count what is done to the disk."""
-    team, count = distributed.join(), itertools.count(1)
+    """The killed process: `run`, in which the seams of `io` and safetensors count what is done to the disk.
+
+    An undisturbed one writes the operations down, in `<folder>.operations`.
+    """
+    team, count, names = distributed.join(), itertools.count(1), []
 
     def die() -> None:
         if fault.kind == "cut":
@@ -114,8 +111,7 @@ def child(folder: Path, fault: Fault) -> None:
         def operation(*arguments: object, **options: object) -> object:
             path = next(x for x in arguments if isinstance(x, Path))
             number = next(count)
-            if fault.kind == "none" and team.main:
-                print("operation:", name, os.path.relpath(path, folder), flush=True)
+            names.append(f"{name} {os.path.relpath(path, folder)}")
             if (fault.kind, fault.number, fault.rank) == ("operation", number, team.rank):
                 die()
             done = act(*arguments, **options)
@@ -131,12 +127,9 @@ def child(folder: Path, fault: Fault) -> None:
         setattr(io, name, counted(name, getattr(io, name)))
     checkpoint.save_file = counted("safetensors", checkpoint.save_file)
     run(folder, team, started)
+    if team.main:
+        Path(f"{folder}.operations").write_text("\n".join(names), encoding="utf8")
     distributed.leave()
-
-
-def command(folder: Path, fault: Fault) -> list[str]:
-    """The command line of a `child`."""
-    return [sys.executable, str(Path(__file__).resolve()), "child", str(folder), json.dumps(fault)]
 
 
 # ---- one kill, and what must hold ------------------------------------------------------------------------------------
@@ -148,18 +141,42 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def killed(folder: Path, fault: Fault) -> list[str]:
-    """Start a child of one thread, let it kill itself; the operations it told. AssertionError where it did not."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf8"}
-    done = subprocess.run(command(folder, fault), env=environment, capture_output=True, encoding="utf8", timeout=300)
+def forked(target: Callable, *arguments: object, world: int = 1, seconds: float = 300) -> list[int]:
+    """Exit codes of `target(*arguments)` in `world` processes, the ranks of one `join`; when one fails, all are ended.
+
+    They are forked from a server that has imported torch before: an import takes longer than these trainings.
+    """
+    context, deadline = multiprocessing.get_context("forkserver"), time.monotonic() + seconds
+    context.set_forkserver_preload(PRELOAD)
+    with tempfile.TemporaryDirectory(prefix="me5-") as folder:
+        ranks = [context.Process(target=_rank, args=(target, arguments, rank, world, f"{folder}/meet"))
+                 for rank in range(world)]
+        for process in ranks:
+            process.start()
+        while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+            if any(process.exitcode for process in ranks):
+                break
+            time.sleep(0.02)
+        for process in ranks:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _rank(target: Callable, arguments: tuple, rank: int, world: int, meeting: str) -> None:
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                       distributed.MEETING: meeting, "GLOO_SOCKET_IFNAME": distributed.LOOPBACK[sys.platform]}
+    torch.set_num_threads(1)
+    target(*arguments)
+
+
+def killed(folder: Path, fault: Fault, world: int = 1) -> list[str]:
+    """Let a child kill itself; the operations of an undisturbed one. AssertionError where it did not do so."""
+    codes = forked(child, folder, fault, world=world)
     wanted = 0 if fault.kind == "none" else -signal.SIGKILL
-    assert done.returncode == wanted, f"exit code {done.returncode}: {done.stderr[-2000:]}"
-    return operations_of(done.stdout)
-
-
-def operations_of(printed: str) -> list[str]:
-    """Names of all operations of an undisturbed run, the first at index 0."""
-    return [line.removeprefix("operation: ") for line in printed.splitlines() if line.startswith("operation: ")]
+    assert codes[fault.rank] == wanted, f"exit codes {codes}"
+    return [] if wanted else Path(f"{folder}.operations").read_text(encoding="utf8").split("\n")
 
 
 def kept(folder: Path) -> int:
@@ -181,7 +198,7 @@ def same(folder: Path, other: Path) -> None:
     ours, theirs = (safetensors.torch.load_file(at / place / "model.safetensors") for at in (folder, other))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert checkpoint.read_state(folder / place) == checkpoint.read_state(other / place)
-    left = [path.relative_to(folder) for path in folder.rglob(".*") if path.name not in (".gitignore",)]
+    left = [path.relative_to(folder) for path in folder.rglob(".*")]
     assert not left, left
 
 
@@ -213,31 +230,15 @@ def faults(names: list[str]) -> Iterator[tuple[str, list[Fault]]]:
         ]  # fmt: skip
 
 
-def alone(folder: Path, name: str, chain: list[Fault], straight: Path) -> str:
-    """Kill a run of one process by each of `chain`, finish it, compare."""
+def tried_on(folder: Path, name: str, chain: list[Fault], straight: Path, world: int = 1) -> str:
+    """Kill a run by each of `chain`, finish it, compare."""
     last = []
     for fault in chain:
-        killed(folder, fault)
+        killed(folder, fault, world)
         last.append(kept(folder))
-    killed(folder, Fault())
+    killed(folder, Fault(), world)
     same(folder, straight)
     return f"{name}: went on from {', '.join(map(str, last))}"
-
-
-def together(folder: Path, fault: Fault, straight: Path) -> str:
-    """The same with two processes, one of which is killed."""
-    logs = folder / "logs"
-    logs.mkdir(parents=True)
-    try:
-        distributed.launch([command(folder / "run", fault)] * 2, logs, 300)
-    except Me5Error as error:
-        assert f"process {fault.rank} of 2 failed with exit code -9" in str(error), error
-    else:
-        raise AssertionError("nobody was killed")
-    last = kept(folder / "run")
-    distributed.launch([command(folder / "run", Fault())] * 2, logs, 300)
-    same(folder / "run", straight)
-    return f"two processes, {fault.kind} {fault.number} on rank {fault.rank}: went on from {last}"
 
 
 def prove(folder: Path) -> None:
@@ -245,24 +246,20 @@ def prove(folder: Path) -> None:
     straight, both = folder / "straight", folder / "both"
     tried = list(faults(killed(straight, Fault())))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for job in [pool.submit(alone, folder / str(i), *case, straight) for i, case in enumerate(tried)]:
+        for job in [pool.submit(tried_on, folder / str(i), *case, straight) for i, case in enumerate(tried)]:
             print(job.result(), flush=True)
-    both.mkdir()
-    distributed.launch([command(both / "run", Fault())] * 2, both, 300)
-    names = operations_of((both / "rank0.log").read_text(encoding="utf8"))
+    names = killed(both, Fault(), world=2)
     save = save_of(names, 6)
     rename = next(number for number in save if names[number - 1].startswith("rename"))
     pair = [Fault("moment", 3, 0.02, 0), Fault("moment", 5, 0.02, 1), Fault("operation", rename),
             Fault("operation", save[len(save) // 3])]  # fmt: skip
     for i, fault in enumerate(pair):
-        print(together(folder / f"both-{i}", fault, both / "run"), flush=True)
+        name = f"two processes, {fault.kind} {fault.number} on rank {fault.rank}"
+        print(tried_on(folder / f"both-{i}", name, [fault], both, world=2), flush=True)
     kills = sum(len(chain) for _, chain in tried) + len(pair)
     print(f"{kills} kills: every loss, evaluation and weight equal to the bit")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["child"]:
-        child(Path(sys.argv[2]), Fault(*json.loads(sys.argv[3])))
-    else:
-        with tempfile.TemporaryDirectory(prefix="me5-") as scratch:
-            prove(Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="me5-") as scratch:
+        prove(Path(scratch))

@@ -8,7 +8,7 @@ import torch
 from me5lib.io import Me5Error
 from me5lib.pairs import Pair
 from me5lib.train.gradcache import GraphMeter, cached_step, fitting_budget, mix, padding_share, pieces, seeded
-from me5lib.train.loss import from_pairs, info_nce
+from me5lib.train.loss import info_nce, make_batch
 
 TEXTS, WIDTH, BUDGET = 24, 16, 60
 
@@ -38,7 +38,7 @@ def tokens(n: int = TEXTS) -> list[list[int]]:
     return [torch.randint(1, 50, (length,), generator=generator).tolist() for length in lengths]
 
 
-PAIRS = from_pairs([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(TEXTS // 2)]).relations
+PAIRS = make_batch([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(TEXTS // 2)]).relations
 
 
 def loss_of(vectors: torch.Tensor) -> torch.Tensor:

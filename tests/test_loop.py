@@ -5,39 +5,24 @@ import json
 import math
 import shutil
 import signal
-import sys
 import threading
-from pathlib import Path
 
+import prove_crash
 import pytest
 import torch
-from prove_crash import PAIRS, STAGE, encoder
+from prove_crash import STAGE, encoder, prepare_of
 
 from me5lib import device
 from me5lib.io import Me5Error
 from me5lib.train import checkpoint, distributed, loop
-from me5lib.train import loss as losses
+from me5lib.train.distributed import Team
 
-RUN = loop.RunOptions(None, 3, "p", save_every=2, progress=False)
-
-
-def work(model):
-    def prepare(step):
-        pairs = [PAIRS[(7 * step + 3 * i) % len(PAIRS)] for i in range(8)]
-        queries, passages = [q for q, _ in pairs], [p for _, p in pairs]
-        ids = model.tokenize(queries + passages, "query: ")
-
-        def compute():
-            vectors = model(ids)
-            return losses.info_nce(vectors[:8], vectors[8:], losses.relations(queries, passages), 0.05)
-
-        return loop.Work(compute, "colours")
-
-    return prepare
+RUN = loop.RunOptions(None, 3, "p", save_every=2, progress=False, team=Team.alone(torch.device("cpu")))
 
 
 def train(model, prepare=None, **run):
-    return loop.train_loop(model, prepare or work(model), STAGE, RUN._replace(**run))
+    run = RUN._replace(**run)
+    return loop.train_loop(model, prepare or prepare_of(model, run.team, seed=run.seed), STAGE, run)
 
 
 def weights(model):
@@ -121,11 +106,11 @@ def test_another_plan_is_refused(straight):
 def test_results_and_timings_are_kept_apart(straight, tmp_path):
     log, timings = rows(straight[1] / "log.jsonl"), rows(straight[1] / "timings.jsonl")
     assert set(log[0]) == {"step", "loss", "grad_norm", "lr", "source"}
-    assert set(timings[0]) == {"step", "seconds", "waited"}
     assert log[0]["source"] == "colours" and len(log) == len(timings) == STAGE.steps
     model = torch.nn.Linear(1, 1)
     train(model, folder=tmp_path, save_every=0, prepare=lambda step: loop.Work(lambda: model.weight.sum(), "x", 1200))
     row = rows(tmp_path / "timings.jsonl")[0]
+    assert set(row) == set(timings[0]) == {"step", "seconds", "waited", "tokens_per_s", "mfu"}
     assert row["tokens_per_s"] > 1200 / (row["seconds"] + row["waited"] + 0.001) and row["mfu"] is None
 
 
@@ -148,7 +133,7 @@ def test_a_full_disk_stops_the_run_in_a_line_and_nothing_is_lost(straight, tmp_p
     def prepare(step):
         if step == 5:
             monkeypatch.setattr(checkpoint, "save_file", full)
-        return work(model)(step)
+        return prepare_of(model, RUN.team)(step)
 
     with pytest.raises(Me5Error, match="step 6 .*No space left") as refusal:
         train(model, prepare=prepare, folder=tmp_path)
@@ -175,9 +160,7 @@ def test_model_flop_utilisation_is_of_what_the_data_sheet_promises(monkeypatch):
     model = encoder()
     tables = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name and "LayerNorm" not in name)
     assert loop.worked_on(model) == sum(p.numel() for p in model.parameters()) - tables
-    trainer = loop._Trainer(model, STAGE, RUN._replace(team=distributed.Team(0, 4, torch.device("cpu"))))
-    trainer.weights, trainer.peak = 100_000_000, 1e15
-    timing = trainer._timing(1.5, 0.5, 1_000_000)  # 3e14 useful FLOP/s of each device's 1e15
+    timing = loop._timing(1.5, 0.5, 1_000_000, 100_000_000, 4, 1e15)  # 3e14 useful FLOP/s of each device's 1e15
     assert timing["mfu"] == 0.3 and timing["tokens_per_s"] == 2_000_000
     names = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA A10G": 70e12, "NVIDIA L4": 121e12,
              "NVIDIA L40S": 362e12, "Another 9000": None}  # fmt: skip
@@ -228,9 +211,9 @@ def test_the_gradient_is_clipped_before_the_step():
 def test_a_step_that_is_not_finite_is_written_down_and_nothing_else_is_touched(straight, tmp_path):
     model = encoder()
 
-    def prepare(step, bad=5):
-        found = work(model)(step)
-        return found._replace(compute=lambda: found.compute() * (math.nan if step == bad else 1))
+    def prepare(step):
+        work = prepare_of(model, RUN.team)(step)
+        return work if step != 5 else work._replace(compute=lambda: next(model.parameters()).sum() * math.nan)
 
     with pytest.raises(Me5Error, match="not finite at step 5 .*failed-step.json") as error:
         train(model, prepare=prepare, folder=tmp_path)
@@ -245,42 +228,26 @@ def test_a_step_that_is_not_finite_is_written_down_and_nothing_else_is_touched(s
     assert not (tmp_path / "failed-step.json").exists()
 
 
-PAIR = """
-import json, math, os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-import prove_crash, torch
-from me5lib.io import Me5Error
-from me5lib.train import distributed, loop
+def a_rank(out):
+    """Preempted on rank 1 in step 3; then a loss that is not finite there."""
+    team = distributed.join(2)
 
-out, team = Path(sys.argv[1]), distributed.join(2)
+    def preempt(step):
+        if step == 3 and team.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
 
-def preempt(step):
-    if step == 3 and team.rank == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-try:
-    prove_crash.run(out / "run", team, preempt)
-except loop.Preempted as left:
-    said = [left.code]
-model = torch.nn.Linear(1, 1)
-
-def compute():
-    loss = model.weight.sum()
-    return loss * (math.nan if team.rank else 1)
-
-try:
-    run = loop.RunOptions(out / "bad", 0, progress=False, team=team)
-    loop.train_loop(model, lambda step: loop.Work(compute), prove_crash.STAGE, run)
-except Me5Error as error:
-    said.append(str(error))
-(out / f"said-{team.rank}.json").write_text(json.dumps(said), encoding="utf8")
-distributed.leave()
-"""
+    with pytest.raises(loop.Preempted) as left:
+        prove_crash.run(out / "run", team, preempt)
+    model = torch.nn.Linear(1, 1)
+    bad = loop.Work(lambda: model.weight.sum() * (math.nan if team.rank else 1))
+    with pytest.raises(Me5Error) as error:
+        train(model, prepare=lambda step: bad, folder=out / "bad", team=team)
+    (out / f"said-{team.rank}.json").write_text(json.dumps([left.value.code, str(error.value)]), encoding="utf8")
+    distributed.leave()
 
 
 def test_two_processes_stop_together(tmp_path):
-    distributed.launch([[sys.executable, "-c", PAIR, str(tmp_path), str(Path(__file__).parent)]] * 2, tmp_path, 240)
+    assert prove_crash.forked(a_rank, tmp_path, world=2) == [0, 0]
     for rank, file in enumerate(("failed-step.json", "failed-step.rank-1.json")):
         code, error = json.loads((tmp_path / f"said-{rank}.json").read_text(encoding="utf8"))
         assert code == 143 and "not finite at step 0" in error

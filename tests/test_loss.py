@@ -8,7 +8,7 @@ import torch
 
 from me5lib.pairs import Labelled, Pair
 from me5lib.train import loss as losses
-from me5lib.train.loss import FORMS, false_negative_mask, from_labelled, from_pairs, info_nce, total_loss
+from me5lib.train.loss import FORMS, false_negative_mask, info_nce, make_batch
 
 DOUBLE = torch.float64
 
@@ -62,11 +62,11 @@ PLANTED = [  # every clause of the rule is met at least once
 @pytest.mark.parametrize("logits", [2**22, 40, 1], ids=["one tile", "tiles of some rows", "tiles of one row"])
 def test_loss_is_that_of_a_plain_double_loop(rows, loss, temperature, logits, monkeypatch):
     monkeypatch.setattr(losses, "TILE_LOGITS", logits)
-    batch = from_labelled(rows)
+    batch = make_batch(rows)
     queries, passages = unit(len(batch.queries), seed=1), unit(len(batch.passages), seed=2)
     expected = by_loop(queries, passages, rows, temperature, loss)
     for i, value in enumerate(expected):
-        one = total_loss(queries, passages, batch.relations, temperature, loss, slice(i, i + 1))
+        one = info_nce(queries, passages, batch.relations, temperature, loss, slice(i, i + 1))
         assert one.item() == pytest.approx(value, rel=1e-12)
     mean = info_nce(queries, passages, batch.relations, temperature, loss)
     assert mean.item() == pytest.approx(sum(expected) / len(expected), rel=1e-12)
@@ -74,11 +74,10 @@ def test_loss_is_that_of_a_plain_double_loop(rows, loss, temperature, logits, mo
 
 @pytest.mark.parametrize("loss", FORMS)
 def test_rows_of_several_processes_together_make_the_whole(loss):
-    batch = from_labelled(PLANTED)
+    batch = make_batch(PLANTED)
     queries, passages = unit(len(batch.queries), seed=1), unit(len(batch.passages), seed=2)
-    whole = total_loss(queries, passages, batch.relations, 0.1, loss)
-    cuts = (slice(0, 2), slice(2, 2), torch.tensor([5, 3]), torch.tensor([2, 4]))
-    parts = [total_loss(queries, passages, batch.relations, 0.1, loss, rows) for rows in cuts]
+    whole, *parts = (info_nce(queries, passages, batch.relations, 0.1, loss, rows, reduction="sum")
+                     for rows in (slice(None), slice(0, 2), slice(2, 2), slice(2, 6)))
     assert parts[1].item() == 0.0
     torch.testing.assert_close(sum(parts), whole)
 
@@ -87,7 +86,7 @@ def test_rows_of_several_processes_together_make_the_whole(loss):
 @pytest.mark.parametrize("logits", [2**22, 40])
 def test_gradient_is_right_in_float64(loss, logits, monkeypatch):
     monkeypatch.setattr(losses, "TILE_LOGITS", logits)
-    batch = from_labelled(PLANTED)
+    batch = make_batch(PLANTED)
     queries, passages = unit(6, seed=3).requires_grad_(), unit(len(batch.passages), seed=4).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda q, p: 3 * info_nce(q, p, batch.relations, 0.3, loss), (queries, passages)
@@ -104,7 +103,7 @@ def test_tiles_have_the_gradient_of_the_dense_loss(monkeypatch):
     monkeypatch.setattr(losses, "TILE_LOGITS", 7 * 600)
     texts = [f"text {i % 250}" for i in range(300)]  # some queries come twice
     rows = [labelled(text, (f"answer {i}",), (f"wrong {i % 90}",)) for i, text in enumerate(texts)]
-    batch, found = from_labelled(rows), []
+    batch, found = make_batch(rows), []
     assert false_negative_mask(batch.relations).any()
     for loss in (dense, info_nce):
         q, p = unit(300, 16, 5).float().requires_grad_(), unit(600, 16, 6).float().requires_grad_()
@@ -119,7 +118,7 @@ def test_no_table_is_kept_for_the_backward_pass():
     from me5lib.train.gradcache import GraphMeter
 
     n, d = 512, 8
-    batch = from_pairs([Pair(f"q{i}", f"p{i}", "t", "fr") for i in range(n)])
+    batch = make_batch([Pair(f"q{i}", f"p{i}", "t", "fr") for i in range(n)])
     queries, passages = (unit(n, d, seed).float().requires_grad_() for seed in (1, 2))
     with GraphMeter().watch() as meter:
         info_nce(queries, passages, batch.relations, 0.05).backward()
@@ -127,15 +126,15 @@ def test_no_table_is_kept_for_the_backward_pass():
 
 
 def test_an_ignored_passage_gets_no_gradient():
-    batch = from_pairs([Pair(q, p, "t", "fr") for q, p in [("red", "rouge"), ("blue", "bleu"), ("Red ", "ROUGE")]])
+    batch = make_batch([Pair(q, p, "t", "fr") for q, p in [("red", "rouge"), ("blue", "bleu"), ("Red ", "ROUGE")]])
     assert false_negative_mask(batch.relations).tolist() == [[False, False, True], [False] * 3, [True, False, False]]
     queries, passages = unit(3, seed=5), unit(3, seed=6).requires_grad_()
-    total_loss(queries, passages, batch.relations, 0.1, rows=slice(0, 1)).backward()
+    info_nce(queries, passages, batch.relations, 0.1, rows=slice(0, 1)).backward()
     assert passages.grad[1].abs().sum() > 0 and passages.grad[2].abs().sum() == 0
 
 
 def test_hard_negatives_of_every_row_are_candidates_of_every_query():
-    batch = from_labelled([labelled("a", ("A",), ("x", "y")), labelled("b", ("B",), ("z",))])
+    batch = make_batch([labelled("a", ("A",), ("x", "y")), labelled("b", ("B",), ("z",))])
     assert batch.passages == ["A", "x", "y", "B", "z"] and not false_negative_mask(batch.relations).any()
     assert batch.relations.positive.tolist() == [0, 3] and batch.relations.owner.tolist() == [0, 0, 0, 1, 1]
     equal = torch.ones(5, 4, dtype=DOUBLE) / 2
@@ -146,7 +145,7 @@ def test_hard_negatives_of_every_row_are_candidates_of_every_query():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_finite_at_extreme_cosines(dtype):
-    batch = from_pairs([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(4)])
+    batch = make_batch([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(4)])
     axis = torch.zeros(4, 8, dtype=dtype)
     axis[:, 0] = 1
     for queries in (axis, -axis):  # every cosine +1, every cosine -1
@@ -161,7 +160,7 @@ def test_finite_at_extreme_cosines(dtype):
 
 
 def test_precision_does_not_follow_autocast_or_the_encoder():
-    batch = from_pairs([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(32)])
+    batch = make_batch([Pair(f"q{i}", f"p{i}", "t", "en") for i in range(32)])
     queries, passages = unit(32, 64, seed=9), unit(32, 64, seed=10)
     exact = info_nce(queries, passages, batch.relations, 0.01)
     assert exact.dtype == DOUBLE
@@ -171,7 +170,7 @@ def test_precision_does_not_follow_autocast_or_the_encoder():
 
 
 def test_unknown_loss_is_refused():
-    batch = from_pairs([Pair("a", "b", "t", "en")])
+    batch = make_batch([Pair("a", "b", "t", "en")])
     with pytest.raises(ValueError, match="one-way, symmetric"):
         info_nce(unit(1), unit(1), batch.relations, 0.1, "both")
 
@@ -190,7 +189,7 @@ def test_a_sharp_softmax_costs_no_more_than_a_flat_one():
     """At τ = 0.01 a model that tells texts apart well has shares near 1e-40, denormal in fp32: slow, if they stay."""
     generator = torch.Generator().manual_seed(0)
     queries, noise = (torch.nn.functional.normalize(torch.randn(1024, 256, generator=generator)) for _ in range(2))
-    related = from_pairs([Pair(f"q{i}", f"p{i}", "none", "en") for i in range(1024)]).relations
+    related = make_batch([Pair(f"q{i}", f"p{i}", "none", "en") for i in range(1024)]).relations
 
     def seconds(passages):
         took = []

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
+from prove_crash import forked
 
 from me5lib import config, pairs
 from me5lib.data.corpus import open_corpus
@@ -149,7 +149,7 @@ def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corp
     assert len({len(part) for part in parts}) == 2
     encoder, expected = Encoder.load(base / "stage1"), 0.0
     for part in parts:
-        batch = losses.from_pairs(part)
+        batch = losses.make_batch(part)
         sides = [encoder(encoder.tokenize(texts, "query: ", most)) for texts, most in
                  ((batch.queries, stage.query_tokens), (batch.passages, stage.passage_tokens))]
         one = losses.info_nce(*sides, batch.relations, stage.temperature, stage.loss) / 3
@@ -159,20 +159,14 @@ def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corp
     assert loss == pytest.approx(expected, rel=1e-5) and apart(got, right) < 1e-5
 
 
-RANK = """
-import sys
-from pathlib import Path
-from me5lib import config
-from me5lib.train import distributed, stages
-team = distributed.join(2)
-stages.pretrain(config.load("smoke", sys.argv[2:]), 0, Path(sys.argv[1]), team=team, progress=False)
-distributed.leave()
-"""
+def a_rank(out):
+    stages.pretrain(small(), 0, out, team=distributed.join(2), progress=False)
+    distributed.leave()
 
 
 def test_two_processes_train_what_one_trains(base, tmp_path):
     shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
-    distributed.launch([[sys.executable, "-c", RANK, str(tmp_path), *SMALL]] * 2, tmp_path, timeout=120)
+    assert forked(a_rank, tmp_path, world=2) == [0, 0]
     one, two = (loop.read_log(folder / "stage1").steps for folder in (base, tmp_path))
     assert len(one) == len(two) and [row["source"] for row in one] == [row["source"] for row in two]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=2e-2)  # bf16 where there is

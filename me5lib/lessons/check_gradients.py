@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 -m me5lib.lessons.check_gradients    # on a cluster, for the processes launched there
 
 A toy encoder in float64 under DistributedDataParallel, 32 labelled rows with a hard negative each and planted
-duplicates, τ = 0.05. Every variant of `VARIANTS` is measured, for InfoNCE (`loss` a form of `contrast.FORMS`) or for
+duplicates, τ = 0.05. Every variant of `VARIANTS` is measured, for InfoNCE (`loss` a form of `loss.FORMS`) or for
 stage 2's objective ("stage 2": KL to a teacher + α · InfoNCE); then the right one takes five steps of AdamW.
 
 Nothing is assumed of the machine: gloo on the CPU, a file to meet at, `spawn` by command line (works from a notebook
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from me5lib.io import Me5Error
 from me5lib.train import distributed
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, launch, local_slice, sizes
 from me5lib.train.gradcache import cached_step
-from me5lib.train.loss import Relations, total_loss
+from me5lib.train.loss import Relations, info_nce
 from me5lib.train.teacher import group_scores, kl_divergence
 
 ROWS, VOCABULARY, WIDTH, TEMPERATURE, BUDGET = 32, 64, 8, 0.05, 40
@@ -115,9 +115,9 @@ class Task(NamedTuple):
 
     def table(self, queries: Tensor, passages: Tensor, rows: slice) -> Tensor:
         """The sum of the losses of `rows` of the whole batch: InfoNCE, or its share of stage 2's objective."""
-        form = "one-way" if self.loss == STAGE_2 else self.loss
-        contrast = total_loss(queries, passages, self.related.to(queries.device), TEMPERATURE, form, rows)
-        return contrast if self.loss != STAGE_2 else ALPHA * contrast
+        form, weight = ("one-way", ALPHA) if self.loss == STAGE_2 else (self.loss, 1)
+        related = self.related.to(queries.device)
+        return weight * info_nce(queries, passages, related, TEMPERATURE, form, rows, reduction="sum")
 
     def lesson(self, queries: Tensor, passages: Tensor, rows: slice) -> Tensor:
         """The sum over `rows`, whose own vectors these are, of KL to the teacher (0 without one)."""
@@ -125,6 +125,11 @@ class Task(NamedTuple):
             return queries.sum() * 0
         scores = group_scores(queries, passages, TEMPERATURE)
         return kl_divergence(scores, self.teacher[rows].to(scores.device)) * len(queries)
+
+    def alone(self, toy: Callable[..., Tensor]) -> Tensor:
+        """The mean loss of one process that holds all rows: what every variant is measured against."""
+        q, p, whole = toy(self.queries), toy(self.passages), slice(0, ROWS)
+        return (self.table(q, p, whole) + self.lesson(q, p, whole)) / ROWS
 
 
 def toy_task(seed: int, mine: slice, loss: str) -> Task:
@@ -140,12 +145,11 @@ def toy_task(seed: int, mine: slice, loss: str) -> Task:
     passages = [text for pair in zip(positives, negatives, strict=True) for text in pair]
     number: dict[tuple[int, ...], int] = {}
     keys = torch.tensor([number.setdefault(tuple(text), len(number)) for text in queries + passages])
-    related = part_of(keys[:ROWS], keys[ROWS:])
     teacher = 2 * torch.randn(ROWS, 2, dtype=torch.float64, generator=draw)
-    return Task(queries, passages, related, teacher, mine, loss)
+    return Task(queries, passages, _relations_of(keys[:ROWS], keys[ROWS:]), teacher, mine, loss)
 
 
-def part_of(queries: Tensor, passages: Tensor) -> Relations:
+def _relations_of(queries: Tensor, passages: Tensor) -> Relations:
     """Relations of n rows by the keys of their queries [n] and passages [2n]."""
     positive, owner = 2 * torch.arange(len(queries)), torch.arange(2 * len(queries)) // 2
     return Relations(queries, passages, positive, owner, passages[positive, None])
@@ -154,14 +158,17 @@ def part_of(queries: Tensor, passages: Tensor) -> Relations:
 def _loss(variant: str, task: Task, vectors: Tensor, own: int) -> Tensor:
     """The loss that this rank would call backward on: `vectors` are its `own` queries and then its passages."""
     q, p, mine = vectors[:own], vectors[own:], task.mine
-    related = part_of(task.related.query_key[mine], task.related.passage_key[2 * mine.start : 2 * mine.stop])
+    related = _relations_of(task.related.query_key[mine], task.related.passage_key[2 * mine.start : 2 * mine.stop])
     related = related.to(q.device)
     held, lesson = sizes(related), task.lesson(q, p, mine)
     lesson = lesson / max(1, own) if variant == "local mean" else global_mean(lesson, held.queries)
     if variant == "local negatives":
         return lesson + task._replace(related=related).table(q, p, slice(0, own)) / max(1, own)
-    spread = _others_constant if variant in ("÷ W", "dropped") else gather
-    queries, passages = spread(q, held.queries), spread(p, held.passages)
+    queries, passages = gather(q, held.queries), gather(p, held.passages)
+    if variant in ("÷ W", "dropped"):  # all ranks' rows, of which only this rank's carry a gradient, as of `all_gather`
+        before, after = local_slice(held.queries), local_slice(held.passages)
+        queries, passages = (torch.cat([every[: rows.start].detach(), own_rows, every[rows.stop :].detach()])
+                             for every, own_rows, rows in ((queries, q, before), (passages, p, after)))
     if variant in ("÷ W", "× W"):
         factor = distributed.world() if variant == "× W" else 1
         return lesson + task.table(queries, passages, slice(0, ROWS)) / ROWS * factor
@@ -169,18 +176,6 @@ def _loss(variant: str, task: Task, vectors: Tensor, own: int) -> Tensor:
         task = task._replace(related=gather_relations(related, held))
     total = task.table(queries, passages, mine)
     return lesson + (total / max(1, own) if variant == "local mean" else global_mean(total, held.queries))
-
-
-def _others_constant(mine: Tensor, held: Sequence[int]) -> Tensor:
-    """All ranks' rows, of which only this rank's own carry a gradient (what `all_gather` by itself gives)."""
-    rows, everybody = local_slice(held), gather(mine.detach(), held)
-    return torch.cat([everybody[: rows.start], mine, everybody[rows.stop :]])
-
-
-def _alone(task: Task, toy: Toy) -> Tensor:
-    """The loss of one process that holds all rows."""
-    q, p, whole = toy(task.queries), toy(task.passages), slice(0, ROWS)
-    return (task.table(q, p, whole) + task.lesson(q, p, whole)) / ROWS
 
 
 def _step(model: Callable[..., Tensor], task: Task, variant: str, seed: int) -> Tensor:
@@ -191,16 +186,20 @@ def _step(model: Callable[..., Tensor], task: Task, variant: str, seed: int) -> 
     return cached_step(model, ids, lambda vectors: _loss(variant, task, vectors, len(queries)), budget, seed)
 
 
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
 def measure(task: Task, seed: int, team: Team) -> dict[str, GradientCheck]:
     """Every variant's gradient, as DistributedDataParallel leaves it, beside that of one process with all rows."""
 
     def gradient() -> Tensor:
-        flat = torch.cat([parameter.grad.flatten() for parameter in toy.parameters()])
+        flat = _flat(weight.grad for weight in toy.parameters())
         toy.zero_grad()
         return flat
 
     toy = Toy(seed).to(team.device)
-    _alone(task, toy).backward()
+    task.alone(toy).backward()
     right, model, found = gradient(), team.wrap(toy), {}
     for variant in VARIANTS:
         loss, got = _step(model, task, variant, seed), gradient()
@@ -212,19 +211,16 @@ def measure(task: Task, seed: int, team: Team) -> dict[str, GradientCheck]:
 
 def _apart(task: Task, seed: int, team: Team) -> float:
     """How far the weights of the team's steps are from those of one process, as a share of the way; by replay."""
-
-    def weights(toy: Toy) -> Tensor:
-        return torch.cat([weight.detach().flatten() for weight in toy.parameters()])
-
     alone, together = Toy(seed).to(team.device), Toy(seed).to(team.device)
-    start, model = weights(alone), team.wrap(together)
+    start, model = _flat(alone.parameters()), team.wrap(together)
     for toy in (alone, together):
         optimiser = torch.optim.AdamW(toy.parameters(), lr=RATE)
         for _ in range(STEPS):
             optimiser.zero_grad()
-            _alone(task, toy).backward() if toy is alone else _step(model, task, "ours, replayed", seed)
+            task.alone(toy).backward() if toy is alone else _step(model, task, "ours, replayed", seed)
             optimiser.step()
-    return ((weights(together) - weights(alone)).norm() / (weights(alone) - start).norm()).item()
+    way = _flat(alone.parameters()) - start
+    return ((_flat(together.parameters()) - start - way).norm() / way.norm()).item()
 
 
 def main(folder: str = "") -> None:

@@ -6,7 +6,6 @@
 
 A checkpoint is written under another name, flushed to the disk and renamed, so that a kill at any moment leaves all of
 it or nothing; a manifest of SHA-256 sums names the file that went wrong afterwards. safetensors and JSON only.
-
 Cost: three times the weights on disk; for the tiny model's 100 MB about 0.3 s, and what the disk takes to flush them.
 """
 
@@ -32,6 +31,7 @@ from me5lib.io import Me5Error, sha256
 if TYPE_CHECKING:
     from me5lib.model.encoder import Encoder
 
+Terms = Mapping[str, Any] | tuple[()]
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
 MANIFEST, STATE, OPTIMISER = "manifest.json", "state.json", "optimiser.safetensors"
 
@@ -56,10 +56,7 @@ def conditions(device: torch.device, processes: int = 1) -> dict[str, Any]:
 
 def stage_settings(folder: Path) -> dict[str, Any] | None:
     """{"fingerprint", "settings"} of the stage in `folder`; None where nothing says so, or not yet."""
-    try:
-        return io.read_json(folder / "stage.json")
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+    return io.read_json(folder / "stage.json", None)
 
 
 class StageDir:
@@ -106,11 +103,11 @@ class StageDir:
     def _changes(self, made: dict[str, Any]) -> str:
         """The settings that differ, as `stage.lr, stage.steps`."""
         old, new = (
-            {(group, name): value for group, values in settings.items()
+            {".".join(filter(None, (group, name))): value for group, values in settings.items()
              for name, value in (values if isinstance(values, dict) else {"": values}).items()}
             for settings in (made["settings"], self.settings)
         )  # fmt: skip
-        return ", ".join(sorted(".".join(filter(None, key)) for key in old | new if old.get(key) != new.get(key)))
+        return ", ".join(sorted(name for name in old | new if old.get(name) != new.get(name)))
 
 
 # ---- its checkpoints -------------------------------------------------------------------------------------------------
@@ -127,24 +124,26 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def save_checkpoint(
-    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, plan: str,
-    terms: Mapping[str, Any] | None = None,
+    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, plan: str, terms: Terms = ()
 ) -> Path:
     """Write the checkpoint before `step` (steps 0 … step − 1 are done) and forget all but the last `KEEP`.
 
     `model` has `save(folder)` and `load(folder)`, as `Encoder`; `plan` is the fingerprint of everything that decides
-    the coming steps, `terms` are the `conditions`.
-    Raises `Me5Error` when it cannot be written (a full disk); nothing of it is left then, and no older one is touched.
+    the coming steps, `terms` are the `conditions`. The logs beside `folder` are flushed first: they must not end before
+    their checkpoint. Raises `Me5Error` when it cannot be written (a full disk); nothing of it is left then, and no
+    older one is touched.
     """
     final = at(folder, step)
     beside = folder / f".{final.name}.part"
     try:
+        for log in sorted(folder.parent.glob("*.jsonl")):
+            io.sync(log)
         folder.mkdir(parents=True, exist_ok=True)
         io.sync(folder.parent)
         for leftover in (".step-*.part", ".step-*.old", "..step-*.part.*"):  # of a killed save, and of `model.save`
             for path in folder.glob(leftover):
                 io.remove(path)
-        _write(beside, model, optimiser, {"step": step, "plan": plan, "conditions": dict(terms or {})})
+        _write_files(beside, model, optimiser, {"step": step, "plan": plan, "conditions": dict(terms)})
         io.replace(beside, final)
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -158,7 +157,7 @@ def save_checkpoint(
     return final
 
 
-def _write(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _write_files(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """All files of a checkpoint, flushed to the disk; the manifest comes last."""
     io.write(folder, model.save)
     tensors = {  # flat, named `<parameter index>.<name>` (`3.exp_avg`)
@@ -181,13 +180,11 @@ def _forget(folder: Path, step: int) -> None:
     Each is renamed first: a kill leaves no torn folder under a checkpoint's name.
     """
     known = checkpoints(folder)
-    kept = [number for number in known if number <= step][-KEEP:]
-    for number, path in known.items():
-        if number not in kept:
-            old = path.with_name(f".{path.name}.old")
-            with contextlib.suppress(OSError):  # tidied up by the next save
-                io.rename(path, old)
-                io.remove(old)
+    for number in known.keys() - set([number for number in known if number <= step][-KEEP:]):
+        old = folder / f".{known[number].name}.old"
+        with contextlib.suppress(OSError):  # tidied up by the next save
+            io.rename(known[number], old)
+            io.remove(old)
 
 
 def latest(folder: Path) -> Path | None:
@@ -200,14 +197,13 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, plan: str) -> int:
-    """Put the checkpoint `path` into `model` and `optimiser`, whose learning rates stay; the step to go on with.
+def load_checkpoint(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, plan: str) -> None:
+    """Put the checkpoint `path` into `model` and `optimiser`, whose learning rates stay.
 
     Raises `Me5Error` when the checkpoint belongs to another plan: going on would mix two runs.
     """
-    known = read_state(path)
-    if known["plan"] != plan:
-        raise Me5Error(f"{path} belongs to another plan ({known['plan']}, now {plan}): "
+    if (other := read_state(path)["plan"]) != plan:
+        raise Me5Error(f"{path} belongs to another plan ({other}, now {plan}): "
                        f"go back to its settings or delete {path.parent}")
     model.load_state_dict(type(model).load(path).state_dict())
     moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -215,7 +211,6 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimiser: torch.optim.O
         index, _, name = key.partition(".")
         moments.setdefault(int(index), {})[name] = value.reshape(()) if name == "step" else value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    return known["step"]
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -7,14 +7,10 @@ batch. Ranks may hold unequal numbers of rows, or none. Several such terms can b
 same at every world size.
 
     team = join()                                             # under torchrun or accelerate launch; alone otherwise
-    model, held = team.wrap(encoder), sizes(related)
-    q, p = gather(queries, held.queries), gather(passages, held.passages)
-    total = total_loss(q, p, gather_relations(related, held), temperature, rows=held.mine)
-    loss = global_mean(total, held.queries)
+    model = team.wrap(encoder)                                # `stages.global_loss` has the rest
 
 Ranks run unequal numbers of pieces, which sharded parameters (FSDP, ZeRO-2 and 3) would deadlock on, so those are
 refused; 560 M parameters need neither. That all this is right on your own machines: `me5lib.lessons.check_gradients`.
-
 Cost: a gather sends each vector to every rank, and its gradient back; the relations are a few integers a row.
 """
 
@@ -25,7 +21,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from collections import UserList
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +51,6 @@ class Team:
     rank: int
     world: int
     device: torch.device
-    prepare: Callable[[torch.nn.Module], torch.nn.Module] | None = None  # accelerate's wrapper
 
     @classmethod
     def alone(cls, device: torch.device | None = None) -> Team:
@@ -70,11 +64,10 @@ class Team:
 
     def wrap(self, model: torch.nn.Module) -> Callable[[Any], Tensor]:
         """`model` itself, or behind DistributedDataParallel: called with token ids, with `no_sync` of its own."""
-        if self.prepare is None:
+        if self.world == 1:
             return model
-        with warnings.catch_warnings():  # accelerate 1.15 names an option of DistributedDataParallel by its older name
-            warnings.simplefilter("ignore", FutureWarning)
-            return _Wrapped(self.prepare(model))
+        devices = [self.device] if self.device.type == "cuda" else None
+        return _Parallel(model, devices, broadcast_buffers=False)
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so. A collective."""
@@ -94,7 +87,7 @@ class Team:
 
     def barrier(self) -> None:
         """Wait for the others, however long they take: at the store where they met, not in a collective, which would
-        give up after `PATIENCE` while rank 0 mines, trains a teacher or evaluates."""
+        give up after `PATIENCE`."""
         if self.world == 1:
             return
         store, here, pause = processes.distributed_c10d._get_default_store(), f"me5/{next(_meetings)}", 0.001
@@ -123,18 +116,16 @@ class Team:
         return made if self.main else make()
 
 
-class _Wrapped:
+class _Parallel(torch.nn.parallel.DistributedDataParallel):
     """DistributedDataParallel around an encoder, called as the encoder is."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model, self.no_sync = model, model.no_sync
-
-    def __call__(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        return self.model(UserList(ids))  # it would walk through a list, number by number
+    def forward(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids of n texts → vectors [n, d]."""
+        return super().forward(UserList(ids))  # it would walk through a list, number by number
 
 
 def join(world: int | None = None) -> Team:
-    """The processes that a launcher (accelerate, torchrun, `launch`) started together; one alone without a launcher.
+    """The processes that a launcher (torchrun, accelerate, srun, `launch`) started together; one alone without one.
 
     Raises `Me5Error` where the launcher was told to shard parameters, and, with `world`, when another number came
     together: without GPUs `accelerate launch --num_processes 2` starts but one.
@@ -148,19 +139,14 @@ def join(world: int | None = None) -> Team:
                        f"torchrun --nproc-per-node {world}, or on GPUs accelerate launch --num_processes {world}")
     if launched == 1:
         return Team.alone()
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    cpu = not torch.cuda.is_available()
-    if os.environ.get(MEETING) and not processes.is_initialized():
-        store = processes.FileStore(os.environ[MEETING], launched)
-        processes.init_process_group("gloo" if cpu else "nccl", store=store, rank=int(os.environ["RANK"]),
-                                     world_size=launched, timeout=PATIENCE)
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
-    team = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)  # cpu=False would train alone on a CPU
-    if team.num_processes != launched:
-        raise Me5Error(f"{team.num_processes} of {launched} processes found each other: check the launcher's settings")
-    return Team(team.process_index, launched, team.device, team.prepare_model)
+    number, device, meeting = int(os.environ["RANK"]), torch.device("cpu"), os.environ.get(MEETING)
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    store = processes.FileStore(meeting, launched) if meeting else None  # without: where MASTER_ADDR says
+    processes.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=PATIENCE, world_size=launched,
+                                 rank=number, store=store)
+    return Team(number, launched, device)
 
 
 def leave() -> None:
@@ -186,21 +172,15 @@ class Sizes(NamedTuple):
     passages: list[int]
     known: int  # the most texts that answer one query, on any rank
 
-    @property
-    def mine(self) -> slice:
-        """Where this rank's queries lie among everybody's."""
-        return local_slice(self.queries)
-
 
 def sizes(related: Relations) -> Sizes:
     """The sizes of all ranks' parts of a batch, of which `related` is this one's. One collective."""
-    table = [[len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]]
+    table = torch.zeros(world(), 3, dtype=torch.int64, device=related.query_key.device)
+    row = [len(related.query_key), len(related.passage_key), related.positive_keys.shape[1]]
+    table[rank()] = torch.tensor(row, device=table.device)
     if world() > 1:
-        everybody = torch.zeros(world(), 3, dtype=torch.int64, device=related.query_key.device)
-        everybody[rank()] = torch.tensor(table[0], device=everybody.device)
-        processes.all_reduce(everybody)
-        table = everybody.tolist()
-    queries, passages, known = map(list, zip(*table, strict=True))
+        processes.all_reduce(table)
+    queries, passages, known = table.T.tolist()
     return Sizes(queries, passages, max(known))
 
 
@@ -242,14 +222,12 @@ def gather(mine: Tensor, held: Sequence[int]) -> Tensor:
 
 def gather_relations(related: Relations, held: Sizes) -> Relations:
     """The relations of all ranks' rows, rank by rank: those of the vectors that `gather` gives. A collective."""
-    if world() == 1:
-        return related
     queries, passages, known = held
-    first, second = sum(passages[: rank()]), sum(queries[: rank()])
     padding = related.positive_keys[:, :1].expand(-1, known - related.positive_keys.shape[1])  # it repeats the first
     return Relations(
         gather(related.query_key, queries), gather(related.passage_key, passages),
-        gather(related.positive + first, queries), gather(related.owner + second, passages),
+        gather(related.positive + sum(passages[: rank()]), queries),
+        gather(related.owner + sum(queries[: rank()]), passages),
         gather(torch.cat([related.positive_keys, padding], 1), queries),
     )  # fmt: skip
 
@@ -270,8 +248,8 @@ def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float
     Whatever happens, an interrupt included, no child is left running.
     """
     children: list[subprocess.Popen] = []
-    deadline, world = time.monotonic() + timeout, str(len(commands))
-    logs, meeting = [Path(folder) / f"rank{r}.log" for r in range(len(commands))], Path(folder) / "meet"
+    deadline, world, meeting = time.monotonic() + timeout, str(len(commands)), Path(folder) / "meet"
+    logs = [Path(folder) / f"rank{number}.log" for number in range(len(commands))]
     environment = {
         **({"GLOO_SOCKET_IFNAME": LOOPBACK[sys.platform]} if sys.platform in LOOPBACK else {}), **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
@@ -282,22 +260,20 @@ def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float
         environment["CUDA_VISIBLE_DEVICES"] = ""
     try:
         meeting.unlink(missing_ok=True)
-        for number, (command, log) in enumerate(zip(commands, logs, strict=True)):
-            with log.open("wb") as sink:
+        for number, command in enumerate(commands):
+            with logs[number].open("wb") as sink:
                 seat = {"RANK": str(number), "LOCAL_RANK": str(number)}
                 children.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment | seat))
-        while late := [str(r) for r, child in enumerate(children) if child.poll() != 0]:
-            for child, log in zip(children, logs, strict=True):
-                if child.returncode:
-                    said = log.read_text(encoding="utf8", errors="replace").strip() or "it said nothing"
-                    raise Me5Error(f"process {children.index(child)} of {world} failed with exit code "
-                                   f"{child.returncode}: {said.splitlines()[-1]}")
+        while late := [number for number, child in enumerate(children) if child.poll() != 0]:
+            if failed := [number for number in late if children[number].returncode]:
+                said = logs[failed[0]].read_text(encoding="utf8", errors="replace").strip() or "it said nothing"
+                raise Me5Error(f"process {failed[0]} of {world} failed with exit code "
+                               f"{children[failed[0]].returncode}: {said.splitlines()[-1]}")
             if time.monotonic() > deadline:
-                raise Me5Error(f"process {', '.join(late)} had not finished after {timeout:g} s and was ended: "
-                               "if the machine is only slow, give a longer timeout")
+                raise Me5Error(f"process {', '.join(map(str, late))} had not finished after {timeout:g} s and was "
+                               "ended: if the machine is only slow, give a longer timeout")
             time.sleep(0.02)
     finally:
         for child in children:
             child.kill()
             child.wait()
-

@@ -72,17 +72,15 @@ def cached_step(
 def fitting_budget(attempt: Callable[[int], object], first: int, least: int = 1_024) -> int:
     """The largest of `first`, `first` / 2, `first` / 4 … padded tokens for which `attempt` does not run out of memory.
 
-    `attempt(budget)` is to do a whole step, of the longest batch that can come. The answer is kept with the run, so
-    that a resumed one cuts the same pieces. Raises `Me5Error` when not even `least` fits.
+    Raises `Me5Error` when not even `least` fits.
     """
-    budget = first
-    while budget >= least:
+    while first >= least:
         try:
-            attempt(budget)
-            return budget
+            attempt(first)
+            return first
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            budget //= 2
+            first //= 2
     raise Me5Error(f"not even {least:,} tokens at once fit into this GPU's memory: "
                    "choose a smaller scale, or shorter texts (--set train.passage_tokens=64)")
 
@@ -141,11 +139,9 @@ class GraphMeter:
     def add(self, storage: torch.UntypedStorage, holders: int) -> None:
         """One holder more (1) or fewer (-1) of `storage`."""
         pointer = storage.data_ptr()
-        if pointer in self._free:
-            return
         before = self._holders[pointer]
         self._holders[pointer] += holders
-        if 0 in (before, before + holders):
+        if pointer not in self._free and 0 in (before, before + holders):
             self.now += holders * storage.nbytes()
             self.peak = max(self.peak, self.now)
 

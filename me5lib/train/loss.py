@@ -20,7 +20,6 @@ from torch import Tensor
 
 from me5lib.pairs import Labelled, Pair, text_key
 
-Rows = Tensor | slice
 ALL = slice(None)
 FORMS = ("one-way", "symmetric")
 Places = tuple[Tensor, Tensor]  # (row, column) of logits
@@ -54,62 +53,38 @@ class Batch(NamedTuple):
     relations: Relations
 
 
-def relations(
-    queries: Sequence[str],
-    passages: Sequence[str],
-    positive: Sequence[int] | None = None,
-    owner: Sequence[int] | None = None,
-    positives: Sequence[Sequence[str]] | None = None,
-) -> Relations:
-    """Relations of texts. By default passage i is the positive of query i, and its only known one.
+def make_batch(rows: Sequence[Pair] | Sequence[Labelled]) -> Batch:
+    """A batch of pairs (stage 1: every other row's passage is a negative) or of labelled examples (stage 2).
 
-    `positive` [B] and `owner` [P] are indices as in `Relations`; `positives` [B] are all texts known to answer a query.
+    Of an example the first positive and the hard negatives are embedded. Its further positives are not, but nobody's
+    copy of one is a negative of that row.
     """
-    keys = [text_key(passage) for passage in passages]
-    positive = list(range(len(queries)) if positive is None else positive)
-    owner = list(range(len(passages)) if owner is None else owner)
-    positives = [()] * len(queries) if positives is None else positives
-    known = [[keys[p], *map(text_key, more)] for p, more in zip(positive, positives, strict=True)]
-    longest = max(map(len, known), default=1)
-    table = [row + row[:1] * (longest - len(row)) for row in known]
-    return Relations(
-        torch.tensor([text_key(query) for query in queries], dtype=torch.int64),
-        torch.tensor(keys, dtype=torch.int64),
-        torch.tensor(positive, dtype=torch.int64),
-        torch.tensor(owner, dtype=torch.int64),
-        torch.tensor(table, dtype=torch.int64).reshape(len(queries), longest),
-    )
-
-
-def from_pairs(pairs: Sequence[Pair]) -> Batch:
-    """A batch of stage 1: passage i is the positive of query i, and every other passage its negative."""
-    queries, passages = [pair.query for pair in pairs], [pair.passage for pair in pairs]
-    return Batch(queries, passages, relations(queries, passages))
-
-
-def from_labelled(rows: Sequence[Labelled]) -> Batch:
-    """A batch of stage 2: each row's first positive, then its hard negatives, row after row.
-
-    A row's further positives are not embedded, but nobody's copy of one is a negative of that row.
-    """
-    queries, passages, positive, owner = [row.query for row in rows], [], [], []
+    queries, passages, positive, owner, known = [row.query for row in rows], [], [], [], []
     for i, row in enumerate(rows):
+        right, wrong = ((row.passage,), ()) if isinstance(row, Pair) else (row.positives, row.negatives)
         positive.append(len(passages))
-        passages += [row.positives[0], *row.negatives]
-        owner += [i] * (1 + len(row.negatives))
-    return Batch(queries, passages, relations(queries, passages, positive, owner, [row.positives for row in rows]))
+        passages += [right[0], *wrong]
+        owner += [i] * (1 + len(wrong))
+        known.append([text_key(text) for text in right])
+    longest = max(map(len, known), default=1)
+    columns = (
+        [text_key(query) for query in queries], [text_key(passage) for passage in passages], positive, owner,
+        [keys + keys[:1] * (longest - len(keys)) for keys in known],
+    )  # fmt: skip
+    related = Relations(*(torch.tensor(column, dtype=torch.int64) for column in columns))
+    return Batch(queries, passages, related._replace(positive_keys=related.positive_keys.reshape(len(rows), longest)))
 
 
-def false_negative_mask(related: Relations, rows: Rows = ALL) -> Tensor:
-    """Which passages are no fair negative of which queries: bool [rows, P], True = left out of the softmax.
+def false_negative_mask(related: Relations) -> Tensor:
+    """Which passages are no fair negative of which queries: bool [B, P], True = left out of the softmax.
 
     Passage j is ignored for query i when its text is among i's positives, or its text is the query's own, or it
     belongs to another row with the same query; never when it is i's labelled positive. Texts are compared, not
     vectors: with dropout the same text has two vectors.
     """
-    chosen = torch.arange(len(related.query_key), device=related.query_key.device)[rows]
-    mask = torch.zeros(len(chosen), len(related.passage_key), dtype=torch.bool, device=chosen.device)
-    mask[_FalseNegatives(related).passages(chosen)] = True
+    queries = torch.arange(len(related.query_key), device=related.query_key.device)
+    mask = torch.zeros(len(queries), len(related.passage_key), dtype=torch.bool, device=queries.device)
+    mask[_FalseNegatives(related).passages(queries)] = True
     return mask
 
 
@@ -164,19 +139,13 @@ class _FalseNegatives:
 
 
 def info_nce(
-    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: Rows = ALL
+    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: slice = ALL,
+    reduction: str = "mean",
 ) -> Tensor:
-    """The loss of a batch: the mean of `total_loss` over its queries (or `rows`), a scalar."""
-    total = total_loss(queries, passages, related, temperature, loss, rows)
-    return total / max(1, len(related.query_key[rows]))
+    """The "mean" or the "sum", over the queries that `rows` picks, of their losses: a scalar.
 
-
-def total_loss(
-    queries: Tensor, passages: Tensor, related: Relations, temperature: float, loss: str = "one-way", rows: Rows = ALL
-) -> Tensor:
-    """The sum over `rows` of the loss of each query: a scalar, at least fp32 (float64 stays; autocast is off).
-
-    `queries` [B, d] and `passages` [P, d] are unit vectors; s = cosine / `temperature`.
+    `queries` [B, d] and `passages` [P, d] are unit vectors; s = cosine / `temperature`; at least fp32 (float64 stays,
+    autocast is off).
     "one-way" (the paper, section 2): -log exp s(q, p⁺) / Σ_p exp s(q, p) over all P passages that are not ignored.
     "symmetric": the mean of that and of the way back, in which each labelled positive finds its query among the B.
     Raises ValueError for an unknown `loss`.
@@ -188,11 +157,11 @@ def total_loss(
         number = torch.arange(len(queries), device=queries.device)[rows]
         target, ignored = related.positive[number], _FalseNegatives(related)
         wants = torch.is_grad_enabled() and (queries.requires_grad or passages.requires_grad)
-        there = _Tiled.apply(queries[number], passages, target, number, ignored.passages, temperature, wants)
-        if loss == "one-way":
-            return there
-        back = _Tiled.apply(passages[target], queries, number, number, ignored.queries, temperature, wants)
-        return (there + back) / 2
+        total = _Tiled.apply(queries[number], passages, target, number, ignored.passages, temperature, wants)
+        if loss == "symmetric":
+            back = _Tiled.apply(passages[target], queries, number, number, ignored.queries, temperature, wants)
+            total = (total + back) / 2
+    return total / max(1, len(number)) if reduction == "mean" else total
 
 
 class _Tiled(torch.autograd.Function):
@@ -214,16 +183,20 @@ class _Tiled(torch.autograd.Function):
         shares = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for start in range(0, len(rows), tile):
-            part = slice(start, min(start + tile, len(rows)))
-            size = part.stop - start
-            anchor, column, of_tile = anchors[part] / temperature, target[part, None], logits[:size]
+            part = slice(start, start + tile)
+            anchor, column = anchors[part] / temperature, target[part, None]
+            of_tile, share = logits[: len(anchor)], shares[: len(anchor)]
             torch.mm(anchor, candidates.T, out=of_tile)
             right = of_tile.gather(1, column)
             of_tile[ignored(rows[part])] = -torch.inf
-            torch.softmax(of_tile, 1, out=shares[:size])
-            total += _row_losses(of_tile, shares[:size], column, right).double().sum()
+            torch.softmax(of_tile, 1, out=share)
+            hit = share.gather(1, column)
+            loss = -hit.log()
+            if (lost := hit.squeeze(1) < NEGLIGIBLE).any():  # too small to take the logarithm of
+                loss[lost] = of_tile[lost].logsumexp(1, keepdim=True) - right[lost]
+            total += loss.double().sum()
             if gradients:
-                _add_gradient(gradients[0][part], gradients[1], shares[:size], column, anchor, candidates)
+                _add_gradient(gradients[0][part], gradients[1], share, target[part], anchor, candidates)
                 gradients[0][part] /= temperature
         ctx.save_for_backward(*gradients)
         return total.to(logits.dtype)
@@ -235,20 +208,10 @@ class _Tiled(torch.autograd.Function):
         return *(gradient * upstream for gradient in ctx.saved_tensors), None, None, None, None, None
 
 
-def _row_losses(logits: Tensor, shares: Tensor, column: Tensor, right: Tensor) -> Tensor:
-    """-log of each row's share at its `column`, exact where that share is too small to take the logarithm of."""
-    share = shares.gather(1, column)
-    loss = -share.log()
-    if (lost := share.squeeze(1) < NEGLIGIBLE).any():
-        loss[lost] = logits[lost].logsumexp(1, keepdim=True) - right[lost]
-    return loss
-
-
 def _add_gradient(
-    own: Tensor, others: Tensor, shares: Tensor, column: Tensor, anchor: Tensor, candidates: Tensor
+    own: Tensor, others: Tensor, shares: Tensor, target: Tensor, anchor: Tensor, candidates: Tensor
 ) -> None:
     """d loss / d logit is the share, less one at the target: pulled back to the anchors (`own`) and the candidates."""
-    target = column.squeeze(1)
     torch.threshold_(shares, NEGLIGIBLE, 0)
     torch.mm(shares, candidates, out=own)
     others.addmm_(shares.T, anchor)

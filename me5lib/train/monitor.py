@@ -35,24 +35,20 @@ LANGUAGES, STRINGS = 8, 200  # ours: a second a look
 
 
 @functools.lru_cache(maxsize=4)
-def watched(
-    corpus: Corpus, languages: int = LANGUAGES, strings: int = STRINGS
-) -> dict[str, tuple[list[str], list[str]]]:
+def watched(corpus: Corpus, languages: int = LANGUAGES) -> dict[str, tuple[list[str], list[str]]]:
     """Language → (English, text), held out and aligned: the largest sets, one of each script before a second of any.
 
-    Sets have equally many strings, at most `strings`, so that their accuracies can be compared. Kept for a corpus that
-    is asked again.
+    Sets have equally many strings, so that their accuracies can be compared. Kept for a corpus that is asked again.
     """
     sets = next(task.sets for task in corpus.tasks() if task.name == "heldout")
     by_size = sorted(sets, key=lambda code: (-len(sets[code][0]), code))
-    seen: Counter[str] = Counter()
-    turn = {}
+    turn, seen = {}, Counter()
     for code in by_size:
         alphabet = script(sets[code][1])
         turn[code] = seen[alphabet]
         seen[alphabet] += 1
     chosen = sorted(sorted(by_size, key=lambda code: turn[code])[:languages])
-    size = min([strings, *(len(sets[code][0]) for code in chosen)])
+    size = min([STRINGS, *(len(sets[code][0]) for code in chosen)])
     return {code: (sets[code][0][:size], sets[code][1][:size]) for code in chosen}
 
 
@@ -61,18 +57,21 @@ def top1_accuracy(texts: np.ndarray, english: np.ndarray) -> float:
     return float(((texts @ english.T).argmax(1) == np.arange(len(texts))).mean())
 
 
-def watch(corpus: Corpus) -> Evaluator:
-    """An evaluator for the loop: accuracy by language and in the mean, alignment, uniformity of the same texts."""
+def watch(corpus: Corpus) -> Evaluator | None:
+    """An evaluator for the loop: accuracy by language and in the mean, alignment, uniformity of the same texts.
+
+    None for a corpus that has nothing to look at.
+    """
+    if not corpus.tasks():
+        return None
     sets = watched(corpus)
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
         """The figures of this moment."""
         fast = precision(encoder.device).name
-        both = {code: tuple(encoder.encode(side, QUERY, precision=fast) for side in pair)
-                for code, pair in sets.items()}
-        by_language = {code: top1_accuracy(text, english) for code, (english, text) in both.items()}
-        english = torch.from_numpy(np.concatenate([pair[0] for pair in both.values()]))
-        texts = torch.from_numpy(np.concatenate([pair[1] for pair in both.values()]))
+        both = [[encoder.encode(side, QUERY, precision=fast) for side in pair] for pair in sets.values()]
+        by_language = {code: top1_accuracy(text, english) for code, (english, text) in zip(sets, both, strict=True)}
+        english, texts = (torch.from_numpy(np.concatenate(side)) for side in zip(*both, strict=True))
         results = {
             "accuracy": float(np.mean(list(by_language.values()))),
             "alignment": losses.alignment(english, texts),
@@ -111,20 +110,15 @@ def attach(out: Path, name: str = "stage1", *, scale: str = "SCALE", seed: int =
     final, part = out / name, out / f"{name}.part"
     made, making = checkpoint.stage_settings(final), checkpoint.stage_settings(part)
     finished = made is not None and (final / "config.json").is_file()
-    if making and not (finished and made["fingerprint"] == making["fingerprint"]):
-        return _attached(part, False, making)
-    if finished:
-        return _attached(final, True, made)
-    raise Me5Error(f"there is no {name} in {out}, finished or begun: start it with "
-                   f"`me5 {STAGES.get(name, 'finetune')} --scale {scale} --seed {seed} --out {out}`")
-
-
-def _attached(folder: Path, finished: bool, made: dict) -> Attached:
+    if not making and not finished:
+        raise Me5Error(f"there is no {name} in {out}, finished or begun: start it with "
+                       f"`me5 {STAGES.get(name, 'finetune')} --scale {scale} --seed {seed} --out {out}`")
+    finished = finished and (not making or made["fingerprint"] == making["fingerprint"])
+    folder, steps = final if finished else part, (made if finished else making)["settings"]["stage"]["steps"]
     history, log = read_log(folder), folder / "log.jsonl"
     step = 1 + history.steps[-1]["step"] if history.steps else 0
     quiet = max(0.0, time.time() - log.stat().st_mtime) if log.is_file() else 0.0
     # Renamed into place is enough here: to hold its sums against its files takes seconds a GB.
     saved = [path for path in checkpoint.checkpoints(folder / "checkpoints").values()
              if (path / checkpoint.MANIFEST).is_file()]
-    model = folder if finished else next(reversed(saved), None)
-    return Attached(folder, finished, step, made["settings"]["stage"]["steps"], history, model, quiet)
+    return Attached(folder, finished, step, steps, history, folder if finished else next(reversed(saved), None), quiet)

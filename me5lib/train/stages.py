@@ -41,7 +41,7 @@ from me5lib.train import labelled as examples
 from me5lib.train import loop
 from me5lib.train import loss as losses
 from me5lib.train.checkpoint import StageDir, stage_settings
-from me5lib.train.distributed import Team, gather, gather_relations, global_mean, sizes
+from me5lib.train.distributed import Team, gather, gather_relations, global_mean, local_slice, sizes
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes
 from me5lib.train.monitor import watch
@@ -57,17 +57,14 @@ PIECE_BYTES = 2**29  # ours: of which GradCache holds the graph on a CPU; smalle
 GRAPH_BYTES = 3 * 2**29  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
 
 
-# ---- the stages ------------------------------------------------------------------------------------------------------
-
-
 def pretrain(
     scale: Scale, seed: int, out: Path, *, corpus: Corpus | HubCorpus | None = None, team: Team | None = None,
     evaluate: loop.Evaluator | None = None, every: int = 0, progress: bool = True,
 ) -> Path:
     """Stage 1, contrastive pre-training on unlabelled pairs: the finished folder `out/stage1`.
 
-    `evaluate(encoder, step)` is logged before the first step, after the last, and after every `every` steps (0: fifteen
-    times in all); by default it is `monitor.watch(corpus)`. It does not change what is trained.
+    `evaluate(encoder, step)`, by default `monitor.watch(corpus)`, is logged before the first step, after the last, and
+    after every `every` steps (0: fifteen times in all).
     """
     team, stage = team or Team.alone(), scale.train
     corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
@@ -78,7 +75,7 @@ def pretrain(
     encoder = start_encoder(scale, seed, out, corpus, stage, team, None)
     team.main_process_first(place.open)
     run = loop.RunOptions(place.part, seed, place.fingerprint, "stage 1", max(1, stage.steps // CHECKPOINTS),
-                   evaluate or _look(corpus), every or max(1, stage.steps // LOOKS), progress, team)
+                          evaluate or watch(corpus), every or max(1, stage.steps // LOOKS), progress, team)
     rows_of = functools.partial(mixture.batch, rank=team.rank, world=team.world)
     return _trained(encoder, rows_of, scale, stage, card_prefixes, place, run)
 
@@ -97,10 +94,15 @@ def finetune(
     same start, and its KL term is used if it is better than the start model on held-out examples.
     From random weights the learning rate is stage 1's (ours: stage 2's own would leave them nearly as they were).
     """
-    _refuse_stage2(scale, negatives, teacher)
+    stage, most = scale.finetune, scale.model.max_tokens
+    if negatives not in NEGATIVE_KINDS:
+        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(NEGATIVE_KINDS)}")
+    if teacher and stage.teacher == TRAINED and stage.query_tokens + stage.passage_tokens > most:
+        raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
+                       f"must be at most model.max_tokens, {most}")
     team = team or Team.alone()
     corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
-    stage = scale.finetune if start else dataclasses.replace(scale.finetune, lr=scale.train.lr)
+    stage = stage if start else dataclasses.replace(stage, lr=scale.train.lr)
     sides = getattr(corpus, "prefixes", card_prefixes)  # one's own file says them itself
     rows, faults = examples.drop_invalid(corpus.labelled())
     # What was drawn from the hub has the paper's sizes already, and its languages were tempered then.
@@ -119,7 +121,7 @@ def finetune(
     dev = examples.drop_invalid(corpus.labelled("dev"))[0] if teacher else None
     made = examples.make_groups(encoder, rows, task, kind, dev, faults)
     run = loop.RunOptions(place.part, seed, place.fingerprint, name, max(1, stage.steps // CHECKPOINTS),
-                   evaluate or _look(corpus), progress=progress, team=team)
+                          evaluate or watch(corpus), progress=progress, team=team)
     return _trained(encoder, lambda step: plan.batch(made, step, stage.hard_negatives, team.rank, team.world),
                     scale, stage, sides, place, run)
 
@@ -141,16 +143,6 @@ def _trained(
         place.publish(encoder)
     team.barrier()
     return place.final
-
-
-def _refuse_stage2(scale: Scale, negatives: str, teacher: bool) -> None:
-    """Raise `Me5Error` for what cannot work, before anything is read."""
-    if negatives not in NEGATIVE_KINDS:
-        raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(NEGATIVE_KINDS)}")
-    stage, most = scale.finetune, scale.model.max_tokens
-    if teacher and stage.teacher == TRAINED and stage.query_tokens + stage.passage_tokens > most:
-        raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
-                       f"must be at most model.max_tokens, {most}")
 
 
 def _identity(start: Path | str | None) -> str:
@@ -220,13 +212,6 @@ def card_prefixes(source: str) -> tuple[str, str]:
     return card.query_prefix, card.passage_prefix
 
 
-def _look(corpus: Corpus | HubCorpus) -> loop.Evaluator | None:
-    return watch(corpus) if corpus.tasks() else None
-
-
-# ---- how a step is cut -----------------------------------------------------------------------------------------------
-
-
 class Budget(NamedTuple):
     """How a step is cut; kept in the stage's folder, so that a resumed run cuts the same pieces."""
 
@@ -244,17 +229,7 @@ def _budget(work: Path, team: Team, encoder: Encoder, shape: Model, stage: Stage
     """As it was found before, else by trying (CUDA) or by what a run may hold (CPU)."""
     if kept := io.read_json(work / BUDGET, None):
         return Budget(**kept)
-    budget = Budget(*[_fitting(encoder, stage)] * 2) if team.device.type == "cuda" else Budget.on_cpu(shape)
-    if team.main:
-        io.write_json(work / BUDGET, budget._asdict())
-    return budget
-
-
-def _fitting(encoder: Encoder, stage: Stage) -> int:
-    """Padded tokens of which the graph fits onto this GPU, beside gradients and what AdamW is going to keep."""
     longest = max(stage.query_tokens, stage.passage_tokens)
-    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
-    moments = [torch.zeros_like(weight) for weight in weights for _ in range(2)]
 
     def attempt(tokens: int) -> None:
         """Forwards and backwards, of texts as long as can come, twice: the second time the gradients are there."""
@@ -262,15 +237,19 @@ def _fitting(encoder: Encoder, stage: Stage) -> int:
             with autocast(encoder.device, precision(encoder.device).name):
                 encoder([[0] * longest] * (tokens // longest), tokens).sum().backward()
 
-    try:
-        return fitting_budget(attempt, FIRST_BUDGET)
-    finally:
-        del moments
-        encoder.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-
-
-# ---- a step ----------------------------------------------------------------------------------------------------------
+    budget = Budget.on_cpu(shape)
+    if team.device.type == "cuda":
+        trained = [weight for weight in encoder.parameters() if weight.requires_grad]
+        moments = [torch.zeros_like(weight) for weight in trained for _ in range(2)]
+        try:  # beside what AdamW is going to keep
+            budget = Budget(*[fitting_budget(attempt, FIRST_BUDGET)] * 2)
+        finally:
+            del moments
+            encoder.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    if team.main:
+        io.write_json(work / BUDGET, budget._asdict())
+    return budget
 
 
 class MicroBatch(NamedTuple):
@@ -283,15 +262,13 @@ class MicroBatch(NamedTuple):
 
 def collate(rows: Rows, encoder: Encoder, stage: Stage, sides: Prefixes) -> MicroBatch:
     """Token ids of the rows' texts, each with the prefix of its source and cut to the stage's length, and relations."""
-    labelled = bool(rows) and isinstance(rows[0], Labelled)
-    batch = (losses.from_labelled if labelled else losses.from_pairs)(rows)
-    before = [sides(row.source) for row in rows]
+    batch, before = losses.make_batch(rows), [sides(row.source) for row in rows]
     queries = [query + text for (query, _), text in zip(before, batch.queries, strict=True)]
     owner = batch.relations.owner.tolist()
     passages = [before[i][1] + text for i, text in zip(owner, batch.passages, strict=True)]
     ids = encoder.tokenize(queries, "", stage.query_tokens) + encoder.tokenize(passages, "", stage.passage_tokens)
-    taught = labelled and rows[0].teacher_scores is not None
-    return MicroBatch(ids, batch.relations, torch.tensor([row.teacher_scores for row in rows]) if taught else None)
+    scores = [getattr(row, "teacher_scores", None) for row in rows]
+    return MicroBatch(ids, batch.relations, torch.tensor(scores) if any(scores) else None)
 
 
 def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
@@ -304,8 +281,9 @@ def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
     queries, passages = embeddings[:rows], embeddings[rows:]
     related = batch.relations.to(embeddings.device)
     held = sizes(related)
-    total = losses.total_loss(gather(queries, held.queries), gather(passages, held.passages),
-                              gather_relations(related, held), stage.temperature, stage.loss, held.mine)
+    total = losses.info_nce(gather(queries, held.queries), gather(passages, held.passages),
+                            gather_relations(related, held), stage.temperature, stage.loss,
+                            rows=local_slice(held.queries), reduction="sum")
     if batch.teacher_scores is not None:
         student = group_scores(queries, passages, stage.temperature)
         teacher = batch.teacher_scores.to(embeddings.device)

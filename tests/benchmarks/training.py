@@ -263,9 +263,9 @@ def step_of_ours(job: dict[str, Any]) -> tuple[Any, Callable[[list], Callable[[]
 def distinct(n: int) -> Any:
     """Relations of n pairs of different texts."""
     from me5lib.pairs import Pair
-    from me5lib.train.loss import from_pairs
+    from me5lib.train.loss import make_batch
 
-    return from_pairs([Pair(f"q{i}", f"p{i}", "none", "en") for i in range(n)]).relations
+    return make_batch([Pair(f"q{i}", f"p{i}", "none", "en") for i in range(n)]).relations
 
 
 def step_of_theirs(job: dict[str, Any]) -> tuple[Any, Callable[[list], Callable[[], Any]]]:
