@@ -117,11 +117,16 @@ def shared() -> Path:
 
 @pytest.fixture
 def client(unplugged, tmp_path):
-    """Runs Python code in a process that reaches the loopback only, with caches of its own."""
+    """`client_of` in a folder of this test."""
+    return client_of(unplugged, tmp_path)
+
+
+def client_of(unplugged: dict[str, str], folder: Path):
+    """Runs Python code in a process that reaches the loopback only, with caches of its own in `folder`."""
 
     def environment(endpoint: str, **more: str) -> dict[str, str]:
         online = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "USE_TORCH": "0"}
-        caches = {"HF_HOME": str(tmp_path / "hf"), "ME5_CACHE": str(tmp_path / "me5"), "HF_ENDPOINT": endpoint}
+        caches = {"HF_HOME": str(folder / "hf"), "ME5_CACHE": str(folder / "me5"), "HF_ENDPOINT": endpoint}
         return os.environ | unplugged | online | caches | more
 
     def run(code: str, *arguments: object, endpoint: str = "http://127.0.0.1:9", fine: bool = True, **more: str):

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 LANGUAGES = ("sw", "bn", "hi", "te", "th")
 
 # Argument: JSON of [words of the command, file for a line per encoded batch or "", the batch to be killed at or 0].
-# Each command runs in a forked process; ENDED says how.
+# Each command runs in a forked process, without a hub where its first word is `offline`; ENDED says how.
 FARM = """
 import hashlib, json, os, signal, sys
 
-import mteb, torch
+import datasets, huggingface_hub.constants, mteb, torch
 from me5lib.cli import app
 from me5lib.model import encoder
 from me5lib.model.encoder import Encoder
@@ -48,6 +48,9 @@ def step(words, log, kill):
             file.write(json.dumps([prefix, [hashlib.md5(t.encode()).hexdigest()[:12] for t in texts]]) + "\\n")
         return found
     Encoder.encode = counted
+    if words[0] == "offline":
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        words = words[1:]
     sys.argv = ["me5", *words]
     app.app(words)
 
@@ -154,9 +157,10 @@ def write(folder: Path, configs: dict[str, list[dict]], split: str) -> None:
     (folder / "README.md").write_text(text, encoding="utf8")
 
 
-def commands(*lines: str) -> str:
-    """The argument of FARM for these lines."""
-    return json.dumps([(line.split(), "", 0) for line in lines])
+def commands(*lines: str | tuple[str, Path, int]) -> str:
+    """The argument of FARM for these lines, some with a log and the batch to be killed at."""
+    steps = [(line, "", 0) if isinstance(line, str) else line for line in lines]
+    return json.dumps([(line.split(), str(log), kill) for line, log, kill in steps])
 
 
 def ends(output: str) -> list[int]:

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,52 +90,19 @@ def test_all_that_decides_vectors_is_in_the_name(tmp_path, texts, monkeypatch):
     assert len(chunks(tmp_path / "texts")) == 5
 
 
-def kill_at_rename(count: int) -> None:
-    """Kill this process when it has written the `count`-th chunk beside its place."""
-    left, rename = iter(range(count - 1)), io.rename
-
-    def counted(before: Path, after: Path) -> None:
-        if after.suffix == ".npy" and next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        rename(before, after)
-
-    io.rename = counted
-
-
-def evaluate(out: Path, encoder) -> str:
-    """mteb's retrieval among 300 documents, in chunks of 50: seven calls of the encoder. The result file's scores."""
-    from me5lib.data.corpus import Retrieval, RetrievalSet  # here, since workers import this module: mteb takes long
-    from me5lib.evaluate import heldout, runs
-    from me5lib.evaluate.models import Opened
-
-    documents = {f"d{i}": ("", f"text {i} " + "x" * (i % 80)) for i in range(300)}
-    material = RetrievalSet({"q": "one", "r": "two"}, documents, {"q": {"d7"}, "r": {"d200"}})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "TEXTS", 50)
-        (path,) = runs.evaluate(Opened("a/model", "aa11", encoder, False),
-                                heldout.mteb_tasks([Retrieval("MIRACL", {"sw": material})]), out)
-    return str(runs.read_result(path).scores)
-
-
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[2])
-import test_cache as the
-the.kill_at_rename(5)
-the.evaluate(the.Path(sys.argv[1]), the.Counting())
-"""
-
-
-def test_killed_in_mid_evaluation_it_encodes_the_missing_chunks_alone_and_ends_with_the_same_scores(tmp_path):
-    """Before the fifth chunk is in its place; `test_runs` kills encoders."""
-    straight, rest = Counting(), Counting()
-    expected = evaluate(tmp_path / "straight", straight)
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(Path(__file__).parent)]
-    child = subprocess.run(command, capture_output=True, encoding="utf8")
-    assert child.returncode == -signal.SIGKILL, child.stderr
-    assert len(chunks(tmp_path / "killed")) == 4
-    assert evaluate(tmp_path / "killed", rest) == expected
-    assert len(straight.batches) == 7 and rest.batches == straight.batches[4:]
+def test_killed_with_a_chunk_beside_its_place_only_the_missing_ones_are_encoded(tmp_path, texts):
+    """Before the fifth is renamed; `test_evaluate` kills whole evaluations."""
+    child = os.fork()
+    if not child:
+        left, rename = iter(range(4)), io.rename
+        io.rename = lambda *paths: rename(*paths) if next(left, None) is not None else os.kill(os.getpid(), 9)
+        CachedEncoder(Counting(), tmp_path / "killed", MODEL).encode(texts, "p: ")
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL and len(chunks(tmp_path / "killed")) == 4
+    rest = Counting()
+    for name, encoder in (("straight", Counting()), ("killed", rest)):
+        np.testing.assert_array_equal(CachedEncoder(encoder, tmp_path / name, MODEL).encode(texts, "p: "),
+                                      direct(texts))
+    assert [len(batch) for batch in rest.batches] == [50, 50]
     assert [path.read_bytes() for path in chunks(tmp_path / "killed")] == [
         path.read_bytes() for path in chunks(tmp_path / "straight")]
     assert not list(tmp_path.rglob("*.part"))

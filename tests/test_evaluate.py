@@ -1,9 +1,15 @@
-"""`me5 evaluate` as a user meets it: what a run will take, one line for every mistake; fetched, and then offline."""
+"""`me5 evaluate` as a user meets it: what a run will take, one line for every mistake; fetched, offline, killed."""
 
 import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import fixtures_tables
+import mteb
+import numpy as np
 import pytest
+from conftest import client_of
 from fixtures_tables import FARM, commands, ends, tiny
 from loopback import Loopback
 from typer.testing import CliRunner
@@ -71,35 +77,54 @@ def test_mistakes_are_one_line_before_anything_is_opened(line, words):
     assert done.exit_code == 2 and done.stderr.startswith(f"me5: {words}") and done.stderr.count("\n") == 1
 
 
-def test_fetched_tables_are_evaluated_offline(client, tmp_path):
-    """Made-up data of MIRACL's five small languages, BUCC and Tatoeba, under their own names."""
-    root, out = tmp_path / "root", tmp_path / "out"
-    fixtures_tables.write_tables(root)
-    tiny(root / "models" / "own" / "e5-tiny")
-    with Loopback(root) as hub:
-        done = client(FARM, commands(
-            "fetch --for table5 --plan",
-            "fetch --for table4 --quick --model own/e5-tiny",
-            "fetch --for table5",
-            "fetch --for table6",
-        ), endpoint=hub.endpoint, USE_TORCH="1")  # fmt: skip
+CODES = "sw,bn,hi,te,th,de,fr"  # of MIRACL five, of BUCC two, of Tatoeba seven
+
+
+def encoded(path: Path) -> Counter:
+    """How often each (prefix, text) went through the encoder."""
+    rows = map(json.loads, path.read_text("utf8").splitlines())
+    return Counter((prefix, text) for prefix, texts in rows for text in texts)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, unplugged):
+    """Made-up data of MIRACL's five small languages, BUCC and Tatoeba, under their own names: fetched, evaluated
+    offline by hub id, and by folder with two kills on the way."""
+    folder = tmp_path_factory.mktemp("tables")
+    fixtures_tables.write_tables(folder / "root")
+    model = tiny(folder / "root" / "models" / "own" / "e5-tiny")
+    logs = [folder / f"{i}.log" for i in range(4)]
+    whole = f"offline evaluate --model own/e5-tiny --yes --out {folder / 'out'} --against small --table"
+    killed = f"offline evaluate --model {model} --yes --out {folder / 'killed'} --table 4,5 --quick --languages {CODES}"
+    lines = commands("fetch --for table5 --plan", "fetch --for table4 --quick --model own/e5-tiny",
+                     "fetch --for table5", "fetch --for table6",
+                     (f"{whole} 4 --quick", logs[0], 0), (f"{whole} 5", logs[0], 0),
+                     f"offline evaluate --model own/e5-tiny --tasks STSBenchmark --yes --out {folder / 'out'}",
+                     (killed, logs[1], 4), (killed, logs[2], 16), (killed, logs[3], 0))
+    with Loopback(folder / "root") as hub:
+        told = client_of(unplugged, folder)(FARM, lines, endpoint=hub.endpoint, USE_TORCH="1")
         asked = [path for _, path, _ in hub.requests if "/resolve/" in path]
-    assert ends(done.stdout) == [0, 0, 0, 2]
-    plan, quick, *_ = done.stdout.split("ENDED")
+    return SimpleNamespace(folder=folder, logs=logs, asked=asked, ends=ends(told.stdout), stderr=told.stderr,
+                           stdout=told.stdout.split("ENDED"))
+
+
+def test_tables_are_fetched(done):
+    assert done.ends == [0, 0, 0, 2, 0, 0, 2, 9, 9, 0], done.stderr[-3000:]
+    plan, quick, *_ = done.stdout
     assert "BUCC: 1,444,025 texts, 146.0 M characters" in plan and "Tatoeba: " in plan
     assert "MIRACLRetrieval: 1,993,171 texts" in quick and "own/e5-tiny: " in quick
-    assert done.stderr.strip().splitlines()[-1].startswith("me5: --table 6: the tables that can be measured are")
-    assert any("e5-tiny" in path and path.endswith("model.safetensors") for path in asked)
+    assert "me5: --table 6: the tables that can be measured are" in done.stderr
+    assert any("e5-tiny" in path and path.endswith("model.safetensors") for path in done.asked)
+    for name in ("MIRACLRetrieval", "BUCC", "Tatoeba"):
+        data = mteb.get_task(name).metadata.dataset
+        assert any(f"/datasets/{data['path']}/resolve/" in path for path in done.asked), name
 
-    lines = [f"evaluate --model own/e5-tiny --table {table} --yes --out {out} --against small"
-             for table in ("4 --quick", "5")]
-    lines.append(f"evaluate --model own/e5-tiny --tasks STSBenchmark --yes --out {out}")
-    done = client(FARM, commands(*lines), USE_TORCH="1", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    assert ends(done.stdout) == [0, 0, 2], done.stderr[-2000:]
-    assert done.stderr.strip().splitlines()[-1].startswith(
-        "me5: the data of STSBenchmark (mteb/stsbenchmark-sts at b0fddb56) cannot be had (")
+
+def test_fetched_tables_are_evaluated_offline(done):
+    out, told = done.folder / "out", "".join(done.stdout)
+    assert "me5: the data of STSBenchmark (mteb/stsbenchmark-sts at b0fddb56) cannot be had (" in done.stderr
     assert not list(out.rglob("STSBenchmark.json"))
-    assert "Table 4, " in done.stdout and "Table 5, " in done.stdout
+    assert "Table 4, " in told and "Table 5, " in told
     value = runs.measured_values(out).set_index(["task", "subset", "metric"])["value"]
     metrics = ("main_score", "ndcg_at_10", "recall_at_100")
     assert set(value["MIRACLRetrieval"].index) == {(code, m) for code in fixtures_tables.LANGUAGES for m in metrics}
@@ -110,3 +135,46 @@ def test_fetched_tables_are_evaluated_offline(client, tmp_path):
     assert (out / "reproduction.md").read_text("utf8").count("me5 evaluate") == 2
     history = json.loads((out / "paper-fp32" / "run.json").read_text("utf8"))["runs"]
     assert [list(run["tasks"]) for run in history][:2] == [["MIRACLRetrieval"], ["BUCC", "Tatoeba"]]
+
+
+def test_after_two_kills_no_text_is_encoded_twice_and_the_scores_are_the_same_to_the_last_digit(done):
+    straight, again = (runs.measured_values(done.folder / name) for name in ("out", "killed"))
+    assert set(straight["model"]) == {"own/e5-tiny"} and set(again["model"]) == {"me5/e5-tiny"}
+    assert again["revision"].nunique() == 1
+    assert again.groupby("task")["subset"].nunique().to_dict() == {"BUCC": 2, "MIRACLRetrieval": 5, "Tatoeba": 7}
+    about = ["task", "dataset_revision", "mteb_version", "split", "subset", "metric"]
+    both = again.merge(straight, on=about, how="left", validate="one_to_one")
+    np.testing.assert_array_equal(both["value_x"], both["value_y"])
+    whole, *parts = map(encoded, done.logs)
+    assert max(sum(parts, Counter()).values()) == 1 and set().union(*parts) <= set(whole)
+    assert all(parts)
+    history = json.loads((done.folder / "killed" / "paper-fp32" / "run.json").read_text("utf8"))["runs"]
+    assert [(len(run["tasks"]), bool(run["finished"])) for run in history] == [(3, False), (3, False), (1, True)]
+
+
+def test_real_tasks(shared, client, tmp_path, monkeypatch):
+    """STSBenchmark and SciFact, whole, and three pairs of Tatoeba, by mteb's revisions of their data."""
+    monkeypatch.syspath_prepend(shared / "hub")
+    import localhub
+
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "datasets").symlink_to(shared / "hub" / "root" / "datasets")
+    tiny(tmp_path / "root" / "models" / "own" / "e5-tiny")
+    server, endpoint = localhub.serve(tmp_path / "root", log=tmp_path / "asked")
+    line = (f"evaluate --tasks STSBenchmark,SciFact,Tatoeba --languages deu,fra,swh --yes --model own/e5-tiny "
+            f"--revision {'c' * 40} --out {tmp_path / 'out'}")
+    try:
+        told = client(FARM, commands((line, tmp_path / "log", 0)), endpoint=endpoint, USE_TORCH="1")
+    finally:
+        server.shutdown()
+    assert ends(told.stdout) == [0] and "superseded" not in told.stderr
+    assert "Tatoeba.json has 3 of 112 subsets (without test/" in told.stderr and told.stderr.count("result file") == 1
+    asked = (tmp_path / "asked").read_text("utf8")
+    for name in ("STSBenchmark", "SciFact", "Tatoeba"):
+        data = mteb.get_task(name).metadata.dataset
+        assert f"/datasets/{data['path']}/resolve/{data['revision']}/" in asked, name
+    assert f"own/e5-tiny/resolve/{'c' * 40}/model.safetensors" in asked
+    found = runs.measured_values(tmp_path / "out")
+    assert found.groupby("task")["subset"].nunique().to_dict() == {"STSBenchmark": 1, "SciFact": 1, "Tatoeba": 3}
+    assert set(found["revision"]) == {"c" * 40}
+    assert sum(n for (prefix, _), n in encoded(tmp_path / "log").items() if prefix == "passage: ") == 5183

@@ -1,6 +1,5 @@
 """Offline tasks through the real `mteb.evaluate`, against scores worked out by hand; which texts are evaluated on."""
 
-import json
 import math
 
 import mteb
@@ -11,6 +10,7 @@ from me5lib.config import load
 from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
 from me5lib.evaluate import heldout
 from me5lib.evaluate.protocol import Protocol
+from me5lib.io import Me5Error
 
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kite lynx mole newt ape owl".split()
 
@@ -113,24 +113,19 @@ def test_the_offline_tasks_give_every_text_once():
     assert all(len(own) == len(set(own)) for own in found.values())
 
 
-CODE = """
-import json
-from me5lib.evaluate import heldout
-found = heldout.task_texts(["Tatoeba", "STSBenchmark", "SciFact"])
-print(json.dumps({"/".join(key): [len(own), sorted(own)[:3]] for key, own in found.items()}))
-"""
+def test_texts_of_mtebs_tasks_by_language(monkeypatch):
+    """Of a bitext both sides, each in its own language; of a retrieval the queries, and no documents."""
+    from mteb.mocks.mock_tasks import bitext_mining, retrieval, sts
 
-
-def test_texts_of_real_tasks_are_read_as_mteb_loads_them(shared, client, monkeypatch):
-    monkeypatch.syspath_prepend(shared / "hub")
-    import localhub
-
-    server, endpoint = localhub.serve(shared / "hub" / "root")
-    try:
-        found = json.loads(client(CODE, endpoint=endpoint, USE_TORCH="1").stdout.splitlines()[-1])
-    finally:
-        server.shutdown()
-    assert found["Tatoeba/de"][0] > 900 and found["Tatoeba/en"][0] > 10_000
-    assert len([name for name in found if "Tatoeba" in name]) > 100
-    assert found["STSBenchmark/en"][0] > 2000 and found["SciFact/en"][0] == 300  # the test queries; no documents
-    assert all(isinstance(text, str) and text for _, texts in found.values() for text in texts)
+    tasks = {"bitext": bitext_mining.MockMultilingualBitextMiningTask, "sts": sts.MockSTSTask,
+             "search": retrieval.MockRetrievalTask}
+    monkeypatch.setattr(mteb, "get_task", lambda name: tasks[name]())
+    found = heldout.task_texts(list(tasks))
+    loaded = tasks["search"]()
+    loaded.load_data()
+    queries = [loaded.dataset["default"][split]["queries"]["text"][:] for split in loaded.metadata.eval_splits]
+    assert set(found["search", "en"]) == {text for texts in queries for text in texts}
+    assert len(found["sts", "en"]) > 2 and len({language for name, language in found if name == "bitext"}) > 1
+    assert all(isinstance(text, str) and text for texts in found.values() for text in texts)
+    with pytest.raises(Me5Error, match="evaluation task 'nothing' cannot be loaded"):
+        heldout.task_texts(["nothing"])

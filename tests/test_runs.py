@@ -1,13 +1,8 @@
-"""Runs of mteb's tasks: what is finished stays, bad files are named, ways and revisions never mix; and real tasks."""
+"""Runs of mteb's tasks: what is finished stays, bad files are named, ways and revisions never mix."""
 
 import json
 import shutil
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
 
-import fixtures_tables
 import mteb
 import numpy as np
 import pandas as pd
@@ -23,8 +18,6 @@ from me5lib.evaluate import benchmarks, runs
 from me5lib.evaluate.models import FOUR_BITS
 from me5lib.evaluate.protocol import Protocol
 from me5lib.io import Me5Error
-
-Q, P = "query: ", "passage: "
 
 
 def test_results_lie_as_mteb_lays_them_and_are_not_made_twice(tmp_path):
@@ -215,62 +208,3 @@ def test_languages_narrow_the_tasks_that_have_several():
         benchmarks.narrowed(benchmarks.table_tasks(5), ["en"])
     with pytest.raises(Me5Error, match=r"none of the tasks \(BUCC, Tatoeba\) has a subset for xx, qq"):
         benchmarks.narrowed(benchmarks.table_tasks(5), ["de", "xx", "qq"])
-
-
-PAIRS = 12  # of Tatoeba, where it is killed
-
-
-def encoded(path: Path) -> Counter:
-    """How often each (prefix, text) went through the encoder."""
-    rows = map(json.loads, path.read_text("utf8").splitlines())
-    return Counter((prefix, text) for prefix, texts in rows for text in texts)
-
-
-def test_real_tasks_by_hub_id_and_folder_and_after_two_kills(shared, client, tmp_path, monkeypatch):
-    """STSBenchmark, SciFact and Tatoeba 112, whole, by hub id; and by folder, killed in SciFact's corpus, then in
-    Tatoeba: no text twice, and the same scores to the last digit."""
-    monkeypatch.syspath_prepend(shared / "hub")
-    import localhub
-
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "datasets").symlink_to(shared / "hub" / "root" / "datasets")
-    folder = fixtures_tables.tiny(tmp_path / "root" / "models" / "own" / "e5-tiny")
-    server, endpoint = localhub.serve(tmp_path / "root", log=tmp_path / "asked")
-    words = ["evaluate", "--tasks", "STSBenchmark,SciFact,Tatoeba", "--yes"]
-    by_id = [*words, "--model", "own/e5-tiny", "--revision", "c" * 40, "--out", str(tmp_path / "straight")]
-    pairs = ",".join(list(mteb.get_task("Tatoeba").hf_subsets)[:PAIRS])
-    killed = [*words, "--model", str(folder), "--out", str(tmp_path / "killed"), "--languages", pairs]
-    steps = [(by_id, "0.log", 0), (killed, "1.log", 5), (killed, "2.log", 10), (killed, "3.log", 0)]
-    commands = json.dumps([(words, str(tmp_path / log), kill) for words, log, kill in steps])
-    try:
-        done = subprocess.run([sys.executable, "-c", fixtures_tables.FARM, commands], capture_output=True,
-                              encoding="utf8", env=client.environment(endpoint, USE_TORCH="1", OMP_NUM_THREADS="1"))
-    finally:
-        server.shutdown()
-    assert fixtures_tables.ends(done.stdout) == [0, 9, 9, 0], done.stderr[-3000:]
-    assert "superseded" not in done.stderr
-    (named,) = [line for line in done.stderr.splitlines() if "the result file" in line]
-    assert f"Tatoeba.json has {PAIRS} of 112 subsets (without test/" in named and named.endswith("its run was narrowed")
-    asked = (tmp_path / "asked").read_text("utf8")
-    for name in ("STSBenchmark", "SciFact", "Tatoeba"):
-        data = mteb.get_task(name).metadata.dataset
-        assert f"/datasets/{data['path']}/resolve/{data['revision']}/" in asked, name
-    assert f"own/e5-tiny/resolve/{'c' * 40}/model.safetensors" in asked
-
-    straight, again = (runs.measured_values(tmp_path / name) for name in ("straight", "killed"))
-    assert set(straight["model"]) == {"own/e5-tiny"} and set(straight["revision"]) == {"c" * 40}
-    assert set(again["model"]) == {"me5/e5-tiny"} and again["revision"].nunique() == 1
-    assert straight.groupby("task")["subset"].nunique().to_dict() == {"STSBenchmark": 1, "SciFact": 1, "Tatoeba": 112}
-    assert again.groupby("task")["subset"].nunique().to_dict() == {"STSBenchmark": 1, "SciFact": 1, "Tatoeba": PAIRS}
-    about = ["task", "dataset_revision", "mteb_version", "split", "subset", "metric"]
-    both = again.merge(straight, on=about, how="left", validate="one_to_one")
-    np.testing.assert_array_equal(both["value_x"], both["value_y"])
-
-    whole, *parts = (encoded(tmp_path / f"{i}.log") for i in range(4))
-    assert sum(n for (prefix, _), n in whole.items() if prefix == P) == 5183
-    assert max(sum(parts, Counter()).values()) == 1 and set().union(*parts) <= set(whole)
-    passages = [sum(prefix == P for prefix, _ in part) for part in parts]
-    assert passages[0] > 0 < passages[1] and sum(passages) == 5183 and not passages[2]  # killed in the corpus
-    assert sum(prefix == Q for prefix, _ in parts[1]) > 0 < len(parts[2])  # and in Tatoeba
-    history = json.loads((tmp_path / "killed" / "paper-fp32" / "run.json").read_text("utf8"))["runs"]
-    assert [(len(run["tasks"]), bool(run["finished"])) for run in history] == [(3, False), (2, False), (1, True)]
