@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from me5lib.data.hub import StageMixture
+    from me5lib.pairs import Pair
 
 SHOWN = 60  # languages that have room (ours)
 
@@ -170,12 +171,9 @@ def card_browser(cards: Mapping[str, Card], first: str = ""):
     return ipywidgets.VBox([choice, text])
 
 
-def samples(pairs: Sequence[tuple[str, str, str, str]], width: int = 70) -> pandas.DataFrame:
-    """Pairs (query, passage, source, language) as a table, long texts cut at `width` characters."""
+def samples(pairs: Sequence[Pair], width: int = 70) -> pandas.DataFrame:
+    """Pairs as a table, long texts cut at `width` characters."""
     import pandas as pd
 
-    def cut(text: str) -> str:
-        return text if len(text) <= width else text[: width - 1] + "…"
-
-    return pd.DataFrame([{"source": source, "language": language, "query": cut(query), "passage": cut(passage)}
-                         for query, passage, source, language in pairs])
+    columns = ["source", "language", "query", "passage"]
+    return pd.DataFrame(pairs)[columns].map(lambda text: text if len(text) <= width else text[: width - 1] + "…")

@@ -441,22 +441,18 @@ def arm_table(results: Mapping[str, Any]) -> pandas.DataFrame:
 
 def figure(results: Mapping[str, Any]) -> Figure:
     """Every arm's primary metric with its interval and the mean of each seed (left), and its difference (right)."""
-    from me5lib.lessons.figures import COLOURS, GREY, canvas
+    from me5lib.lessons.figures import COLOURS, GREY, canvas, span
 
     arms, first = results["arms"], results["metrics"][0]
     page, (left, right) = canvas(10.0, 1.5 + 0.36 * len(arms), columns=2, sharey=True)
     for i, arm in enumerate(arms):
         found, apart = arm[first], arm["difference"].get(first)
         left.plot(found["seeds"], [i] * len(found["seeds"]), "|", color=GREY, markersize=9)
-        left.plot([found["low"], found["high"]], [i, i], color=COLOURS[0], linewidth=2)
-        left.plot(found["mean"], i, "o", color=COLOURS[0])
+        span(left, i, found["mean"], found["low"], found["high"])
         if apart:
             colour = {"ahead": COLOURS[2], "behind": COLOURS[1]}.get(apart["verdict"], GREY)
-            right.plot([apart["low"], apart["high"]], [i, i], color=colour, linewidth=2)
-            right.plot(apart["mean"], i, "o", color=colour)
-            right.annotate(f"{apart['mean']:+.3f} {apart['verdict']}", (apart["mean"], i), (0, 6), ha="center",
-                           textcoords="offset points", fontsize=7,
-                           bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
+            span(right, i, apart["mean"], apart["low"], apart["high"], colour,
+                 f"{apart['mean']:+.3f} {apart['verdict']}")
     right.axvline(0, color="black", linewidth=1, zorder=1)
     right.margins(x=0.2)
     left.set_yticks(range(len(arms)), [arm["name"] for arm in arms])

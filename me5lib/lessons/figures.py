@@ -132,14 +132,20 @@ def curves(
     return figure
 
 
+def span(
+    axis: Axes, place: int, value: float, low: float, high: float, colour: str = COLOURS[0], label: str = ""
+) -> None:
+    """A dot with its interval on the line `place`, `label` above it."""
+    axis.plot([low, high], [place, place], color=colour, linewidth=2)
+    axis.plot(value, place, "o", color=colour, markersize=5)
+    axis.annotate(label, (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+
+
 def intervals(rows: dict[str, tuple[float, float, float]], label: str, zero: bool = False) -> Figure:
     """Name → (value, low, high) as dots with their intervals, one a line; with `zero` a line where nothing differs."""
     figure, axis = canvas(7.0, 0.9 + 0.42 * len(rows))
     for i, (value, low, high) in enumerate(rows.values()):
-        axis.plot([low, high], [i, i], color=COLOURS[0], linewidth=2)
-        axis.plot(value, i, "o", color=COLOURS[0])
-        axis.annotate(f"{value:+.3f}" if zero else f"{value:.3f}", (value, i), (0, 6), textcoords="offset points",
-                      ha="center", fontsize=8)
+        span(axis, i, value, low, high, label=f"{value:+.3f}" if zero else f"{value:.3f}")
     if zero:
         axis.axvline(0, color="black", linewidth=1)
     axis.set_yticks(range(len(rows)), list(rows))
@@ -233,20 +239,6 @@ def circles(clouds: dict[str, tuple[list[Point], list[Point]]]) -> Figure:
     return figure
 
 
-def grids(panels: dict[str, list[list[bool]]], x: str, y: str) -> Figure:
-    """Tables of yes (orange) and no (white) side by side."""
-    from matplotlib.colors import ListedColormap
-
-    figure, axes = canvas(3.4 * len(panels), 3.6, columns=len(panels), squeeze=False)
-    for axis, (name, cells) in zip(axes[0], panels.items(), strict=True):
-        axis.imshow(cells, cmap=ListedColormap(["white", COLOURS[1]]), vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(name, fontsize=9)
-        axis.set(xlabel=x, ylabel=y)
-        axis.grid(False)
-        axis.spines[["top", "right"]].set_visible(True)
-    return figure
-
-
 def padding(lengths: list[int], cut: list[list[int]], title: str = "") -> Figure:
     """Tokens of every text, sorted (blue), and what each of the pieces of `cut` is padded to (orange line).
 
@@ -337,19 +329,6 @@ def shares_of_pull(kinds: dict[str, list[float]]) -> Figure:
     return figure
 
 
-def two_opinions(texts: list[str], student: list[float], teacher: list[float], right: int = 0) -> Figure:
-    """The probabilities that student and teacher give the passages of one group; the right one is starred."""
-    figure, axis = canvas(7.0, 0.9 + 0.45 * len(texts))
-    for i, (label, values) in enumerate({"student": student, "teacher": teacher}.items()):
-        places = [place + 0.4 * i - 0.2 for place in range(len(texts))]
-        bars = axis.barh(places, values, 0.36, color=COLOURS[i], label=label)
-        axis.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
-    names_down(axis, [f"{'★ ' if i == right else ''}{text}" for i, text in enumerate(texts)])
-    axis.set(xlim=(0, 1.1), xlabel="probability in the group")
-    axis.legend(frameon=False, fontsize=8)
-    return figure
-
-
 # ---- how good is it --------------------------------------------------------------------------------------------------
 
 
@@ -359,15 +338,9 @@ def language_dots(scores: dict[str, dict[str, float]], x: str) -> Figure:
     Languages are sorted by the first model's score, best on top; a model without a score for a language has no mark.
     """
     first = next(iter(scores.values()))
-    languages = sorted(first, key=lambda language: (first[language], language))
-    figure, axis = canvas(7.0, 1.4 + 0.3 * len(languages))
-    for (name, row), mark in zip(scores.items(), ("o", "x", "s", "^", "D", "v"), strict=False):
-        places = [i for i, language in enumerate(languages) if language in row]
-        axis.plot([row[languages[i]] for i in places], places, mark, label=name, markersize=6, alpha=0.85)
-    axis.set_yticks(range(len(languages)), languages)
-    axis.set(xlim=(-0.03, 1.03), xlabel=x)
-    figure.legend(loc="outside upper center", ncols=len(scores), frameon=False, fontsize=9)
-    return figure
+    languages = sorted(first, key=lambda language: (-first[language], language))
+    return beside({language: {name: row[language] for name, row in scores.items() if language in row}
+                   for language in languages}, x)
 
 
 def cosine_histograms(panels: dict[str, dict[str, list[float]]], x: str = "cosine") -> Figure:
@@ -399,8 +372,7 @@ def score_panels(
         for name, scores in rows.items():
             place, (mean, low, high) = names.index(name), spans[task][name]
             axis.plot(scores, [place] * len(scores), ".", color=GREY, alpha=0.35, markersize=4)
-            axis.plot([low, high], [place, place], color=COLOURS[1], linewidth=2.5)
-            axis.plot(mean, place, "o", color=COLOURS[1], markersize=5)
+            span(axis, place, mean, low, high, COLOURS[1])
         axis.set(title=task, xlim=(-0.03, 1.03), yticks=range(len(names)), yticklabels=names)
         axis.set_ylim(len(names) - 0.5, -0.5)
     for axis in list(grid.flat)[len(panels):]:
