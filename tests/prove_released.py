@@ -17,7 +17,6 @@ from pathlib import Path
 CHILD = """
 import json, time
 from transformers import BertModel, PreTrainedTokenizerFast
-from me5lib.model import released
 from me5lib.model.encoder import Encoder
 
 def memory(key):
