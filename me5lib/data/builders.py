@@ -1,12 +1,8 @@
-"""Builders: a raw row of a hub source, as its data card describes it, to pairs (Table 1) or labelled ones (Table 2).
+"""Pairs and labelled examples out of the rows of a hub source: one builder for all repositories of one form.
 
-A builder is a pure function of a row and of its `RowContext`, listed by name in `BUILDERS`. It trusts that the row has
-the types of its card (`hub.make_items` checks them first), gives bare stripped texts without prefixes, and says with a
-`Drop` why a row, or a part of it, gives none. What the paper leaves open is explained on the cards.
-
-One builder of labelled examples serves all repositories whose rows have one form. A positive that was there already
-goes, and so does a negative that is a positive, the query or another negative, by `text_key`: it would be pushed away
-from what it should be near. Cost: 1 to 5 µs a row; 2 ms for 10,000 characters of HTML.
+A builder is a pure function of a row and of its `RowContext`, listed in `BUILDERS` by its name on the cards. It trusts
+that the row has the types of its card (`hub.make_items` checks them first), gives bare stripped texts, and says with a
+`Drop` why a row, or a part of it, gives none. Cost: 1 to 5 µs a row; 2 ms for 10,000 characters of HTML.
 """
 
 from __future__ import annotations
@@ -14,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from html.parser import HTMLParser
 from types import MappingProxyType
@@ -138,39 +135,30 @@ def reddit_post(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     yield _of_reddit(_text(row, "title"), _text(row, "body"), context)
 
 
-def s2orc(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
-    """Title → abstract, or → titles of cited papers. Option `passage`: `abstract`, or `citation` (one or a list)."""
-    found = row[context.options.get("passage", "abstract")]
-    for passage in found if isinstance(found, list) else [found]:
-        yield _make_pair(row.get("title"), passage, context)
-
-
 def stackexchange(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
     """Question → its answer of the highest score, the first of equals; HTML is taken out of both.
 
     `pm_score` is a number, or the text of one. Option `least_score`: what the best answer must have (0).
     """
-    scored = [(score, answer["text"]) for answer in row["answers"]
-              if (score := _score(answer["pm_score"])) is not None]
-    if not scored:
+    highest, best = -math.inf, None
+    for answer in row["answers"]:
+        with suppress(TypeError, ValueError):  # no score
+            if highest < float(answer["pm_score"]) < math.inf:
+                highest, best = float(answer["pm_score"]), answer["text"]
+    if best is None:
         yield Drop("no scored answer")
-        return
-    score, best = max(scored, key=lambda answer: answer[0])
-    if score < context.options.get("least_score", 0):
+    elif highest < context.options.get("least_score", 0):
         yield Drop("score too low")
     else:
         yield _make_pair(without_html(_text(row, "question")), without_html(best), context)
 
 
-def stackexchange_title(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
-    """Title and body in one text → the answer with most votes, which the source chose; HTML is taken out of both."""
-    yield _make_pair(without_html(_text(row, "title_body")), without_html(_text(row, "upvoted_answer")), context)
-
-
-def two_columns(row: Row, context: RowContext, **names: str) -> Iterator[Pair | Drop]:
-    """One column → another. Options `query` and `passage`, required: their names."""
-    names = names or context.options
-    yield _make_pair(row.get(names["query"]), row.get(names["passage"]), context)
+def two_columns(row: Row, context: RowContext, query: str = "", passage: str = "",
+                clean: Callable[[str], str] = str.strip) -> Iterator[Pair | Drop]:
+    """One column → another, or → each text of a list in it. Options `query` and `passage`: their names."""
+    query, found = (row.get(context.options.get(side, name)) for side, name in (("query", query), ("passage", passage)))
+    for text in found if isinstance(found, list) else [found]:
+        yield _make_pair(clean(query or ""), clean(text or ""), context)
 
 
 def without_html(text: str) -> str:
@@ -216,14 +204,6 @@ def _text(row: Row, column: str) -> str:
     return (row.get(column) or "").strip()
 
 
-def _score(value: object) -> float | None:
-    """A score that may be written as text; None where it is none."""
-    try:
-        return float(value) if math.isfinite(float(value)) else None
-    except (TypeError, ValueError):
-        return None
-
-
 def _make_pair(query: str | None, passage: str | None, context: RowContext, language: str = "") -> Pair | Drop:
     """The pair of two texts, stripped, or why there is none."""
     query, passage = (query or "").strip(), (passage or "").strip()
@@ -254,20 +234,21 @@ def passages(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
     yield example(context, row["query"], right, wrong)
 
 
-def text_lists(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
-    """A query and lists of texts. Options `positives`, `negatives` (columns; default "positive", "negative"),
-    `instruction` (column of the row's own instruction; none by default)."""
-    right, wrong = (row[context.options.get(f"{kind}s", kind)] for kind in ("positive", "negative"))
-    told = row.get(context.options["instruction"]) if "instruction" in context.options else None
-    yield example(context, row["query"], right or (), wrong or (), instruction=(told or "").strip() or None)
+def labelled_columns(row: Row, context: RowContext, query: str) -> Iterator[Labelled | Drop]:
+    """A query, right and wrong texts in columns of one text, or of a list of them.
 
+    Options, names of columns: `query`; `positives` or `positive` ("positive") and `negatives` ("negative"), one or a
+    list of them; `instruction`, the row's own (none).
+    """
+    def texts(names: str | list[str]) -> list[str | None]:
+        values = [row.get(name) for name in ([names] if isinstance(names, str) else names)]
+        return [text for value in values for text in (value if isinstance(value, list) else [value])]
 
-def triplet(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
-    """One text a column. Options `query`, `positive` (default "anchor", "positive"), `negatives`: names of the columns
-    with wrong texts (default ["negative"]; []: none)."""
     options = context.options
-    wrong = [row.get(name) for name in options.get("negatives", ["negative"])]
-    yield example(context, row[options.get("query", "anchor")], [row[options.get("positive", "positive")]], wrong)
+    right = texts(options.get("positives", options.get("positive", "positive")))
+    told = _text(row, options["instruction"]) if "instruction" in options else None
+    yield example(context, row[options.get("query", query)], right, texts(options.get("negatives", "negative")),
+                  instruction=told or None)
 
 
 def translation_examples(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
@@ -285,7 +266,11 @@ def titled_text(passage: Mapping[str, Any]) -> str:
 
 def example(context: RowContext, query: str | None, positives: Iterable[str | None], negatives: Iterable[str | None], *,
             instruction: str | None = None) -> Labelled | Drop:
-    """The labelled example of these texts, tidied as the module says; a `Drop` without a query or a positive."""
+    """The labelled example of these texts; a `Drop` without a query or a positive.
+
+    By `text_key`, a positive that was there already goes, and so does a negative that is a positive, the query or
+    another negative: it would be pushed away from what it should be near.
+    """
     query = (query or "").strip()
     right = _by_key(positives)
     if not query or not right:
@@ -307,12 +292,14 @@ def _by_key(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[int,
 # Every builder by its name in the cards.
 PAIR_BUILDERS: dict[str, Builder] = {
     "wikipedia": wikipedia, "mc4": mc4, "ccmatrix": ccmatrix, "nllb": nllb, "reddit": reddit,
-    "reddit_post": reddit_post, "s2orc": s2orc, "stackexchange": stackexchange,
-    "stackexchange_title": stackexchange_title, "columns": two_columns,
+    "reddit_post": reddit_post, "stackexchange": stackexchange, "columns": two_columns,
+    "stackexchange_title": partial(two_columns, query="title_body", passage="upvoted_answer", clean=without_html),
     "cc_news": partial(two_columns, query="title", passage="maintext"),
+    "s2orc": partial(two_columns, query="title", passage="abstract"),
     "xp3": partial(two_columns, query="inputs", passage="targets"),
 }
 LABELLED_BUILDERS: dict[str, Builder] = {
-    "passages": passages, "lists": text_lists, "triplet": triplet, "translations": translation_examples,
+    "passages": passages, "lists": partial(labelled_columns, query="query"),
+    "triplet": partial(labelled_columns, query="anchor"), "translations": translation_examples,
 }
 BUILDERS = PAIR_BUILDERS | LABELLED_BUILDERS
