@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from me5lib.data import split
-from me5lib.data.split import HeldOut, clusters, find_leaks, fraction, mask, mask_numbers, near_copies
+from me5lib.data.split import HeldOut, clusters, find_leaks, mask, mask_numbers, near_copies
 
 
 def trigrams(text: str) -> set[str]:
@@ -59,12 +59,16 @@ def test_clusters_are_single_linkage_by_brute_force():
 
 
 def test_near_is_brute_force_jaccard():
-    texts = interface_strings(400, 5)
+    texts = interface_strings(300, 5)
     held, others = texts[:60], texts[60:]
-    expected = [any(jaccard(one, other) >= split.NEAR for one in held) for other in others]
+    every = [[jaccard(one, other) for one in held] for other in others]
+    expected = [max(values) if max(values) >= split.NEAR else 0 for values in every]
+    last = [59 - row[::-1].index(value) if value else 0 for row, value in zip(every, expected, strict=True)]
     held, others = list(map(mask, held)), list(map(mask, others))
-    assert (near_copies(held, others)[0] > 0).tolist() == expected
-    assert 0 < sum(expected) < len(expected)
+    for block in (7, 256):
+        similarity, nearest = near_copies(held, others, block)
+        assert similarity.tolist() == expected and nearest.tolist() == last
+    assert 0 < sum(map(bool, expected)) < len(expected)
     assert near_copies([], others)[0].sum() == 0 and len(near_copies(held, [])[0]) == 0
 
 
@@ -95,11 +99,11 @@ def test_digits_placeholders_case_and_width_do_not_tell_texts_apart():
 
 
 def test_the_choice_is_by_whole_clusters_whatever_the_order_and_grows_with_the_share():
-    texts = sorted(set(interface_strings(2000, 1)))
+    texts = sorted(set(interface_strings(1000, 1)))
     every = np.ones(len(texts), dtype=bool)
     some = HeldOut.choose(texts, every, 0.3).english.keys()
     assert 0 < len(some) < len(texts)
-    assert max(jaccard(a, b) for a in some for b in set(texts) - some) < split.NEAR
+    assert max(jaccard(a, b) for a in sorted(some)[:100] for b in set(texts) - some) < split.NEAR
     assert HeldOut.choose(random.Random(0).sample(texts, len(texts)), every, 0.3).english.keys() == some
     assert some < HeldOut.choose(texts, every, 0.6).english.keys()
     assert not HeldOut.choose(texts, every, 0.0).english
@@ -127,13 +131,6 @@ def test_admits_refuses_equal_texts_everywhere_and_near_copies_in_their_language
     assert held.admits(german, "de").tolist() == [False, False, True]
     assert held.admits(german, "fr").tolist() == [False, True, True]  # equal in any language, near in its own
     assert held.admits([], "de").tolist() == []
-
-
-def test_fractions_are_spread_evenly_and_stable():
-    values = np.array([fraction(f"text {i}") for i in range(4000)])
-    assert 0 <= values.min() and values.max() < 1
-    assert np.abs(np.histogram(values, 10, (0, 1))[0] / 400 - 1).max() < 0.2
-    assert fraction("Text  1") == fraction("text 1")
 
 
 def test_a_pair_at_the_threshold_is_all_but_never_missed():
@@ -166,16 +163,6 @@ class Rows:
 def sentences(n: int, seed: int) -> list[str]:
     draw = np.random.default_rng(seed)
     return [" ".join(draw.choice(WORDS, draw.integers(3, 9))) + f" {seed}{i}x" for i in range(n)]
-
-
-def test_near_copies_are_those_that_comparing_every_pair_finds():
-    held, trained = sentences(120, 4), sentences(400, 5)
-    found = list(find_leaks({("web", "en"): Rows({"query": trained, "passage": ["y"] * 400})},
-                            {("t", "en"): held}, progress=False))
-    truth = {i: max(jaccard(text, other) for other in held) for i, text in enumerate(trained)}
-    expected = {i: value for i, value in truth.items() if value >= split.NEAR}
-    assert len(expected) > 5
-    assert {leak.row: leak.similarity for leak in found} == pytest.approx(expected, abs=1e-3)
 
 
 def test_planted_leaks_are_found_in_any_column_of_every_stream_and_named():

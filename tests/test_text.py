@@ -23,7 +23,7 @@ def names(locales=SCRIPTS):
 
 @pytest.fixture(scope="module")
 def corpus():
-    return names()
+    return names()[::2]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,8 @@ def test_clean_keeps_good_texts_and_mends_or_names_bad_ones():
     for bad, kind in ((None, "None"), (3, "type int"), (b"x", "type bytes")):
         with pytest.raises(ValueError, match=f"text 2 is .*{kind}"):
             text.clean(["a", "", bad], 10)
+    assert text.instruct("Find news", "storm") == "Instruct: Find news\nQuery: storm"
+    assert text.instruct("", "storm") == "storm"
 
 
 def test_ten_megabytes_are_cut_before_anything_reads_them(tokenizer):
@@ -49,27 +51,18 @@ def test_ten_megabytes_are_cut_before_anything_reads_them(tokenizer):
     assert [len(one) for one in kept] == [text.MAX_CHARS] * 2
 
 
-def test_instruction_template():
-    assert text.instruct("Find news", "storm") == "Instruct: Find news\nQuery: storm"
-    assert text.instruct("", "storm") == "storm"
-
-
-def test_two_processes_train_the_same_vocabulary(corpus, tokenizer, tmp_path):
-    (tmp_path / "texts").write_text("\n".join(corpus), encoding="utf8")
-    program = (
-        "import sys; from me5lib.model import text;"
-        "texts = open(sys.argv[1], encoding='utf8').read().split('\\n');"
-        "print(text.vocabulary_sha256(text.train_tokenizer(texts, 4000, sys.argv[2])))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "texts", tmp_path / "saved"],
-        capture_output=True, text=True, encoding="utf8", check=True,
-    ).stdout.split()[-1]  # fmt: skip
-    other = text.train_tokenizer(corpus[:3000], 4000)
-    assert found == text.vocabulary_sha256(tokenizer) != text.vocabulary_sha256(other)
-
+def test_two_processes_train_the_same_vocabulary(tmp_path):
     from transformers import AutoTokenizer
 
+    texts = names(("de", "ru"))
+    (tmp_path / "texts").write_text("\n".join(texts), encoding="utf8")
+    program = ("import sys; from me5lib.model import text;"
+               "texts = open(sys.argv[1], encoding='utf8').read().split('\\n');"
+               "print(text.vocabulary_sha256(text.train_tokenizer(texts, 1000, sys.argv[2])))")
+    found = subprocess.run([sys.executable, "-c", program, tmp_path / "texts", tmp_path / "saved"],
+                           capture_output=True, encoding="utf8", check=True).stdout.split()[-1]
+    here, other = (text.vocabulary_sha256(text.train_tokenizer(some, 1000)) for some in (texts, texts[:900]))
+    assert found == here != other
     assert text.vocabulary_sha256(AutoTokenizer.from_pretrained(tmp_path / "saved")) == found
 
 

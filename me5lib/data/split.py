@@ -1,18 +1,15 @@
-"""The honest split, and the search for leaks: near-copies are held out together, and none of them is trained on.
+"""Near-copies between training and held-out texts: the split that keeps them together, and the search for leaks.
 
-Strings of an interface come in near-copies ("Error saving photo", "Error saving video"). Two texts are near when the
-sets of character trigrams of their masked forms have a Jaccard similarity of at least `NEAR`; a cluster is what a chain
-of near strings connects (single linkage), found with MinHash and checked exactly. A cluster is held out when the hash
-of its canonical member (the first in alphabetical order) falls under the share: the same for every seed, and fixed
-before anything is trained. A cluster of more than `LARGEST` strings goes to training.
+Two texts are near when the sets of character trigrams of their masked forms have a Jaccard similarity of at least
+`NEAR` ("Error saving photo", "Error saving video"); a cluster is what a chain of near strings connects.
 
     english ──► clusters ──► HeldOut.choose ──► .english   the held-out English strings
                                             ──► .add       their translations, and texts that only evaluate
                                             ──► .admits    what may be trained on, on either side, in any language
     shards, evaluation texts ──► find_leaks ──► every training row that equals one, or is near one in its language
 
-A sentence inside a long passage is not a near-copy of it: that takes n-gram matching. Cost: MinHash takes about 0.1 ms
-a distinct string; `near_copies` is exact, a sparse product that grows with held-out × tested strings.
+A sentence inside a long passage is not a near-copy of it. Cost: clusters take about 0.1 ms a distinct string (MinHash,
+checked exactly); `near_copies` is a sparse product that grows with held-out × tested strings.
 """
 
 from __future__ import annotations
@@ -44,10 +41,7 @@ _PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[sdif]\b|\$?\{[^{}]*\}|<[^<>]+>|https
 
 
 def mask_numbers(text: str) -> str:
-    """`text` with every number, in the digits of any script, replaced by one `TOKEN` ("1.250,5" is one number).
-
-    Numbers written as words stay, Roman and Chinese numerals among them.
-    """
+    """`text` with every number, in the digits of any script, replaced by one `TOKEN` ("1.250,5" is one number)."""
     return _NUMBER.sub(TOKEN, text)
 
 
@@ -137,7 +131,8 @@ class HeldOut:
     def choose(cls, english: Sequence[str], candidates: np.ndarray, share: float, largest: int = LARGEST) -> HeldOut:
         """Hold out about `share` of the clusters of `english` that have a candidate (bool [len(english)]) in them.
 
-        Strings without English come as their source key. Clusters of more than `largest` strings stay in training.
+        Those whose first member in alphabetical order has a hash under the share: the same for every seed, and fixed
+        before anything is trained. Clusters of more than `largest` strings stay in training.
         """
         cluster = clusters(english)
         size = np.bincount(cluster)

@@ -92,7 +92,7 @@ def language(tag: str) -> str | None:
 
 @cache
 def resolve_language(said: str) -> str | None:
-    """As `language`, of a tag or of a language's name in English or in itself, a script or a territory behind it:
+    """As `language`, or of a language's name in English or in itself, a script or a territory behind it:
     `German`, `日本語`, `Chinese (Simplified)`, `Portuguese, Brazil`."""
     from babel import Locale
 
