@@ -275,7 +275,8 @@ def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, mon
     made = open_corpus(dial)
     mixture = made.mixture(dial, 0)
     assert mixture.weights == {name: cards.load_card(name).paper.rows for name in ("nllb", "reddit")}
-    assert mixture.shares("nllb") == pytest.approx({"de": 2 / 3, "sw": 1 / 3})  # roots of 400 and 100
+    drawn = {stream.language: n for stream, n in mixture.totals().items() if stream.source == "nllb"}
+    assert abs(drawn["de"] - 2 * drawn["sw"]) <= 2  # roots of 400 and 100
     assert made.tasks() == [] and len(mixture.batch(0)) == 16
     before = made.fingerprint
     build("reddit", "en", 51)

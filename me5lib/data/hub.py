@@ -54,7 +54,7 @@ BATCH = 256  # rows of Parquet at once
 FILES, ROWS_A_FILE = 4, 50_000  # a drawing reads at least so many files of a stream, one more for every so many rows
 SPARE = 4  # files in reserve, per file drawn from
 TRIES, WAIT = 3, 2.0  # how often a broken connection is taken up again without a row in between; seconds, times the try
-DEV_SHARE = 1 / 1_000  # ours: labelled examples kept out of stage 2 to judge its teacher by; some 1,600 of the paper's
+DEV_SHARE = 1 / 1_000  # ours: of labelled examples, see `is_held_out`; some 1,600 of the paper's
 STARVED = 0.001  # ours: a language with less gets under 33 rows of an average batch of 32,768
 TITLES = {1: "stage 1 (Table 1)", 2: "stage 2 (Table 2)", None: "instruct"}  # by the paper's table of a card
 
@@ -94,20 +94,16 @@ class Ledger:
         read = unfit + built (rows)          made = dropped + kept (items: pairs, labelled examples, or why not)
     """
 
-    def __init__(self, say: Callable[[str], None] | None = None):
-        """`say`: told of the first row of every reason."""
-        self.say = say
+    def __init__(self) -> None:
         self.counts: Counter[tuple[str, str, str]] = Counter()
-        self.first: dict[str, str] = {}
-        self.broken: list[dict[str, Any]] = []
+        self.first: dict[str, str] = {}  # reason → where it was first met
+        self.broken: list[dict[str, str]] = []  # files
 
     def count(self, what: str, language: str = "", reason: str = "", where: str = "") -> None:
         """Count one row or item; what is no language's code counts under `und`."""
         self.counts[what, reason, language if known_language(language) else "und"] += 1
-        if where and reason not in self.first:
-            self.first[reason] = where
-            if self.say:
-                self.say(f"{where}: {reason} (further ones are only counted)")
+        if where:
+            self.first.setdefault(reason, where)
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -119,6 +115,11 @@ class Ledger:
 def known_language(code: str) -> bool:
     """Whether `code` is a language's, in the project's spelling or ISO 639's."""
     return code not in NO_LANGUAGE and language_of(code) is not None
+
+
+def is_held_out(query: str) -> bool:
+    """Whether a labelled example is kept out of stage 2, to judge its teacher by: for a thousandth of hashes."""
+    return text_key(query) < int(DEV_SHARE * 2**64) - 2**63
 
 
 def refuse_nonsense(card: cards.Card, known: Mapping[str, Builder]) -> None:
@@ -138,11 +139,9 @@ def refuse_nonsense(card: cards.Card, known: Mapping[str, Builder]) -> None:
 
 
 def folder(entry: cards.Hub, commit: str, mirror: Path | None = None) -> str:
-    """Where an entry's files lie, for fsspec: in `mirror/<repository>` (or mirror/datasets/…), else on the hub."""
-    if mirror is None:
-        return f"hf://datasets/{entry.repository}@{quote(commit, safe='')}"
-    nested = mirror / "datasets" / entry.repository
-    return str(nested if nested.is_dir() else mirror / entry.repository)
+    """Where an entry's files lie, for fsspec: in `mirror/<repository>`, else on the hub."""
+    return f"hf://datasets/{entry.repository}@{quote(commit, safe='')}" if mirror is None else str(
+        mirror / entry.repository)
 
 
 def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[HubFile], list[str], list[str]]:
@@ -497,9 +496,8 @@ class HubCorpus:
                        homogeneous=cfg.data.homogeneous)
 
     def labelled(self, part: str = "stage 2") -> list[Labelled]:
-        """The examples of stage 2, but for a thousandth (by hash of the query) that `part="dev"` gives."""
-        edge = int(DEV_SHARE * 2**64) - 2**63
-        return [row for row in self._labelled if (text_key(row.query) < edge) == (part == "dev")]
+        """The examples of stage 2, but for those that `is_held_out`, which `part="dev"` gives."""
+        return [row for row in self._labelled if is_held_out(row.query) == (part == "dev")]
 
     @cached_property
     def _labelled(self) -> list[Labelled]:

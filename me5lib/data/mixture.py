@@ -53,7 +53,6 @@ class Stream(NamedTuple):
 class BatchSpec(NamedTuple):
     """One rank's rows of one step's batch: n of them, in order."""
 
-    step: int
     sources: tuple[str, ...]  # of the whole batch, on every rank alike
     stream: np.ndarray  # int64 [n], index into `Mixture.streams`
     row: np.ndarray  # int64 [n], row of the stream
@@ -118,7 +117,7 @@ class Mixture:
         mine = np.arange(size * rank // world, size * (rank + 1) // world) * factor + summand
         mine -= mine // size * size  # numpy's % by one number takes three times as long
         present = tuple(dict.fromkeys(self.streams[i].source for i in stream.tolist()))
-        return BatchSpec(step, present, np.repeat(stream, count)[mine], row[mine], np.repeat(passes, count)[mine])
+        return BatchSpec(present, np.repeat(stream, count)[mine], row[mine], np.repeat(passes, count)[mine])
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Pair]:
         """The texts of `plan(step, rank, world)`.
@@ -149,11 +148,6 @@ class Mixture:
         # Pair(…) goes through Python; texts come by the million.
         texts = zip(first, second, repeat(source), repeat(language), strict=False)
         return list(map(tuple.__new__, repeat(Pair), texts))
-
-    def shares(self, source: str) -> dict[str, float]:
-        """Language → its share of the rows drawn from `source`."""
-        shares = self._shares[source].tolist()
-        return {self.streams[i].language: share for i, share in zip(self._members[source], shares, strict=True)}
 
     def totals(self) -> dict[Stream, int]:
         """Stream → rows drawn from it in all `steps` steps; divided by its rows it is the number of passes."""
@@ -245,8 +239,6 @@ def webster(weights: Sequence[float], total: int) -> np.ndarray:
     Nearly all are dealt at once, the last few in the order of their times: the cost does not grow with `total`.
     """
     parties = len(weights)
-    if parties == 1:
-        return np.array([total], dtype=np.int64)
     share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     sure = total - parties / 2 - 1  # rounding shares of this time cannot have dealt more than `total`
     dealt = np.maximum(np.floor(share * sure + 0.5), 0).astype(np.int64)

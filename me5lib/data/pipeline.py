@@ -208,7 +208,7 @@ def keep_items(build: CardBuild, _: Documents, rank: int) -> Documents:
         counts = build.folder / "counts" / "items" / f"{path.stem}.json"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            book = hub.Ledger(logger.warning)
+            book = hub.Ledger()
             with pq.ParquetWriter(path.with_suffix(".part"), _ITEMS, compression="zstd") as writer:
                 for group in batched(islice(items_of_file(build, file, most, book), lacking), GROUP):
                     writer.write_table(pa.Table.from_pylist(group, _ITEMS))

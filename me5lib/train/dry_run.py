@@ -45,7 +45,7 @@ from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.save_load import DRY_RUN
 from me5lib.model.text import train_tokenizer
-from me5lib.pairs import Labelled, Pair, text_key
+from me5lib.pairs import Labelled, Pair
 from me5lib.train import checkpoint, cost, loop, stages
 from me5lib.train.distributed import Team
 from me5lib.train.teacher import TRAINED
@@ -196,8 +196,7 @@ def fill_cache(scale: Scale, say: Say) -> list[str]:
         items = fake_items(card)
         if name in scale.data.labelled[:1]:  # some that `HubCorpus` keeps out of stage 2
             numbered = (items[0]._replace(query=f"{items[0].query} {i}") for i in range(10**6))
-            edge = int(hub.DEV_SHARE * 2**64) - 2**63
-            items += islice((each for each in numbered if text_key(each.query) < edge), DEV)
+            items += islice((each for each in numbered if hub.is_held_out(each.query)), DEV)
         place = hub.built_home() / name
         if scale.name not in BUILT or name in scale.data.labelled:
             asked, temperature = hub.pairs_wanted(scale, name), scale.data.language_temperature
