@@ -163,16 +163,6 @@ def test_margin_is_paired_and_over_the_better_lexical_row():
         offline_table.per_language(scores(), "gsm")
 
 
-def test_quiet_lets_go_of_progress_bars(capfd):
-    from tqdm.auto import tqdm
-
-    with offline_table.quiet_mteb():
-        list(tqdm(range(3), disable=False))
-    assert capfd.readouterr().err == ""
-    list(tqdm(range(3)))
-    assert "3/3" in capfd.readouterr().err
-
-
 def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):
     from me5lib.model.encoder import Encoder
     from me5lib.model.text import train_tokenizer

@@ -69,20 +69,6 @@ def test_rules_of_types_that_mteb_hands_over_as_retrieval():
     assert not paper_rule("MultilabelClassification", "any").normalise
 
 
-def test_changes_of_metrics_are_true_of_the_mteb_in_use():
-    table = paper.load_csv("metric_changes")
-    assert set(table["task_type"]) == {row["type"] for row in committed()} and table.notna().all().all()
-    scores = {
-        "TwitterURLCorpus": "max_ap", "SciDocsRR": "map_at_1000", "Tatoeba": "f1", "SummEval": "cosine_spearman",
-        "MindSmallReranking": "max_over_subqueries_map_at_1000", "STS17": "cosine_spearman",
-        "ArxivClusteringP2P": "v_measure", "Banking77Classification": "accuracy", "SciFact": "ndcg_at_10"}  # fmt: skip
-    assert {name: mteb.get_task(name).metadata.main_score for name in scores} == scores
-    assert mteb.get_task("ToxicConversationsClassification").samples_per_label == 16
-    assert mteb.get_task("ArguAna").ignore_identical_ids and mteb.get_task("QuoraRetrieval").ignore_identical_ids
-    assert not mteb.get_task("MIRACLRetrieval").ignore_identical_ids
-    assert mteb.get_task("SummEval").evaluator.__name__ == "DeprecatedSummarizationEvaluator"
-
-
 # Vectors: real mteb tasks, small random models, and plain transformers with the pooling written out.
 
 TASKS = {

@@ -119,17 +119,17 @@ def _row_revision(more: str = "") -> str:
     return hashlib.blake2b(f"{VERSION} {more}".encode(), digest_size=8).hexdigest()
 
 
-def digits() -> Lexical:
+def digits() -> LexicalRow:
     """Nothing but the numbers: two texts are alike when they hold the same runs of digits."""
-    return Lexical("digits", count_digits, ("BitextMining", "Retrieval"))
+    return LexicalRow("digits", count_digits, ("BitextMining", "Retrieval"))
 
 
-def trigrams() -> Lexical:
+def trigrams() -> LexicalRow:
     """Character-trigram TF-IDF."""
-    return Lexical("character trigrams", count_trigrams, ("BitextMining", "Retrieval", "Classification"))
+    return LexicalRow("character trigrams", count_trigrams, ("BitextMining", "Retrieval", "Classification"))
 
 
-class Lexical:
+class LexicalRow:
     """An mteb encoder that counts features of the text as it stands."""
 
     def __init__(self, name: str, count: Callable[..., sparse.csr_array], kinds: Iterable[str],
@@ -160,7 +160,7 @@ class Lexical:
         return np.asarray(product.sum(axis=1), dtype=np.float32).ravel()
 
 
-class TranslationMemory(Lexical):
+class TranslationMemory(LexicalRow):
     """Looks every text up among the trained translations, and compares in English.
 
     `memory(language)` gives the trained (English, text) strings of a language, aligned; where it has none, texts are

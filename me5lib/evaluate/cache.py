@@ -113,7 +113,7 @@ def on_devices(open_on: Callable[..., Any], devices: Sequence[str]) -> Iterator[
     def encode(batches: Sequence[Sequence[str]], prefix: str, **options: Any) -> Iterator[np.ndarray]:
         """The vectors of each batch, in order, from whichever process is free."""
         try:
-            yield from pool.map(_work, batches, [prefix] * len(batches), [options] * len(batches))
+            yield from pool.map(_encode_batch, batches, [prefix] * len(batches), [options] * len(batches))
         except BrokenProcessPool:
             raise Me5Error("a process that encodes has died (memory?): what is finished is kept, start again, with "
                            "fewer --devices if it dies again") from None
@@ -133,6 +133,6 @@ def _start_worker(open_on: Callable[..., Any], names: Any) -> None:
     _encoder = open_on(device=names.get()).encoder
 
 
-def _work(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
+def _encode_batch(batch: Sequence[str], prefix: str, options: dict[str, Any]) -> np.ndarray:
     """The vectors of a batch, in a process that `_start_worker` began."""
     return _encoder.encode(batch, prefix, **options)

@@ -54,12 +54,11 @@ def paper_table(number: int) -> pd.DataFrame:
     """Table `number` (1 to 7) of arXiv 2402.05672.
 
     1, 2: `source`, `sampled` (rows), `pair` (Table 1 only), `share` (of the sum of the rows; ours).
-    3, 4, 5: `model`, `metric`, `value` (per cent, as printed), `recomputed` (per cent, from Tables 6 and 7 or the
-    cards; NaN where nothing finer is published), `from` (what it was recomputed from).
+    3, 4, 5: `model`, `metric`, `value` (per cent, as printed), `recomputed` (per cent; NaN where nothing finer is
+    published), `from` (what it was recomputed from: Tables 6 and 7 or the cards).
     6: a row per language, per cent, and two closing rows, the mean as printed and as recomputed.
     7: a row per dataset and size: `paper_table7` (one decimal), `model_card`, `mteb_1_12` and `head_value` (mteb's
-    results repository at version 1.12 and at its head: other prompts, other normalisation, hence other values).
-
+    results repository at version 1.12 and at its head: other prompts and norms, hence other values).
     Raises `Me5Error` for another number.
     """
     if number not in range(1, 8):
@@ -93,10 +92,8 @@ def expected(number: int, model: str = "") -> pd.DataFrame:
     """The published values behind Table 3, 4 or 5, one a row, per cent, with the coordinates they were made at.
 
     Columns: `COORDINATES` ("" where nobody published one), then `mean` (True: an average as the table prints it; its
-    `subset` is "mean of n") and `source` (of an average that its own rows do not give, also what they give). Table 3:
-    56 tasks a size; 4: 16 languages, one decimal; 5: 4 and 112 pairs. Other models have averages only (in Table 4:
-    languages, too). With `model` (a name as `model_named` takes) its rows alone.
-
+    `subset` is "mean of n") and `source` (of an average that its own rows do not give, also what they give). Models
+    other than mE5 have averages only (in Table 4: languages, too). With `model` (as `model_named` takes it) its rows.
     Raises `Me5Error` for another table or model, and for a model that the table does not have.
     """
     if number not in TABLES:
@@ -136,9 +133,8 @@ def totals() -> pd.DataFrame:
     """Rows of the two mixtures, summed, beside the printed totals: Table 1 says about 1B and sums to 980M."""
     import pandas as pd
 
-    rows = [{"table": number, "sum of rows": int(paper_table(number)["sampled"].sum()), "printed": printed}
-            for number, printed in ((1, 1_000_000_000), (2, 1_600_000))]
-    return pd.DataFrame(rows)
+    sums = [int(paper_table(number)["sampled"].sum()) for number in (1, 2)]
+    return pd.DataFrame({"table": [1, 2], "sum of rows": sums, "printed": [1_000_000_000, 1_600_000]})
 
 
 def recomputation() -> pd.DataFrame:

@@ -5,9 +5,9 @@
 
 Every way to evaluate has a folder of its own: `<out>/<protocol>-<dtype>/results/<model>/<revision>/<Task>.json`, mteb's
 format and layout, so that files can be sent to its public repository of results; `run.json` says how they came about,
-`vectors/` keeps embeddings (`cache.CachedEncoder`). A task is skipped when its file is there, whole, and of the
-task's data revision and this mteb. A damaged file is named and made again. One of another data revision or another mteb
-is refused before anything is encoded: mteb itself would take it, or merge new subsets into it.
+`vectors/` keeps embeddings (`cache.CachedEncoder`). A task is skipped when its file is there, whole, and of the task's
+data revision and this mteb. A damaged file is named and made again; one of another revision or mteb is refused before
+anything is encoded: mteb itself would take it, or merge new subsets into it.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
 def measured_values(out: Path) -> pd.DataFrame:
     """Every result under `out`: `COORDINATES`, a row per task, split, subset and metric; `value` in per cent.
 
-    Metrics: `main_score` of every task, and those of `METRICS`. `weights` is "full", another word of run.json, or ""
-    without a record. What `lint.faults_of` says of a file and is no reason to refuse it goes to the error stream.
-    Raises `Me5Error`, naming the file, for one that cannot be read, that is faulty, or that lies in the folder of
-    another revision than `model_meta.json` there says; and for a folder without results.
+    Metrics: `main_score` of every task, and those of `METRICS`. `weights` is "" without a record in run.json. What
+    `lint.faults_of` says of a file and is no reason to refuse it goes to the error stream. Raises `Me5Error`, naming
+    the file, for one that cannot be read, that is faulty, or that lies in the folder of another revision than
+    `model_meta.json` there says; and for a folder without results.
     """
     import pandas as pd
 
@@ -230,14 +230,13 @@ def _evaluate(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: 
                 model.encoder.delete()
 
 
-def encoder_of(opened: Opened, folder: Path, protocol: str,
-               encode: Callable[..., Iterator[np.ndarray]] | None = None,
+def encoder_of(opened: Opened, folder: Path, protocol: str, encode: Callable[..., Iterator[np.ndarray]] | None = None,
                seen: Callable[[int], None] = lambda characters: None) -> Protocol:  # fmt: skip
     """What mteb is given of a model: under a protocol, its vectors kept in `folder` and read from there."""
     from me5lib.evaluate.cache import CachedEncoder
 
-    store = folder / "vectors" / opened.name.replace("/", "__") / opened.revision
     identity = {"name": opened.name, "revision": opened.revision}
+    store = folder / "vectors" / opened.name.replace("/", "__") / opened.revision
     cached = CachedEncoder(opened.encoder, store, identity, opened.dtype, encode, seen)
     return Protocol(cached, opened.name, protocol, revision=opened.revision, instruct=opened.instruct)
 

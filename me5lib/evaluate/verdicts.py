@@ -131,11 +131,8 @@ def _means(rows: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame, tab
 
 
 def overall(rows: pd.DataFrame) -> str:
-    """One word on a comparison: `differs` if any value does, else `incomplete` if one is not measured, else `agrees`,
-    or `reproduced` where it is the same model (at a recorded revision), weights, protocol and dtype that agree.
-
-    Values that nobody published count for nothing; where there are no others, `not published`.
-    """
+    """One word on a comparison, but for values that nobody published: `differs` if any value does, else `incomplete`
+    if one is not measured, else `agrees`, or `reproduced` (see above)."""
     verdicts, about = set(rows["verdict"]) - {NOT_PUBLISHED}, rows.attrs
     if not verdicts:
         return NOT_PUBLISHED
@@ -262,8 +259,7 @@ def contamination(tasks: Iterable[str]) -> pd.DataFrame:
 
     `training part`: the set's own training split is in the mixture (Table 2, or the instruct model's). `related set`: a
     labelled set of the mixture shares texts with it. `same source`: stage 1 read pages of the site or collection that
-    it was made of. "": no card says anything of it, which is not: known to be clean. The table was read off the data
-    cards' names and known faults, for every task of mteb 2.26; what they say is the evidence, of mE5's mixture only.
+    it was made of. "": no card says anything of it, which is not: known to be clean.
     """
     import pandas as pd
 

@@ -23,6 +23,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,7 +241,8 @@ def write(file: Path, rows: Sequence[Row], opened: Any) -> None:
     from me5lib.evaluate import runs
 
     about = {"model": opened.name, "revision": opened.revision, "weights": opened.weights, "against": MODEL,
-             "draws": DRAWS, "level": LEVEL, "hardware": runs.hardware(), "versions": runs.versions()}  # fmt: skip
+             "draws": DRAWS, "level": LEVEL, "hardware": runs.hardware(),
+             "versions": {name: version(name) for name in runs.PACKAGES}}  # fmt: skip
     lines = [json.dumps([round(cell, 4) if isinstance(cell, float) and cell == cell else None if cell != cell else cell
                          for cell in each], ensure_ascii=False) for each in rows]  # fmt: skip
     head = json.dumps({**about, "columns": Row._fields}, ensure_ascii=False, indent=1)[:-2]
