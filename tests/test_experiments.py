@@ -113,7 +113,7 @@ def test_searches_have_answers_that_nobody_trained_on_and_rules_score_what_they_
 
 
 def test_a_plan_has_one_primary_metric_and_arms_that_differ_in_what_is_compared_and_in_nothing_else():
-    for name in experiments.NAMES:
+    for name in experiments.QUESTIONS:
         plan = experiments.planned(name, small(), seeds=3)
         names, written = [arm.name for arm in plan.arms], plan.as_json()
         assert len(set(names)) == len({arm.folder for arm in plan.arms}) == len(names) and plan.seeds == (0, 1, 2)
@@ -291,7 +291,7 @@ def test_the_command_prints_every_arm(monkeypatch, tmp_path):
     assert str(tmp_path / "stages") in shown
 
 
-@pytest.mark.parametrize("name", experiments.NAMES)
+@pytest.mark.parametrize("name", experiments.QUESTIONS)
 def test_stored_results_are_those_of_a_full_run(name):
     found = experiments.stored(name)
     if found is None:

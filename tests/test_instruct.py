@@ -36,7 +36,7 @@ def test_the_instruction_decides_which_answer_comes_first(german, tmp_path):
     rows = {told: tasks.examples(few, told) for told in (False, True)}
     texts = [text for told in rows for row in rows[told] for text in (row.query, *row.positives)]
     tokenizer = train_tokenizer(texts, 800, tmp_path)
-    stage = config.Stage(steps=40, batch=48, lr=5e-3, warmup=5, weight_decay=0.0, clip=1.0, temperature=0.05,
+    stage = config.Stage(steps=25, batch=48, lr=1e-2, warmup=5, weight_decay=0.0, clip=1.0, temperature=0.05,
                         loss="one-way", query_tokens=48, passage_tokens=48)
     scores = {}
     for told, examples in rows.items():

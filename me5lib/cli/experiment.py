@@ -29,7 +29,7 @@ def experiment_command(
     from me5lib.lessons import experiments
 
     cfg = config.load(scale, overrides)
-    plans = [experiments.planned(name, cfg, seeds, quick) for name in dict.fromkeys(names or experiments.NAMES)]
+    plans = [experiments.planned(name, cfg, seeds, quick) for name in dict.fromkeys(names or experiments.QUESTIONS)]
     print("\n\n".join("\n".join(plan.lines()) for plan in plans), flush=True)
     if not cfg.offline and not yes:
         models = sum(len(plan.seeds) * len(plan.arms) for plan in plans)

@@ -43,7 +43,6 @@ QUESTIONS = {
     "stages": "do two stages (pairs, then labelled examples) beat one?",
     "negatives": "which negatives teach in stage 2, and does a teacher's opinion of them help?",
 }
-NAMES = tuple(QUESTIONS)
 SEEDS, QUICK = 5, 10  # ours: seeds of a full run, and how many times fewer steps a quick one has
 QUICK_SEEDS = {"stages": 2, "negatives": 1}  # ours: a minute or two
 LEVEL = 0.95
@@ -84,7 +83,6 @@ class Plan:
     """An experiment before it is run."""
 
     experiment: str
-    question: str
     scale: Scale
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
@@ -105,9 +103,9 @@ class Plan:
         settings = dataclasses.asdict(self.scale)
         del settings["provenance"]
         plan = {
-            "experiment": self.experiment, "question": self.question, "quick": self.quick, "scale": settings,
-            "version": __version__,
-            "seeds": self.seeds, "arms": [dataclasses.asdict(arm) for arm in self.arms],
+            "experiment": self.experiment, "question": QUESTIONS[self.experiment], "quick": self.quick,
+            "scale": settings, "version": __version__, "seeds": self.seeds,
+            "arms": [dataclasses.asdict(arm) for arm in self.arms],
             "primary metric": self.metrics[0], "secondary metrics": self.metrics[1:],
             "mteb tasks": () if self.scale.offline else ENGLISH,
             "test": "difference of means, paired by seed and by query; 95 % percentile intervals of a bootstrap that "
@@ -119,7 +117,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         """The plan to read."""
         how = f"quick: 1/{QUICK} of the steps; " if self.quick else ""
-        yield f"{self.experiment}: {self.question}"
+        yield f"{self.experiment}: {QUESTIONS[self.experiment]}"
         yield f"scale {self.scale.name}, {how}seeds {', '.join(map(str, self.seeds))}; every arm is reported"
         for arm in self.arms:
             steps = f"{arm.pairs:,} on pairs, {arm.labelled:,} on labelled examples{' (mixed)' * arm.mixed}"
@@ -134,8 +132,8 @@ def planned(experiment: str, scale: Scale, seeds: int = SEEDS, quick: bool = Fal
 
     Raises `Me5Error` for an unknown experiment or no seed.
     """
-    if experiment not in NAMES:
-        raise Me5Error(f"unknown experiment {experiment!r}: choose one of {', '.join(NAMES)}")
+    if experiment not in QUESTIONS:
+        raise Me5Error(f"unknown experiment {experiment!r}: choose one of {', '.join(QUESTIONS)}")
     if seeds < 1:
         raise Me5Error("an experiment needs at least one seed: --seeds 5")
     if quick:
@@ -144,7 +142,7 @@ def planned(experiment: str, scale: Scale, seeds: int = SEEDS, quick: bool = Fal
                 for name, stage in (("train", scale.train), ("finetune", scale.finetune))}  # fmt: skip
         scale, seeds = dataclasses.replace(scale, **less), min(seeds, QUICK_SEEDS[experiment])
     arms = {"stages": _stages, "negatives": _negatives}[experiment](scale)
-    return Plan(experiment, QUESTIONS[experiment], scale, tuple(range(seeds)), arms, quick)
+    return Plan(experiment, scale, tuple(range(seeds)), arms, quick)
 
 
 def _stages(scale: Scale) -> tuple[Arm, ...]:
@@ -205,8 +203,8 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
                 records[seed, arm.name] = io.read_json(path)
         conditions = {json.dumps(record["conditions"], sort_keys=True) for record in records.values()}
         results = {
-            "experiment": plan.experiment, "question": plan.question, "plan": mark, "corpus": lab.corpus.fingerprint,
-            "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds), "metrics": list(plan.metrics),
+            "experiment": plan.experiment, "question": QUESTIONS[plan.experiment], "plan": mark,
+            "corpus": lab.corpus.fingerprint, "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds), "metrics": list(plan.metrics),
             "conditions": [json.loads(text) for text in sorted(conditions)], "arms": summarise_arms(plan, records),
         }  # fmt: skip
         io.put_json(folder / "results.json", results)
@@ -227,7 +225,6 @@ def preregister(plan: Plan, folder: Path, corpus: str) -> str:
     path, content = folder / "plan.json", plan.as_json() | {"corpus": corpus}
     before = io.read_json(path, None)
     if before is None:
-        (folder / "arms").mkdir(parents=True, exist_ok=True)
         io.put_json(path, content)
     elif before != content:
         changed = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
@@ -273,12 +270,11 @@ class Lab:
         from me5lib.device import best_device, precision
         from me5lib.train import checkpoint
 
-        began = time.perf_counter()
+        began, facts = time.perf_counter(), {}
         folder = None if arm.rule else self.trained(arm, seed)
         scores = {name: [round(float(value), 5) for value in values]
                   for name, values in self.scores(arm, seed, folder).items()}
-        report, facts = io.read_json(folder / "report.json", {}) if folder else {}, {}
-        if report:  # what stage 2 says of its negatives and its teacher
+        if folder and (report := io.read_json(folder / "report.json", {})):  # of stage 2's negatives and its teacher
             mining = {key: report["mining"][key] for key in ("queries", "candidates", "kept", "dropped")}
             facts = {"mining": mining, "filling": report["filling"], "teacher": report["teacher"]}
         if folder and folder.name != "stage1":

@@ -70,7 +70,6 @@ details > summary { cursor: pointer; color: #0072B2 }
 {%- endfor %}
 </body></html>
 """
-_SIGNS = {sign: chr(0xE000 + i) for i, sign in enumerate("{}_%&#$\\")}  # stand-ins of Unicode's private use
 MOST_ROWS = 60  # of a table on the index page; a longer one is linked
 
 
@@ -78,23 +77,11 @@ def mathml(latex: str, block: bool = False) -> str:
     """MathML of a LaTeX formula; the formula as code where it cannot be turned."""
     from latex2mathml.converter import convert
 
-    def shield(text: re.Match[str]) -> str:
-        """Text with its escaped signs replaced: the converter would end it at the first brace."""
-        return re.sub(r"\\([{}_%&#$])", lambda sign: _SIGNS[sign.group(1)],
-                      text.group().replace("\\textbackslash ", _SIGNS["\\"]))
-
-    body = re.sub(r"\\(tag|label)\{[^{}]*\}", "", latex.strip())
-    body = re.sub(r"\\text\w*\{((?:\\.|[^{}\\])*)\}", shield, body)
-    body = re.sub(r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}", body)  # the one common name that the converter lacks
     try:
-        made = convert(body, display="block" if block else "inline")
+        made = convert(latex.strip(), display="block" if block else "inline")
     except Exception:  # whatever the parser trips over: the source is still readable
         made = "\\"
-    if "\\" in made:
-        return f"<code>{html.escape(latex)}</code>"
-    for sign, stand_in in _SIGNS.items():
-        made = made.replace(stand_in, html.escape(sign))
-    return made
+    return f"<code>{html.escape(latex)}</code>" if "\\" in made else made
 
 
 @cache
@@ -117,15 +104,13 @@ def _exporter():
             return MarkdownWithMath(renderer=Renderer(escape=False, attachments=attachments)).render(source)
 
         def from_notebook_node(self, nb: dict, resources: dict | None = None, **options: object) -> tuple[str, dict]:
-            """Without what would need a kernel or the network: widgets, JavaScript, LaTeX."""
+            """Without what would need a kernel or the network: widgets, JavaScript."""
             nb.metadata.pop("widgets", None)
             for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
                 if data.pop("application/vnd.jupyter.widget-view+json", None) is not None:
                     data.pop("text/html", None)
                     data["text/plain"] = "(interactive: open the notebook in JupyterLab)"
                 data.pop("application/javascript", None)
-                if latex := data.pop("text/latex", None):
-                    data.setdefault("text/html", mathml("".join(latex).strip().strip("$"), block=True))
             nb.metadata["title"] = notebook_title(nb)
             return super().from_notebook_node(nb, resources, **options)
 

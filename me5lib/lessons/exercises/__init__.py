@@ -37,12 +37,7 @@ class Open(Exception):
 
 def exercise(name: str) -> Callable:
     """Register the decorated function as the checker of exercise `name` (`<notebook>.<number>`)."""
-
-    def register(checker: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
-        _CHECKERS[name] = checker
-        return checker
-
-    return register
+    return lambda checker: _CHECKERS.setdefault(name, checker)
 
 
 def attempt(function: Callable, *arguments: Any) -> Any:
