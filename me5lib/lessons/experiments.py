@@ -204,7 +204,8 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
         conditions = {json.dumps(record["conditions"], sort_keys=True) for record in records.values()}
         results = {
             "experiment": plan.experiment, "question": QUESTIONS[plan.experiment], "plan": mark,
-            "corpus": lab.corpus.fingerprint, "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds), "metrics": list(plan.metrics),
+            "corpus": lab.corpus.fingerprint, "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds),
+            "metrics": list(plan.metrics),
             "conditions": [json.loads(text) for text in sorted(conditions)], "arms": summarise_arms(plan, records),
         }  # fmt: skip
         io.put_json(folder / "results.json", results)
