@@ -71,11 +71,11 @@ def written(values: dict[str, np.ndarray], pieces=("<s>", "<pad>", "</s>", "<unk
 LAYER = {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
          "ao": "attention.output.dense", "aln": "attention.output.LayerNorm", "fi": "intermediate.dense",
          "fo": "output.dense", "oln": "output.LayerNorm"}
-KIND = {"w": "weight", "b": "bias"}
 BERT = {"emb.word": "embeddings.word_embeddings.weight", "emb.pos": "embeddings.position_embeddings.weight",
         "emb.type": "embeddings.token_type_embeddings.weight",
-        **{f"emb.ln.{kind}": f"embeddings.LayerNorm.{KIND[kind]}" for kind in KIND},
-        **{f"l0.{name}.{kind}": f"encoder.layer.0.{LAYER[name]}.{KIND[kind]}" for name in LAYER for kind in KIND}}
+        "emb.ln.w": "embeddings.LayerNorm.weight", "emb.ln.b": "embeddings.LayerNorm.bias",
+        **{f"l0.{short}.{kind[0]}": f"encoder.layer.0.{name}.{kind}" for short, name in LAYER.items()
+           for kind in ("weight", "bias")}}
 
 
 def test_a_file_is_read_as_it_was_written():
