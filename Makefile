@@ -28,7 +28,7 @@ test: $(READY)
 
 prove: $(READY)
 	$(BIN)/python tests/prove_mixture.py
-	ME5_KILLS=10 $(BIN)/python -m pytest -n 0 -q tests/test_pipeline.py -k killed_builds
+	ME5_KILLS=10 $(BIN)/python -m pytest -n 0 -q tests/test_pipeline.py -k "killed_builds or ray"
 	$(BIN)/python tests/prove_crash.py
 	$(BIN)/python -m me5lib.lessons.check_gradients
 	$(BIN)/python tests/prove_false_negatives.py

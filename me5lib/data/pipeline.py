@@ -1,7 +1,7 @@
 """From a card's files to shards, by datatrove: all rows (`me5 mixture build`), or so many pairs (`me5 fetch`).
 
     build = prepare_build(load_card("nllb"), out, tasks=64)         # checks everything, does no work
-    run_build(build)                                                # or with "slurm", slurm=Slurm(…), or with "ray"
+    run_build(build)                                                # or with "slurm", slurm={…}, or with "ray"
     draw_card(load_card("nllb"), 100_000)                           # the same with a limit: a task per stream
 
 What a task leaves is written beside and renamed, and datatrove notes last of all that it is finished: a build killed at
@@ -299,7 +299,7 @@ def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
     def flush(language: str) -> None:
         """Write what is held of a language as its next part, and note what the manifest says of it."""
         pack(language)
-        table = _shard_table(f"card {build.card.name}, language {language}", pa.concat_tables(tables.pop(language)))
+        table = _part_table(f"card {build.card.name}, language {language}", pa.concat_tables(tables.pop(language)))
         number = sum(part["language"] == language for part in written)
         name = f"{language}/part-{rank:05d}-{number:04d}"
         done = shards.write_shard(table, build.folder / "shards" / name, seed=rank * 10_000 + number)
@@ -321,7 +321,7 @@ def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
     return iter(())
 
 
-def _shard_table(where: str, items: pa.Table) -> pa.Table:
+def _part_table(where: str, items: pa.Table) -> pa.Table:
     """The columns of a shard of these items, all pairs or all labelled examples (else `Me5Error`)."""
     kinds = set(items["labelled"].to_pylist())
     if len(kinds) > 1:
