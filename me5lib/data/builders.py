@@ -85,10 +85,7 @@ def markdown_sections(markdown: str) -> Iterator[tuple[list[str], str]]:
 
 
 def mc4(row: Row, context: RowContext) -> Iterator[Pair | Drop]:
-    """First line of a page → the rest of it: mC4 keeps no titles, but the title is often the first line of its text.
-
-    Option `title_most`: characters of a line that may be a title (200).
-    """
+    """First line of a page → the rest of it. Option `title_most`: characters of a line that may be a title (200)."""
     title, _, content = _text(row, "text").partition("\n")
     if not content:
         yield Drop("page of one line")
@@ -229,9 +226,17 @@ def _of_reddit(query: str, passage: str, context: RowContext) -> Pair | Drop:
 
 
 def passages(row: Row, context: RowContext) -> Iterator[Labelled | Drop]:
-    """A query and passages with titles: the form of Tevatron (its docs/datasets.md), which Mr. TyDi shares."""
-    right, wrong = ([titled_text(each) for each in row[f"{kind}_passages"] or ()] for kind in ("positive", "negative"))
-    yield example(context, row["query"], right, wrong)
+    """A query and passages with titles: the form of Tevatron (its docs/datasets.md), which Mr. TyDi shares.
+
+    Title, a space, text; the text alone where the title has no letter or digit ("-" stands for none in MS MARCO), as in
+    the authors' evaluation (unilm, e5). A passage without text is none: a title alone answers nothing.
+    """
+    def texts(column: str) -> Iterator[str]:
+        for each in row[column] or ():
+            title, text = _text(each, "title"), _text(each, "text")
+            yield f"{title} {text}" if text and any(map(str.isalnum, title)) else text
+
+    yield example(context, row["query"], texts("positive_passages"), texts("negative_passages"))
 
 
 def labelled_columns(row: Row, context: RowContext, query: str) -> Iterator[Labelled | Drop]:
@@ -257,13 +262,6 @@ def translation_examples(row: Row, context: RowContext) -> Iterator[Labelled | D
         yield pair if isinstance(pair, Drop) else Labelled(pair.query, (pair.passage,), (), pair.source, pair.language)
 
 
-def titled_text(passage: Mapping[str, Any]) -> str:
-    """Title, a space, text; the text alone where the title has no letter or digit ("-" stands for none in MS MARCO).
-    "" where there is no text: a title alone answers nothing. (As the authors' evaluation does: unilm, e5.)"""
-    title, text = ((passage.get(part) or "").strip() for part in ("title", "text"))
-    return f"{title} {text}" if text and any(map(str.isalnum, title)) else text
-
-
 def example(context: RowContext, query: str | None, positives: Iterable[str | None], negatives: Iterable[str | None], *,
             instruction: str | None = None) -> Labelled | Drop:
     """The labelled example of these texts; a `Drop` without a query or a positive.
@@ -284,9 +282,9 @@ def _by_key(texts: Iterable[str | None], but: Collection[int] = ()) -> dict[int,
     """Key → text of those that are not empty and not in `but`; of equal ones the first, in the order given."""
     found: dict[int, str] = {}
     for text in texts:
-        if text and (stripped := text.strip()):
-            found.setdefault(text_key(stripped), stripped)
-    return {key: text for key, text in found.items() if key not in but}
+        if (stripped := (text or "").strip()) and (key := text_key(stripped)) not in but:
+            found.setdefault(key, stripped)
+    return found
 
 
 # Every builder by its name in the cards.

@@ -81,7 +81,7 @@ def cldr_tables(languages: Iterable[str] | None = None) -> dict[str, pa.Table]:
     wanted = codes() if languages is None else sorted(set(languages))
     if missing := [code for code in wanted if not _enough(code)]:
         raise Me5Error(f"CLDR has too few names in {', '.join(missing)}: choose among {', '.join(codes())}")
-    rows = {"translations": _name_pairs(wanted), "labelled": _fact_rows(wanted), "parallel": _parallel(),
+    rows = {"translations": _name_pairs(wanted), "labelled": _fact_rows(wanted), "parallel": _quantities(),
             "retrieval": _city_questions(), "labels": _labels()}
     return {kind: arrow_table(COLUMNS[kind], own) for kind, own in rows.items()}
 
@@ -156,7 +156,7 @@ def official(territory: str) -> tuple[str, ...]:
     return get_official_languages(territory, de_facto=True)
 
 
-def _parallel(meanings: int = 60) -> Iterator[tuple]:
+def _quantities(meanings: int = 60) -> Iterator[tuple]:
     """Three quantities in words and digits, and, as the answer, twice as much of each: stands in for GSM.
 
     Amounts are 3 … 99, since Arabic and Hebrew write one and two as words; never the same three units twice. Where CLDR
