@@ -155,12 +155,10 @@ class Told:
 
     prefixed, name, identity = False, "the told one", {"model": "told"}
 
-    def __init__(self, sign=1.0, stop=math.inf):
-        self.sign, self.stop, self.asked = sign, stop, []
+    def __init__(self, sign=1.0):
+        self.sign, self.asked = sign, []
 
     def scores(self, pairs, lengths):
-        if len(self.asked) + len(pairs) > self.stop:
-            raise KeyboardInterrupt
         self.asked += pairs
         return np.array([self.sign * self.of(*pair) for pair in pairs], np.float32)
 
@@ -213,35 +211,17 @@ def test_a_teacher_that_is_no_better_is_not_used_and_one_that_nobody_can_judge_o
     assert not scored(made)
 
 
-def test_interrupted_scoring_goes_on_with_the_block_without_mining_again(encoder, tmp_path, told, monkeypatch):
-    options = {"stage": NAMED, "dev": HELD[:6], "kind": "mined"}
-    monkeypatch.setattr(teacher, "GROUPS_A_FILE", 5)  # of held-out groups: 40 and 8 pairs; of the others: 25 each
-    whole = told(Told())
-    right, _ = make(encoder, tmp_path / "whole", **options)
-    first = told(Told(stop=122))
-    first.identity = {"model": "told", "revision": 2}
-    with pytest.raises(KeyboardInterrupt):
-        make(encoder, tmp_path / "part", **options)
-    monkeypatch.setattr(labelled, "mine", lambda *_, **__: pytest.fail("mined again"))
-    second = told(Told())
-    second.identity = first.identity
-    made, _ = make(encoder, tmp_path / "part", **options)
-    assert made == right and len(first.asked) == 98  # the third block of groups was lost
-    assert first.asked == whole.asked[: len(first.asked)] and second.asked == whole.asked[98:]
-    assert {path.name for path in (tmp_path / "part").iterdir()} == {"groups.jsonl", "report.json"}
-
-
-def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_interrupted(
+def test_work_that_was_interrupted_goes_on_with_the_block_and_neither_mines_nor_trains_again(
     encoder, tmp_path, monkeypatch
 ):
-    options = {"stage": stage_of(teacher_steps=3), "dev": HELD[:6]}
+    options = {"stage": stage_of(teacher_steps=3), "dev": HELD[:6], "kind": "mined"}
     monkeypatch.setattr(teacher, "GROUPS_A_FILE", 5)
     monkeypatch.setattr(teacher.TeacherVerdict, "trusted", True)
     right, _ = make(encoder, tmp_path / "whole", **options)
     scores, blocks = teacher.Teacher.scores, []
 
     def interrupted(self, pairs, lengths):
-        blocks.append(len(pairs))
+        blocks.append(pairs)
         if len(blocks) == 4:
             raise KeyboardInterrupt
         return scores(self, pairs, lengths)
@@ -249,10 +229,12 @@ def test_a_teacher_that_is_trained_here_is_trained_once_though_its_scoring_is_in
     monkeypatch.setattr(teacher.Teacher, "scores", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(encoder, tmp_path / "part", **options)
+    monkeypatch.setattr(labelled, "mine", lambda *_, **__: pytest.fail("mined again"))
     monkeypatch.setattr(teacher, "train_teacher", lambda *_: pytest.fail("trained again"))
     made, _ = make(encoder, tmp_path / "part", **options)
-    assert len(blocks) == 2 + 5 + 1  # of held-out groups, of the others, and the one that was interrupted
     assert made == right and scored(made)
+    assert blocks[3] == blocks[4] and len(blocks) == 2 + 5 + 1  # of held-out groups, of the others, and that one again
+    assert {path.name for path in (tmp_path / "part").iterdir()} == {"groups.jsonl", "report.json", "scores", "teacher"}
 
 
 # ---- the loss of stage 2, and several processes ----------------------------------------------------------------------

@@ -1,7 +1,5 @@
-"""Teachers and what they hand on, against formulas written out by hand and models called by hand; their scores are
-kept by blocks: a killed run loses one block and ends with the same scores; damage is seen and mended."""
+"""Teachers, against models called by hand; their scores, kept by blocks, damaged ones mended; and me5 teach."""
 
-import dataclasses
 import json
 import math
 import re
@@ -34,33 +32,11 @@ def encoder(tokenizer):
     return Encoder.new(config.Model("random", 1, 32, 2, 64, 400, 48), tokenizer, 0)
 
 
-def stage_of(**settings):
-    given = {"steps": 3, "batch": 6, "hard_negatives": 2, "loss": "one-way", "temperature": 0.1,
-             "teacher_temperature": 2.0, "query_tokens": 99, "passage_tokens": 99}  # fmt: skip
-    return dataclasses.replace(config.load("smoke").finetune, **given | settings)
+STAGE = config.load("smoke").finetune
 
 
 def scores_of(made, pairs, lengths=LENGTHS):
     return teacher.score_pairs(pairs, made, lengths)
-
-
-# ---- losses ----------------------------------------------------------------------------------------------------------
-
-
-def test_kl_is_from_teacher_to_student_by_hand_and_its_gradient_the_difference():
-    student, scores = [[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]], [[2.0, 1.0, 0.0], [3.0, 0.0, 0.0]]
-    total = 0.0
-    for s, t in zip(student, scores, strict=True):
-        p = [math.exp(x / 2) / sum(math.exp(y / 2) for y in t) for x in t]
-        q = [math.exp(x) / sum(math.exp(y) for y in s) for x in s]
-        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    student = torch.tensor(student, dtype=torch.float64, requires_grad=True)
-    found = teacher.kl_divergence(student, torch.tensor(scores, dtype=torch.float64), 2.0)
-    assert found.item() == pytest.approx(total / 2, abs=1e-6)
-    found.backward()
-    target = (torch.tensor(scores, dtype=torch.float64) / 2).softmax(1)
-    assert torch.allclose(student.grad, (student.softmax(1) - target).detach() / 2)
-    assert teacher.kl_divergence(student, student + 7).item() == pytest.approx(0, abs=1e-12)
 
 
 # ---- the teacher of one's own ----------------------------------------------------------------------------------------
@@ -106,7 +82,7 @@ def test_a_teacher_that_was_saved_scores_the_same_and_is_known_by_its_files(enco
 def test_the_students_scores_are_its_cosines_with_each_sources_prefixes(encoder):
     rows = [Labelled("red car", ("car red",), ("blue house", "green house"), "t", "en"),
             Labelled("blue car", ("car blue",), ("red house", "white house"), "s", "en")]
-    found = teacher.student_scores(encoder, rows, lambda source: (f"{source} ", "passage: "), stage_of())
+    found = teacher.student_scores(encoder, rows, lambda source: (f"{source} ", "passage: "), STAGE)
     fast = {"precision": device.precision(encoder.device).name}
     left, right = encoder.encode(["blue car"], "s ", **fast), encoder.encode(["white house"], "passage: ", **fast)
     assert found.shape == (2, 3) and found[1, 2] == pytest.approx(float(left[0] @ right[0]), abs=1e-3)
@@ -215,7 +191,7 @@ def score_groups(folder, made):
     """The scores of all `KEPT`, in blocks of four groups, which are ten pairs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher, "GROUPS_A_FILE", 4)
-        return np.concatenate(teacher.score_groups(made, GROUPS, stage_of(), lambda source: ("", ""), folder)).tolist()
+        return np.concatenate(teacher.score_groups(made, GROUPS, STAGE, lambda source: ("", ""), folder)).tolist()
 
 
 def test_each_pair_is_scored_once_in_its_place_and_the_block_read_the_next_time(tmp_path, monkeypatch):
@@ -230,14 +206,10 @@ def test_each_pair_is_scored_once_in_its_place_and_the_block_read_the_next_time(
     assert block(tmp_path)[1]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: np.save(path, truth(KEPT[1:])),
-    lambda path: np.save(path, truth(KEPT) * np.nan),
-])  # fmt: skip
-def test_a_file_that_is_cut_short_or_of_another_length_is_said_and_scored_again(tmp_path, capsys, damage):
+def test_a_file_that_is_damaged_is_said_and_scored_again(tmp_path, capsys):
     block(tmp_path)
     (path,) = tmp_path.iterdir()
-    damage(path)
+    np.save(path, truth(KEPT[1:]))
     for asked in (len(KEPT), 0):
         assert block(tmp_path) == (truth(KEPT).tolist(), asked)
     assert capsys.readouterr().err == f"{path} is damaged: its {len(KEPT)} pairs are scored again\n"
@@ -291,7 +263,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(many, tmp_path, capsy
     texts = [text for row in many for text in (row.query, *row.positives)]
     Encoder.new(config.Model("random", 1, 16, 2, 32, 400, 48), train_tokenizer(texts, 400), 0).save(tmp_path / "start")
     data = write_examples(tmp_path / "groups.jsonl", [*many, many[0]._replace(positives=())])
-    settings = ["finetune.teacher_steps=60", "finetune.batch=16", "finetune.lr=0.003", "finetune.query_tokens=16",
+    settings = ["finetune.teacher_steps=40", "finetune.batch=16", "finetune.lr=0.003", "finetune.query_tokens=16",
                 "finetune.passage_tokens=16"]  # fmt: skip
     commands.teach_command(data, str(tmp_path / "start"), tmp_path / "out", "smoke", 0, settings)
     said = capsys.readouterr().out
