@@ -15,6 +15,7 @@ from me5lib import config
 from me5lib.cli.app import app
 from me5lib.evaluate.models import fingerprint_of, open_model
 from me5lib.io import Me5Error
+from me5lib.model import resolve, save_load
 from me5lib.model.encoder import Encoder
 from me5lib.model.export import check_texts
 from me5lib.model.save_load import instruct_prompts
@@ -261,6 +262,20 @@ def marked(folder: Path) -> None:
 def test_what_can_be_read_gives_the_same_vectors(change, encoder, folder):
     change(folder)
     np.testing.assert_array_equal(Encoder.load(folder).encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_a_model_of_the_hub_is_read_from_its_safetensors_or_from_its_pickle(encoder, folder, monkeypatch):
+    from safetensors.torch import load_file
+
+    fetched = []
+    for module in (resolve, save_load):
+        monkeypatch.setattr(module, "snapshot", lambda name, revision, patterns: fetched.append(patterns[-1]) or folder)
+    for last in ("*.safetensors", "*pytorch_model*"):
+        np.testing.assert_array_equal(Encoder.load("a/b").encode(TEXTS[:5]), encoder.encode(TEXTS[:5]))
+        assert fetched[-1] == last
+        if last == "*.safetensors":
+            torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+            (folder / "model.safetensors").unlink()
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
