@@ -72,7 +72,7 @@ def render(about: About) -> str:
 
 
 def eval_results(measured: pd.DataFrame, described: Callable[[str], tuple[str, str]]) -> tuple[EvalResult, ...]:
-    """One entry of a `model-index` for every row of `evaluate.runs.measured`, in their order.
+    """One entry of a `model-index` for every row of `evaluate.runs.measured_values`, in their order.
 
     `described(task)`: mteb's type of a task and the hub id of its data set. Protocol and precision go into a metric's
     name, so that two ways to evaluate stay two results. Raises ValueError where a value is no number.
