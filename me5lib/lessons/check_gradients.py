@@ -1,4 +1,4 @@
-"""The proof of `dist`: the gradient and the steps of W real processes beside those of one, and the usual mistakes.
+"""The proof of `distributed`: the gradient and the steps of W real processes beside those of one, and usual mistakes.
 
     prove_gradient(world=2)                        # starts the processes on this machine: works from a notebook
     torchrun --nproc-per-node 8 -m me5lib.lessons.check_gradients    # on a cluster, for the processes launched there
@@ -7,9 +7,8 @@ A toy encoder in float64 under DistributedDataParallel, 32 labelled rows with a 
 duplicates, τ = 0.05. Every variant of `VARIANTS` is measured, for InfoNCE (`loss` a form of `loss.FORMS`) or for
 stage 2's objective ("stage 2": KL to a teacher + α · InfoNCE); then the right one takes five steps of AdamW.
 
-Nothing is assumed of the machine: gloo on the CPU, a file to meet at, `spawn` by command line (works from a notebook
-and on Windows), every child ended after `timeout` seconds. Cost: every child imports torch and what
-DistributedDataParallel imports, about 3 s of processor time each.
+Nothing is assumed of the machine: gloo on the CPU, a file to meet at, children started by command line, ended after
+`timeout` seconds. Cost: every child imports torch, about 3 s of processor time each.
 """
 
 from __future__ import annotations
@@ -63,14 +62,13 @@ def prove_gradient(
     """Start `world` processes, and measure the gradient of each of `VARIANTS` against that of one process.
 
     `loss` is a form of InfoNCE, or "stage 2". `shards`: rows of each rank (default: as equal as can be); they sum to
-    32. Raises `Me5Error` when a process fails or has not finished after `timeout` seconds; none is left running.
+    32. Raises `Me5Error` as `launch` does.
     """
     shards = _even(world) if shards is None else list(shards)
     if len(shards) != world or sum(shards) != ROWS or min(shards) < 0:
         raise Me5Error(f"shards {shards} must be {world} numbers of rows that sum to {ROWS}")
     with tempfile.TemporaryDirectory(prefix="me5-", ignore_cleanup_errors=True) as folder:
-        task = {"shards": shards, "loss": loss, "seed": seed}
-        io.write_json(Path(folder) / "task.json", task)
+        io.write_json(Path(folder) / "task.json", {"shards": shards, "loss": loss, "seed": seed})
         launch([[sys.executable, "-m", "me5lib.lessons.check_gradients", folder]] * world, folder, timeout)
         found = io.read_json(Path(folder) / "found.json")
     return {name: GradientCheck(*found[name]) for name in VARIANTS}
@@ -229,9 +227,8 @@ def main(folder: str = "") -> None:
     task = io.read_json(Path(folder) / "task.json") if folder else {}
     shards, seed = task.get("shards") or _even(team.world), task.get("seed", 0)
     begin = sum(shards[: team.rank])
-    mine = slice(begin, begin + shards[team.rank])
     for loss in [task["loss"]] if folder else ["one-way", STAGE_2]:
-        found = measure(toy_task(seed, mine, loss), seed, team)
+        found = measure(toy_task(seed, slice(begin, begin + shards[team.rank]), loss), seed, team)
         if team.main and folder:
             io.write_json(Path(folder) / "found.json", found)
         elif team.main:
@@ -244,7 +241,7 @@ def main(folder: str = "") -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # Everything is written and the group is gone. On Python's own way out torch now and then aborts over a gloo thread
-    # that is still running ("terminate called without an active exception": seen once in some hundred exits).
+    # On Python's own way out torch now and then aborts over a gloo thread that is still running ("terminate called
+    # without an active exception": seen once in some hundred exits).
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(0)

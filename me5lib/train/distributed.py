@@ -3,15 +3,11 @@
 Every rank embeds its own rows; `gather` gives everyone all vectors, `gather_relations` the relations of all rows; each
 rank computes the losses of its own rows against everybody's passages; `global_mean` scales their sum so that what
 DistributedDataParallel then does (the average of the ranks' gradients) is the gradient of the mean over the *global*
-batch. Ranks may hold unequal numbers of rows, or none. Several such terms can be added: the weight between them is the
-same at every world size.
-
-    team = join()                                             # under torchrun or accelerate launch; alone otherwise
-    model = team.wrap(encoder)                                # `stages.global_loss` has the rest
+batch (`stages.global_loss`). Ranks may hold unequal numbers of rows, or none. Several such terms can be added: the
+weight between them is the same at every world size. The proof on your own machines: `me5lib.lessons.check_gradients`.
 
 Ranks run unequal numbers of pieces, which sharded parameters (FSDP, ZeRO-2 and 3) would deadlock on, so those are
-refused; 560 M parameters need neither. That all this is right on your own machines: `me5lib.lessons.check_gradients`.
-Cost: a gather sends each vector to every rank, and its gradient back; the relations are a few integers a row.
+refused; 560 M parameters need neither. Cost: a gather sends each vector to every rank, and its gradient back.
 """
 
 from __future__ import annotations
@@ -245,7 +241,7 @@ def launch(commands: Sequence[Sequence[str]], folder: str | Path, timeout: float
     """Run `commands` side by side, as the ranks of one `join`, one thread each; they print to, and meet in, `folder`.
 
     Raises `Me5Error` with the last line of the first to fail, or naming those that did not finish in `timeout` seconds.
-    Whatever happens, an interrupt included, no child is left running.
+    No child is left running.
     """
     children: list[subprocess.Popen] = []
     deadline, world, meeting = time.monotonic() + timeout, str(len(commands)), Path(folder) / "meet"
