@@ -32,6 +32,10 @@ def _hit(scores, right):
     return float(scores[right] == max(scores))
 
 
+def _score(scores, right):
+    return scores[right]
+
+
 def _apart(a, b):
     rng = np.random.default_rng(1)
     means = [rng.choice(a, len(a)).mean() - rng.choice(b, len(b)).mean() for _ in range(1000)]
@@ -78,7 +82,7 @@ def _spread(values):
 
 SOLUTIONS = {"08.1": reciprocal_rank, "08.2": interval, "08.3": "undecided", "08.4": both}
 WRONG = {
-    "08.1": [_place, _upside_down, _from_zero, _hit],
+    "08.1": [_place, _upside_down, _from_zero, _score, _hit],
     "08.2": [_apart, _of_queries, _turned, _one_error],
     "08.3": ["better", "worse", "equal"],
     "08.4": [_queries_only, _seeds_only, _single_scores, _spread],

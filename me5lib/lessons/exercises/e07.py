@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import attempt, close, exercise, number, softmax
+from me5lib.lessons.exercises import attempt, exercise, hint_for, number, softmax
 
 COSINES, TAU = (0.8, 0.7, 0.3), 0.05
 SHARES = softmax(COSINES, TAU)
@@ -47,16 +47,11 @@ number("07.5", 0.75 + 0.95 * 0.12, {  # right answer 0.87, unrelated texts 0.75,
 @exercise("07.2")
 def ceiling(answer: Callable[[float, float], float]) -> str | None:
     """`highest(positive, margin)`: positive − (1 − margin) · |positive|."""
-    above, below, none = (float(attempt(answer, score, 0.95)) for score in (0.8, -0.8, 0.0))
-    if close(above, 0.75, 1e-6) or close(below, -0.85, 1e-6):
-        return "the margin is relative: a share of the score, not 0.05 off"
-    if close(above, 0.84, 1e-6):
-        return "that lets in what scores above the right answer: the ceiling lies below it"
-    if close(above, 0.76, 1e-6) and close(below, -0.76, 1e-6):
-        return "for a right answer at -0.8 your ceiling is -0.76: above the right answer itself"
-    if close(above, 0.76, 1e-6) and close(below, 0.76, 1e-6):
-        return "with a right answer at -0.8 your ceiling is +0.76: only the gap is taken without its sign"
-    if close(above, 0.04, 1e-6):
-        return "that is the gap; the ceiling is the score less the gap"
-    fine = close(above, 0.76, 1e-6) and close(below, -0.84, 1e-6) and close(none, 0.0, 1e-9)
-    return None if fine else "test it: 0.8 gives 0.76, and -0.8 gives -0.84; both a little below the right answer"
+    found = [float(attempt(answer, score, 0.95)) for score in (0.8, -0.8, 0.0)]
+    return hint_for(found, (0.76, -0.84, 0), [
+        ((0.75, -0.85, -0.05), "the margin is relative: a share of the score, not 0.05 off"),
+        ((0.84, -0.76, 0), "that lets in what scores above the right answer: the ceiling lies below it"),
+        ((0.76, -0.76, 0), "for a right answer at -0.8 your ceiling is -0.76: above the right answer itself"),
+        ((0.76, 0.76, 0), "with a right answer at -0.8 your ceiling is +0.76: only the gap is taken without its sign"),
+        ((0.04, 0.04, 0), "that is the gap; the ceiling is the score less the gap"),
+    ], "test it: 0.8 gives 0.76, and -0.8 gives -0.84; both a little below the right answer", 1e-6)

@@ -7,25 +7,20 @@ from math import isclose
 
 import numpy as np
 
-from me5lib.lessons.exercises import attempt, close, exercise
+from me5lib.lessons.exercises import attempt, exercise, hint_for
 
 
 @exercise("08.1")
 def reciprocal_rank(answer: Callable[[Sequence[float], int], float]) -> str | None:
     """`reciprocal_rank(scores, right)`: 1 / the place of passage `right` when the highest score is place 1."""
-    third = float(attempt(answer, [0.9, 0.2, 0.5, 0.7], 2))
-    first = float(attempt(answer, [0.1, 0.8, 0.3], 1))
-    if close(third, 3):
-        return "that is the place; the reciprocal rank is 1 divided by it"
-    if close(third, 1 / 2) and close(first, 1 / 3):
-        return "you sorted the other way: the highest score has place 1"
-    if close(third, 1 / 2):
-        return "Python counts from 0: the first place is 1"
-    if close(third, 0.5):
-        return "that is its score; look for its place among the scores"
-    if close(third, 0):
-        return "only a hit on the first place would count that way; the third place still gives 1/3"
-    return None if close(third, 1 / 3) and close(first, 1) else "the place: 1 + how many passages score higher"
+    found = [float(attempt(answer, *case)) for case in (([0.9, 0.2, 0.6, 0.7], 2), ([0.1, 0.8, 0.3], 1))]
+    return hint_for(found, (1 / 3, 1), [
+        ((3, 1), "that is the place; the reciprocal rank is 1 divided by it"),
+        ((1 / 2, 1 / 3), "you sorted the other way: the highest score has place 1"),
+        ((1 / 2, 1), "Python counts from 0: the first place is 1"),
+        ((0.6, 0.8), "that is its score; look for its place among the scores"),
+        ((0, 1), "only a hit on the first place would count that way; the third place still gives 1/3"),
+    ], "the place: 1 + how many passages score higher")
 
 
 @exercise("08.2")
@@ -54,14 +49,13 @@ def paired_interval(answer: Callable[[np.ndarray, np.ndarray], tuple[float, floa
 @exercise("08.3")
 def reading(answer: str) -> str | None:
     """A difference of +0.012, interval -0.004 … +0.028: undecided."""
-    said = str(answer).strip().lower()
-    if said == "better":
-        return "the interval holds 0 and values below it: with other queries it may well have come out the other way"
-    if said == "worse":
-        return "most of the interval lies above 0; and what lies on both sides of it says neither"
-    if said == "equal":
-        return "not finding a difference is not finding that there is none: +0.028 is in the interval too"
-    return None if said == "undecided" else 'answer with one of "better", "worse", "equal", "undecided"'
+    hints = {
+        "undecided": None,
+        "better": "the interval holds 0 and values below it: with other queries it may have come out the other way",
+        "worse": "most of the interval lies above 0; and what lies on both sides of it says neither",
+        "equal": "not finding a difference is not finding that there is none: +0.028 is in the interval too",
+    }
+    return hints.get(str(answer).strip().lower(), f"answer with one of {', '.join(sorted(hints))}")
 
 
 @exercise("08.4")
