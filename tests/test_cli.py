@@ -16,7 +16,6 @@ from conftest import me5
 from test_run import wait_for, write_book
 from typer.testing import CliRunner
 
-from me5lib import config
 from me5lib.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +40,7 @@ def test_help_is_quick_and_names_the_commands():
     assert done.returncode == 0 and time.perf_counter() - start < 5
     for command in ("packs", "run", "pretrain", "finetune", "evaluate", "report"):
         assert f"  {command} " in done.stdout
-    assert "--keep-going" in me5("run", "--help").stdout
+    assert "--keep-going" in invoke("run", "--help").stdout
 
 
 @pytest.mark.parametrize("command", ["run", "pretrain", "finetune", "evaluate"])
@@ -75,18 +74,15 @@ def test_a_bundle_of_checkpoints_starts_a_notebook_anywhere(wheel_like, tmp_path
         (made / stage).mkdir(parents=True)
         (made / stage / "config.json").write_text("{}", encoding="utf8")
 
-    def run(out, *more):
-        return run_in(wheel_like, "run", "--scale", "smoke", *more, out=tmp_path / out)
-
-    file = str(tmp_path / "class.zip")
-    done = run("out", "--export", file)
-    assert done.returncode == 0 and "the others run: me5 run --scale smoke --seed 0 --from class.zip" in done.stdout
-    done = run("other", "--from", file)
-    assert done.returncode == 0 and "any notebook can be started" in done.stdout and "finished" not in done.stdout
-    done = run("other", "--only", "01")
+    file, smoke = str(tmp_path / "class.zip"), ("run", "--scale", "smoke")
+    done = invoke(*smoke, "--export", file, ME5_OUT=str(tmp_path / "out"))
+    assert done.exit_code == 0 and "the others run: me5 run --scale smoke --seed 0 --from class.zip" in done.stdout
+    one_line(invoke(*smoke, "--export", file, "--only", "1"), "--export writes what is there")
+    one_line(invoke(*smoke, "--seed", "1", "--from", file, ME5_OUT=str(tmp_path / "out")), "add --scale smoke --seed 0")
+    done = invoke(*smoke, "--from", file, ME5_OUT=str(tmp_path / "other"))
+    assert done.exit_code == 0 and "any notebook can be started" in done.stdout and "finished" not in done.stdout
+    done = run_in(wheel_like, *smoke, "--only", "01", out=tmp_path / "other")
     assert done.returncode == 0 and "1 of 1 notebooks finished" in done.stdout, done.stdout + done.stderr
-    one_line(run("out", "--export", file, "--only", "1"), "--export writes what is there")
-    one_line(run("out", "--seed", "1", "--from", file), "add --scale smoke --seed 0")
 
 
 def test_missing_things_are_one_line(tmp_path):
@@ -96,6 +92,7 @@ def test_missing_things_are_one_line(tmp_path):
     one_line(invoke("report", "--scale", "tiny", **out), "there is no run", "me5 run --scale tiny --seed 0")
     assert not (tmp_path / "out" / "tiny").exists()  # asking leaves nothing behind
     one_line(invoke("run", "--scale", "smoke", "--only", "77", **out), "there is no notebook 77")
+    one_line(invoke("mixture", "check", "--scale", "smoke", "--tasks", " ,SciFacts ", **out), "task 'SciFacts' cannot be loaded")
     (tmp_path / "file").write_text("", encoding="utf8")
     one_line(invoke("finetune", "--out", str(tmp_path / "file" / "x")), "cannot write to", "--out")
     one_line(invoke("packs", "--from", str(tmp_path / "nowhere"), **cache), "lacks", "me5 packs --export")
@@ -162,7 +159,3 @@ def test_interrupt_is_one_line_and_130(wheel_like, tmp_path):
     assert len(errors.splitlines()) == 1, errors
     assert errors.startswith("me5: interrupted")
     assert "01  finished" in output
-
-
-def test_scale_names_are_those_of_the_library():
-    assert {"smoke", "ablate", "tiny", "workshop", "small", "base", "large", "large-instruct"} == set(config.presets())

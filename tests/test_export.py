@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from me5lib import config
 from me5lib.cli import model as command
 from me5lib.data import cards
-from me5lib.evaluate.models import fingerprint_of
+from me5lib.evaluate.models import E5, Opened, fingerprint_of
 from me5lib.io import Me5Error
 from me5lib.model import card
 from me5lib.model import export as room
@@ -144,8 +144,12 @@ def test_the_base_of_a_stage(settings, base):
     assert card.base_of(settings) == base
 
 
-def test_the_authors_models_are_credited_with_their_tables():
-    plain, instruct = map(set, map(command.cards_of_authors, (False, True)))
+def test_the_authors_models_are_credited_with_their_tables(encoder):
+    cited = []
+    for name, reads in (("multilingual-e5-large", False), ("multilingual-e5-large-instruct", True)):
+        opened = Opened(f"intfloat/{name}", "", E5(encoder), reads)
+        cited.append({source.name for source in command.about_model(opened, opened.name, "x").sources})
+    plain, instruct = cited
     assert {"nllb", "wikipedia", "miracl"} <= plain < instruct and "synthetic" in instruct - plain
     assert not {"cldr", "gettext"} & instruct
 

@@ -184,14 +184,11 @@ def test_from_a_csv_to_an_evaluated_model_as_a_user_with_a_network_runs_it(hub, 
     faq(80).to_csv(tmp_path / "faq.csv", index=False)
     out = tmp_path / "out"
 
-    def me5(*words, endpoint="http://127.0.0.1:9", **more):
-        command = [sys.executable, "-m", "me5lib", "finetune", "--from", START, "--data",
-                   str(tmp_path / "faq.csv"), "--out", str(out), *words]
-        environment = client.environment(endpoint, **more) | {"USE_TORCH": "1"}
-        return subprocess.run(command, env=environment, capture_output=True, encoding="utf8")
-
+    command = [sys.executable, "-m", "me5lib", "finetune", "--from", START, "--data", str(tmp_path / "faq.csv"),
+               "--out", str(out), "--epochs", "3", "--set", "finetune.lr=0.002"]
     with Loopback(hub, fails=lambda n: 503 if n in (1, 2) else 0) as server:
-        done = me5("--epochs", "3", "--set", "finetune.lr=0.002", endpoint=server.endpoint)
+        environment = client.environment(server.endpoint) | {"USE_TORCH": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf8")
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout
     order = ["faq.csv: 80 rows (CSV with commas); query = 'question', passage = 'answer', negatives = 'negative_1'",
@@ -207,5 +204,3 @@ def test_from_a_csv_to_an_evaluated_model_as_a_user_with_a_network_runs_it(hub, 
     model = SentenceTransformer(str(out / "model"), device="cpu")
     theirs = model.encode_query(["bada fede"])
     assert np.allclose(theirs, Encoder.load(out / "model").encode(["bada fede"], "query: "), atol=1e-4)
-    again = me5("--plan", HF_HUB_OFFLINE="1")  # the start model is in the hub client's cache
-    assert again.returncode == 0 and again.stdout.splitlines()[:2] == said.splitlines()[:2], again.stderr[-3000:]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -70,18 +71,19 @@ def test_the_sample_is_the_file_that_ships():
         assert word in done.stdout
 
 
-@pytest.fixture
-def unfinished(tmp_path):
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
     """A run folder whose stage 1 was stopped after some steps, as the command would have begun it."""
-    def stop(encoder, step):
-        if step == 4:
-            raise KeyboardInterrupt
-        return {}
+    folder, dial = tmp_path_factory.mktemp("stopped"), config.load("smoke", SMALL)
+    with interrupted_at(4), pytest.raises(KeyboardInterrupt):
+        stages.pretrain(dial, 0, folder, corpus=open_corpus(dial, False), every=1, progress=False)
+    return folder
 
-    dial = config.load("smoke", SMALL)
-    with pytest.raises(KeyboardInterrupt):
-        stages.pretrain(dial, 0, tmp_path, corpus=open_corpus(dial, False), evaluate=stop, every=1, progress=False)
-    return tmp_path
+
+@pytest.fixture
+def unfinished(stopped, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(stopped, tmp_path / "unfinished")
 
 
 def steps_of(folder):
@@ -91,7 +93,7 @@ def steps_of(folder):
 def test_resume_goes_on_and_refuses_where_there_is_nothing(unfinished, tmp_path):
     done = run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished)
     assert done.exit_code == 0, done.stderr
-    assert re.search(r"going on with .*step-00000[34] \([34] of 6 steps are done\)", done.stdout)
+    assert re.search(r"going on with .*step-00000[45] \([45] of 6 steps are done\)", done.stdout)
     assert steps_of(unfinished) == list(range(6))
     refused(run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished),
             "nothing to resume", "stage1 is finished there", "leave out --resume")
@@ -215,21 +217,16 @@ def test_torchrun_trains_together_and_rank_0_alone_speaks(undisturbed):
     assert start["processes"] == 2 and steps_of(out) == list(range(30))
 
 
-def test_accelerate_launch_trains_together(undisturbed, tmp_path):
-    """The first three steps of the run have the losses of torchrun's, for the plan of the steps is the same."""
-    done = launched("accelerate", "pretrain", "--scale", "smoke", "--processes", 2, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(str(tmp_path)) == 1
-    ours, theirs = ([row["loss"] for row in loop.read_log(out / "stage1").steps] for out in (tmp_path, undisturbed[1]))
-    assert ours == theirs
-
-
-def test_a_mistake_under_a_launcher_is_said_once_even_if_the_first_rank_meets_it_last(tmp_path):
-    late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(4)\n"
+@pytest.mark.parametrize(("launcher", "line", "words"), [
+    ("torchrun", "--scale base", "--plan"),  # met before the processes know of each other
+    ("accelerate", "--scale smoke --resume --processes 2", "nothing to resume"),  # met by the first one, together
+])
+def test_a_mistake_under_a_launcher_is_said_once_even_if_the_first_rank_is_late(launcher, line, words, tmp_path):
+    late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(2)\n"
     (tmp_path / "sitecustomize.py").write_text(late, encoding="utf8")
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    done = launched("torchrun", "pretrain", "--scale", "base", "--out", tmp_path / "out", PYTHONPATH=path)
-    assert done.returncode != 0 and done.stderr.count("me5: ") == 1 and "--plan" in done.stderr
+    done = launched(launcher, "pretrain", *line.split(), "--out", tmp_path / "out", PYTHONPATH=path)
+    assert done.returncode != 0 and done.stderr.count("me5: ") == 1 and words in done.stderr, done.stderr[-3000:]
 
 
 def test_the_documented_lines_are_those_that_were_tried():
@@ -266,12 +263,17 @@ echo "$@" >> "$STUB/scontrol.log"
 if [[ $1 == show ]]; then echo 127.0.0.1; else touch "$STUB/requeued"; fi
 """
 SRUN = """#!{python}
-# srun on one machine: a task of each rank, signals handed on, the highest exit code back.
-import os, signal, subprocess, sys
+# srun on one machine: a task of each rank, signals handed on, all ended after a bad exit, its code back.
+import os, signal, subprocess, sys, time
 command = [word for i, word in enumerate(sys.argv[1:]) if not (i == 0 and word.startswith("--"))]
 tasks = [subprocess.Popen(command, env=os.environ | dict(SLURM_PROCID=str(r), SLURM_LOCALID="0")) for r in range(2)]
 signal.signal(signal.SIGTERM, lambda *_: [task.send_signal(signal.SIGTERM) for task in tasks])
-sys.exit(max(128 - code if code < 0 else code for code in [task.wait() for task in tasks]))
+while None in (codes := [task.poll() for task in tasks]):
+    if bad := [code for code in codes if code]:
+        [task.kill() for task in tasks]
+        sys.exit(128 - bad[0] if bad[0] < 0 else bad[0])
+    time.sleep(0.05)
+sys.exit(max(codes))
 """
 
 

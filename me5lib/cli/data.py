@@ -2,8 +2,6 @@
 a scale needs of the hub, for a machine without a network.
 
 Rows of the cards go to `<cache>/hub`, the backbone and its tokenizer to the hub client's own cache (`HF_HOME`).
-Afterwards the scale runs with `HF_HUB_OFFLINE=1`. `--plan` says what would come, from file listings alone. `--for
-table3` (or 4, 5) fetches what `me5 evaluate --table 3` reads: mteb's data sets, and the model named by --model.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from me5lib import io
+from me5lib.cli import Set, split_names
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def fetch_command(
     rows: Annotated[int | None, typer.Option(min=1, help="Rows per card (default: what the scale draws).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be fetched.")] = False,
     rate: Annotated[float, typer.Option(min=0.01, help="MB/s that --plan reckons with.")] = RATE,
-    overrides: Annotated[list[str], typer.Option("--set", help="A dial, as data.sources=nllb,xp3.")] = [],  # noqa: B006
+    overrides: Set = [],  # noqa: B006
     pickle: Annotated[bool, typer.Option("--allow-pickle", help="Take *.bin where there are no safetensors.")] = False,
     model: Annotated[str, typer.Option("--model", help="For a table: the model to evaluate, a hub id.")] = "",
     revision: Annotated[str, typer.Option("--revision", help="Its commit, branch or tag.")] = "",
@@ -223,7 +222,7 @@ def show_command(
     if not stages:
         raise Me5Error(f"no card is built in {folder}: me5 mixture build --card NAME")
     for number, stage in enumerate(stages):
-        print("\n".join(stage_table(stage)))
+        print(*stage_table(stage), sep="\n")
         path = folder / f"mixture-{number + 1}.png"
         figures.keep(data_figures.mixture_figure(stage, hub.STARVED), path)
         print(f"picture: {path}\n")
@@ -254,7 +253,7 @@ def check_command(
         raise Me5Error(f"--texts {texts}: there is no such file")
     streams = shards.open_streams(out.expanduser().resolve()) if out else None
     corpus = open_corpus(config.load(scale))
-    held = heldout.corpus_texts(corpus) | heldout.task_texts([name for name in tasks.split(",") if name])
+    held = heldout.corpus_texts(corpus) | heldout.task_texts(split_names(tasks))
     if texts is not None:
         held[texts.name, ""] = texts.read_text(encoding="utf8").splitlines()
     found = list(split.find_leaks(streams or corpus.shards, held, progress=sys.stderr.isatty()))

@@ -1,9 +1,5 @@
 """`me5 evaluate`: a model on tables of the paper or on mteb's tasks, by the paper's protocol; what a run will take.
 
-    me5 evaluate --model intfloat/multilingual-e5-small --table 5 --plan     # texts, FLOP, GB, hours
-    me5 evaluate --model runs/tiny/seed-0/stage2 --tasks STSBenchmark,SciFact --protocol mteb
-    me5 evaluate --scale tiny                                                # the offline tables of a scale of this kit
-
 A killed run is gone on with by the same command. Results lie under --out in mteb's format (see `evaluate.runs`).
 """
 
@@ -26,34 +22,26 @@ from me5lib.io import Me5Error
 if TYPE_CHECKING:
     from me5lib.evaluate.models import Opened
 
-Model = Annotated[str, typer.Option("--model", help="A model to evaluate: a hub id, or the folder of a checkpoint.")]
-Table = Annotated[str, typer.Option("--table", help="With --model: a table of the paper, 3, 4, 5 or all.")]
-Tasks = Annotated[str, typer.Option("--tasks", help="With --model: tasks by mteb's names, as STSBenchmark,SciFact.")]
-Way = Annotated[str, typer.Option("--protocol", help="With --model: paper (as the authors evaluate) or mteb (as mteb "
-                                                     "2 does).")]
-Dtype = Annotated[str, typer.Option("--dtype", help="With --model: fp32, bf16 or fp16.")]
-Languages = Annotated[str, typer.Option("--languages", help="With --model: only these, of tasks that have several, as "
-                                                            "sw,th or deu-eng.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Of Table 4 the five small corpora only: sw, bn, hi, te, th.")]
-Revision = Annotated[str, typer.Option("--revision", help="With --model: its commit, branch or tag on the hub.")]
-Against = Annotated[str, typer.Option("--against", help="Whose figures of the paper to hold it against, as small "
-                                                        "(default: its own).")]
-Plan = Annotated[bool, typer.Option("--plan", help="Only say what it will take: texts, FLOP, GB, hours.")]
-Speed = Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s of one device that --plan reckons with.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Start a long run without asking.")]
-Again = Annotated[bool, typer.Option("--again", help="Replace results of another data revision or version of mteb.")]
-Devices = Annotated[str, typer.Option("--devices", help="Where to encode, as cuda:0,cuda:1 (default: all GPUs).")]
-Drop = Annotated[bool, typer.Option("--drop-vectors", help="Delete a task's vectors once its result is there.")]
-
 LONG = 1.0  # hours above which a run wants --yes (ours)
 
 
 def evaluate_command(
     scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
-    model: Model = "", table: Table = "", tasks: Tasks = "", protocol: Way = "paper", dtype: Dtype = "fp32",
-    languages: Languages = "", quick: Quick = False, revision: Revision = "", against: Against = "",
-    plan: Plan = False, speed: Speed = None, yes: Yes = False, again: Again = False, devices: Devices = "",
-    drop_vectors: Drop = False,
+    model: Annotated[str, typer.Option(help="A model to evaluate: a hub id, or the folder of a checkpoint.")] = "",
+    table: Annotated[str, typer.Option(help="With --model: a table of the paper, 3, 4, 5 or all.")] = "",
+    tasks: Annotated[str, typer.Option(help="With --model: tasks by mteb's names, as STSBenchmark,SciFact.")] = "",
+    protocol: Annotated[str, typer.Option(help="With --model: paper (as the authors do) or mteb's own.")] = "paper",
+    dtype: Annotated[str, typer.Option(help="With --model: fp32, bf16 or fp16.")] = "fp32",
+    languages: Annotated[str, typer.Option(help="With --model: only these, of several, as sw,th or deu-eng.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Of Table 4 the five small corpora only.")] = False,
+    revision: Annotated[str, typer.Option(help="With --model: its commit, branch or tag on the hub.")] = "",
+    against: Annotated[str, typer.Option(help="The model of the paper to hold it against, as small.")] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will take: texts, FLOP, GB, hours.")] = False,
+    speed: Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s of one device, for --plan.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Start a long run without asking.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Replace results of other data, or another mteb.")] = False,
+    devices: Annotated[str, typer.Option(help="Where to encode, as cuda:0,cuda:1 (default: all GPUs).")] = "",
+    drop_vectors: Annotated[bool, typer.Option("--drop-vectors", help="Keep no vectors of a finished task.")] = False,
 ) -> None:
     """The paper's tables with any model (--model); or every checkpoint of a run and the baselines, offline."""
     if not (model or table or tasks):
@@ -81,7 +69,7 @@ def evaluate_command(
     where = split_names(devices) or [f"cuda:{i}" for i in range(gpus) if gpus > 1]  # none: what torch finds
     hours, lines = benchmarks.cost_of_run(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
     if plan:
-        print("\n".join(lines))
+        print(*lines, sep="\n")
         return
     if not yes and not hours <= LONG:
         long = "a time that cannot be told" if hours != hours else f"about {hours:,.1f} hours"
@@ -101,9 +89,8 @@ def evaluate_command(
 
 def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), tasks: Sequence[str] = (),
          against: str = "") -> None:  # fmt: skip
-    """What the protocol is worth where both were run, and what was measured beside the published values, where there
-    are some of this model, or of the one that its weights were made from; of the tables `numbers` also a line, a file
-    each and the log. Tasks that were trained on are marked in the files."""
+    """Print, and keep in files, what the protocol is worth where both were run, and the measured values beside those
+    that are published of this model; of the tables `numbers` and of single `tasks`."""
     from me5lib.evaluate import paper, runs, verdicts
 
     home = out / f"{protocol}-{opened.dtype}"
@@ -142,14 +129,13 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
 def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> None:
     """The offline tables of a scale, printed and as CSV."""
     from me5lib import config
+    from me5lib.data.corpus import open_corpus
+    from me5lib.evaluate import offline_table
     from me5lib.lessons import run
 
     scale = config.load(name, overrides)
     run.needs_no_hub(scale)
     folder = io.out(name, seed, out)
-    from me5lib.data.corpus import open_corpus
-    from me5lib.evaluate import offline_table
-
     _, scores = offline_table.standard_scores(scale, seed, folder, open_corpus(scale))
     path = folder / "evaluation" / "scores.csv"
     scores.to_csv(path, index=False)

@@ -1,9 +1,4 @@
-"""`me5 experiment`: experiments from their plans to their figures.
-
-    me5 experiment stages --quick                       # at most two minutes on two cores, offline
-    me5 experiment                                      # both, five seeds: under an hour on two cores
-    me5 experiment stages --scale workshop --yes        # the hub's data and backbone, measured on English MTEB
-"""
+"""`me5 experiment`: experiments from their plans to their figures."""
 
 from __future__ import annotations
 
@@ -15,8 +10,7 @@ from me5lib.io import Me5Error
 
 
 def experiment_command(
-    names: Annotated[list[str], typer.Argument(help="stages: do two beat one? negatives: which teach? "
-                                                    "Default: both.")] = [],  # noqa: B006
+    names: Annotated[list[str], typer.Argument(help="stages, negatives (default: both).")] = [],  # noqa: B006
     scale: Annotated[str, typer.Option("--scale", help="ablate (offline), or any other scale.")] = "ablate",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps, at most two seeds.")] = False,

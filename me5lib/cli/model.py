@@ -1,9 +1,5 @@
 """`me5 export`: a checkpoint as others load it, checked, with a model card.
 
-    me5 export --model runs/tiny/seed-0/stage2 --to my-e5
-    me5 export --model me5-small-q4 --to e5-small --onnx
-    me5 export --model runs/small/seed-0/stage2 --to my-e5 --results results --license mit
-
 The folder holds safetensors, JSON, a README and, with --onnx, `onnx/model.onnx`. Before it takes its place,
 sentence-transformers, transformers and onnxruntime each load it and encode texts of many scripts; where one of them
 gives another vector than me5 (by more than 1e-4), nothing is written. Cost: seconds for tiny, a minute for base.
@@ -61,6 +57,7 @@ def export_command(
 def about_model(opened: Opened, model: str, name: str, data: str = "", license: str = "",
                 instruction: str = "") -> About:
     """What the card says of an opened model. Raises `Me5Error` for one that is no E5, and for an unknown data card."""
+    from me5lib.data import cards
     from me5lib.evaluate.models import E5, KNOWN
     from me5lib.model import card, released, save_load
     from me5lib.model.resolve import resolve
@@ -77,7 +74,9 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     else:
         base, start = opened.name, ""
         by_authors = "/multilingual-e5-" in (opened.published or opened.name)
-        names = names or (cards_of_authors(opened.instruct) if by_authors else [])
+        tables = (1, 2, None) if opened.instruct else (1, 2)  # of the paper; an instruct model has its own mixture too
+        names = names or [each for each, about in cards.hub().items() if by_authors and about.paper
+                          and about.paper.table in tables]
     in_four_bits = getattr(encoder.backbone.config, "derived_from", "") in (released.NAME, released.TUNED)
     if in_four_bits:
         base, license = released.HUB_ID, license or "mit"
@@ -87,14 +86,6 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
         sources=tuple(cited(each, strict=bool(data)) for each in names),
         notice=released.NOTICE.read_text(encoding="utf8") if in_four_bits else "",
     )  # fmt: skip
-
-
-def cards_of_authors(instruct: bool) -> list[str]:
-    """Names of the data cards of Tables 1 and 2; for the instruct model those of its own mixture too."""
-    from me5lib.data import cards
-
-    tables = (1, 2, None) if instruct else (1, 2)
-    return [name for name, card in cards.hub().items() if card.paper and card.paper.table in tables]
 
 
 def cited(name: str, strict: bool) -> CitedSource:

@@ -1,15 +1,8 @@
 """`me5 pretrain` and `me5 finetune`: the two stages, alone or under a launcher; what they cost; a rehearsal of them.
 And what stage 2 learns from: `me5 mine`, hard negatives for your pairs; `me5 teach`, a cross-encoder.
 
-    me5 pretrain --scale base --plan                                         # hours, GB, GPUs; nothing is trained
-    me5 pretrain --scale base --dry-run                                      # minutes, offline, random weights
-    me5 pretrain --scale base --yes                                          # one process
     accelerate launch --multi_gpu --num_processes 8 -m me5lib pretrain --scale base --yes --processes 8
     torchrun --standalone --nproc-per-node 8 -m me5lib pretrain --scale base --yes --processes 8
-    me5 pretrain --sbatch-sample > pretrain.sbatch                           # two nodes, under Slurm
-    me5 finetune --from intfloat/multilingual-e5-small --data my.csv         # your own file; or .jsonl, .parquet
-    me5 mine --data faq.csv --by bm25 --out mined --negatives 5 --across     # or --model MODEL
-    me5 teach --data groups.jsonl --from MODEL --out my-teacher              # then: --set finetune.teacher=my-teacher
 
 Unfinished work is gone on with. Under a launcher rank 0 alone speaks; an error that another rank meets is said with its
 number. With --processes another number of them is refused: accelerate launch without --multi_gpu would start one, and
