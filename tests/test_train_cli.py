@@ -277,7 +277,7 @@ def slurm(tmp_path, monkeypatch):
 def test_a_job_that_is_signalled_saves_and_goes_on_when_it_is_requeued(tmp_path, slurm, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("STUB_LOG", str(out / "stage1.part" / "log.jsonl"))
-    few = ["--set", "train.steps=12", "--set", "train.batch=64"]  # each with an evaluation, so that the signal is in time
+    few = ["--set", "train.steps=12", "--set", "train.batch=64"]  # and looks, so that the signal is in time
     done = subprocess.run(["sbatch", str(SBATCH), "pretrain", "--scale", "smoke", *few, "--out", str(out)],
                           capture_output=True, encoding="utf8", timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
