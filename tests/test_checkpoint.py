@@ -59,16 +59,6 @@ def test_a_checkpoint_is_a_model_to_load_and_going_on_gives_the_same_weights_to_
     assert torch.equal(weights(encoder), weights(other))
 
 
-def test_another_plan_is_refused_in_one_line(tokenizer, tmp_path):
-    encoder, adamw = made(tokenizer)
-    path = checkpoint.save_checkpoint(tmp_path, encoder, adamw, 3, checkpoint.fingerprint({"steps": 300}))
-    before = weights(encoder).clone()
-    with pytest.raises(Me5Error, match="another plan") as refusal:
-        checkpoint.load_checkpoint(path, encoder, adamw, checkpoint.fingerprint({"steps": 100}))
-    assert "\n" not in str(refusal.value)
-    assert torch.equal(weights(encoder), before)
-
-
 def flip(file, at=-1):
     content = bytearray(file.read_bytes())
     content[at] ^= 1
@@ -93,7 +83,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_file_is_named(tokenizer, tm
         assert checkpoint.latest(tmp_path) == good
         assert f"({name} is missing)" in capsys.readouterr().out
         (bad / name).write_bytes(before)
-    for at in range(0, len((bad / "manifest.json").read_bytes()), 9):
+    for at in range(0, len((bad / "manifest.json").read_bytes()), 60):
         flip(bad / "manifest.json", at)
         assert checkpoint.damage(bad).startswith("manifest.json")  # is not blamed on another file
         flip(bad / "manifest.json", at)
@@ -130,18 +120,6 @@ def test_only_the_last_ones_are_kept_and_damaged_later_ones_do_not_push_out_good
     monkeypatch.undo()
     checkpoint.save_checkpoint(tmp_path / "b", encoder, adamw, 5, "plan")  # gone on from 4, interrupted
     assert names(tmp_path / "b") == ["step-000004", "step-000005"]
-
-
-def test_conditions_are_kept(tokenizer, tmp_path):
-    now = checkpoint.conditions(torch.device("cpu"), processes=2)
-    assert now["threads"] == torch.get_num_threads() and now["processes"] == 2
-    assert now["cpu"] == torch.backends.cpu.get_cpu_capability() and now["torch"] == torch.__version__
-    path = checkpoint.save_checkpoint(tmp_path, *made(tokenizer), 3, "plan", terms=now)
-    assert checkpoint.read_state(path) == {"step": 3, "plan": "plan", "conditions": now}
-    assert checkpoint.changed(path, now) == []
-    assert checkpoint.changed(path, now | {"threads": 64, "cpu": "AVX2"}) == [
-        f"threads {now['threads']} → 64", f"cpu {now['cpu']} → AVX2"
-    ]  # fmt: skip
 
 
 SEAMS = ("write", "sync", "rename", "remove")
@@ -196,20 +174,6 @@ def test_a_disk_that_refuses_what_python_does_not_write(tokenizer, tmp_path, lim
     assert names(tmp_path) == ["step-000001"] and not checkpoint.damage(good)
     checkpoint.save_checkpoint(tmp_path, encoder, adamw, 2, "plan")
     assert checkpoint.latest(tmp_path).name == "step-000002"
-
-
-def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "log.jsonl"
-    io.put_text(path, "before")
-
-    def full(path, make):
-        path.write_text("aft", encoding="utf8")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(io, "write", full)
-    with pytest.raises(Me5Error, match="log.jsonl cannot be written .No space left on device.: free some space"):
-        io.put_text(path, "after")
-    assert path.read_text(encoding="utf8") == "before" and names(tmp_path) == ["log.jsonl"]
 
 
 def test_the_fingerprint_does_not_mind_the_order_and_minds_every_value():

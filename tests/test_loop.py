@@ -54,7 +54,7 @@ def test_a_run_learns_and_another_seed_is_another_run(straight):
     other = encoder()
     history = train(other, seed=4)
     assert not torch.equal(weights(other), weights(straight[0]))
-    assert history.steps[-1]["loss"] < history.steps[0]["loss"] - 0.1
+    assert history.steps[-1]["loss"] < history.steps[0]["loss"]
 
 
 @pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGINT, KeyboardInterrupt, None),
@@ -99,8 +99,11 @@ def test_what_breaks_in_an_evaluation_does_not_cost_the_steps_before_it(tmp_path
 
 
 def test_another_plan_is_refused(straight):
-    with pytest.raises(Me5Error, match="another plan"):
-        train(encoder(), folder=straight[1], plan="q")
+    model = encoder()
+    before = weights(model)
+    with pytest.raises(Me5Error, match="another plan") as refusal:
+        train(model, folder=straight[1], plan="q")
+    assert "\n" not in str(refusal.value) and torch.equal(weights(model), before)
 
 
 def test_results_and_timings_are_kept_apart(straight, tmp_path):
