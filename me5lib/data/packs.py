@@ -44,6 +44,7 @@ TOTAL_BYTES = 2 << 30  # of all members read in one call
 MEMBER_COUNT = 100_000
 SPARE_BYTES = 64 << 20  # left free on the disk
 _CONFIG = "`python -m pip config list`"
+_known_sha256 = functools.lru_cache(maxsize=256)(lambda path, state: sha256(path))  # while size and time of change stay
 
 
 def wanted(names: Iterable[str] | None = None) -> dict[str, File]:
@@ -125,17 +126,11 @@ def _mismatch(path: Path, file: File) -> str | None:
     stat = path.stat()
     found, expected = f"{stat.st_size} bytes", f"{file.size} bytes"
     if found == expected:
-        found, expected = _known_sha256(path, stat.st_size, stat.st_mtime_ns), file.sha256
+        found, expected = _known_sha256(path, (stat.st_size, stat.st_mtime_ns)), file.sha256
     if found == expected:
         return None
     path.unlink()
     return f"has {found}, expected {expected}: it was removed"
-
-
-@functools.lru_cache(maxsize=256)
-def _known_sha256(path: Path, size: int, modified: int) -> str:
-    """The hash of a file's content; remembered while size and time of change (ns) stay."""
-    return sha256(path)
 
 
 # The package index ----------------------------------------------------------------------------------------------------
@@ -251,8 +246,8 @@ def _download_from(place: dict[str, list[str]], client: PyPIClient, file: File, 
 def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of the members of a zip (wheel) or tar whose name matches the glob `pattern`, in archive order.
 
-    `*` also matches `/`; case counts. Nothing is written to disk. Links and devices are skipped. Raises `Me5Error` for
-    names that lead out of the archive and beyond `MEMBER_BYTES`, `TOTAL_BYTES`, `MEMBER_COUNT`.
+    `*` also matches `/`. Links and devices are skipped. Raises `Me5Error` for names that lead out of the archive and
+    beyond `MEMBER_BYTES`, `TOTAL_BYTES`, `MEMBER_COUNT`.
     """
     total = count = 0
     try:
