@@ -28,7 +28,7 @@ _NARROW = 3  # a family of fewer bars gets no name of its own below the panel
 _NAMED = 6  # dots below a script's name, else there is no room for it
 
 
-class Bar(NamedTuple):
+class LanguageBar(NamedTuple):
     """One language: what is published and what was measured, per cent; NaN where there is none."""
 
     language: str
@@ -49,12 +49,12 @@ class Bar(NamedTuple):
         return {"agrees": COLOURS[0], "differs": COLOURS[1], "not published": COLOURS[5]}.get(self.verdict, GREY)
 
 
-def bars(rows: pd.DataFrame) -> list[Bar]:
+def bars(rows: pd.DataFrame) -> list[LanguageBar]:
     """The languages of a comparison's rows (one task, one metric), by script, family and the published score.
 
     Latin comes first, the other scripts after it, those of most languages first. Averages are left out.
     """
-    found = [Bar(language, *kin(language), row.expected, row.measured, row.verdict)
+    found = [LanguageBar(language, *kin(language), row.expected, row.measured, row.verdict)
              for row in rows.itertuples() if not str(row.subset).startswith("mean of")
              for language in (str(row.subset).removesuffix("-eng"),)]
     size = {script: sum(bar.script == script for bar in found) for script in {bar.script for bar in found}}
@@ -191,7 +191,7 @@ def category_dots(categories: pd.DataFrame, baselines: Mapping[str, float]) -> F
     return figure
 
 
-def _panel(axis: Axes, part: list[Bar], score: str) -> None:
+def _panel(axis: Axes, part: list[LanguageBar], score: str) -> None:
     """Bars, marks, and brackets with the names of scripts and families; a group too narrow for its name has it below,
     behind the code of its first language."""
     axis.bar(range(len(part)), [bar.height for bar in part], 0.78, color=[bar.colour for bar in part])
