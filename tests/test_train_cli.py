@@ -156,13 +156,7 @@ def test_options_of_a_scale_and_of_your_own_file_do_not_mix(faq):
     refused(run(*faq, "--dry-run"), "--dry-run does not go with --data")
     refused(run(*faq, "--steps", 3, "--epochs", 2), "leave one of them out")
     refused(run(*faq, "--plan", "--epochs", 0), "must be above zero")
-
-
-def test_a_mistake_in_your_own_file_is_one_line(faq, tmp_path):
     refused(run(*faq, "--passage-column", "answer"), "no column 'answer'", "'query', 'positive'")
-    refused(run("finetune", "--data", tmp_path / "nothing.csv"), "there is no file")
-    (tmp_path / "bad.csv").write_bytes(b"query,positive\na,\xff\n")
-    refused(run("finetune", "--data", tmp_path / "bad.csv"), "line 2 is not utf8", "--encoding")
 
 
 def test_the_plan_of_your_own_file_trains_nothing(faq, tmp_path):
