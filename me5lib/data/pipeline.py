@@ -112,7 +112,7 @@ class CardBuild(NamedTuple):
 
 
 def prepare_build(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None, limit: int | None = None,
-            builders: Mapping[str, Builder] = BUILDERS) -> CardBuild:
+                  builders: Mapping[str, Builder] = BUILDERS) -> CardBuild:
     """Look at card, options and files before any work. Raises `Me5Error`, one line, where something is wrong.
 
     `mirror`: a copy of the hub's files; `limit`: rows of the card, about.
@@ -153,12 +153,12 @@ def draw_card(card: Card, pairs: int, temperature: float = 0.5, builders: Mappin
 
 def _described(card: Card, files: list[hub.HubFile], commits: list[str]) -> dict[str, Any]:
     """What a manifest says of a build before anything was read."""
-    repositories = []
-    for number, (entry, commit) in enumerate(zip(card.hub, commits, strict=True)):
-        sizes = [file.size for file in files if file.entry == number]
-        repositories.append({"repository": entry.repository, "revision": commit, "glob": entry.files,
-                             "files": len(sizes), "bytes": sum(sizes)})
-    revisions = [f"{entry.repository}@{commit}" for entry, commit in zip(card.hub, commits, strict=True)]
+    repositories = [{"repository": entry.repository, "revision": commit, "glob": entry.files, "files": 0, "bytes": 0}
+                    for entry, commit in zip(card.hub, commits, strict=True)]
+    for file in files:
+        repositories[file.entry]["files"] += 1
+        repositories[file.entry]["bytes"] += file.size
+    revisions = [f"{each['repository']}@{each['revision']}" for each in repositories]
     return {"card": card.name, "card_sha256": card.sha256, "me5": __version__, "build": VERSION,
             "revision": "; ".join(dict.fromkeys(revisions)), "repositories": repositories}
 
