@@ -141,6 +141,12 @@ def test_what_is_filled_in_is_counted_said_and_reported(encoder, tmp_path, capsy
         assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
 
 
+def test_a_held_out_pool_that_is_too_small_takes_passages_of_its_source_in_other_languages():
+    lone = Labelled("eine Frage", ("eine Antwort",), ("falsch",), "s", "de")
+    (row,) = (row for row in labelled.dev_groups([*ROWS, lone], 0, size=6) if row.language == "de")
+    assert row.negatives[0] == "falsch" and len(set(row.negatives)) == 5  # alone, its pool would have given one
+
+
 def test_an_example_to_which_nothing_is_wrong_is_refused():
     rows = [Labelled("a", ("yes",), (), "s", "en"), Labelled("b", ("Yes ",), (), "t", "de")]
     with pytest.raises(Me5Error, match="no wrong answer to 'a'"):
