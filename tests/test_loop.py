@@ -89,6 +89,16 @@ def test_a_signal_within_a_step_is_answered_before_a_long_evaluation():
     assert looked == [0]
 
 
+def test_a_second_interrupt_does_not_wait_for_the_step():
+    def compute():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as left:
+        train(torch.nn.Linear(1, 1), prepare=lambda step: loop.Work(compute))
+    assert not str(left.value)  # not "stopped after step 1"
+
+
 def test_what_breaks_in_an_evaluation_does_not_cost_the_steps_before_it(tmp_path):
     def broken(model, step):
         return {} if step < 4 else {}["no such key"]

@@ -98,8 +98,8 @@ def train_loop(model: torch.nn.Module, prepare: Callable[[int], Work], stage: St
             team.by_main(lambda: checkpoint.save_checkpoint(folder, model, adamw, step, run.plan, terms))
 
     model.train()
-    with _signals() as caught, _bar(run, start, stage.steps, device) as bar:
-        _evaluate(model, start, stage, run, log)
+    with _signals() as caught, _progress_bar(run, start, stage.steps, device) as bar:
+        _look(model, start, stage, run, log)
         for step, work, waited in _ahead(prepare, start, stage.steps):
             began, lr = time.perf_counter(), rate(step, stage)
             for group in adamw.param_groups:
@@ -126,7 +126,7 @@ def train_loop(model: torch.nn.Module, prepare: Callable[[int], Work], stage: St
             if due:
                 save(done)
             leave = team.any(bool(caught))
-            if not leave and _evaluate(model, done, stage, run, log):
+            if not leave and _look(model, done, stage, run, log):
                 leave = team.any(bool(caught))
             if leave:
                 if not due:
@@ -155,7 +155,7 @@ def _resume(folder: Path, model: torch.nn.Module, adamw: torch.optim.Optimizer, 
     return start
 
 
-def _evaluate(model: torch.nn.Module, step: int, stage: Stage, run: RunOptions, log: TrainingLog) -> bool:
+def _look(model: torch.nn.Module, step: int, stage: Stage, run: RunOptions, log: TrainingLog) -> bool:
     """Evaluate if it is due after `step` steps and not logged yet (rank 0; the others wait); whether it was due."""
 
     def look() -> None:
@@ -216,7 +216,7 @@ def _timing(seconds: float, waited: float, tokens: float, weights: int, world: i
     return row
 
 
-def _bar(run: RunOptions, start: int, steps: int, device: torch.device) -> tqdm:
+def _progress_bar(run: RunOptions, start: int, steps: int, device: torch.device) -> tqdm:
     """The bar of the steps, and a line before it; of rank 0 alone."""
     shown, (dtype, reason) = run.progress and run.team.main, precision(device)
     if shown and start < steps:
@@ -244,7 +244,7 @@ def _begin_log(run: RunOptions, begins: Row) -> TrainingLog:
         return TrainingLog([], [])
     start, runs = begins["step"], run.folder / "run.json"
     for path in (run.folder / file for file in LOGS):
-        kept = [row for row in _read_rows(path)
+        kept = [row for row in _log_rows(path)
                 if (row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start)]
         io.put_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     io.put_json(runs, {"starts": [*io.read_json(runs, {"starts": []})["starts"], begins]})
@@ -264,11 +264,11 @@ def _append(run: RunOptions, file: str, row: Row) -> None:
 
 def read_log(folder: Path) -> TrainingLog:
     """What a stage logged, or is just logging, in `folder`."""
-    rows = _read_rows(folder / "log.jsonl")
+    rows = _log_rows(folder / "log.jsonl")
     return TrainingLog([row for row in rows if "loss" in row], [row["evaluate"] for row in rows if "evaluate" in row])
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _log_rows(path: Path) -> list[Row]:
     """The whole rows of a JSON-lines file; one that a kill cut short is dropped."""
     rows = []
     for line in path.read_text(encoding="utf8", errors="replace").splitlines() if path.is_file() else []:
