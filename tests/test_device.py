@@ -31,6 +31,7 @@ def gpu(monkeypatch):
     """A machine that says it has a GPU: which device each encoder was moved to."""
     moved = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(Encoder, "to", lambda self, where: moved.append(str(where)) or self)
     return moved
 
@@ -48,7 +49,7 @@ def test_the_offline_tables_run_on_the_gpu(run, gpu, monkeypatch):
     monkeypatch.setattr(offline_table, "untrained_rows", lambda corpus: {})
     rows = offline_table.standard_rows(config.load("smoke"), 0, run, SimpleNamespace())
     assert list(rows) == ["random weights", "stage 1 only"]
-    assert gpu == ["cuda", "cpu"]  # the trained one, and the random one to where that one is
+    assert gpu == ["cuda", "cuda"]  # the trained one and the random one
 
 
 def test_a_model_by_name_runs_on_the_gpu(run, gpu, monkeypatch):
