@@ -79,7 +79,7 @@ def test_every_import_is_declared_and_every_dependency_is_used():
     seen -= set(sys.stdlib_module_names) | {"me5lib"} | extras
     used = {canonicalize_name(owner) for name in seen for owner in owners.get(name, [name])}
     assert used - set(DECLARED) == set()
-    assert set(DECLARED) - used == {"accelerate", "jupyterlab"}  # launches processes; shows the notebooks
+    assert set(DECLARED) - used == {"jupyterlab"}  # which shows the notebooks
 
 
 def test_imports_go_one_way():
