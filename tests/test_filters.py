@@ -56,6 +56,7 @@ LENGTH, BOTH = {"least": 3, "most": 10, "passage_least": 5}, {"side": "both"}
     ("language", {"least_chars": 200}, pair("q", PLAIN["en"], "de"), None),  # short
     ("language", {}, pair("q", PLAIN["en"], "wo"), None),  # Wolof is not among what py3langid knows
     ("language", {}, pair("q", PLAIN["zh"], "zh-hant"), None),
+    ("language", {}, pair("q", PLAIN["en"], "zh-hant"), "passage in another language"),
     ("language", {}, pair("q", "https://example.org/a/b?c=1 1234567 https://example.org/7/8/9", "de"), None),
     ("language", BOTH, pair(PLAIN["en"], PLAIN["de"], "de"), None),  # of a translation one side is in another
     ("language", BOTH, pair(PLAIN["de"], PLAIN["en"], "de"), None),

@@ -186,6 +186,13 @@ def refused(done, *words):
     assert done.exit_code == 2 and line.startswith("me5: ") and all(word in line for word in words), line
 
 
+@pytest.mark.parametrize(("options", "near"), [((), mining.DEFAULT_NEAR), (("--near", 0), None), (("--near", 2), 2),
+                                                (("--by", "bm25"), None)])  # fmt: skip
+def test_near_copies_are_dropped_unless_that_is_turned_off(options, near, tmp_path, monkeypatch):
+    monkeypatch.setattr(mining, "mine_file", lambda data, out, settings, *_, **__: [settings.near])
+    assert mine("--data", tmp_path, "--out", tmp_path, *options).stdout == f"{near}\n"
+
+
 def test_mined_rows_are_those_of_a_search_written_down_here(data, model, tmp_path):
     """Cosines of the language's passages; what is liker the positive than both are to their four nearest left out, the
     best that remain."""

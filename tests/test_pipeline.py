@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datatrove.data import Document
 from fixtures_hub import HEAD, hashes
 from typer.testing import CliRunner
 
@@ -265,6 +266,14 @@ def test_a_failing_builder_is_named_with_file_and_row_and_goes_on_once_mended(mi
     assert "row 0: failing failed (KeyError" in str(error.value) and "card toy, " in str(error.value)
     pipeline.run_build(build._replace(builders=BUILDERS | {"failing": titled}), workers=1)
     assert manifest(build)["languages"]["sw"] == 100
+
+
+def test_items_are_the_same_when_query_and_positives_are():
+    def content(query, *positives):
+        return pipeline.exact_content(Document("", "", metadata={"query": query, "positives": positives}))
+
+    assert content("A", "b", "c") == content("a ", "B", "c")  # as `text_key` has it
+    assert len({content("a", "b"), content("x", "b"), content("a", "x"), content("a", "b", "c")}) == 4
 
 
 def test_a_killed_worker_does_not_hang_the_build(mirror, tmp_path):

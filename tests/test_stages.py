@@ -159,6 +159,31 @@ def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corp
     assert loss == pytest.approx(expected, rel=1e-5) and apart(got, right) < 1e-5
 
 
+def test_with_a_teacher_the_loss_is_the_mean_kl_of_the_groups_and_the_weighted_mean_infonce():
+    stage = dataclasses.replace(config.load("smoke").finetune, temperature=0.5, contrastive_weight=0.3, loss="one-way")
+    rows = [Labelled(f"q{i}", (f"p{i}",), (f"n{i}", f"m{i}"), "s", "en", teacher_scores=(2.0 - i, 0.5 * i, 0.1))
+            for i in range(3)]  # fmt: skip
+    scores = torch.tensor([row.teacher_scores for row in rows])
+    vectors = torch.nn.functional.normalize(torch.randn(12, 8, generator=torch.manual_seed(0)), dim=1)
+    batch = stages.MicroBatch([], losses.make_batch(rows).relations, scores)
+    logits = (vectors[:3] @ vectors[3:].T / 0.5).double()
+    groups = torch.stack([logits[i, 3 * i : 3 * i + 3] for i in range(3)]).log_softmax(1)
+    right = (scores / stage.teacher_temperature).double().softmax(1)
+    kl = (right * (right.log() - groups)).sum() / 3
+    infonce = -torch.stack([logits[i].log_softmax(0)[3 * i] for i in range(3)]).mean()
+    assert float(stages.global_loss(vectors, batch, stage)) == pytest.approx(float(kl + 0.3 * infonce), rel=1e-5)
+
+
+def test_each_rank_draws_a_dropout_of_its_own_and_the_same_again(base, corpus):
+    stage, encoder = small().train, Encoder.load(base / "stage1").train()
+    encoder.backbone.embeddings.dropout.p = 0.5
+    rows = corpus.mixture(small(), 0, stage).batch(3)
+    first, second, again = (
+        stages.work_of(rows, encoder, encoder, stage, Team(rank, 1, torch.device("cpu")), WHOLE, (0, 3),
+                       stages.card_prefixes).compute().item() for rank in (0, 1, 0))
+    assert first == again != second
+
+
 def a_rank(out):
     stages.pretrain(small(), 0, out, team=distributed.join(2), progress=False)
     distributed.leave()

@@ -88,6 +88,14 @@ def test_the_students_scores_are_its_cosines_with_each_sources_prefixes(encoder)
     assert found.shape == (2, 3) and found[1, 2] == pytest.approx(float(left[0] @ right[0]), abs=1e-3)
 
 
+def test_a_teacher_to_which_all_passages_are_alike_puts_no_positive_first(encoder):
+    made = Counting()
+    made.scores = lambda pairs, lengths: np.zeros(len(pairs), np.float32)
+    rows = [Labelled("red car", ("red car",), ("blue house", "green house"), "t", "en")]
+    verdict = teacher.judge(made, encoder, rows, STAGE, lambda source: ("", ""))
+    assert (verdict.teacher, verdict.student, verdict.queries, verdict.size) == (0.0, 1.0, 1, 3)
+
+
 # ---- cross-encoders of the hub ---------------------------------------------------------------------------------------
 
 
