@@ -186,7 +186,7 @@ def refused(done, *words):
     assert done.exit_code == 2 and line.startswith("me5: ") and all(word in line for word in words), line
 
 
-@pytest.mark.parametrize(("options", "near"), [((), mining.DEFAULT_NEAR), (("--near", 0), None), (("--near", 2), 2),
+@pytest.mark.parametrize(("options", "near"), [((), mining.DEFAULT_NEAR), (("--near", 0), None), (("--near", 2), 2.0),
                                                 (("--by", "bm25"), None)])  # fmt: skip
 def test_near_copies_are_dropped_unless_that_is_turned_off(options, near, tmp_path, monkeypatch):
     monkeypatch.setattr(mining, "mine_file", lambda data, out, settings, *_, **__: [settings.near])
