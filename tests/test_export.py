@@ -164,7 +164,7 @@ def test_a_card_says_what_the_folder_says(stage, encoder, mine):
     assert all(cards.load_card(name).title in loaded.text for name in ("cldr", "kolibri", "cldr-facts"))
     assert set(loaded.data.language) >= {code for code in cards.load_card("kolibri").languages if len(code) == 2}
     assert str(stage.parent) not in loaded.content and str(folder.parent) not in loaded.content
-    assert re.search(r"texts in \d\d languages.*sentence_transformers \de-0\d, transformers", printed)
+    assert re.search(r"texts in \d\d languages.*sentence-transformers \de-0\d, transformers", printed)
     np.testing.assert_array_equal(Encoder.load(folder).encode(["a b"]), encoder.encode(["a b"]))
 
 

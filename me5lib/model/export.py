@@ -64,7 +64,7 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
 
     encoder.save(folder, about.prompts, _complete)
     return (f"{len(check_texts(encoder.max_tokens))} texts in {len(LOCALES)} languages, largest difference of a "
-            "coordinate: " + ", ".join(f"{reader} {value:.0e}" for reader, value in worst.items()))
+            "coordinate: " + ", ".join(f"{reader.replace('_', '-')} {value:.0e}" for reader, value in worst.items()))
 
 
 def check_texts(tokens: int) -> list[str]:
