@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from datetime import timedelta
 
 import pytest
@@ -125,6 +126,9 @@ def a_rank():
     assert distributed.local_slice(held.queries) == (slice(0, 1) if team.main else slice(1, 3))
     assert team.any(team.main) and team.sum(1.0 + team.rank) == 3.0
 
+    with warnings.catch_warnings():  # a launch of eight would show each of them eight times
+        warnings.simplefilter("error")
+        team.wrap(torch.nn.Linear(2, 2))
     number = 3 + team.rank  # how many rows the ranks have is asked once a batch
     related = make_batch([Pair(f"{i} {number}", f"- {i} {number}", "s", "en") for i in range(number)]).relations
     vectors = torch.nn.functional.normalize(torch.randn(2 * number, 8)).requires_grad_()

@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections import UserList
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ class Team:
         if self.world == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return _Parallel(model, devices, broadcast_buffers=False)
+        with warnings.catch_warnings():  # torch 2.13 has another name for it, which earlier releases do not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return _Parallel(model, devices, broadcast_buffers=False)
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so. A collective."""
