@@ -1,6 +1,5 @@
-"""The `me5` command; `me5 --help` lists what it does. Options only: the work is done in the rooms that they name.
+"""The `me5` command with all its parts, and those that run, report and hand out: `me5 --help` lists what it does.
 
-What a user can mend is one line on stderr and exit code 2; a notebook that failed gives 1; an interrupt gives 130.
 Everything heavy is imported inside the commands, so that `me5 --help` answers at once.
 """
 
@@ -37,20 +36,19 @@ def packs_command(
     """Download the offline packs (about 400 MB, once), verified; what is there stays."""
     from me5lib.data import cards
     from me5lib.data import packs as store
-    from me5lib.io import cache
 
     if listing:
         for card in cards.all_cards().values():
             for file in card.files:
-                here = "in the cache" if (cache() / "packs" / file.file).is_file() else "to be fetched"
+                here = "in the cache" if (io.cache() / "packs" / file.file).is_file() else "to be fetched"
                 print(f"{card.name:24} {file.size / 1e6:7.1f} MB  {here:13}  {file.file}")
         return
     names = split_names(only) or None
     paths = store.fetch(names, source=source)
     total = sum(file.size for file in store.wanted(names).values())
-    print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {cache() / 'packs'}")
+    print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {io.cache() / 'packs'}")
     if export is not None:
-        store.fetch(names, source=cache() / "packs", folder=export)
+        store.fetch(names, source=io.cache() / "packs", folder=export)
         print(f"copied; the others run: me5 packs --from {export}")
 
 
@@ -69,7 +67,7 @@ def run_command(
     numbers = [number.zfill(2) for number in split_names(only)]
     if export and (source or numbers):
         raise Me5Error("--export writes what is there: leave out --from and --only")
-    from me5lib import config, io
+    from me5lib import config
     from me5lib.lessons import run as runner
 
     cfg = config.load(scale, overrides)
@@ -104,7 +102,6 @@ def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Pa
 
 def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
     """Write the pages of a run again and print its numbers."""
-    from me5lib import io
     from me5lib.lessons import report as pages
 
     folder = io.run_folder(scale, seed, out)

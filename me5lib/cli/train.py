@@ -193,7 +193,7 @@ def _resume_or_begin(team: Team, folder: Path, name: str, steps: int, resume: bo
     """Before training: with --resume, that there is a checkpoint to go on with; with --fresh, that there is none."""
     from me5lib.train import checkpoint
 
-    def look() -> None:
+    def _checked() -> None:
         part = folder / f"{name}.part"
         if resume is False and part.exists():
             print(f"{part} is thrown away")
@@ -206,7 +206,7 @@ def _resume_or_begin(team: Team, folder: Path, name: str, steps: int, resume: bo
                 raise Me5Error(f"nothing to resume in {folder} ({why}): leave out --resume")
             print(f"going on with {last} ({checkpoint.read_state(last)['step']:,} of {steps:,} steps are done)")
 
-    team.by_main(look)
+    team.by_main(_checked)
 
 
 def _say(team: Team, *lines: object) -> None:

@@ -108,6 +108,11 @@ class Card(_Strict):
         return self
 
     @property
+    def prefixes(self) -> tuple[str, str]:
+        """Of queries and of passages."""
+        return self.query_prefix, self.passage_prefix
+
+    @property
     def sha256(self) -> str:
         """Hash of everything that the card says, prose aside: a build is of one card as it then was."""
         return hashlib.sha256(self.model_dump_json(exclude={"prose"}).encode("utf8")).hexdigest()

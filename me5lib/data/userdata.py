@@ -20,7 +20,7 @@ import hashlib
 import io
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,11 +160,19 @@ class OwnCorpus:
         kept = sorted(texts, key=lambda key: (key not in positives, int(key)))[: max(most, len(positives))]
         return RetrievalSet(queries, {key: ("", texts[key]) for key in sorted(kept, key=int)}, dict(relevant))
 
+    @property
+    def unused_lines(self) -> dict[str, list[int]]:
+        """Key of `REASONS` → the lines (or rows) in which it was met, in the file's order."""
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for each in self.unused:
+            numbers[each.why].append(each.number)
+        return dict(numbers)
+
     def reasons(self) -> list[str]:
         """For each reason not to use something, how often it was met, and in which lines first."""
-        numbers = {why: [each.number for each in self.unused if each.why == why] for why in REASONS}
-        return [f"not used: {len(met):,} × {REASONS[why]} ({self.unit} {', '.join(map(str, met[:5]))}"
-                + " …" * (len(met) > 5) + ")" for why, met in numbers.items() if met]
+        found = self.unused_lines
+        return [f"not used: {len(met):,} × {words} ({self.unit} {', '.join(map(str, met[:5]))}"
+                + " …" * (len(met) > 5) + ")" for why, words in REASONS.items() if (met := found.get(why))]
 
     def lines(self) -> list[str]:
         """What was read, in words: one line what was taken, one what came of it, one for each reason not to."""
@@ -175,7 +183,7 @@ class OwnCorpus:
 
     def card(self) -> cards.Card:
         """The data card of this file, by the schema of `data_cards`."""
-        met = Counter(each.why for each in self.unused)
+        met = self.unused_lines
         queries = len({row.query for row in self.labelled("dev")})
         dev = f"{queries:,} queries, by hash; near-copies and queries of one passage stay together"
         query_prefix, passage_prefix = self.prefixes()
@@ -185,7 +193,7 @@ class OwnCorpus:
             languages=sorted({row.language for row in self.rows}), pair=str(self.columns), query_prefix=query_prefix,
             passage_prefix=passage_prefix, faults=["nobody has looked for faults yet: write them here"], prose=PROSE,
             counts={"labelled": len(self.rows), "dev": int(self.dev.sum()),
-                    **{f"dropped: {words}": met[why] for why, words in REASONS.items() if why in met}},
+                    **{f"dropped: {words}": len(met[why]) for why, words in REASONS.items() if why in met}},
             ours={"dev": CHAINED if self._split[1] else dev},
         )  # fmt: skip
 

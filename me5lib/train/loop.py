@@ -158,7 +158,7 @@ def _resume(folder: Path, model: torch.nn.Module, adamw: torch.optim.Optimizer, 
 def _look(model: torch.nn.Module, step: int, stage: Stage, run: RunOptions, log: TrainingLog) -> bool:
     """Evaluate if it is due after `step` steps and not logged yet (rank 0; the others wait); whether it was due."""
 
-    def look() -> None:
+    def _evaluated() -> None:
         if any(row["step"] == step for row in log.evaluations):
             return
         model.eval()
@@ -170,7 +170,7 @@ def _look(model: torch.nn.Module, step: int, stage: Stage, run: RunOptions, log:
 
     if run.evaluate is None or not (step in (0, stage.steps) or run.every and step % run.every == 0):
         return False
-    run.team.by_main(look)
+    run.team.by_main(_evaluated)
     return True
 
 

@@ -275,10 +275,7 @@ def mine_file(
     encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
     claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()),
                        "model": encoder_mark(encoder) if encoder else "", "columns": columns, "encoding": encoding})
-    numbers: dict[str, list[int]] = defaultdict(list)
-    for each in file.unused:
-        numbers[userdata.REASONS[each.why]].append(each.number)
-    not_used = {why: (len(some), file.unit, some[:5]) for why, some in numbers.items()}
+    not_used = {userdata.REASONS[why]: (len(met), file.unit, met[:5]) for why, met in file.unused_lines.items()}
     report = mine_shards(rows, out, cfg, encoder, not_used, progress)
     lines = [*file.reasons(), *report_lines(report)]
     if report.above > ABOVE * report.kept:

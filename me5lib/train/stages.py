@@ -208,8 +208,7 @@ def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
 def card_prefixes(source: str) -> tuple[str, str]:
     """The prefixes of a source's two sides, from its data card: "query: " on both where they are alike (translations),
     else "query: " and "passage: " (the authors' model card; which each of their training sets had is not published)."""
-    card = cards.load_card(source)
-    return card.query_prefix, card.passage_prefix
+    return cards.load_card(source).prefixes
 
 
 class Budget(NamedTuple):

@@ -498,10 +498,7 @@ def train_on_file(
 
 def prefixes_of(source: str) -> tuple[str, str]:
     """The prefixes of a source's two sides: its data card's, or "query: " and "passage: " where it has none."""
-    if source not in cards.card_names():
-        return QUERY, PASSAGE
-    card = cards.load_card(source)
-    return card.query_prefix, card.passage_prefix
+    return cards.load_card(source).prefixes if source in cards.card_names() else (QUERY, PASSAGE)
 
 
 def read_examples(path: Path) -> tuple[list[Labelled], dict[str, int]]:
@@ -513,4 +510,5 @@ def read_examples(path: Path) -> tuple[list[Labelled], dict[str, int]]:
         if groups:
             return labelled.drop_invalid(labelled.read_groups(path).values())
     rows, file = mining.read_pairs(path)
-    return [row._replace(source=OWN_DATA) for row in rows], Counter(userdata.REASONS[each.why] for each in file.unused)
+    unused = Counter({userdata.REASONS[why]: len(met) for why, met in file.unused_lines.items()})
+    return [row._replace(source=OWN_DATA) for row in rows], unused
