@@ -47,7 +47,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The backbone: a hub id, a released model, or `random` for a BERT of the given shape with random weights."""
+    """The backbone: a hub id, `random` for a BERT of this shape with random weights, or a released model, of which the
+    lower `layers` are taken and about `vocabulary` pieces."""
 
     backbone: str
     layers: int
@@ -82,7 +83,7 @@ class Stage:
     teacher_steps: int = 0  # steps to train that small one
     accumulate: int = 1  # batches, each with its own negatives, that a rank's share of a step is cut into
     gradient_checkpointing: int = 0  # 1: layers are computed again in the backward pass instead of kept
-    freeze_positions: int = 0  # 1: position embeddings are not trained
+    frozen: int = 0  # 1: the embeddings are not trained; 1 + n: nor the n lower layers
 
 
 @dataclass(frozen=True)

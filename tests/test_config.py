@@ -34,7 +34,7 @@ def test_an_override_is_taken_and_is_marked_ours():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("huge", "", "unknown scale 'huge': choose one of tiny, smoke"),
+        ("huge", "", "unknown scale 'huge': choose one of tiny, random, smoke"),
         ("tiny", "train.step=3", r"did you mean train.steps\?"),
         ("tiny", "steps", "unknown setting 'steps'"),
         ("tiny", "train.steps=many", "train.steps wants int, not 'many'"),
@@ -49,5 +49,5 @@ def test_bad_input_is_one_clear_line(name, override, message):
 def test_the_teacher_is_a_public_one_of_the_hub_and_trained_offline():
     teachers = {name: config.load(name).finetune.teacher for name in config.presets()}
     offline = {name for name in config.presets() if config.load(name).offline}
-    assert offline == {"smoke", "tiny", "ablate"} and {teachers.pop(name) for name in offline} == {"trained"}
+    assert offline == {"smoke", "tiny", "random"} and {teachers.pop(name) for name in offline} == {"trained"}
     assert set(teachers.values()) == {"BAAI/bge-reranker-v2-m3"}

@@ -139,11 +139,11 @@ def test_a_plan_has_one_primary_metric_and_arms_that_differ_in_what_is_compared_
 
 def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("ME5_OUT", str(tmp_path))
-    full, quick = (experiments.planned("stages", config.load("ablate"), quick=quick) for quick in (False, True))
+    full, quick = (experiments.planned("stages", config.load("random"), quick=quick) for quick in (False, True))
     assert quick.scale.train.steps == full.scale.train.steps // 10 and quick.seeds == (0, 1) and len(full.seeds) >= 5
     assert "quick" in "\n".join(quick.lines())
     homes = [experiments.home(full.scale, quick) for quick in (False, True)]
-    assert homes == [tmp_path / "experiments" / "ablate", tmp_path / "experiments" / "ablate-quick"]
+    assert homes == [tmp_path / "experiments" / "random", tmp_path / "experiments" / "random-quick"]
     assert experiments.home(full.scale, True, str(tmp_path / "mine")) == tmp_path / "mine"
 
 
@@ -299,5 +299,5 @@ def test_stored_results_are_those_of_a_full_run(name):
     assert found["experiment"] == name and not found["quick"] and len(found["seeds"]) >= 5
     assert len(found["plan"]) == 16 and found["conditions"]
     assert [arm["name"] for arm in found["arms"]] == [
-        arm.name for arm in experiments.planned(name, config.load("ablate")).arms]
+        arm.name for arm in experiments.planned(name, config.load("random")).arms]
     assert len(experiments.arm_table(found)) == len(found["arms"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from me5lib.config import load
-from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
+from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, evaluation_texts, open_corpus
 from me5lib.evaluate import heldout
 from me5lib.evaluate.protocol import Protocol
 from me5lib.io import Me5Error
@@ -104,7 +104,7 @@ def test_languages_as_mteb_names_them_and_as_the_shards_do():
 
 def test_the_offline_tasks_give_every_text_once():
     corpus = open_corpus(load("smoke"), progress=False)
-    found = heldout.corpus_texts(corpus)
+    found = evaluation_texts(corpus.tasks())
     task = next(task for task in corpus.tasks() if task.name == "heldout")
     language = next(iter(task.sets))
     assert set(task.sets[language][1]) == set(found["heldout", language])

@@ -246,14 +246,14 @@ def check_command(
 
     from me5lib import config
     from me5lib.data import shards, split
-    from me5lib.data.corpus import open_corpus
+    from me5lib.data.corpus import evaluation_texts, open_corpus
     from me5lib.evaluate import heldout
 
     if texts is not None and not texts.is_file():
         raise Me5Error(f"--texts {texts}: there is no such file")
     streams = shards.open_streams(out.expanduser().resolve()) if out else None
     corpus = open_corpus(config.load(scale))
-    held = heldout.corpus_texts(corpus) | heldout.task_texts(split_names(tasks))
+    held = evaluation_texts(corpus.tasks()) | heldout.task_texts(split_names(tasks))
     if texts is not None:
         held[texts.name, ""] = texts.read_text(encoding="utf8").splitlines()
     found = list(split.find_leaks(streams or corpus.shards, held, progress=sys.stderr.isatty()))

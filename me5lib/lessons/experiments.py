@@ -1,6 +1,6 @@
 """The first two experiments: do two stages beat one, and which negatives teach? Written down first, then run.
 
-    plan = planned("stages", config.load("ablate"), seeds=5)
+    plan = planned("stages", config.load("random"), seeds=5)
     results = run_experiment(plan, base)                     # base/stages/plan.json first, then arm after arm
     print(arm_table(results)); figure(results)
 

@@ -59,15 +59,10 @@ class Encoder(nn.Module):
 
     @classmethod
     def new(cls, shape: config.Model, tokenizer: PreTrainedTokenizerFast, seed: int, dropout: float = 0.0) -> Encoder:
-        """The encoder that a stage 1 starts from: random BERT weights of this shape, or the hub's `shape.backbone`.
+        """Random BERT weights of this shape, whatever its `backbone`, from `seed` and not torch's global generator.
 
-        The random one is drawn from `seed` without touching torch's global generator, by default without dropout (ours:
-        one pass over the data does not overfit); a hub backbone keeps its own.
+        By default without dropout (ours: one pass over the data does not overfit).
         """
-        if shape.backbone != "random":
-            encoder = cls.load(shape.backbone).trained_further()
-            encoder.max_tokens = min(shape.max_tokens, encoder.max_tokens)
-            return encoder
         from transformers import BertConfig, BertModel
 
         config = BertConfig(
@@ -93,6 +88,11 @@ class Encoder(nn.Module):
         if getattr(self.backbone.config, "derived_from", "") == released.NAME:
             self.backbone.config.derived_from = released.TUNED
         return self
+
+    def freeze(self, depth: int) -> None:
+        """Train the embeddings (`depth` 1) and the lower `depth` − 1 layers no further."""
+        for part in [self.backbone.embeddings, *self.backbone.encoder.layer][:depth]:
+            part.requires_grad_(False)
 
     def save(self, folder: str | Path, prompts: Mapping[str, str] = save_load.PROMPTS,
              also: Callable[[Path], None] | None = None) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 import sys
@@ -28,14 +29,15 @@ from torch import Tensor
 
 import me5lib
 from me5lib import io
-from me5lib.config import Model, Scale, Stage
+from me5lib.config import RELEASED, Model, Scale, Stage
 from me5lib.data import cards
-from me5lib.data.corpus import Corpus, open_corpus
+from me5lib.data.corpus import Corpus, evaluation_texts, open_corpus
 from me5lib.data.hub import HubCorpus
 from me5lib.device import autocast, best_device, precision
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import pinned, resolve
+from me5lib.model.shrink import cut_vocabulary, lower_layers
 from me5lib.pairs import Labelled, Pair
 from me5lib.train import labelled as examples
 from me5lib.train import loop
@@ -171,22 +173,45 @@ def start_encoder(
 ) -> Encoder:
     """The encoder that a stage starts from, on the team's device, with the stage's switches that save memory."""
     def make() -> Encoder:
-        if start is not None:
-            return Encoder.load(start).trained_further()
-        return Encoder.new(scale.model, run_tokenizer(corpus, scale, out), seed)
+        return initial_encoder(scale, seed, out, corpus) if start is None else Encoder.load(start).trained_further()
 
     encoder = team.main_process_first(make).to(team.device)
     if stage.gradient_checkpointing:
         encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    if stage.freeze_positions:
-        encoder.backbone.embeddings.position_embeddings.requires_grad_(False)
+    encoder.freeze(stage.frozen)
     return encoder
 
 
-def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
-    """The tokenizer of a run, trained once on the corpus's training texts and kept in `out/tokenizer`.
+def initial_encoder(scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus) -> Encoder:
+    """The encoder before any training: random weights by `seed`, a part of a released model, or a hub's backbone."""
+    backbone = scale.model.backbone
+    if backbone == "random":
+        return Encoder.new(scale.model, run_tokenizer(corpus, scale, out), seed)
+    encoder = Encoder.load(run_start(corpus, scale, out) if backbone in RELEASED else backbone).trained_further()
+    encoder.max_tokens = min(scale.model.max_tokens, encoder.max_tokens)
+    return encoder
 
-    A backbone of the hub brings its own (None is returned).
+
+def run_start(corpus: Corpus, scale: Scale, out: Path) -> Path:
+    """`out/start`: the lower layers of the scale's released backbone, its vocabulary cut to the corpus; made once.
+
+    The texts of the evaluation count for the vocabulary, too (ours: nothing is learnt from them, and a language that is
+    only evaluated would be spelt in letters).
+    """
+    def write(folder: Path) -> None:
+        texts = corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary)
+        texts += itertools.chain.from_iterable(evaluation_texts(corpus.tasks()).values())
+        encoder = lower_layers(Encoder.load(scale.model.backbone), scale.model.layers)
+        cut_vocabulary(encoder, list(dict.fromkeys(texts)), scale.model.vocabulary).trained_further().save(folder)
+
+    backbone = pinned(resolve(scale.model.backbone))
+    return _made_once(out / "start", corpus, scale, write, layers=scale.model.layers, backbone=backbone)
+
+
+def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
+    """The tokenizer of a run from random weights, trained once on the corpus's training texts: `out/tokenizer`.
+
+    Another backbone brings its own (None is returned).
     """
     if scale.model.backbone != "random":
         return None
@@ -194,15 +219,22 @@ def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
 
     from me5lib.model.text import train_tokenizer
 
-    folder = out / "tokenizer"
-    known = {"corpus": corpus.fingerprint, "vocabulary": scale.model.vocabulary, "texts": TEXTS_PER_PIECE}
+    def write(folder: Path) -> None:
+        train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, folder)
+
+    return AutoTokenizer.from_pretrained(str(_made_once(out / "tokenizer", corpus, scale, write)))
+
+
+def _made_once(folder: Path, corpus: Corpus, scale: Scale, write: Callable[[Path], None], **more: Any) -> Path:
+    """`folder`, which `write` fills, if it was not made of the same corpus and settings before."""
+    known = {"corpus": corpus.fingerprint, "vocabulary": scale.model.vocabulary, "texts": TEXTS_PER_PIECE, **more}
     if io.read_json(folder / "made-with.json", None) != known:
-        beside = out / ".tokenizer.part"
+        beside = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(beside, ignore_errors=True)
-        train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, beside)
+        write(beside)
         io.write_json(beside / "made-with.json", known)
         io.replace(beside, folder)
-    return AutoTokenizer.from_pretrained(str(folder))
+    return folder
 
 
 def card_prefixes(source: str) -> tuple[str, str]:
