@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from me5lib import config
 from me5lib.config import load
 from me5lib.data import cards, corpus, shards, split
 from me5lib.data.corpus import Corpus, common_meanings, open_corpus
@@ -73,7 +72,7 @@ def small(tmp_path_factory) -> Corpus:
     """A corpus of planted copies."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ME5_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(corpus, "read_sources", lambda data: planted())
+        patch.setattr(corpus, "read_sources", lambda *_: planted())
         patch.setattr(corpus, "corpus_fingerprint", lambda data: "planted")
         return open_corpus(load("tiny", SETTINGS), progress=False)
 
@@ -300,12 +299,14 @@ def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
     def ten_problems(name: str) -> list:
         return [lambda glob, file=file: file(glob.replace("symbolic/*", "symbolic/000*")) for file in readers(name)]
 
-    def few(data: config.Data) -> corpus.Material:
-        material = read(data)
+    def few(*data: object) -> corpus.Material:
+        material = read(*data)
         tables = {name: table.filter(pc.is_in(table["language"], codes)) for name, table in material.train.items()}
         return material._replace(train=tables)
 
     monkeypatch.setattr(corpus.offline, "readers", ten_problems)
+    monkeypatch.setattr(corpus.offline, "extract_all", lambda cards: [  # such readers cannot go to other processes
+        (name, corpus.offline.extract(name, files)) for name, files in cards.items()])
     monkeypatch.setattr(corpus, "read_sources", few)
     monkeypatch.setattr(corpus, "cache", lambda: tmp_path)
     dial = load("tiny", ("data.sources=kolibri", "data.labelled=exams", "evaluate.heldout_strings=100"))

@@ -29,14 +29,14 @@ MAKE = ('(lesson.out / "stage1").mkdir(exist_ok=True)\n(lesson.out / "stage1" / 
 USE = 'assert (lesson.out / "stage1").is_dir()\nwith lesson.timed("a"): expect(0.123456789, "used", smoke=(0, 1))'
 
 
-def write_book(folder, stem, *cells, needs=(), makes=(), text=""):
+def write_book(folder, stem, *cells, needs=(), makes=(), text="", **metadata):
     """A notebook of the project's shape; `cells` are code."""
     v4 = nbformat.v4
     parameters = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
     heading = v4.new_markdown_cell(f"# What is {stem}?\n\n{text}")
     code = [v4.new_code_cell(cell) for cell in (BEGIN.format(stem[:2]), *cells)]
     book = v4.new_notebook(cells=[heading, parameters, *code])
-    book.metadata["me5"] = {"needs": list(needs), "makes": list(makes)}
+    book.metadata["me5"] = {"needs": list(needs), "makes": list(makes), **metadata}
     folder.mkdir(exist_ok=True)
     nbformat.write(book, folder / f"{stem}.ipynb")
 
@@ -223,7 +223,8 @@ def test_makers_of_what_is_not_there_are_added_and_said_first(books, tmp_path, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["02  added     it makes stage1, which 04 needs",
                          "03  added     it makes stage2, which 04 needs"]
-    assert [line.split()[:2] for line in lines[2:]] == [[n, "finished"] for n in ("00", "02", "03", "04")]
+    assert [line.split()[:2] for line in lines[2:]] == [[n, state] for n in ("00", "02", "03", "04")
+                                                         for state in ("runs", "finished")]
     assert go(books, out, only=["04"]) == {"04": "kept"}
     # made with other settings, it is not there; brought from elsewhere it is, whatever it was made with
     other = tmp_path / "other"
@@ -233,6 +234,37 @@ def test_makers_of_what_is_not_there_are_added_and_said_first(books, tmp_path, c
     assert go(books, other, ["train.steps=2"], only=["04"]) == {"04": "finished"}
     shutil.rmtree(other / "stage2")
     assert set(go(books, other, ["train.steps=2"], only=["04"])) == {"03", "04"}
+
+
+def test_a_run_says_what_runs_what_waits_and_how_long_by_its_last_time_or_by_how_slow_the_machine_is(
+        tmp_path, capsys, monkeypatch):
+    books, out, clock = tmp_path / "timed", tmp_path / "out", [0.0]
+    for name, minutes in (("00", 1), ("01", 2), ("02", 10)):
+        write_book(books, f"{name}_timed", minutes=minutes)
+    took = {"00": 180, "01": 600, "02": 1200}  # seconds: three times the minutes, then five times, then twice
+
+    def execute(book, target, parameters):
+        target.write_text(book.path.read_text("utf8"), encoding="utf8")
+        clock[0] += took[book.name]
+        return ""
+
+    monkeypatch.setattr(run, "_execute", execute)
+    monkeypatch.setattr(run.time, "perf_counter", lambda: clock[0])
+
+    def said(scale, **options):
+        run.run_notebooks(config.load(scale), 0, out / scale, folder=books, **options)
+        lines = capsys.readouterr().out.splitlines()
+        return {line[:2]: line.partition("(")[2][:-1] for line in lines if " runs " in line}
+
+    assert said("tiny") == {"00": "about 1.0 min; then 01 02; 13.0 min in all",
+                            "01": "about 6.0 min; then 02; 36.0 min in all",
+                            "02": "about 40.0 min; the last; 40.0 min in all"}
+    assert said("tiny") == {}
+    for name in ("01", "02"):
+        (out / "tiny" / "notebooks" / f"{name}.ipynb").unlink()
+    assert said("tiny") == {"01": "about 10.0 min; then 02; 30.0 min in all",
+                            "02": "about 20.0 min; the last; 20.0 min in all"}
+    assert said("smoke")["00"] == "then 01 02"  # nobody has measured this scale
 
 
 def test_a_failure_stops_the_run_or_not(books, tmp_path, no_kernel):

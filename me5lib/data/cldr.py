@@ -69,6 +69,7 @@ def _locale(code: str) -> str:
     return "no" if code == "nb" else f"{language}_{script.title()}" if script else language
 
 
+@cache
 def _enough(code: str) -> bool:
     return localedata.exists(_locale(code)) and sum(1 for _ in _name_pairs([code])) >= LEAST
 
@@ -103,7 +104,7 @@ def _name_pairs(codes: Iterable[str]) -> Iterator[tuple]:
             for key, text in own.items():
                 original = english[kind].get(key)
                 if original and normalise(text) != normalise(original):
-                    yield f"{kind}:{key}", original, text, code
+                    yield original, text, code
 
 
 def _fact_rows(codes: Iterable[str]) -> Iterator[tuple]:

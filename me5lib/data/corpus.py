@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from operator import itemgetter
@@ -56,6 +56,7 @@ INTERFACE = ("homeassistant", "gettext", "kolibri")  # whose strings may be held
 LEAST_SENTENCE, LEAST_NAME = (2, 8), (1, 4)  # ours: words and letters of a held-out interface string, of a name of CLDR
 LEAST_ROWS = 64  # ours: a language with fewer rows in a source would repeat them in almost every batch
 LABELLED_ROWS = 20_000  # ours: at most so many of one labelled source, chosen by hash; EXAMS has about as many
+BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
 COUNTS = ("source", "language", "role", "rows")  # roles: stage 1, stage 2, dev, held out, evaluation, dropped: <reason>
 
 
@@ -340,14 +341,12 @@ def common_meanings(rows: Sequence[dict], n: int) -> dict[str, list[str]]:
 
 def write_corpus(data: config.Data, folder: Path, progress: bool = True) -> None:
     """Write the corpus of `data` into the empty `folder`. Raises `Me5Error` where a pack has not been fetched."""
-    with tqdm(total=4, desc="corpus", disable=not progress) as bar:
-        material = read_sources(data)
-        bar.update()
+    with tqdm(total=100, desc="corpus", disable=not progress, bar_format=BAR) as bar:  # shares of the time (ours)
+        material = read_sources(data, lambda share: bar.update(45 * share))
         held, heldout = hold_out(material, data)
-        bar.update()
+        bar.update(15)
         drawn = {name: choose_labelled(material.train[name]) for name in data.labelled}
-        good = admitted(held, material, data, drawn)
-        bar.update()
+        good = admitted(held, material, data, drawn, lambda share: bar.update(35 * share))
         counts = [(card, "all", f"dropped: {reason}", n)
                   for card, reasons in material.dropped.items() for reason, n in reasons.items()]
         counts += _write_stage_1(material, good, folder, data)
@@ -359,26 +358,26 @@ def write_corpus(data: config.Data, folder: Path, progress: bool = True) -> None
             counts += [(name, language, role, n) for language, n in sorted(tally.items())]
         pq.write_table(arrow_table(COUNTS, counts), folder / "counts.parquet")
         io.put_json(folder / "report.json", held.report)
-        bar.update()
+        bar.update(5)
 
 
-def read_sources(data: config.Data) -> Material:
-    """The tables of all sources of `data` and of the evaluation tasks."""
+def read_sources(data: config.Data, advance: Callable[[float], object]) -> Material:
+    """The tables of all sources of `data` and of the evaluation tasks; `advance` is told each share of them read."""
     names, smoke = list(dict.fromkeys((*data.sources, *data.labelled))), only_cldr(data)
     used = list(dict.fromkeys([card_of(name) for name in names] + ([] if smoke else list(EVALUATION))))
     readers = {name: offline.readers(name) for name in used if name != "cldr"}  # complains before any work
-    found = {name: offline.extract(name, files) for name, files in readers.items()}
+    found = dict.fromkeys(readers)  # in this order, whichever is read first
+    for name, extracted in offline.extract_all(readers):
+        found[name] = extracted
+        advance(1 / len(used))
     if "cldr" in used:
         found["cldr"] = offline.Extracted(cldr.cldr_tables(cldr.SMOKE if smoke else None), {})
+        advance(1 / len(used))
     train = {}
     for name in names:
         own = found[card_of(name)].tables
         kinds = [SPECIAL[name][1]] if name in SPECIAL else ["translations", "pairs", "labelled"]
-        table = own[next(kind for kind in kinds if kind in own)]
-        if "english" in table.column_names:  # a translation without its English has its key in place of it
-            english = pc.if_else(pc.equal(pc.fill_null(table["english"], ""), ""), table["key"], table["english"])
-            table = pa.table({"english": english, "text": table["text"], "language": table["language"]})
-        train[name] = table
+        train[name] = own[next(kind for kind in kinds if kind in own)]
     if smoke:  # CLDR's languages of retrieval are dealt alternately to the two retrieval tasks
         tables = found["cldr"].tables
         retrieval = tables["retrieval"]
@@ -432,8 +431,10 @@ def hold_out(material: Material, data: config.Data) -> tuple[HeldOut, pa.Table]:
     return held, arrow_table(("language", "order", "english", "text", "cluster"), sorted(items))
 
 
-def admitted(held: HeldOut, material: Material, data: config.Data, drawn: dict[str, list[tuple]]) -> dict[str, set]:
-    """By language the texts of the sources and of the labelled rows `drawn` that may be trained on."""
+def admitted(held: HeldOut, material: Material, data: config.Data, drawn: dict[str, list[tuple]],
+             advance: Callable[[float], object]) -> dict[str, set]:
+    """By language the texts of the sources and of the labelled rows `drawn` that may be trained on; `advance` is told
+    each share of the texts that was looked at."""
     texts: dict[str, set[str]] = defaultdict(set)
     for name in data.sources:
         for language, own in language_tables(material.train[name]):
@@ -447,8 +448,12 @@ def admitted(held: HeldOut, material: Material, data: config.Data, drawn: dict[s
         return set(itertools.compress(ordered, held.admits(ordered, language)))
 
     largest_first = sorted(texts, key=lambda language: -len(texts[language]))
+    total, good = sum(map(len, texts.values())), {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # most of it is sparse products, which run beside each other
-        return dict(zip(largest_first, threads.map(fit, largest_first), strict=True))
+        for language, fine in zip(largest_first, threads.map(fit, largest_first), strict=True):
+            good[language] = fine
+            advance(len(texts.pop(language)) / total)
+    return good
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ _DROP = re.compile(
 _HOLLOW = re.compile(r"""\(\s*\)|\[\s*\]|«\s*»|“\s*”|„\s*“|「\s*」|"\s*"|(?<!\w)'\s*'(?!\w)""")
 _GAP = re.compile(r"\s+([,.;:!?)\]»”])(?=\s|$)")
 _EDGE = " \t\n\ufeff:,;/|·•–—-=>"
-_LATIN = re.compile(r"[A-Za-zÀ-ɏḀ-ỿ]")
+_LATIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏḀ-ỿ]")
 _NOT_LATIN = re.compile(r"[^\W\d_A-Za-zªºÀ-˿Ḁ-ỿ]")
 _BRACKET = re.compile(r"\[[^\[\](){}<>]*\]|\([^\[\](){}<>]*\)|\{[^{}]*\}|<[^<>]*>")  # an innermost one
 _LETTER = re.compile(r"[^\W\d_]")

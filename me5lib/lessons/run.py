@@ -12,7 +12,8 @@ The folder of a run (`runs/<scale>/seed-<n>`, held under a lock while it is writ
 
 A notebook is finished under a key: a hash of its code cells, its parameters, me5's version, `VERSION`, the packs and
 the keys of the notebooks whose checkpoints it needs. While the key stays, it is not run again. The order comes from the
-notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`; so does which others have to be run first.
+notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`; so does which others have to be run first. Their
+`minutes` (ours: what one machine took at tiny) estimate what is left, scaled by how long this machine took so far.
 
 Ctrl-C goes to the kernel, which has `GRACE` seconds to leave its cell; then it is killed.
 """
@@ -25,6 +26,7 @@ import logging
 import os
 import shlex
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -53,6 +55,7 @@ class Book(NamedTuple):
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     source: str  # hash of its code cells
+    minutes: float  # at tiny, where it was measured; 1 where nobody did
 
 
 class Outcome(NamedTuple):
@@ -71,7 +74,8 @@ def books(folder: Path | None = None) -> list[Book]:
         raw = io.read_json(path)
         needs, makes = (tuple(raw["metadata"].get("me5", {}).get(key, ())) for key in ("needs", "makes"))
         code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
-        waiting.append(Book(path.name[:2], path, report.notebook_title(raw), needs, makes, _digest(code, needs, makes)))
+        waiting.append(Book(path.name[:2], path, report.notebook_title(raw), needs, makes, _digest(code, needs, makes),
+                            raw["metadata"].get("me5", {}).get("minutes", 1.0)))
     ordered: list[Book] = []
     while waiting:
         missing = {made for book in waiting for made in book.makes} - {made for book in ordered for made in book.makes}
@@ -110,7 +114,11 @@ def run_notebooks(
     with io.locked(where / ".lock"):
         journal = Journal(where, all_books, parameters)
         try:
-            for book in _with_makers([*(only or names)], all_books, journal):
+            wanted = _with_makers([*(only or names)], all_books, journal)
+            for book in wanted:
+                todo = [each for each in wanted[len(outcomes):] if not journal.finished(each.name)]
+                if book in todo:
+                    print(f"{book.name}  runs      {book.title} ({_outlook(todo, all_books, journal)})", flush=True)
                 outcomes.append(_one(book, journal, parameters))
                 if outcomes[-1].state == "failed" and not keep_going:
                     break
@@ -141,6 +149,21 @@ def _with_makers(names: Sequence[str], all_books: Sequence[Book], journal: Journ
     return wanted
 
 
+def _outlook(todo: Sequence[Book], all_books: Sequence[Book], journal: Journal) -> str:
+    """How long the first of `todo` will take, which wait behind it, and how long all of them will, in words.
+
+    As long as the last time in this folder; else as the notebook's `minutes`, times the median of what the others took
+    over theirs. Where none has been run, only tiny's are known.
+    """
+    last, waits = journal.seconds, f"then {' '.join(book.name for book in todo[1:])}" if todo[1:] else "the last"
+    ratios = [last[book.name] / (60 * book.minutes) for book in all_books if book.name in last]
+    if not ratios and journal.scale != "tiny":
+        return waits
+    ratio = statistics.median(ratios or [1.0])
+    minutes = [last.get(book.name, 60 * book.minutes * ratio) / 60 for book in todo]
+    return f"about {minutes[0]:.1f} min; {waits}; {sum(minutes):.1f} min in all"
+
+
 class Journal:
     """state.json: which notebook is finished under which key; written after each, so an interrupt loses nothing."""
 
@@ -149,6 +172,7 @@ class Journal:
 
         self.out = out
         self.keys: dict[str, str] = {}
+        self.scale: str = parameters["SCALE"]
         self._settings = {"scale": parameters["SCALE"], "seed": parameters["SEED"], "set": parameters["SET"]}
         listed = _digest(sorted((name, file.sha256) for name, file in packs.wanted().items()))
         for book in all_books:  # makers come first
@@ -156,6 +180,7 @@ class Journal:
             self.keys[book.name] = _digest(book.source, self._settings, __version__, VERSION, listed, upstream)
         kept = io.read_json(out / "state.json", {}).get("notebooks", {})
         self._entries: dict[str, dict] = {name: entry for name, entry in kept.items() if name in self.keys}
+        self.seconds = {name: entry["seconds"] for name, entry in self._entries.items() if entry["state"] == "finished"}
 
     def finished(self, name: str) -> bool:
         """Whether notebook `name` is finished under today's key, and what it made is still there."""
@@ -177,6 +202,7 @@ class Journal:
             made = [name for name in book.makes if (self.out / name).exists()]
             self._entries[book.name] = {"key": self.keys[book.name], "state": outcome.state, "error": outcome.error,
                                         "title": book.title, "seconds": round(outcome.seconds, 1), "made": made}
+            self.seconds |= {book.name: outcome.seconds} if outcome.state == "finished" else {}
         content = {"settings": self._settings, "version": __version__, "notebooks": self._entries}
         io.put_json(self.out / "state.json", content, sort_keys=True)
 
