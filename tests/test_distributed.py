@@ -27,9 +27,10 @@ def right(found: check_gradients.GradientCheck, loss: str) -> bool:
 
 
 def test_two_ragged_processes_and_the_usual_mistakes():
-    found = prove_gradient(2, shards=(19, 13), loss="symmetric")
+    found, mixed = prove_gradient(2, shards=(19, 13), losses=("symmetric", check_gradients.STAGE_2))
     assert list(found) == list(VARIANTS)  # in the order in which they are explained
     assert right(found["ours"], "symmetric") and right(found["ours, replayed"], "symmetric")
+    assert right(mixed["ours"], check_gradients.STAGE_2)
     assert found["ours"].apart < 1e-4  # the promise is 1e-4; AdamW magnifies the last digits where a gradient is near 0
     assert found["÷ W"][:2] == pytest.approx((0.5, 1), abs=1e-12)
     assert found["× W"][:2] == pytest.approx((2, 1), abs=1e-12)
@@ -39,7 +40,7 @@ def test_two_ragged_processes_and_the_usual_mistakes():
 
 
 def test_three_ragged_processes_one_of_them_without_rows_and_kl_beside_infonce():
-    found = prove_gradient(3, shards=(20, 0, 12), loss=check_gradients.STAGE_2)
+    (found,) = prove_gradient(3, shards=(20, 0, 12), losses=[check_gradients.STAGE_2])
     assert right(found["ours"], check_gradients.STAGE_2) and right(found["ours, replayed"], check_gradients.STAGE_2)
     assert found["ours"].apart < 1e-4
     assert found["÷ W"].cosine < 0.999  # InfoNCE alone is three times too small: no common factor repairs it

@@ -57,21 +57,22 @@ VARIANTS = {
 
 
 def prove_gradient(
-    world: int = 2, shards: Sequence[int] | None = None, loss: str = "one-way", seed: int = 0, timeout: float = 180.0
-) -> dict[str, GradientCheck]:
+    world: int = 2, shards: Sequence[int] | None = None, losses: Sequence[str] = ("one-way",), seed: int = 0,
+    timeout: float = 180.0,
+) -> list[dict[str, GradientCheck]]:
     """Start `world` processes, and measure the gradient of each of `VARIANTS` against that of one process.
 
-    `loss` is a form of InfoNCE, or "stage 2". `shards`: rows of each rank (default: as equal as can be); they sum to
-    32. Raises `Me5Error` as `launch` does.
+    Once for each of `losses`: a form of InfoNCE, or "stage 2". `shards`: rows of each rank (default: as equal as can
+    be); they sum to 32. Raises `Me5Error` as `launch` does.
     """
     shards = _even(world) if shards is None else list(shards)
     if len(shards) != world or sum(shards) != ROWS or min(shards) < 0:
         raise Me5Error(f"shards {shards} must be {world} numbers of rows that sum to {ROWS}")
     with tempfile.TemporaryDirectory(prefix="me5-", ignore_cleanup_errors=True) as folder:
-        io.write_json(Path(folder) / "task.json", {"shards": shards, "loss": loss, "seed": seed})
+        io.write_json(Path(folder) / "task.json", {"shards": shards, "losses": losses, "seed": seed})
         launch([[sys.executable, "-m", "me5lib.lessons.check_gradients", folder]] * world, folder, timeout)
         found = io.read_json(Path(folder) / "found.json")
-    return {name: GradientCheck(*found[name]) for name in VARIANTS}
+    return [{name: GradientCheck(*each[name]) for name in VARIANTS} for each in found]
 
 
 def _even(world: int) -> list[int]:
@@ -226,15 +227,16 @@ def main(folder: str = "") -> None:
     team = distributed.join()
     task = io.read_json(Path(folder) / "task.json") if folder else {}
     shards, seed = task.get("shards") or _even(team.world), task.get("seed", 0)
-    begin = sum(shards[: team.rank])
-    for loss in [task["loss"]] if folder else ["one-way", STAGE_2]:
+    begin, measured = sum(shards[: team.rank]), []
+    for loss in task.get("losses", ["one-way", STAGE_2]):
         found = measure(toy_task(seed, slice(begin, begin + shards[team.rank]), loss), seed, team)
-        if team.main and folder:
-            io.write_json(Path(folder) / "found.json", found)
-        elif team.main:
+        measured.append(found)
+        if team.main and not folder:
             print(f"{loss}, {team.world} process(es), against one; right: ratio 1, cosine 1, weights 0 apart")
             for name, (ratio, cosine, value, apart) in found.items():
                 print(f"  {name:16} ratio {ratio:9.6f}   cosine {cosine:9.6f}   loss {value:8.4f}   apart {apart:.1e}")
+    if team.main and folder:
+        io.write_json(Path(folder) / "found.json", measured)
     team.barrier()
     distributed.leave()
 
