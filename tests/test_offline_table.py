@@ -16,6 +16,7 @@ from me5lib import config
 from me5lib.data.corpus import Bitext, Classification, Retrieval, RetrievalSet, open_corpus
 from me5lib.evaluate import baselines, offline_table
 from me5lib.evaluate.heldout import mteb_tasks
+from me5lib.evaluate.paper import load_csv
 from me5lib.evaluate.protocol import Protocol
 from me5lib.evaluate.stats import bootstrap
 from me5lib.io import Me5Error
@@ -161,6 +162,18 @@ def test_margin_is_paired_and_over_the_better_lexical_row():
     assert offline_table.margin_over(scores(), "heldout", "ours", over="digits").difference.mean == pytest.approx(0.525)
     with pytest.raises(Me5Error, match="no scores for task 'gsm': there are heldout"):
         offline_table.per_language(scores(), "gsm")
+
+
+def test_exposure_has_one_word_for_every_row_and_column_and_a_reason():
+    known = load_csv("exposure", keep_default_na=False)
+    known = known.assign(row=known["row"].str.split(";"), column=known["column"].str.split(";"))
+    words = known.explode("row").explode("column").pivot(index="row", columns="column", values="exposure")  # no doubles
+    named = {*offline_table.LEXICAL, "random weights", "USE-multilingual", "me5-small-q4", "start", "stage 1 only"}
+    assert set(words.index) == named | {"stage 1 + stage 2"} and known["reason"].ne("").all()
+    assert set(words.columns) == {"heldout", "gsm", "xquad", "fastapi", "intents"}
+    assert words.isna().sum().sum() == 3  # the translation memory takes no part in other than translations
+    assert set(known["exposure"]) == {"its training set", "same domain", "newer than the model", "unknown", "none",
+                                      "as its start"}
 
 
 def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):

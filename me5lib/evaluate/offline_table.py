@@ -189,6 +189,8 @@ def better_lexical(scores: pd.DataFrame, task: str, metric: str = "score") -> st
 def margin_over(scores: pd.DataFrame, task: str, model: str, metric: str = "score", over: str = "") -> LanguageMargin:
     """`model` minus `over` ("": the better lexical row): languages are resampled with both scores together."""
     baseline = over or better_lexical(scores, task, metric)
-    table = per_language(scores, task, metric)[[model, baseline]].dropna()
+    both = scores[(scores["task"] == task) & scores["model"].isin((model, baseline))]
+    paired = both[both.duplicated(["language", "subset"], keep=False)]  # a model may know fewer languages to search in
+    table = per_language(paired, task, metric)[[model, baseline]].dropna()
     difference = (table[model] - table[baseline]).to_numpy()
     return LanguageMargin(baseline, bootstrap(difference), len(difference), int((difference > 0).sum()))
