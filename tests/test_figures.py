@@ -37,6 +37,7 @@ def laid(monkeypatch):
 
 def test_a_map_has_a_fixed_seed_and_its_caption_gives_the_agreement_in_space_and_on_it(laid):
     found, vectors, asked = laid
+    assert [options.pop("tqdm_kwds")["desc"] for options in asked] == ["map of after"]
     assert asked == [{"n_neighbors": 15, "metric": "cosine", "random_state": 1}]
     flat = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     assert found.points == pytest.approx(flat[..., :2]) and found.in_space == 1.0

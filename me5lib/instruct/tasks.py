@@ -82,10 +82,11 @@ def score_questions(encoder: Encoder, wanted: Sequence[Question], query_of: Call
         own = [question for question in wanted if question.language == language]
         pool = sorted({(text_key(text), name, text) for q in own for name, text in q.answers.items()})
         vectors = encoder.encode([text for _, _, text in pool], "")
+        texts = list(dict.fromkeys(query_of(q, task) for task in INSTRUCTIONS for q in own))  # bare ones are alike
+        first = dict(zip(texts, (encoder.encode(texts, "") @ vectors.T).argmax(axis=1), strict=True))
         for task in INSTRUCTIONS:
-            first = (encoder.encode([query_of(q, task) for q in own], "") @ vectors.T).argmax(axis=1)
-            for question, index in zip(own, first, strict=True):
-                _, name, text = pool[index]
+            for question in own:
+                _, name, text = pool[first[query_of(question, task)]]
                 right += text == question.answers[task]
                 kind += name == task
                 either += text in question.answers.values()

@@ -49,7 +49,9 @@ def lay_out_map(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> M
     flat = unit(vectors).reshape(-1, width)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fixed seed costs the threads: said in the module's docstring
-        points = umap.UMAP(n_neighbors=min(15, len(flat) - 1), metric="cosine", random_state=seed).fit_transform(flat)
+        bar = {"desc": f"map of {title}", "disable": False, "mininterval": 1}
+        points = umap.UMAP(n_neighbors=min(15, len(flat) - 1), metric="cosine", random_state=seed,
+                           tqdm_kwds=bar).fit_transform(flat)
     points = np.asarray(points, dtype=np.float64).reshape(languages, meanings, 2)
     space = flat.reshape(vectors.shape)
     return Map(title, points, neighbour_agreement(space, k), neighbour_agreement(points, k))
