@@ -172,8 +172,8 @@ def test_exposure_has_one_word_for_every_row_and_column_and_a_reason():
     assert set(words.index) == named | {"stage 1 + stage 2"} and known["reason"].ne("").all()
     assert set(words.columns) == {"heldout", "gsm", "xquad", "fastapi", "intents"}
     assert words.isna().sum().sum() == 3  # the translation memory takes no part in other than translations
-    assert set(known["exposure"]) == {"its training set", "same domain", "newer than the model", "unknown", "none",
-                                      "as its start"}
+    assert set(known["exposure"]) == {"trained on its training set", "same domain", "newer than the model", "unknown",
+                                      "none", "as its start"}
 
 
 def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from me5lib import io
 from me5lib.config import RELEASED, UNTRAINED
-from me5lib.evaluate import baselines
+from me5lib.evaluate import baselines, xquad
 from me5lib.evaluate.heldout import mteb_tasks
 from me5lib.evaluate.protocol import Protocol
 from me5lib.evaluate.runs import LOADING, quiet_mteb, read_result
@@ -156,9 +156,12 @@ def untrained_rows(corpus: Any) -> dict[str, Any]:
 
 def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
                     progress: bool = True) -> tuple[dict[str, Any], pd.DataFrame]:  # fmt: skip
-    """`standard_rows` and their scores on all of `corpus.tasks()`, kept in `out/evaluation` and in the user's cache."""
-    rows = standard_rows(scale, seed, out, corpus)
-    return rows, table_scores(rows, mteb_tasks(corpus.tasks()), Path(out) / "evaluation", progress)
+    """`standard_rows` and their scores on all of `corpus.tasks()` and `xquad.crossed_scores`, which adds a column; kept
+    in `out/evaluation` and in the user's cache."""
+    rows, material, folder = standard_rows(scale, seed, out, corpus), corpus.tasks(), Path(out) / "evaluation"
+    scores = table_scores(rows, mteb_tasks(material), folder, progress)
+    questions = next(task for task in material if task.name == "xquad")
+    return rows, pd.concat([scores, xquad.crossed_scores(rows, questions, folder, progress)], ignore_index=True)
 
 
 def per_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:

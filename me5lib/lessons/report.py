@@ -162,7 +162,7 @@ def run_summary(out: Path) -> str:
         lines += [f"      {key:48} {value if isinstance(value, str) else f'{value:.4g}'}"
                   for key, value in book["metrics"].items()]
     if (table := main_table(out)) is not None:
-        lines += ["", table.to_string(na_rep="")]
+        lines += ["", table.to_string(na_rep="", line_width=140)]  # more columns than fit stand below
     return "\n".join(lines)
 
 
