@@ -1,81 +1,55 @@
-"""The first two experiments: do two stages beat one, and which negatives teach? Written down first, then run.
+"""Experiments that can decide: a pilot says what they can see, the plan is sealed, every arm is run and reported.
 
-    plan = planned("stages", config.load("random"), seeds=5)
-    results = run_experiment(plan, base)                     # base/stages/plan.json first, then arm after arm
-    print(arm_table(results)); figure(results)
+    plan = planned("stages", config.load("random"))
+    plan = piloted(plan, base)                            # base/stages/pilot.json, then the plan is complete
+    results = run_experiment(plan, base)                  # base/stages/plan.json first, then arm after arm
+    print("\n".join(sentences(results))); arm_table(results); figure(results)
 
-    <base>/seed-0/stage1/               once per seed, shared by the arms of both experiments
+    <base>/<experiment>/pilot.json      the reference and its A/A twin under two seeds of their own: the smallest
+                                        difference that the full run can show, minutes of an arm, and whether a teacher
+                                        is ahead of its student (if not, there is no arm with one)
     <base>/<experiment>/plan.json       what will be done: neither arms nor seeds nor steps are chosen after the results
     <base>/<experiment>/arms/           the score of every query, a file per seed and arm: a kill costs one arm
-    <base>/<experiment>/results.json    means, intervals and verdicts of all arms, with the coordinates of the run;
-                                        table.csv, figure.png and timings.json beside it
+    <base>/<experiment>/results.json    means, intervals and verdicts of all arms, whether the controls came out, and
+                                        the coordinates of the run; table.csv and figure.png beside it
 
-The arms of `stages` differ in nothing but which batches come when: negatives are the labelled ones in all of them, and
-there is no teacher. Those of `negatives` start from the same stage 1 of their seed. Offline scales are measured on
-held-out searches (`evaluate.heldout`); scales of the hub by their main scores on a subset of English MTEB.
+What is asked, by which arms and on which tests: `labs`. How differences are judged: `evaluate.stats`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from me5lib import __version__, io
+from me5lib.config import Scale
+from me5lib.evaluate import stats
 from me5lib.io import Me5Error
+from me5lib.lessons.labs import LABS, Arm, Lab, code_lines
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-    from me5lib.config import Scale, Stage
-    from me5lib.model.encoder import Encoder
-    from me5lib.train.loop import Work
-
-QUESTIONS = {
-    "stages": "do two stages (pairs, then labelled examples) beat one?",
-    "negatives": "which negatives teach in stage 2, and does a teacher's opinion of them help?",
-}
-SEEDS, QUICK = 5, 10  # ours: seeds of a full run, and how many times fewer steps a quick one has
-QUICK_SEEDS = {"stages": 2, "negatives": 1}  # ours: a minute or two
+QUICK, QUICK_SEEDS = 10, 2  # ours: how many times fewer steps a quick run has, and its seeds
+PILOT = 1000  # the first of the pilot's two seeds
 LEVEL = 0.95
-OFFLINE = ("dev", "xquad", "bitext")  # tests of an offline scale, the first one primary
-ENGLISH = (  # ours: eleven of the 56 tasks of English MTEB, of five types, the smaller ones
-    "ArguAna", "FiQA2018", "NFCorpus", "SciFact", "AskUbuntuDupQuestions", "STSBenchmark", "SICK-R",
-    "Banking77Classification", "ImdbClassification", "TwitterSemEval2015", "SprintDuplicateQuestions",
-)  # fmt: skip
-LABELS = {"dev": "dev: mean reciprocal rank", "mteb-english": "mean main score, 11 tasks of English MTEB"}
-WORDS = {"ahead": "came out ahead of", "behind": "came out behind", "undecided": "could not be told apart from"}
+KEPT, FORGOTTEN = 0.8, 0.2  # of gain and of forgetting: what a good point of the frontier has
+LABELS = {"eng-mini": "mean main score, 11 tasks of English MTEB"}
+WORDS = {"ahead": "came out ahead of", "behind": "came out behind", "equal": "is within a point of",
+         "undecided": "could not be told apart from"}  # fmt: skip
+TEST = ("difference of means, paired by seed and by meaning; 95 % percentile intervals over meanings, each with all "
+        "its queries, crossed with seeds; p-values of the same draws, Holm's over all comparisons of the primary "
+        "metric, and over those of all secondary ones (of the A/A twin without); ahead or behind at 5 %, equal where "
+        "the 90 % interval lies within ± 0.01, else undecided")
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to make a model. Without steps: untrained. `rule`: no model at all, "trigrams" or "chance"."""
-
-    name: str
-    pairs: int = 0  # steps on pairs, as in stage 1
-    labelled: int = 0  # steps on labelled examples, as in stage 2
-    mixed: bool = False  # both in one stage, shuffled, instead of one after the other
-    negatives: str = "labelled"  # as `stages.finetune` knows them
-    filtered: bool = False  # by the scale's filters of false negatives, else by none
-    teacher: bool = False  # KD, if the teacher is better than the model that it started from
-    rule: str = ""
-    against: str = ""  # the arm that it is compared with; "" for none
-
-    @property
-    def folder(self) -> str:
-        """The name as part of a path."""
-        return self.name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,98 +60,116 @@ class Plan:
     scale: Scale
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
-    quick: bool
+    quick: bool = False
+    suite: str = ""  # tasks of mteb that are measured in place of the experiment's own tests
+    pilot: Mapping[str, Any] | None = None
+
+    @property
+    def lab(self) -> type[Lab]:
+        """What makes and measures its arms."""
+        return LABS[self.experiment]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The tests, the first one primary."""
-        return OFFLINE if self.scale.offline else ("mteb-english",)
+        return (self.suite,) if self.suite else self.lab.metrics
 
     @property
-    def level(self) -> float:
-        """The level of each difference's interval on the primary metric, so that all hold together at 95 %."""
-        return 1 - (1 - LEVEL) / max(1, sum(bool(arm.against) for arm in self.arms))
+    def positive(self) -> tuple[str, str, str]:
+        """The positive control: an arm, the one that it must lead under every seed, on which metric."""
+        first, second, metric = self.lab.positive
+        return first, second, metric if metric in self.metrics else self.metrics[0]
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON types."""
         settings = dataclasses.asdict(self.scale)
         del settings["provenance"]
         plan = {
-            "experiment": self.experiment, "question": QUESTIONS[self.experiment], "quick": self.quick,
-            "scale": settings, "version": __version__, "seeds": self.seeds,
-            "arms": [dataclasses.asdict(arm) for arm in self.arms],
-            "primary metric": self.metrics[0], "secondary metrics": self.metrics[1:],
-            "mteb tasks": () if self.scale.offline else ENGLISH,
-            "test": "difference of means, paired by seed and by query; 95 % percentile intervals of a bootstrap that "
-                    "resamples seeds and queries, on the primary metric widened for the number of differences "
-                    f"(Bonferroni: {self.level:.4f} each); ahead or behind where 0 is outside, else undecided",
+            "experiment": self.experiment, "question": self.lab.question, "quick": self.quick, "scale": settings,
+            "suite": self.suite, "version": __version__, "seeds": self.seeds,
+            "arms": [arm.as_json() for arm in self.arms], "primary metric": self.metrics[0],
+            "secondary metrics": self.metrics[1:], "positive control": self.positive, "test": TEST,
+            "pilot": self.pilot,
         }  # fmt: skip
         return json.loads(json.dumps(plan))
 
     def lines(self) -> Iterator[str]:
         """The plan to read."""
         how = f"quick: 1/{QUICK} of the steps; " if self.quick else ""
-        yield f"{self.experiment}: {QUESTIONS[self.experiment]}"
+        yield f"{self.experiment}: {self.lab.question}"
         yield f"scale {self.scale.name}, {how}seeds {', '.join(map(str, self.seeds))}; every arm is reported"
         for arm in self.arms:
-            steps = f"{arm.pairs:,} on pairs, {arm.labelled:,} on labelled examples{' (mixed)' * arm.mixed}"
+            about = {key: value for key, value in arm.as_json().items() if key not in ("name", "against")}
             against = f"; against {arm.against}" if arm.against else ""
-            yield f"  {arm.name:24} steps: {arm.rule or steps}{against}"
+            yield f"  {arm.name:24} {', '.join(f'{key} {value}' for key, value in about.items())}{against}"
         yield f"primary metric: {self.metrics[0]}; secondary: {', '.join(self.metrics[1:]) or 'none'}"
-        yield f"test: {self.as_json()['test']}"
+        yield f"test: {TEST}"
+        first, second, metric = self.positive
+        yield f"positive control: {first} must lead {second} on {metric} under every seed"
+        if self.pilot:
+            seen = self.pilot["metrics"][self.metrics[0]]
+            minutes = self.pilot["seconds"] * len(self.arms) * len(self.seeds) / 60
+            yield (f"pilot: smallest difference that is found in 80 % of such experiments: {seen['detectable']:.3f} "
+                   f"({seen['meanings']:,} meanings); about {minutes:.0f} minutes")
+            if lead := self.pilot["teacher"]:
+                yield (f"teacher first in {lead['teacher']:.3f} of groups that it did not learn, the start model in "
+                       f"{lead['start']:.3f} ({lead['low']:+.3f} to {lead['high']:+.3f}): "
+                       + ("arms with KD" if lead["low"] > 0 else "not ahead, so no arm has one"))
 
 
-def planned(experiment: str, scale: Scale, seeds: int = SEEDS, quick: bool = False) -> Plan:
-    """The plan of an experiment at a scale, for seeds 0 … `seeds` − 1. `quick`: a tenth of all steps, fewer seeds.
+def planned(experiment: str, scale: Scale, seeds: int = 0, quick: bool = False, suite: str = "") -> Plan:
+    """The plan of an experiment at a scale, for seeds 0 … `seeds` − 1 (0: the experiment's own number).
 
-    Raises `Me5Error` for an unknown experiment or no seed.
+    `quick`: a tenth of all steps, at most two seeds, no pilot. `suite`: "eng-mini", or names of mteb's tasks (scales of
+    the hub always have one). Raises `Me5Error` for an unknown experiment, and for one that runs offline only.
     """
-    if experiment not in QUESTIONS:
-        raise Me5Error(f"unknown experiment {experiment!r}: choose one of {', '.join(QUESTIONS)}")
-    if seeds < 1:
-        raise Me5Error("an experiment needs at least one seed: --seeds 5")
+    if experiment not in LABS:
+        raise Me5Error(f"unknown experiment {experiment!r}: choose one of {', '.join(LABS)}")
+    lab = LABS[experiment]
+    if not lab.hub and (suite or not scale.offline):
+        raise Me5Error(f"{experiment} is run offline, on its own tests: choose --scale tiny, without --suite")
+    scale = lab.settings(scale)
+    suite, seeds = suite or "eng-mini" * (not scale.offline), seeds or lab.seeds
     if quick:
         less = {name: dataclasses.replace(stage, steps=max(2, stage.steps // QUICK), warmup=stage.warmup // QUICK,
                                           teacher_steps=max(2, stage.teacher_steps // QUICK))
                 for name, stage in (("train", scale.train), ("finetune", scale.finetune))}  # fmt: skip
-        scale, seeds = dataclasses.replace(scale, **less), min(seeds, QUICK_SEEDS[experiment])
-    arms = {"stages": _stages, "negatives": _negatives}[experiment](scale)
-    return Plan(experiment, scale, tuple(range(seeds)), arms, quick)
-
-
-def _stages(scale: Scale) -> tuple[Arm, ...]:
-    """Two stages, and the controls that make the comparison fair: as many steps, and the same batches mixed."""
-    one, two, first = scale.train.steps, scale.finetune.steps, "two stages"
-    return (
-        Arm(first, pairs=one, labelled=two),
-        Arm("stage 2 only", labelled=two, against=first),
-        Arm("stage 2 only, all steps", labelled=one + two, against=first),
-        Arm("mixed in one stage", pairs=one, labelled=two, mixed=True, against=first),
-        Arm("stage 1 only", pairs=one, against=first),
-        Arm("untrained", against=first),
-        *((Arm("character trigrams", rule="trigrams", against=first), Arm("random order", rule="chance", against=first))
-          if scale.offline else ()),
-    )  # fmt: skip
-
-
-def _negatives(scale: Scale) -> tuple[Arm, ...]:
-    """Each kind of negatives against random ones, and the same with KD against itself without."""
-    one, two, arms = scale.train.steps, scale.finetune.steps, []
-    kinds = {"random": "random", "own wrong answers": "labelled", "BM25": "bm25", "mined": "mined",
-             "mined, filtered": "mined"}  # fmt: skip
-    for name, kind in kinds.items():
-        arm = Arm(name, one, two, negatives=kind, filtered="filtered" in name, against="random" if arms else "")
-        arms += [arm, dataclasses.replace(arm, name=f"{name} + KD", teacher=True, against=name)]
-    return *arms, Arm("stage 1 only", pairs=one, against="random")
-
-
-# ---- running it ------------------------------------------------------------------------------------------------------
+        scale, seeds = dataclasses.replace(scale, **less), min(seeds, QUICK_SEEDS)
+    return Plan(experiment, scale, tuple(range(seeds)), lab.arms(scale), quick, suite)
 
 
 def home(scale: Scale, quick: bool, out: str = "") -> Path:
     """Where experiments of a scale lie: `out`, else `runs/experiments/<scale>[-quick]`; made if absent."""
     base = io.run_folder("experiments", 0).parent / (scale.name + "-quick" * quick)
     return io.out(scale.name, 0, out or base)
+
+
+# ---- running it ------------------------------------------------------------------------------------------------------
+
+
+def piloted(plan: Plan, base: Path, progress: bool = True) -> Plan:
+    """`plan` with what its pilot found, which is run where it is not there yet: the reference and its A/A twin (the
+    same configuration) under two seeds each that the full run does not have. Raises `Me5Error` for another plan's."""
+    folder = base / plan.experiment
+    with io.locked(base / ".lock"):
+        lab = _lab(plan, base, progress)
+        bare = dataclasses.replace(plan, pilot=None, arms=plan.lab.arms(plan.scale))
+        mark = _sealed(folder / "pilot-plan.json", bare, lab.corpus.fingerprint)
+        pair = [plan.arms[0], next(arm for arm in plan.arms if arm.role == "A/A")]
+        found = io.read_json(folder / "pilot.json", None)
+        if found is None:
+            runs = [_record(folder / "pilot", lab, arm, PILOT + k, mark) for arm in pair for k in range(2)]
+            found = {"seeds": [PILOT, PILOT + 1], "seconds": float(np.mean([run["seconds"] for run in runs])),
+                     "teacher": lab.teacher_lead(PILOT), "metrics": {}}  # fmt: skip
+            for metric, meanings in lab.meanings().items():
+                scores = np.array([run["scores"][metric] for run in runs])
+                least = stats.detectable(scores, meanings, len(plan.seeds))
+                found["metrics"][metric] = {"mean": float(scores.mean()), "detectable": least,
+                                            "queries": len(meanings), "meanings": len(set(meanings))}  # fmt: skip
+            found = _rounded(found)
+            io.put_json(folder / "pilot.json", found)
+    teacher = bool(found["teacher"]) and found["teacher"]["low"] > 0
+    return dataclasses.replace(plan, pilot=found, arms=plan.lab.arms(plan.scale, teacher))
 
 
 def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, Any]:
@@ -187,43 +179,56 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
     """
     from tqdm.auto import tqdm
 
-    from me5lib.data.corpus import open_corpus
     from me5lib.lessons import figures
 
     folder, jobs = base / plan.experiment, [(seed, arm) for seed in plan.seeds for arm in plan.arms]
     with io.locked(base / ".lock"):
-        lab = Lab(plan, base, open_corpus(plan.scale, progress))
-        mark, records = preregister(plan, folder, lab.corpus.fingerprint), {}
+        lab = _lab(plan, base, progress)
+        mark, records = _sealed(folder / "plan.json", plan, lab.corpus.fingerprint), {}
         with tqdm(jobs, disable=not progress, desc=plan.experiment, unit=" arms") as bar:
             for seed, arm in bar:
                 bar.set_postfix_str(f"seed {seed}, {arm.name}")
-                path = folder / "arms" / f"seed-{seed}.{arm.folder}.json"
-                if not path.is_file():
-                    io.put_json(path, {"plan": mark, **lab.measured(arm, seed)})
-                records[seed, arm.name] = io.read_json(path)
+                records[seed, arm.name] = _record(folder / "arms", lab, arm, seed, mark)
         conditions = {json.dumps(record["conditions"], sort_keys=True) for record in records.values()}
+        minutes = {arm.name: round(sum(records[seed, arm.name]["seconds"] for seed in plan.seeds) / 60, 2)
+                   for arm in plan.arms}
         results = {
-            "experiment": plan.experiment, "question": QUESTIONS[plan.experiment], "plan": mark,
+            "experiment": plan.experiment, "question": plan.lab.question, "plan": mark, "pilot": plan.pilot,
             "corpus": lab.corpus.fingerprint, "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds),
-            "metrics": list(plan.metrics),
-            "conditions": [json.loads(text) for text in sorted(conditions)], "arms": summarise_arms(plan, records),
+            "metrics": list(plan.metrics), "conditions": [json.loads(text) for text in sorted(conditions)],
+            **summarise_arms(plan, records, lab.meanings()), "minutes": minutes,
         }  # fmt: skip
         io.put_json(folder / "results.json", results)
-        seconds = {f"seed {seed}, {name}": record["seconds"] for (seed, name), record in records.items()}
-        io.put_json(folder / "timings.json", seconds)
         arm_table(results).to_csv(folder / "table.csv", index=False)
         figures.keep(figure(results), folder / "figure.png")
+        if results["frontier"]:
+            figures.keep(frontier_figure(results), folder / "frontier.png")
     return results
 
 
-def preregister(plan: Plan, folder: Path, corpus: str) -> str:
+def _lab(plan: Plan, base: Path, progress: bool) -> Lab:
+    """The lab of a plan over its scale's corpus."""
+    from me5lib.data.corpus import open_corpus
+
+    return plan.lab(plan.scale, base, open_corpus(plan.scale, progress), plan.suite)
+
+
+def _record(folder: Path, lab: Lab, arm: Arm, seed: int, mark: str) -> dict[str, Any]:
+    """What `arm` scores under `seed`, kept in `folder`."""
+    path = folder / f"seed-{seed}.{arm.folder}.json"
+    if not path.is_file():
+        io.put_json(path, {"plan": mark, **lab.measured(arm, seed)})
+    return io.read_json(path)
+
+
+def _sealed(path: Path, plan: Plan, corpus: str) -> str:
     """Write the plan down before anything is trained; its fingerprint, corpus included.
 
-    Raises `Me5Error` where the folder has another plan.
+    Raises `Me5Error` where another plan stands there.
     """
     from me5lib.train.checkpoint import fingerprint
 
-    path, content = folder / "plan.json", plan.as_json() | {"corpus": corpus}
+    content = plan.as_json() | {"corpus": corpus}
     before = io.read_json(path, None)
     if before is None:
         io.put_json(path, content)
@@ -234,192 +239,91 @@ def preregister(plan: Plan, folder: Path, corpus: str) -> str:
     return fingerprint(content)
 
 
-@dataclasses.dataclass
-class Lab:
-    """What the arms of a plan share: corpus, tests, vocabulary, and a folder per seed with its stage 1.
-
-    Each arm is made, measured on every query and forgotten. All of it runs in one process.
-    """
-
-    plan: Plan
-    base: Path
-    corpus: Any
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The vocabulary of all arms; None where the backbone brings its own."""
-        from me5lib.train import stages
-
-        return stages.run_tokenizer(self.corpus, self.plan.scale, self.base)
-
-    @cached_property
-    def tests(self) -> Any:
-        """Searches of an offline scale, tasks of mteb of another."""
-        if self.plan.scale.offline:
-            from me5lib.evaluate import heldout
-
-            return heldout.searches(self.corpus)
-        import mteb
-
-        return mteb.get_tasks(tasks=list(ENGLISH), languages=["eng"])
-
-    def measured(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Make the model of `arm` and measure it: `scores`, `facts`, `conditions` and `seconds`; JSON types.
-
-        Its folder is removed afterwards; stage 1 stays for the other arms.
-        """
-        from me5lib.device import best_device, precision
-        from me5lib.train import checkpoint
-
-        began, facts = time.perf_counter(), {}
-        folder = None if arm.rule else self.trained(arm, seed)
-        scores = {name: [round(float(value), 5) for value in values]
-                  for name, values in self.scores(arm, seed, folder).items()}
-        if folder and (report := io.read_json(folder / "report.json", {})):  # of stage 2's negatives and its teacher
-            mining = {key: report["mining"][key] for key in ("queries", "candidates", "kept", "dropped")}
-            facts = {"mining": mining, "filling": report["filling"], "teacher": report["teacher"]}
-        if folder and folder.name != "stage1":
-            shutil.rmtree(folder)
-        conditions = checkpoint.conditions(best_device()) | {"precision": precision(best_device()).name}
-        seconds = round(time.perf_counter() - began, 1)
-        return {"scores": scores, "facts": facts, "conditions": conditions, "seconds": seconds}
-
-    def trained(self, arm: Arm, seed: int) -> Path | None:
-        """The checkpoint of `arm`; None for an untrained one."""
-        from me5lib.train import stages
-
-        scale, out = self.plan.scale, self.base / f"seed-{seed}"
-        options = {"corpus": self.corpus, "evaluate": lambda encoder, step: {}, "progress": False}
-        if self.tokenizer:  # the same for every seed
-            shutil.copytree(self.base / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-        if arm.mixed:
-            return mixed(scale, seed, out, self.corpus, arm.folder)
-        start = stages.pretrain(scale, seed, out, **options) if arm.pairs else None
-        if not arm.labelled:
-            return start
-        filters = {} if arm.filtered else {"near": 0.0, "margin": 0.0}
-        stage = dataclasses.replace(_longer(scale.finetune, arm.labelled), **filters)
-        return stages.finetune(dataclasses.replace(scale, finetune=stage), seed, out, start=start, name=arm.folder,
-                               negatives=arm.negatives, teacher=arm.teacher, **options)
-
-    def scores(self, arm: Arm, seed: int, folder: Path | None) -> dict[str, np.ndarray]:
-        """Metric → score of every query (offline), or of every task (MTEB)."""
-        from me5lib.device import best_device
-        from me5lib.evaluate import heldout
-        from me5lib.model.encoder import Encoder
-
-        scale = self.plan.scale
-        if arm.rule:
-            rule = heldout.random_scores(seed) if arm.rule == "chance" else heldout.trigram_cosines
-            return heldout.query_scores(self.tests, rule)
-        encoder = Encoder.load(folder) if folder else Encoder.new(scale.model, self.tokenizer, seed)
-        encoder = encoder.to(best_device())
-        if not scale.offline:
-            return {"mteb-english": on_mteb(encoder, arm.name, self.tests, self.base / "mteb")}
-        longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in (scale.train, scale.finetune))
-        return heldout.query_scores(self.tests, heldout.cosines(encoder, self.tests, longest))
-
-
-def on_mteb(encoder: Encoder, name: str, tasks: Sequence[Any], folder: Path) -> np.ndarray:
-    """The main score of every task, in their order, float64; under the paper's protocol."""
-    import mteb
-
-    from me5lib.evaluate import runs
-    from me5lib.evaluate.protocol import Protocol
-
-    model, cache = Protocol(encoder, name), mteb.ResultCache(folder)
-    with runs.quiet_mteb():
-        return np.array([mteb.evaluate(model, task, cache=cache, co2_tracker=False).task_results[0].get_score()
-                         for task in tasks], dtype=np.float64)
-
-
-def mixed(scale: Scale, seed: int, out: Path, corpus: Any, name: str) -> Path:
-    """The control that knows no order: the batches of both stages, each with its own loss, shuffled into one stage.
-
-    It begins with random weights and has stage 1's learning rate and one schedule throughout.
-    """
-    from me5lib.device import best_device
-    from me5lib.model.encoder import Encoder
-    from me5lib.train import labelled as examples
-    from me5lib.train import loop, stages
-    from me5lib.train.checkpoint import StageDir
-    from me5lib.train.distributed import Team
-
-    rows, last = examples.drop_invalid(corpus.labelled())[0], scale.finetune
-    stage = _longer(scale.train, scale.train.steps + last.steps)
-    temperature = scale.data.language_temperature if scale.offline else 1.0  # the hub's rows were tempered when drawn
-    batches, plan = corpus.mixture(scale, seed), examples.SamplingPlan(rows, last, seed, temperature)
-    made = StageDir(out, name, {
-        "mixed": [batches.fingerprint, plan.fingerprint], "seed": seed, "corpus": corpus.fingerprint,
-        **{part: dataclasses.asdict(getattr(scale, part)) for part in ("model", "train", "finetune")},
-    })  # fmt: skip
-    if made.finished():
-        return made.final
-    encoder = Encoder.new(scale.model, stages.run_tokenizer(corpus, scale, out), seed).to(best_device())
-    work, team = made.open(), Team.alone(encoder.device)
-    task = examples.GroupTask(last, plan, stages.card_prefixes, work, seed, team, progress=False)
-    groups = examples.make_groups(encoder, rows, task, "labelled")
-    turns, budget = shuffled(scale.train.steps, last.steps, seed), stages.Budget.on_cpu(scale.model)
-
-    def prepare(step: int) -> Work:
-        """The batch of `step`, tokenised, and how its gradient is computed."""
-        labelled, turn = turns[step]
-        if labelled:
-            drawn, own = plan.batch(groups, turn, last.hard_negatives), last
-        else:
-            drawn, own = batches.batch(turn), scale.train
-        return stages.work_of(drawn, encoder, encoder, own, team, budget, (seed, step), stages.card_prefixes)
-
-    loop.train_loop(encoder, prepare, stage, loop.RunOptions(work, seed, made.fingerprint, name,
-                                                 save_every=max(1, stage.steps // 5), progress=False))  # fmt: skip
-    return made.publish(encoder)
-
-
-def shuffled(pairs: int, labelled: int, seed: int) -> list[tuple[bool, int]]:
-    """Of every step: whether its batch is a labelled one, and the how-manieth of its kind."""
-    kinds = np.random.default_rng(seed).permutation(pairs + labelled) < labelled
-    turns = np.where(kinds, kinds.cumsum(), (~kinds).cumsum()) - 1
-    return list(zip(kinds.tolist(), turns.tolist(), strict=True))
-
-
-def _longer(stage: Stage, steps: int) -> Stage:
-    """The stage with so many steps, a tenth of them warm-up where they are others."""
-    return stage if steps == stage.steps else dataclasses.replace(stage, steps=steps, warmup=steps // 10)
-
-
 # ---- what came out ---------------------------------------------------------------------------------------------------
 
 
-def summarise_arms(plan: Plan, records: Mapping[tuple[int, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of every arm, in the plan's order: mean, interval and mean of every seed by metric, and its differences.
+def summarise_arms(
+    plan: Plan, records: Mapping[tuple[int, str], Mapping[str, Any]], meanings: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """`arms`: of every arm, in the plan's order, mean, interval and mean of every seed by metric, and its differences;
+    `controls`; and `frontier`, of an experiment on forgetting.
 
     `records`: (seed, arm's name) → what `Lab.measured` gives. Rounded to six digits.
     """
-    from me5lib.evaluate.stats import interval, resampled
-
-    names, rows = [arm.name for arm in plan.arms], []
-    for arm in plan.arms:
-        trust = [records[seed, arm.name]["facts"].get("teacher") for seed in plan.seeds] if arm.teacher else None
-        used = None if trust is None else sum(bool(teacher and teacher["trusted"]) for teacher in trust)
-        rows.append({**dataclasses.asdict(arm), "difference": {}, "KD used": used})
-    for metric in plan.metrics:
+    names, draws, means = [arm.name for arm in plan.arms], {}, {}
+    rows = [{**arm.as_json(), "against": arm.against, "difference": {}, "lines": code_lines(arm)} for arm in plan.arms]
+    for number, metric in enumerate(plan.metrics):
         stack = np.array([[records[seed, name]["scores"][metric] for seed in plan.seeds] for name in names])
-        draws, means = resampled(stack), stack.mean(axis=2)
+        means[metric] = stack.mean(axis=2)
+        draws[metric] = stats.resampled(stack, meanings[metric], seed=number)
         for k, row in enumerate(rows):
-            found = interval(draws[k], LEVEL, means[k].mean())
-            row[metric] = found._asdict() | {"seeds": means[k].tolist(), "queries": stack.shape[2]}
-            if row["against"]:
-                other = names.index(row["against"])
-                apart, level = means[k] - means[other], plan.level if metric == plan.metrics[0] else LEVEL
-                found = interval(draws[k] - draws[other], level, apart.mean())
-                row["difference"][metric] = found._asdict() | {
-                    "level": level, "verdict": found.verdict, "seeds ahead": int((apart > 0).sum())}
-    return json.loads(json.dumps(rows), parse_float=lambda digits: round(float(digits), 6))
+            found = stats.interval(draws[metric][k], LEVEL, means[metric][k].mean())
+            row[metric] = found._asdict() | {"seeds": means[metric][k].tolist()}
+    for family in (plan.metrics[:1], plan.metrics[1:]):
+        compared = [(k, metric) for k, arm in enumerate(plan.arms) for metric in family if arm.against]
+        _judge(plan, rows, compared, draws, means)
+    asked = {metric: {"queries": len(meanings[metric]), "meanings": len(set(meanings[metric]))}
+             for metric in plan.metrics}
+    return _rounded({"asked": asked, "arms": rows, "controls": _controls(plan, rows),
+                     "frontier": _frontier(names, draws) if plan.experiment == "forgetting" else []})  # fmt: skip
+
+
+def _judge(
+    plan: Plan, rows: list[dict[str, Any]], compared: Sequence[tuple[int, str]], draws: Mapping[str, np.ndarray],
+    means: Mapping[str, np.ndarray],
+) -> None:
+    """Add to `rows` what the comparisons of a family, (arm, metric) each, say of every difference."""
+    names = [arm.name for arm in plan.arms]
+    apart = [draws[metric][k] - draws[metric][names.index(plan.arms[k].against)] for k, metric in compared]
+    p = np.array([stats.p_value(own) for own in apart])
+    asked = np.array([plan.arms[k].role != "A/A" for k, _ in compared], dtype=bool)  # a twin must fail the sharper test
+    holm = p.copy()
+    holm[asked] = stats.holm(p[asked])
+    for (k, metric), own, raw, adjusted in zip(compared, apart, p.tolist(), holm.tolist(), strict=True):
+        by_seed = means[metric][k] - means[metric][names.index(plan.arms[k].against)]
+        sure = "ahead" if by_seed.mean() > 0 else "behind"
+        verdict = sure if adjusted < 1 - LEVEL else "equal" if stats.equivalent(own) else "undecided"
+        rows[k]["difference"][metric] = stats.interval(own, LEVEL, by_seed.mean())._asdict() | {
+            "p": raw, "adjusted": adjusted, "verdict": verdict, "seeds ahead": int((by_seed > 0).sum())}
+
+
+def _controls(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the A/A twin could not be told apart, under how many seeds the positive control came out, and whether a
+    teacher's shuffled scores did not help (None: there is no such arm)."""
+    by_name, (first, second, metric) = {row["name"]: row for row in rows}, plan.positive
+    apart = {row.get("role"): row["difference"][plan.metrics[0]]["verdict"] for row in rows if row["difference"]}
+    ahead = np.array(by_name[first][metric]["seeds"]) > np.array(by_name[second][metric]["seeds"])
+    return {
+        "A/A undecided": apart["A/A"] in ("undecided", "equal"), "positive": [first, second, metric],
+        "positive ahead": int(ahead.sum()),
+        "shuffled scores do not help": apart["shuffled"] != "ahead" if "shuffled" in apart else None,
+    }  # fmt: skip
+
+
+def _frontier(names: Sequence[str], draws: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Of every arm: gain on the target and loss on the tests of other kinds (their mean), both against the start, and
+    which share of plain tuning's it has; with intervals over meanings."""
+    elsewhere = np.mean([own for metric, own in draws.items() if metric not in ("target", "other languages")], axis=0)
+    start, plain = names.index("start"), names.index("plain")
+    gain, loss = draws["target"] - draws["target"][start], elsewhere[start] - elsewhere
+    points = []
+    for k, name in enumerate(names):
+        figures = {"gain": gain[k], "forgetting": loss[k], "gain kept": gain[k] / gain[plain],
+                   "forgetting left": loss[k] / loss[plain]}  # fmt: skip
+        point = {about: stats.interval(own, LEVEL, np.median(own))._asdict() for about, own in figures.items()}
+        good = point["gain kept"]["mean"] >= KEPT and point["forgetting left"]["mean"] <= FORGOTTEN
+        points.append({"name": name, **point, "good": bool(good)})
+    return points
+
+
+def _rounded(found: Any) -> Any:
+    """As JSON types, six digits."""
+    return json.loads(json.dumps(found), parse_float=lambda digits: round(float(digits), 6))
 
 
 def arm_table(results: Mapping[str, Any]) -> pandas.DataFrame:
-    """A row per arm, all arms: the primary metric with its interval, the difference to the arm it is compared with,
-    and the means of the secondary metrics."""
+    """A row per arm, all arms: the primary metric with its interval, the difference to the arm it is compared with, the
+    means of the secondary metrics, and what it costs: minutes of all seeds, lines that only it needs."""
     import pandas as pd
 
     first, *others = results["metrics"]
@@ -427,13 +331,13 @@ def arm_table(results: Mapping[str, Any]) -> pandas.DataFrame:
     for arm in results["arms"]:
         found, apart = arm[first], arm["difference"].get(first, {})
         rows.append({
-            "arm": arm["name"], "pairs": arm["pairs"], "labelled": arm["labelled"],
-            first: found["mean"], "low": found["low"], "high": found["high"], "minus": arm["against"],
-            "difference": apart.get("mean"), "d.low": apart.get("low"), "d.high": apart.get("high"),
-            "verdict": apart.get("verdict", ""), "seeds ahead": apart.get("seeds ahead"),
-            **{name: arm[name]["mean"] for name in others}, "KD used": arm["KD used"],
+            "arm": arm["name"], first: found["mean"], "low": found["low"], "high": found["high"],
+            "minus": arm["against"], "difference": apart.get("mean"), "d.low": apart.get("low"),
+            "d.high": apart.get("high"), "p (Holm)": apart.get("adjusted"), "verdict": apart.get("verdict", ""),
+            "seeds ahead": apart.get("seeds ahead"), **{name: arm[name]["mean"] for name in others},
+            "minutes": results["minutes"][arm["name"]], "lines": arm["lines"],
         })  # fmt: skip
-    return pd.DataFrame(rows).astype({"seeds ahead": "Int64", "KD used": "Int64"})
+    return pd.DataFrame(rows).astype({"seeds ahead": "Int64"})
 
 
 def figure(results: Mapping[str, Any]) -> Figure:
@@ -454,22 +358,58 @@ def figure(results: Mapping[str, Any]) -> Figure:
     right.margins(x=0.2)
     left.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
     left.set_ylim(len(arms) - 0.4, -0.8)
-    left.set_xlabel(f"{LABELS.get(first, first)}; 95 % interval; grey: seeds", fontsize=9)
+    left.set_xlabel(f"{LABELS.get(first, f'{first}: mean reciprocal rank')}; 95 % interval; grey: seeds", fontsize=9)
     several = {arm["against"] for arm in arms if arm["against"]}
-    whom = several.pop() if len(several) == 1 else "random; KD minus the same without"
-    right.set_xlabel(f"minus {whom}; 95 % of all together", fontsize=8)
+    right.set_xlabel(f"minus {several.pop() if len(several) == 1 else 'the arm it is compared with'}", fontsize=9)
     page.suptitle(heading(results), fontsize=10)
     return page
 
 
+def frontier_figure(results: Mapping[str, Any]) -> Figure:
+    """Gain on the target over what was forgotten elsewhere, a point per arm with both intervals."""
+    from me5lib.lessons.figures import canvas
+
+    page, axis = canvas(7.0, 4.2)
+    for point in results["frontier"]:
+        x, y = point["forgetting"], point["gain"]
+        axis.errorbar(x["mean"], y["mean"], [[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
+                      [[x["mean"] - x["low"]], [x["high"] - x["mean"]]], fmt="o", markersize=5, linewidth=1)
+        axis.annotate(point["name"], (x["mean"], y["mean"]), (5, 5), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="forgotten: mean reciprocal rank lost on tests of other kinds", ylabel="gained on the target")
+    axis.set_title(heading(results), fontsize=10)
+    return page
+
+
 def sentences(results: Mapping[str, Any]) -> list[str]:
-    """What came out of every comparison of the plan on the primary metric, a line each, whichever way it fell."""
-    first, lines = results["metrics"][0], []
+    """The controls; then what came out of every comparison of the plan on the primary metric, whichever way it fell;
+    then what the frontier has. A line each."""
+    first, controls, seeds = results["metrics"][0], results["controls"], len(results["seeds"])
+    one, other, metric = controls["positive"]
+    said = {True: "yes", False: "NO"}
+    shuffled = controls["shuffled scores do not help"]
+    lines = [f"controls: A/A undecided: {said[controls['A/A undecided']]}; positive control ({one} over {other} on "
+             f"{metric}) ahead in {controls['positive ahead']} of {seeds} seeds"
+             + (f"; shuffled scores do not help: {said[shuffled]}" if shuffled is not None else "")]
+    if results["pilot"]:
+        lines.append(f"smallest difference that is found in 80 % of such experiments: "
+                     f"{results['pilot']['metrics'][first]['detectable']:.3f}")
+        lead = results["pilot"]["teacher"]
+        if lead and lead["low"] <= 0:
+            lines.append(f"no arm with KD: its teacher was not ahead of the start model ({lead['mean']:+.3f}, from "
+                         f"{lead['low']:+.3f} to {lead['high']:+.3f})")
     for arm in results["arms"]:
         if apart := arm["difference"].get(first):
             lines.append(f"{arm['name']} {WORDS[apart['verdict']]} {arm['against']}: {apart['mean']:+.3f}, from "
-                         f"{apart['low']:+.3f} to {apart['high']:+.3f}, ahead in {apart['seeds ahead']} of "
-                         f"{len(results['seeds'])} seeds")
+                         f"{apart['low']:+.3f} to {apart['high']:+.3f}, p {apart['adjusted']:.3f}, ahead in "
+                         f"{apart['seeds ahead']} of {seeds} seeds")
+    for point in results["frontier"]:
+        if point["good"]:
+            kept, left = point["gain kept"], point["forgetting left"]
+            lines.append(f"{point['name']} keeps {kept['mean']:.0%} of the gain ({kept['low']:.0%} to "
+                         f"{kept['high']:.0%}) at {left['mean']:.0%} of the forgetting ({left['low']:.0%} to "
+                         f"{left['high']:.0%})")
+    if results["frontier"] and not any(point["good"] for point in results["frontier"]):
+        lines.append(f"no point keeps {KEPT:.0%} of the gain at {FORGOTTEN:.0%} of the forgetting")
     return lines
 
 
