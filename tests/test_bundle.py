@@ -7,8 +7,9 @@ import zipfile
 
 import pytest
 
-from me5lib.io import STAGES, Me5Error
+from me5lib.io import Me5Error
 from me5lib.lessons import bundle
+from me5lib.lessons.bundle import STAGES
 from me5lib.lessons.lesson import begin
 
 
@@ -19,7 +20,7 @@ def tree(folder):
 
 @pytest.fixture
 def made(tmp_path):
-    """A run with its three checkpoints, and files that are none of the bundle's business."""
+    """A run with its checkpoints, and files that are none of the bundle's business."""
     lesson = begin("00", "smoke", 3, str(tmp_path / "made"))
     for stage in STAGES:
         (lesson.out / stage / "1_Pooling").mkdir(parents=True)
@@ -49,7 +50,7 @@ def test_what_is_unpacked_is_what_was_made_without_the_files_of_a_file_browser(m
     bundle.write_bundle(made, tmp_path / "class.zip")
     bundle.unpack(tmp_path / "class.zip", learner)
     assert tree(learner.out) == wanted and all(learner.checkpoint(stage) for stage in STAGES)
-    shutil.rmtree(learner.out / "stage2-only")
+    shutil.rmtree(learner.out / "stage2")
     bundle.unpack(tmp_path / "class.zip", learner)  # again, over what is there already
     assert tree(learner.out) == wanted
 
@@ -59,8 +60,8 @@ def test_export_refuses_what_is_incomplete_and_what_is_there(made, file, tmp_pat
         bundle.write_bundle(made, file)
     with pytest.raises(Me5Error, match="cannot write"):
         bundle.write_bundle(made, tmp_path / "nowhere" / "other.zip")
-    shutil.rmtree(made.out / "stage2-only")
-    with pytest.raises(Me5Error, match="no stage2-only checkpoint in .* run `me5 finetune --scratch --scale smoke"):
+    shutil.rmtree(made.out / "stage2")
+    with pytest.raises(Me5Error, match="no stage2 checkpoint in .*`me5 finetune --scale smoke"):
         bundle.write_bundle(made, tmp_path / "other.zip")
     assert not list(tmp_path.glob("*.part")) and not (tmp_path / "other.zip").exists()
 

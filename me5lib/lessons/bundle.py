@@ -18,10 +18,11 @@ import zlib
 from pathlib import Path
 
 from me5lib.data.packs import members
-from me5lib.io import STAGES, Me5Error, sha256
+from me5lib.io import Me5Error, sha256
 from me5lib.lessons.lesson import Lesson
 
 LIST = "me5-run-1.json"  # raise its number with any change after which an older me5 cannot read a bundle
+STAGES = ("stage1", "stage2")  # what the notebooks make
 _NAME = re.compile(rf"({'|'.join(STAGES)})(/[0-9A-Za-z_][\w.-]*)+", re.ASCII)  # never out of the run's folder
 _FAULTS = (Me5Error, LookupError, TypeError, ValueError, RuntimeError, EOFError, zlib.error)  # of zip and JSON
 

@@ -98,8 +98,8 @@ class Lab:
         """The arms at a scale, the reference first; those with a teacher only where one is worth listening to."""
         raise NotImplementedError
 
-    @staticmethod
-    def settings(scale: Scale) -> Scale:
+    @classmethod
+    def settings(cls, scale: Scale) -> Scale:
         """The scale as the experiment uses it; it is the sealed one."""
         return scale
 
@@ -341,11 +341,13 @@ def near_misses(text: str, n: int) -> list[str]:
 class Tuned(Lab):
     """Arms that tune the upper layers of the real model in memory."""
 
-    @staticmethod
-    def settings(scale: Scale) -> Scale:
-        """Stage 2 as in `TUNED`, but for what was set by hand; at smoke the scale's own."""
+    values = TUNED
+
+    @classmethod
+    def settings(cls, scale: Scale) -> Scale:
+        """Stage 2 as in `values`, but for what was set by hand; at smoke the scale's own."""
         by_hand = {key for key, (_, why) in scale.provenance.items() if why == config.BY_HAND}
-        values = {key: value for key, value in TUNED.items() if f"finetune.{key}" not in by_hand}
+        values = {key: value for key, value in cls.values.items() if f"finetune.{key}" not in by_hand}
         real = scale.evaluate.model != config.UNTRAINED
         return dataclasses.replace(scale, finetune=dataclasses.replace(scale.finetune, **values)) if real else scale
 
@@ -478,6 +480,7 @@ class NearMisses(Negatives):
 
     question = "can negatives teach what random ones cannot: to look at the numbers?"
     metrics = ("near-misses",)
+    values = TUNED | {"steps": 20, "batch": 16, "lr": 3e-4, "warmup": 2}  # ours: seconds a model
     with_teacher = ()
     kinds = {"random": "random", "own wrong answers": "labelled"}
     seeds = 3
