@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -201,8 +200,7 @@ def fact_meanings(rows: Sequence[Labelled]) -> list[str]:
 
 def _across(sets: Mapping[str, Any]) -> list[Search]:
     """Questions of each language against the documents of each other one; a document, language apart, is a meaning."""
-    plain = {language: {identity: re.split("[/:]", identity, maxsplit=1)[-1] for identity in own.documents}
-             for language, own in sets.items()}
+    plain = {language: {key: key.removeprefix(language) for key in own.documents} for language, own in sets.items()}
     found = []
     for one, other in itertools.permutations(sets, 2):
         right = {query: {plain[one][key] for key in keys} for query, keys in sets[one].relevant.items()}
