@@ -112,12 +112,15 @@ def test_a_result_that_another_process_is_making_is_waited_for(done, tmp_path):
     assert late.encoder.texts == 0
 
 
-def test_a_row_keeps_to_its_languages(tmp_path):
+def test_a_row_keeps_to_its_languages_and_tasks(tmp_path):
     model, built = dense(), mteb_tasks(material())
     model.languages = frozenset({"fr"})
     found = offline_table.table_scores({"dense": model}, built, tmp_path, progress=False)
     assert found["subset"].tolist() == ["fr-en", "en-fr", "fr"]
     assert built[0].hf_subsets == ["de-en", "en-de", "fr-en", "en-fr"]
+    model.tasks = {"intents"}
+    found = offline_table.table_scores({"dense": model}, built, tmp_path, progress=False)
+    assert found["subset"].tolist() == ["fr"]
 
 
 def scores() -> pd.DataFrame:
@@ -189,6 +192,7 @@ def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):
     rows = offline_table.standard_rows(scale, 1, tmp_path, corpus)
     assert list(rows)[:5] == ["random weights", "digits", "character trigrams", "translation memory", "BM25"]
     assert list(rows)[-1] == "stage 1 only"
+    assert "gsm-raw" not in rows["random weights"].tasks and not hasattr(rows["stage 1 only"], "tasks")
     assert "row left out: stage 1 + stage 2" in capsys.readouterr().out
     found = offline_table.table_scores(rows, mteb_tasks(corpus.tasks()[:1]), tmp_path / "evaluation", progress=False)
     means = offline_table.per_language(found, "heldout", "accuracy").mean()
