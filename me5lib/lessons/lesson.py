@@ -52,6 +52,13 @@ class Lesson:
         by_hand = [word for override in config.overrides(self.scale) for word in ("--set", override)]
         return ["--scale", self.scale.name, "--seed", str(self.seed), *by_hand]
 
+    @property
+    def from_random(self) -> tuple[config.Scale, Path]:
+        """The scale that starts from random weights, and its run's folder: this lesson's own, if it does so itself."""
+        if self.scale.model.backbone == "random":
+            return self.scale, self.out
+        return config.load("random"), self.out / "random"
+
     def expect(self, value: float, name: str, **ranges: tuple[float, float]) -> float:
         """Record `value` as `name` and hold it to this scale's range (`tiny=(low, high)`), ends included.
 

@@ -54,6 +54,7 @@ BUDGET = "budget.json"
 LOOKS = 15  # ours: evaluations during stage 1
 FIRST_BUDGET = 2**20  # ours: padded tokens tried first on a GPU; halved until they fit
 TEXTS_PER_PIECE = 3  # ours: training texts read for each piece of the vocabulary
+START_TEXTS = 150_000  # ours: training texts by which the vocabulary of a released start is cut
 CHECKPOINTS = 5  # ours: times a stage writes one
 PIECE_BYTES = 2**29  # ours: of which GradCache holds the graph on a CPU; smaller and larger pieces are no faster
 GRAPH_BYTES = 3 * 2**29  # ours: above it a step is done by GradCache, so that a run stays under 4 GB
@@ -199,13 +200,14 @@ def run_start(corpus: Corpus, scale: Scale, out: Path) -> Path:
     only evaluated would be spelt in letters).
     """
     def write(folder: Path) -> None:
-        texts = corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary)
+        texts = corpus.sample_texts(START_TEXTS)
         texts += itertools.chain.from_iterable(evaluation_texts(corpus.tasks()).values())
         encoder = lower_layers(Encoder.load(scale.model.backbone), scale.model.layers)
         cut_vocabulary(encoder, list(dict.fromkeys(texts)), scale.model.vocabulary).trained_further().save(folder)
 
     backbone = pinned(resolve(scale.model.backbone))
-    return _made_once(out / "start", corpus, scale, write, layers=scale.model.layers, backbone=backbone)
+    return _made_once(out / "start", corpus, scale, write, layers=scale.model.layers, backbone=backbone,
+                      start_texts=START_TEXTS)
 
 
 def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
