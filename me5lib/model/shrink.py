@@ -20,7 +20,7 @@ import torch
 
 from me5lib.io import Me5Error
 from me5lib.model import text
-from me5lib.model.encoder import Encoder
+from me5lib.model.encoder import WINDOW, Encoder
 
 
 def lower_layers(encoder: Encoder, layers: int) -> Encoder:
@@ -46,8 +46,10 @@ def cut_vocabulary(encoder: Encoder, texts: Sequence[str], size: int = 0) -> Enc
     state, table = json.loads(encoder.tokenizer.backend_tokenizer.to_str()), encoder.backbone.get_input_embeddings()
     if (kind := state["model"]["type"]) != "Unigram":
         raise Me5Error(f"a vocabulary of the kind {kind} cannot be cut: choose a model with XLM-R's, as mE5 has")
-    used = chain.from_iterable(encoder.tokenize(texts))
-    counts = np.bincount(np.fromiter(used, np.int64), minlength=len(encoder.tokenizer))
+    counts = np.zeros(len(encoder.tokenizer), np.int64)
+    for start in range(0, len(texts), WINDOW):  # the ids of all at once would take gigabytes
+        used = chain.from_iterable(encoder.tokenize(texts[start : start + WINDOW]))
+        counts += np.bincount(np.fromiter(used, np.int64), minlength=len(counts))
     always = chain.from_iterable(encoder.tokenize([text.QUERY, text.PASSAGE]))
     kept = sorted(_kept(state, counts, size).union(always))
     raw = Tokenizer.from_str(_renumbered(state, kept))
