@@ -203,31 +203,22 @@ def test_upper_layers_over_kept_states_are_the_encoder_and_learn_alone(tmp_path,
 # What the arms learn --------------------------------------------------------------------------------------------------
 
 
-def test_near_misses_have_one_number_changed():
-    text = "Ann has 12 apples and 7 pears in 2024."
-    found = labs.near_misses(text, 5)
-    assert len(set(found)) == 5 and text not in found and found == labs.near_misses(text, 5)
-    for copy in found:
-        words = list(zip(text.split(), copy.split(), strict=True))
-        ((old, new),) = [pair for pair in words if pair[0] != pair[1]]
-        assert old.strip(".").isdigit() and new.strip(".").isdigit() and len(old) == len(new)
-    assert not labs.near_misses("no number", 3)
-
-
 def test_questions_are_split_by_meaning_and_planted_copies_are_in_the_pool(corpus, tmp_path):
     lab = labs.Negatives(config.load("smoke", [*SMALL, "finetune.steps=10"]), tmp_path, corpus)
     for own in lab.questions.values():
         train, test = (set(own.part(tested)[1]) for tested in (False, True))
         assert train and test and not train & test
     (search,) = lab.tests["near-misses"][:1]
-    assert len(search.passages) == 4 * search.relevant.any(axis=0).sum()  # three copies of every right passage
+    right = {text for text, of in zip(search.passages, search.relevant.any(axis=0), strict=True) if of}
+    copies = [{f"Version {number}. {text.partition('. ')[2]}" for number in range(1, 5)} for text in right]
+    assert set(search.passages) == set().union(*copies) and all(text.startswith("Version 2. ") for text in right)
     groups = {name: lab.groups(next(arm for arm in lab.arms(small()) if arm.name == name), 0)[1]
               for name in ("random", "own wrong answers")}  # fmt: skip
     for name, made in groups.items():
         rows = [row for row in made.values() if row.source == "gsm"]
         assert rows
-        planted = [set(row.negatives) == set(labs.near_misses(row.positives[0], 3)) for row in rows]
-        assert all(planted) if name == "own wrong answers" else not any(planted)
+        shown = {text.partition(". ")[0] for row in rows for text in row.negatives}
+        assert shown == ({"Version 2"} if name == "random" else {"Version 1", "Version 3", "Version 4"})
 
 
 def test_a_cross_fitted_teacher_has_not_learnt_what_it_scores(monkeypatch, tmp_path, corpus):
