@@ -47,7 +47,7 @@ SUITES = {"eng-mini": (  # ours: eleven of the 56 tasks of English MTEB, of five
     "Banking77Classification", "ImdbClassification", "TwitterSemEval2015", "SprintDuplicateQuestions",
 )}  # fmt: skip
 OTHER = 100  # added to a seed for the A/A twin: the same configuration, luck of its own
-VERSIONS = (2, 1, 3, 4)  # of the planted copies, the right one first
+VERSIONS = (4, 1, 2, 3)  # of the planted copies, the right one first
 TRAINED_LAYERS = 3  # ours: of the real model's twelve
 TUNED = {  # ours: stage 2 of the real model in a minute or two on two cores; rate and τ from a trial on three seeds
     "steps": 60, "batch": 32, "lr": 1e-4, "warmup": 6, "temperature": 0.02, "query_tokens": 48, "passage_tokens": 64,
@@ -475,7 +475,7 @@ class NearMisses(Negatives):
 
     question = "can negatives teach what random ones cannot: which of the copies of a text is wanted?"
     metrics = ("near-misses",)
-    values = TUNED | {"steps": 20, "batch": 16, "lr": 3e-4, "warmup": 2}  # ours: seconds a model
+    values = TUNED | {"steps": 12, "batch": 16, "lr": 3e-4, "warmup": 1}  # ours: seconds a model
     with_teacher = ()
     kinds = {"random": "random", "own wrong answers": "labelled"}
     seeds = 3
