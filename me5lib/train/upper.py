@@ -47,9 +47,10 @@ class Table(nn.Module):
         """Keep `states` [n, width]; the place of the first."""
         first, self.used = self.used, self.used + len(states)
         if self.used > len(self.states):
-            before = self.states
-            self.states = before.new_zeros((max(self.used, len(before) * 3 // 2), before.shape[1]))
-            self.states[: len(before)] = before
+            size = max(self.used, len(self.states) * 3 // 2)
+            larger = self.states.new_zeros((size, self.states.shape[1]))
+            larger[: len(self.states)] = self.states
+            self.states = larger  # whole when it takes its place: the training thread may be looking up meanwhile
         self.states[first : self.used] = states
         return first
 
