@@ -48,8 +48,8 @@ def test_weights_are_as_many_as_published(name, millions):
 def small():
     """A scale, and the encoder of its shape."""
     tokenizer = train_tokenizer([f"a text of words and number {i}" for i in range(200)], 300)
-    given = dataclasses.replace(config.load("tiny").model, vocabulary=len(tokenizer))
-    return dataclasses.replace(config.load("tiny"), model=given), Encoder.new(given, tokenizer, 0)
+    given = dataclasses.replace(config.load("random").model, vocabulary=len(tokenizer))
+    return dataclasses.replace(config.load("random"), model=given), Encoder.new(given, tokenizer, 0)
 
 
 def test_weights_and_checkpoints_are_those_of_the_real_thing(small, tmp_path):
