@@ -46,7 +46,7 @@ def test_help_is_quick_and_names_the_commands():
 @pytest.mark.parametrize("command", ["run", "pretrain", "finetune", "evaluate"])
 def test_bad_scales_and_dials_are_one_line(command, tmp_path):
     out = str(tmp_path)
-    one_line(invoke(command, "--scale", "huge", ME5_OUT=out), "unknown scale 'huge'", "tiny, smoke")
+    one_line(invoke(command, "--scale", "huge", ME5_OUT=out), "unknown scale 'huge'", "tiny, random, smoke")
     one_line(invoke(command, "--scale", "large", ME5_OUT=out), "scale large", "smoke or tiny")
     one_line(invoke(command, "--scale", "smoke", "--set", "train.step=1", ME5_OUT=out), "did you mean train.steps")
     assert list(tmp_path.iterdir()) == []
@@ -65,7 +65,7 @@ def test_bad_seeds_are_one_line(command, tmp_path):
 
 def test_a_bundle_of_checkpoints_starts_a_notebook_anywhere(wheel_like, tmp_path):
     """Export on one machine, unpack on another, whose notebook finds what it needs without a maker."""
-    from me5lib.io import STAGES
+    from me5lib.lessons.bundle import STAGES
 
     books, made = wheel_like / "me5lib" / "_assets" / "notebooks", tmp_path / "out" / "smoke" / "seed-0"
     write_book(books, "01_one", needs=list(STAGES))
