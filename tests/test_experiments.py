@@ -18,11 +18,11 @@ from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import heldout, stats
 from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.io import Me5Error
-from me5lib.lessons import experiments, labs
+from me5lib.lessons import experiments, labs, tune
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
 from me5lib.train import labelled as examples
-from me5lib.train import loop, stages, teacher
+from me5lib.train import stages, teacher
 from me5lib.train.upper import UpperLayers
 
 SMALL = ["train.steps=4", "train.batch=16", "finetune.steps=2", "finetune.batch=8", "finetune.teacher_steps=2"]
@@ -67,7 +67,7 @@ def test_seeds_alone_give_students_t_and_both_give_the_closed_form():
 def test_with_one_seed_it_is_scipys_bootstrap_over_queries():
     values = crossed(1, 80)
     right = scipy.stats.bootstrap((values[0],), np.mean, n_resamples=10_000, method="percentile", rng=1)
-    found, ends = interval(resampled(values[None])[0], 0.95, values.mean()), right.confidence_interval
+    found, ends = interval(resampled(values[None])[0], values.mean()), right.confidence_interval
     assert [found.low, found.high] == pytest.approx([ends.low, ends.high], abs=0.04 * (ends.high - ends.low))
     assert found.mean == values.mean()
 
@@ -101,7 +101,7 @@ def test_differences_are_paired_by_seed_and_by_query():
     values = crossed(3, 40, noise=0)
     means = resampled(np.stack([values, values + 0.05]))
     assert np.allclose(means[1] - means[0], 0.05)
-    assert interval(means[1] - means[0], 0.95, 0.05).verdict == "ahead"
+    assert interval(means[1] - means[0], 0.05).verdict == "ahead"
     assert (resampled(np.stack([values, values[:, ::-1]]))[0] - means[0] == 0).all()  # the same draws every time
 
 
@@ -167,7 +167,7 @@ def test_searches_have_answers_that_nobody_trained_on_and_one_meaning_in_all_lan
     assert all(len(set(own)) < len(own) for own in meanings.values())
     rows = [Labelled(name, ("-",), (), "cldr-facts", code) for name, code in
             (("Germany", "en"), ("Deutschland", "de"), ("Німеччина", "uk"), ("France", "en"))]  # fmt: skip
-    one, two, three, other = heldout.fact_meanings(rows)
+    one, two, three, other = map(heldout.fact_meaning, rows)
     assert one == two == three != other
     sets = next(task for task in corpus.tasks() if task.name == "xquad").sets
     assert len(tests["xquad"]) == len(sets) * (len(sets) - 1)  # every pair of languages, both ways
@@ -187,11 +187,11 @@ def test_upper_layers_over_kept_states_are_the_encoder_and_learn_alone(tmp_path,
     right, before = whole.encode(texts), {name: w.clone() for name, w in whole.state_dict().items()}
     upper = UpperLayers(whole, 3)
     assert np.einsum("nd,nd->n", upper.encode(texts), right).min() > 0.9999
-    kept = upper.backbone.embeddings.word_embeddings.used
+    kept = len(upper.backbone.embeddings.kept.states)
     one = upper.fresh()
     assert np.abs(one.encode(texts) - upper.encode(texts)).max() == 0
-    assert upper.backbone.embeddings.word_embeddings.used == kept  # nothing is computed or kept twice
-    labs.train_on(one, lambda step: corpus.labelled()[:8], scale.finetune, 0, stages.card_prefixes, progress=False)
+    assert len(one.backbone.embeddings.kept.states) == kept  # nothing is computed or kept twice
+    tune.train_on(one, lambda step: corpus.labelled()[:8], scale.finetune, 0, stages.card_prefixes, progress=False)
     assert np.abs(one.encode(texts) - upper.encode(texts)).max() > 1e-3
     assert np.einsum("nd,nd->n", upper.encode(texts), right).min() > 0.9999
     assert all((whole.state_dict()[name] == before[name]).all() for name in whole.state_dict())  # the lower ones
@@ -204,14 +204,15 @@ def test_upper_layers_over_kept_states_are_the_encoder_and_learn_alone(tmp_path,
 
 
 def test_questions_are_split_by_meaning_and_planted_copies_are_in_the_pool(corpus, tmp_path):
-    lab = labs.Negatives(config.load("smoke", [*SMALL, "finetune.steps=10"]), tmp_path, corpus)
+    lab = tune.Negatives(config.load("smoke", [*SMALL, "finetune.steps=10"]), tmp_path, corpus)
     for own in lab.questions.values():
-        train, test = (set(own.part(tested)[1]) for tested in (False, True))
-        assert train and test and not train & test
+        train, test = ({asked.meaning for asked in own if asked.tests == tested} for tested in (False, True))
+        assert not train & test and bool(train) == bool(test) == bool(own)
     (search,) = lab.tests["near-misses"][:1]
     right = {text for text, of in zip(search.passages, search.relevant.any(axis=0), strict=True) if of}
     copies = [{f"Version {number}. {text.partition('. ')[2]}" for number in range(1, 5)} for text in right]
     assert set(search.passages) == set().union(*copies) and all(text.startswith("Version 4. ") for text in right)
+    assert sum(map(bool, lab.questions.values())) > 2
     groups = {name: lab.groups(next(arm for arm in lab.arms(small()) if arm.name == name), 0)[1]
               for name in ("random", "own wrong answers")}  # fmt: skip
     for name, made in groups.items():
@@ -228,14 +229,14 @@ def test_a_cross_fitted_teacher_has_not_learnt_what_it_scores(monkeypatch, tmp_p
     scored, score = [], teacher.score_groups
     monkeypatch.setattr(teacher, "score_groups", lambda model, rows, *a, **k: scored.append(
         {row.query for row in rows}) or score(model, rows, *a, **k))
-    lab = labs.Negatives(small(), tmp_path, corpus)
+    lab = tune.Negatives(small(), tmp_path, corpus)
     lead = lab.teacher_lead(0)
     assert len(learnt) == len(scored) == 2 and not any(a & b for a, b in zip(learnt, scored, strict=True))
     assert lead["groups"] == len(lab.groups(lab.arms(small())[5], 0)[1]) and lead["low"] <= lead["mean"] <= lead["high"]
     with_it = {arm.name: arm for arm in lab.arms(small(), teacher=True)}
     kept = {name: [] for name in ("mined, filtered + KD", "mined, filtered + KD, scores shuffled")}
     for name in kept:
-        monkeypatch.setattr(labs, "train_on", lambda encoder, rows_of, *a, name=name, **k: kept[name].extend(
+        monkeypatch.setattr(tune, "train_on", lambda encoder, rows_of, *a, name=name, **k: kept[name].extend(
             rows_of(0)) or encoder)
         lab.encoder(with_it[name], 0)
     heard, mixed = ([row.teacher_scores for row in rows] for rows in kept.values())
@@ -244,30 +245,31 @@ def test_a_cross_fitted_teacher_has_not_learnt_what_it_scores(monkeypatch, tmp_p
 
 def test_forgetting_replays_a_tenth_and_averages_weights(monkeypatch, tmp_path, corpus):
     scale = config.load("smoke", [*SMALL, "finetune.steps=20", "finetune.lr=1e-2"])
-    lab, sources, train = labs.Forgetting(scale, tmp_path, corpus), [], labs.train_on
-    monkeypatch.setattr(labs, "train_on", lambda encoder, rows_of, *a, **k: sources.append(
+    lab, sources, train = tune.Forgetting(scale, tmp_path, corpus), [], tune.train_on
+    monkeypatch.setattr(tune, "train_on", lambda encoder, rows_of, *a, **k: sources.append(
         Counter(row.source for step in range(20) for row in rows_of(step)[:1])) or train(encoder, rows_of, *a, **k))
     arms = {arm.name: arm for arm in lab.arms(scale)}
-    plain, half, start, _ = (lab.encoder(arms[name], 0)[0].state_dict()
+    plain, half, start, _ = (lab.encoder(arms[name], 0).state_dict()
                              for name in ("plain", "alpha 0.5", "start", "10 % replay"))
     assert sources == [{"fastapi": 20}, {"fastapi": 18, "cldr": 2}]  # and the average was not trained again
     name = next(name for name in plain if name.endswith("dense.weight"))
     assert (plain[name] - start[name]).abs().max() > 1e-3
     np.testing.assert_allclose(half[name], (plain[name] + start[name]) / 2, atol=1e-6)
-    assert not {row.query for row in lab.pages[False, True][0]} & {q for s in lab.tests["target"] for q in s.queries}
+    learnt = {page.row.query for page in lab.pages[True] if not page.tests}
+    assert learnt and not learnt & {query for part in lab.tests["target"] for query in part.queries}
 
 
 # The plan -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_plan_has_one_primary_metric_controls_and_arms_that_differ_in_what_is_compared():
-    for name, lab in labs.LABS.items():
+    for name, lab in experiments.LABS.items():
         plan = experiments.planned(name, small())
         names, written = [arm.name for arm in plan.arms], plan.as_json()
         assert len(set(names)) == len({arm.folder for arm in plan.arms}) == len(names)
         assert plan.seeds == tuple(range(lab.seeds)) and (lab.seeds >= 5 or name == "near-misses")
         assert all(arm.against in names for arm in plan.arms if arm.against)
-        assert written == json.loads(json.dumps(written)) and written["primary metric"] == lab.metrics[0]
+        assert written == json.loads(json.dumps(written)) and written["metrics"] == list(lab.metrics)
         assert "provenance" not in written["scale"] and written["scale"]["train"]["steps"] == 4
         assert all(name in "\n".join(plan.lines()) for name in names)
         twin = next(arm for arm in plan.arms if arm.role == "A/A")
@@ -279,17 +281,13 @@ def test_a_plan_has_one_primary_metric_controls_and_arms_that_differ_in_what_is_
     assert set(steps.values()) == {6, 0} and steps["untrained"] == 0
     assert {arm.negatives for arm in experiments.planned("negatives", small()).arms} == {*examples.NEGATIVE_KINDS, ""}
     real = experiments.planned("negatives", config.load("tiny", ["finetune.lr=3e-5"])).scale.finetune
-    assert (real.lr, real.temperature) == (3e-5, labs.TUNED["temperature"])  # by hand; else the experiment's own
+    assert (real.lr, real.temperature) == (3e-5, tune.TUNED["temperature"])  # by hand; else the experiment's own
 
 
-def test_quick_is_fewer_steps_and_seeds_and_another_folder(monkeypatch, tmp_path):
+def test_experiments_of_a_scale_lie_together(monkeypatch, tmp_path):
     monkeypatch.setenv("ME5_OUT", str(tmp_path))
-    full, quick = (experiments.planned("stages", config.load("random"), quick=quick) for quick in (False, True))
-    assert quick.scale.train.steps == full.scale.train.steps // 10 and quick.seeds == (0, 1) and len(full.seeds) >= 5
-    assert "quick" in "\n".join(quick.lines())
-    homes = [experiments.home(full.scale, quick) for quick in (False, True)]
-    assert homes == [tmp_path / "experiments" / "random", tmp_path / "experiments" / "random-quick"]
-    assert experiments.home(full.scale, True, str(tmp_path / "mine")) == tmp_path / "mine"
+    assert experiments.home(small()) == tmp_path / "experiments" / "smoke"
+    assert experiments.home(small(), str(tmp_path / "mine")) == tmp_path / "mine"
 
 
 @pytest.mark.parametrize(("name", "scale", "words"), [("stage", "smoke", "choose one of stages, negatives"),
@@ -315,11 +313,11 @@ def pretended(monkeypatch, base, stop_at=None, lead=0.05):
         rng = np.random.default_rng([seed, len(arm.name)])
         better = 0.3 * (arm.name in (self.positive[0], "start"))
         scores = {metric: (rng.random(40) * 0.5 + better).round(5).tolist() for metric in self.meanings()}
-        return {"scores": scores, "facts": {}, "conditions": {"threads": 1}, "seconds": 30.0}
+        return {"scores": scores, "conditions": {"threads": 1}, "seconds": 30.0}
 
     monkeypatch.setattr(labs.Lab, "measured", measured)
     monkeypatch.setattr(labs.Lab, "meanings", lambda self: dict.fromkeys(self.metrics, about))
-    monkeypatch.setattr(labs.Negatives, "teacher_lead", lambda self, seed: {
+    monkeypatch.setattr(tune.Negatives, "teacher_lead", lambda self, seed: {
         "teacher": 0.5, "start": 0.4, "groups": 9, "mean": lead, "low": lead - 0.04, "high": lead + 0.04})
     return made
 
@@ -344,6 +342,8 @@ def test_the_pilot_has_seeds_of_its_own_and_says_what_can_be_seen_and_whether_a_
     (tmp_path / "other").mkdir()
     deaf = experiments.piloted(plan, tmp_path / "other", progress=False)
     assert not any(arm.teacher for arm in deaf.arms) and "no arm has one" in "\n".join(deaf.lines())
+    lesson = experiments.piloted(experiments.planned("near-misses", small()), tmp_path / "other", progress=False)
+    assert lesson.pilot["teacher"] is None and len(lesson.arms) == 4
     with pytest.raises(Me5Error, match="was written before"):
         experiments.piloted(experiments.planned("negatives", small(), seeds=6), tmp_path, progress=False)
 
@@ -378,7 +378,7 @@ def test_a_kill_costs_one_arm_and_every_arm_is_reported_with_its_difference(monk
 
     names = [arm.name for arm in plan.arms]
     assert [arm["name"] for arm in results["arms"]] == list(pd.read_csv(folder / "table.csv")["arm"]) == names
-    assert {"plan", "corpus", "scale", "seeds", "conditions", "quick"} <= set(results)
+    assert {"plan", "corpus", "scale", "seeds", "conditions"} <= set(results)
     assert set(results["minutes"].values()) == {1.5}
     scores = {arm.name: np.array([content(folder / "arms" / f"seed-{seed}.{arm.folder}.json")["scores"]["search"]
                                   for seed in plan.seeds]) for arm in plan.arms}
@@ -427,18 +427,21 @@ def test_the_frontier_is_what_is_gained_and_forgotten_against_the_start():
 
 def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, tmp_path, corpus):
     seen, made = [], []
-    work, make = stages.work_of, examples.make_groups
+    work, make = stages.work_of, examples.add_negatives
     monkeypatch.setattr(stages, "work_of", lambda rows, *a: seen.append(rows) or work(rows, *a))
-    monkeypatch.setattr(examples, "make_groups", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    monkeypatch.setattr(examples, "add_negatives", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
     scale = small()
-    folder = labs.mixed(scale, 0, tmp_path, corpus, "mixed")
+    start = stages.initial_encoder(scale, 0, tmp_path, corpus)
+    before = {name: weight.clone() for name, weight in start.state_dict().items()}
+    encoder = labs.mixed(start, scale, 0, corpus)
     drawn, rows = corpus.mixture(scale, 0), examples.drop_invalid(corpus.labelled())[0]
     labelled = examples.SamplingPlan(rows, scale.finetune, 0, scale.data.language_temperature)
     right = [drawn.batch(k) for k in range(4)]
-    right += [labelled.batch(made[0], k, 3) for k in range(2)]
-    assert Counter(map(tuple, seen)) == Counter(map(tuple, right))
-    assert len(loop.read_log(folder).steps) == 6
-    assert labs.mixed(scale, 0, tmp_path, corpus, "mixed") == folder and len(made) == 1  # found again
+    groups = dict(zip(labelled.passes(), made[0][0], strict=True))
+    right += [labelled.batch(groups, k, 3) for k in range(2)]
+    assert all(len(row.negatives) >= 3 for row in groups.values())
+    assert len(seen) == 6 and Counter(map(tuple, seen)) == Counter(map(tuple, right))
+    assert any((weight != before[name]).any() for name, weight in encoder.state_dict().items())
 
 
 def test_batches_are_shuffled_each_once():
@@ -523,12 +526,12 @@ def test_the_command_prints_the_pilot_the_controls_and_every_arm(monkeypatch, tm
     assert len(made) == 4 + 5 * 6
 
 
-@pytest.mark.parametrize("name", [name for name in labs.LABS if name != "near-misses"])
+@pytest.mark.parametrize("name", [name for name in experiments.LABS if name != "near-misses"])
 def test_stored_results_are_those_of_a_full_run(name):
     found = experiments.stored(name)
     if found is None:
         pytest.skip("no full run is stored")
-    assert found["experiment"] == name and not found["quick"] and len(found["seeds"]) >= 5
+    assert found["experiment"] == name and len(found["seeds"]) >= 5
     assert len(found["plan"]) == 16 and found["conditions"] and found["pilot"]
     assert found["controls"]["A/A undecided"] and found["controls"]["positive ahead"] == len(found["seeds"])
     assert len(experiments.arm_table(found)) == len(found["arms"])

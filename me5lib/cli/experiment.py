@@ -13,7 +13,6 @@ def experiment_command(
     names: Annotated[list[str], typer.Argument(help="stages, negatives, forgetting, near-misses.")],
     scale: Annotated[str, typer.Option("--scale", help="Default: random for stages, tiny for the others.")] = "",
     seeds: Annotated[int, typer.Option(min=0, help="How many seeds (0: as many as the experiment wants).")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps, two seeds at most, no pilot.")] = False,
     pilot: Annotated[bool, typer.Option("--pilot", help="Only the pilot, and the plan that follows from it.")] = False,
     suite: Annotated[str, typer.Option("--suite", help="Of stages: eng-mini, or names of mteb's tasks.")] = "",
     overrides: Annotated[list[str], typer.Option("--set", help="A setting, as train.steps=100.")] = [],  # noqa: B006
@@ -26,13 +25,13 @@ def experiment_command(
 
     for name in dict.fromkeys(names):
         cfg = config.load(scale or ("random" if name == "stages" else "tiny"), overrides)
-        plan, base = experiments.planned(name, cfg, seeds, quick, suite), experiments.home(cfg, quick, out)
+        plan, base = experiments.planned(name, cfg, seeds, suite), experiments.home(cfg, out)
         if not cfg.offline and not yes:
             print("\n".join(plan.lines()), flush=True)
             raise Me5Error(f"that is {len(plan.seeds) * len(plan.arms)} models of scale {cfg.name}: look at `me5 "
                            f"pretrain --scale {cfg.name} --plan` and `me5 finetune --scale {cfg.name} --plan` for what "
                            "one takes, then add --yes")
-        plan = plan if quick else experiments.piloted(plan, base)
+        plan = experiments.piloted(plan, base)
         print("\n".join(plan.lines()), flush=True)
         if pilot:
             continue

@@ -151,6 +151,14 @@ class Search(NamedTuple):
     meanings: list[str]  # n: the same in every language that asks the same
 
 
+class Question(NamedTuple):
+    """A row, what it asks in whatever language, and whether it tests or trains: all rows of a meaning do the same."""
+
+    row: Labelled
+    meaning: str
+    tests: bool = True
+
+
 Scorer = Callable[[Search], np.ndarray]  # scores [n, m] of a search, higher is better
 
 
@@ -162,52 +170,52 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
     `gsm`: word problems, numbers masked, and their English originals. `xquad`: questions in one language, paragraphs in
     another, every pair of languages. None of the last two is of a kind that was trained on.
     """
-    rows, tasks = corpus.labelled("dev"), {task.name: task for task in corpus.tasks()}
+    tasks = {task.name: task for task in corpus.tasks()}
+    dev = [Question(row, fact_meaning(row)) for row in corpus.labelled("dev")]
     gsm = [Search(texts, english, np.eye(len(texts), dtype=bool), (QUERY, QUERY), english)
            for english, texts in tasks["gsm"].sets.values()]
-    return {"dev": row_searches(rows, fact_meanings(rows)), "gsm": gsm, "xquad": _across(tasks["xquad"].sets)}
+    return {"dev": row_searches(dev), "gsm": gsm, "xquad": _across(tasks["xquad"].sets)}
 
 
-def row_searches(rows: Sequence[Labelled], meanings: Sequence[str]) -> list[Search]:
-    """The queries of `rows`, each among all passages of the rows of its source and language."""
+def row_searches(questions: Iterable[Question]) -> list[Search]:
+    """The queries of the rows that test, each among all passages of the rows of its source and language."""
     from me5lib.train.search import Pool
     from me5lib.train.stages import card_prefixes
 
+    pools: dict[tuple[str, str], list[Question]] = defaultdict(list)
+    for asked in questions:
+        if asked.tests:
+            pools[asked.row.source, asked.row.language].append(asked)
     found = []
-    for source, language in sorted({(row.source, row.language) for row in rows}):
-        places = [i for i, row in enumerate(rows) if (row.source, row.language) == (source, language)]
-        own = [rows[i] for i in places]
-        pool = Pool.of(own)
-        relevant = np.array([np.isin(pool.keys, [text_key(text) for text in row.positives]) for row in own])
-        found.append(Search([row.query for row in own], pool.texts, relevant, card_prefixes(source),
-                            [meanings[i] for i in places]))  # fmt: skip
+    for (source, _), own in sorted(pools.items()):
+        rows = [asked.row for asked in own]
+        pool = Pool.of(rows)
+        relevant = np.array([np.isin(pool.keys, [text_key(text) for text in row.positives]) for row in rows])
+        found.append(Search([row.query for row in rows], pool.texts, relevant, card_prefixes(source),
+                            [asked.meaning for asked in own]))  # fmt: skip
     return found
 
 
-def fact_meanings(rows: Sequence[Labelled]) -> list[str]:
-    """What each row asks: of a fact of CLDR its territory or language, which is the same in all languages; else the
+def fact_meaning(row: Labelled) -> str:
+    """What a row asks: of a fact of CLDR its territory or language, which is the same in all languages; else the
     question as it stands. (EXAMS does not say which of its questions are translations: by the released model's vectors
     about one in twenty of the dev questions has one, so that its intervals are a little too narrow.)"""
     from me5lib.data.cldr import local_names
 
-    def meaning(row: Labelled) -> str:
-        kinds = local_names(row.language).values() if row.source == "cldr-facts" else ()
-        key = next((key for names in kinds for key, text in names.items() if text == row.query), row.query)
-        return f"{row.source}: {key}"
-
-    return [meaning(row) for row in rows]
+    kinds = local_names(row.language).values() if row.source == "cldr-facts" else ()
+    key = next((key for names in kinds for key, text in names.items() if text == row.query), row.query)
+    return f"{row.source}: {key}"
 
 
 def _across(sets: Mapping[str, Any]) -> list[Search]:
     """Questions of each language against the documents of each other one; a document, language apart, is a meaning."""
-    plain = {language: {key: key.removeprefix(language) for key in own.documents} for language, own in sets.items()}
     found = []
     for one, other in itertools.permutations(sets, 2):
-        right = {query: {plain[one][key] for key in keys} for query, keys in sets[one].relevant.items()}
-        there = set(plain[other].values())
-        queries = [query for query in sets[one].queries if right[query] & there]
+        right = {query: {key.removeprefix(one) for key in keys} for query, keys in sets[one].relevant.items()}
+        there = [key.removeprefix(other) for key in sets[other].documents]
+        queries = [query for query in sets[one].queries if right[query].intersection(there)]
         if queries:
-            relevant = np.array([[name in right[query] for name in plain[other].values()] for query in queries])
+            relevant = np.array([[name in right[query] for name in there] for query in queries])
             texts = [f"{title} {text}".strip() for title, text in sets[other].documents.values()]
             found.append(Search([sets[one].queries[query] for query in queries], texts, relevant, (QUERY, PASSAGE),
                                 [min(right[query]) for query in queries]))  # fmt: skip
@@ -242,18 +250,18 @@ def cosines(encoder: Encoder, tests: Mapping[str, Sequence[Search]], max_tokens:
     """
     from me5lib.device import precision
 
-    rows: dict[str, dict[str, int]] = defaultdict(dict)  # prefix → text → row
+    texts: dict[str, dict[str, None]] = defaultdict(dict)  # prefix → each text once, in order
     for search in (search for parts in tests.values() for search in parts):
-        for prefix, texts in zip(search.prefixes, search[:2], strict=True):
-            for text in texts:
-                rows[prefix].setdefault(text, len(rows[prefix]))
+        for prefix, side in zip(search.prefixes, search[:2], strict=True):
+            texts[prefix] |= dict.fromkeys(side)
     options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
-    vectors = {prefix: encoder.encode(list(texts), prefix, **options) for prefix, texts in rows.items()}
+    vectors = {prefix: dict(zip(own, encoder.encode(list(own), prefix, **options), strict=True))
+               for prefix, own in texts.items()}  # fmt: skip
 
     def score(search: Search) -> np.ndarray:
         """fp32 [n, m]."""
-        queries, passages = (vectors[prefix][[rows[prefix][text] for text in texts]]
-                             for prefix, texts in zip(search.prefixes, search[:2], strict=True))  # fmt: skip
+        queries, passages = (np.stack([vectors[prefix][text] for text in side])
+                             for prefix, side in zip(search.prefixes, search[:2], strict=True))  # fmt: skip
         return queries @ passages.T
 
     return score

@@ -2,7 +2,7 @@
 
     bootstrap(scores)                                    # of a mean over languages or queries, at 95 %
     means = resampled(stack, meanings)                   # stack [arms, seeds, queries] → [arms, draws]
-    interval(means[1] - means[0], 0.95, difference)      # of a difference, paired by seed and by meaning
+    interval(means[1] - means[0], difference)            # of a difference, paired by seed and by meaning
     holm([p_value(means[k] - means[0]) for k in (1, 2)]) # p-values that hold together
 
 A score depends on a model's seed and on what is asked. In a draw meanings are resampled with replacement, each with all
@@ -83,9 +83,9 @@ def resampling_weights(rng: np.random.Generator, units: int, drawn: int, draws: 
     return np.bincount(chosen.ravel(), minlength=draws * units).reshape(draws, units) / drawn
 
 
-def interval(means: np.ndarray, level: float, value: float) -> Interval:
-    """The percentile interval of resampled `means` [draws] at `level` (0.95), around the `value` that was measured."""
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def interval(means: np.ndarray, value: float) -> Interval:
+    """The percentile interval of resampled `means` [draws] at `LEVEL`, around the `value` that was measured."""
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(value), float(low), float(high))
 
 
@@ -95,7 +95,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
     if not len(values):
         raise ValueError("no values: an interval needs at least one")
     chosen = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
-    return interval(values[chosen].mean(axis=1), LEVEL, values.mean())
+    return interval(values[chosen].mean(axis=1), values.mean())
 
 
 # Several comparisons, no difference, and how small a difference can be seen

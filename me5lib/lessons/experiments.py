@@ -13,7 +13,7 @@
     <base>/<experiment>/results.json    means, intervals and verdicts of all arms, whether the controls came out, and
                                         the coordinates of the run; table.csv and figure.png beside it
 
-What is asked, by which arms and on which tests: `labs`. How differences are judged: `evaluate.stats`.
+What is asked, by which arms and on which tests: `labs`, `tune`. How differences are judged: `evaluate.stats`.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from me5lib import __version__, io
 from me5lib.config import Scale
 from me5lib.evaluate import stats
 from me5lib.io import Me5Error
-from me5lib.lessons.labs import LABS, Arm, Lab, code_lines
+from me5lib.lessons.labs import Arm, Lab, Stages
+from me5lib.lessons.tune import Forgetting, NearMisses, Negatives, code_lines
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-QUICK, QUICK_SEEDS = 10, 2  # ours: how many times fewer steps a quick run has, and its seeds
+LABS: dict[str, type[Lab]] = {"stages": Stages, "negatives": Negatives, "forgetting": Forgetting,
+                              "near-misses": NearMisses}
 PILOT = 1000  # the first of the pilot's two seeds
-LEVEL = 0.95
 KEPT, FORGOTTEN = 0.8, 0.2  # of gain and of forgetting: what a good point of the frontier has
 LABELS = {"eng-mini": "mean main score, 11 tasks of English MTEB"}
 WORDS = {"ahead": "came out ahead of", "behind": "came out behind", "equal": "is within a point of",
          "undecided": "could not be told apart from"}  # fmt: skip
 TEST = ("difference of means, paired by seed and by meaning; 95 % percentile intervals over meanings, each with all "
-        "its queries, crossed with seeds; p-values of the same draws, Holm's over all comparisons of the primary "
-        "metric, and over those of all secondary ones (of the A/A twin without); ahead or behind at 5 %, equal where "
-        "the 90 % interval lies within ± 0.01, else undecided")
+        "its queries, crossed with seeds; p-values of the same draws, Holm's over all comparisons of the first metric, "
+        "and over those of all others (of the A/A twin without); ahead or behind at 5 %, equal where the 90 % interval "
+        "lies within ± 0.01, else undecided")
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
@@ -60,7 +61,8 @@ class Plan:
     scale: Scale
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
-    quick: bool = False
+    metrics: tuple[str, ...]  # the tests, the first one primary
+    positive: tuple[str, str, str]  # the positive control: arm, the one that it must lead under every seed, metric
     suite: str = ""  # tasks of mteb that are measured in place of the experiment's own tests
     pilot: Mapping[str, Any] | None = None
 
@@ -69,79 +71,61 @@ class Plan:
         """What makes and measures its arms."""
         return LABS[self.experiment]
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The tests, the first one primary."""
-        return (self.suite,) if self.suite else self.lab.metrics
-
-    @property
-    def positive(self) -> tuple[str, str, str]:
-        """The positive control: an arm, the one that it must lead under every seed, on which metric."""
-        first, second, metric = self.lab.positive
-        return first, second, metric if metric in self.metrics else self.metrics[0]
-
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON types."""
-        settings = dataclasses.asdict(self.scale)
-        del settings["provenance"]
-        plan = {
-            "experiment": self.experiment, "question": self.lab.question, "quick": self.quick, "scale": settings,
-            "suite": self.suite, "version": __version__, "seeds": self.seeds,
-            "arms": [arm.as_json() for arm in self.arms], "primary metric": self.metrics[0],
-            "secondary metrics": self.metrics[1:], "positive control": self.positive, "test": TEST,
-            "pilot": self.pilot,
-        }  # fmt: skip
+        """All of it, and how it is judged, as JSON types."""
+        plan = dataclasses.asdict(self) | {"arms": [arm.as_json() for arm in self.arms], "version": __version__,
+                                           "question": self.lab.question, "test": TEST}  # fmt: skip
+        del plan["scale"]["provenance"]
         return json.loads(json.dumps(plan))
 
     def lines(self) -> Iterator[str]:
         """The plan to read."""
-        how = f"quick: 1/{QUICK} of the steps; " if self.quick else ""
         yield f"{self.experiment}: {self.lab.question}"
-        yield f"scale {self.scale.name}, {how}seeds {', '.join(map(str, self.seeds))}; every arm is reported"
+        yield f"scale {self.scale.name}, seeds {', '.join(map(str, self.seeds))}; every arm is reported"
         for arm in self.arms:
             about = {key: value for key, value in arm.as_json().items() if key not in ("name", "against")}
             against = f"; against {arm.against}" if arm.against else ""
             yield f"  {arm.name:24} {', '.join(f'{key} {value}' for key, value in about.items())}{against}"
         yield f"primary metric: {self.metrics[0]}; secondary: {', '.join(self.metrics[1:]) or 'none'}"
         yield f"test: {TEST}"
-        first, second, metric = self.positive
-        yield f"positive control: {first} must lead {second} on {metric} under every seed"
+        yield "positive control: {} must lead {} on {} under every seed".format(*self.positive)
         if self.pilot:
-            seen = self.pilot["metrics"][self.metrics[0]]
             minutes = self.pilot["seconds"] * len(self.arms) * len(self.seeds) / 60
-            yield (f"pilot: smallest difference that is found in 80 % of such experiments: {seen['detectable']:.3f} "
-                   f"({seen['meanings']:,} meanings); about {minutes:.0f} minutes")
-            if lead := self.pilot["teacher"]:
-                yield (f"teacher first in {lead['teacher']:.3f} of groups that it did not learn, the start model in "
-                       f"{lead['start']:.3f} ({lead['low']:+.3f} to {lead['high']:+.3f}): "
-                       + ("arms with KD" if lead["low"] > 0 else "not ahead, so no arm has one"))
+            yield from (*_pilot_lines(self.pilot, self.metrics[0]), f"about {minutes:.0f} minutes")
 
 
-def planned(experiment: str, scale: Scale, seeds: int = 0, quick: bool = False, suite: str = "") -> Plan:
+def _pilot_lines(pilot: Mapping[str, Any], metric: str) -> Iterator[str]:
+    """What the full run can show, and whether it has arms with a teacher."""
+    seen, lead = pilot["metrics"][metric], pilot["teacher"]
+    yield (f"pilot: smallest difference that is found in 80 % of such experiments: {seen['detectable']:.3f} "
+           f"({seen['meanings']:,} meanings)")
+    if lead:
+        heard = "arms with KD" if lead["low"] > 0 else "not ahead, so no arm has one"
+        yield (f"teacher first in {lead['teacher']:.3f} of groups that it did not learn, the start model in "
+               f"{lead['start']:.3f} ({lead['low']:+.3f} to {lead['high']:+.3f}): {heard}")
+
+
+def planned(experiment: str, scale: Scale, seeds: int = 0, suite: str = "") -> Plan:
     """The plan of an experiment at a scale, for seeds 0 … `seeds` − 1 (0: the experiment's own number).
 
-    `quick`: a tenth of all steps, at most two seeds, no pilot. `suite`: "eng-mini", or names of mteb's tasks (scales of
-    the hub always have one). Raises `Me5Error` for an unknown experiment, and for one that runs offline only.
+    `suite`: "eng-mini", or names of mteb's tasks (scales of the hub always have one). Raises `Me5Error` for an unknown
+    experiment, and for one that runs offline only.
     """
     if experiment not in LABS:
         raise Me5Error(f"unknown experiment {experiment!r}: choose one of {', '.join(LABS)}")
     lab = LABS[experiment]
     if not lab.hub and (suite or not scale.offline):
         raise Me5Error(f"{experiment} is run offline, on its own tests: choose --scale tiny, without --suite")
-    scale = lab.settings(scale)
     suite, seeds = suite or "eng-mini" * (not scale.offline), seeds or lab.seeds
-    if quick:
-        less = {name: dataclasses.replace(stage, steps=max(2, stage.steps // QUICK), warmup=stage.warmup // QUICK,
-                                          teacher_steps=max(2, stage.teacher_steps // QUICK))
-                for name, stage in (("train", scale.train), ("finetune", scale.finetune))}  # fmt: skip
-        scale, seeds = dataclasses.replace(scale, **less), min(seeds, QUICK_SEEDS)
-    return Plan(experiment, scale, tuple(range(seeds)), lab.arms(scale), quick, suite)
+    scale = lab.settings(scale)
+    metrics, (first, second, metric) = (suite,) if suite else lab.metrics, lab.positive
+    positive = first, second, metric if metric in metrics else metrics[0]
+    return Plan(experiment, scale, tuple(range(seeds)), lab.arms(scale), metrics, positive, suite)
 
 
-def home(scale: Scale, quick: bool, out: str = "") -> Path:
-    """Where experiments of a scale lie: `out`, else `runs/experiments/<scale>[-quick]`; made if absent."""
-    base = io.run_folder("experiments", 0).parent / (scale.name + "-quick" * quick)
-    return io.out(scale.name, 0, out or base)
+def home(scale: Scale, out: str = "") -> Path:
+    """Where experiments of a scale lie: `out`, else `runs/experiments/<scale>`; made if absent."""
+    return io.out(scale.name, 0, out or io.run_folder("experiments", 0).parent / scale.name)
 
 
 # ---- running it ------------------------------------------------------------------------------------------------------
@@ -150,24 +134,24 @@ def home(scale: Scale, quick: bool, out: str = "") -> Path:
 def piloted(plan: Plan, base: Path, progress: bool = True) -> Plan:
     """`plan` with what its pilot found, which is run where it is not there yet: the reference and its A/A twin (the
     same configuration) under two seeds each that the full run does not have. Raises `Me5Error` for another plan's."""
-    folder = base / plan.experiment
+    path, seeds = base / plan.experiment / "pilot.json", [PILOT, PILOT + 1]
+    bare = dataclasses.replace(plan, pilot=None, arms=plan.lab.arms(plan.scale))
+    pair = [plan.arms[0], next(arm for arm in plan.arms if arm.role == "A/A")]
     with io.locked(base / ".lock"):
-        lab = _lab(plan, base, progress)
-        bare = dataclasses.replace(plan, pilot=None, arms=plan.lab.arms(plan.scale))
-        mark = _sealed(folder / "pilot-plan.json", bare, lab.corpus.fingerprint)
-        pair = [plan.arms[0], next(arm for arm in plan.arms if arm.role == "A/A")]
-        found = io.read_json(folder / "pilot.json", None)
+        lab, mark = _opened(bare, base, "pilot-plan.json", progress)
+        found = io.read_json(path, None)
         if found is None:
-            runs = [_record(folder / "pilot", lab, arm, PILOT + k, mark) for arm in pair for k in range(2)]
-            found = {"seeds": [PILOT, PILOT + 1], "seconds": float(np.mean([run["seconds"] for run in runs])),
-                     "teacher": lab.teacher_lead(PILOT), "metrics": {}}  # fmt: skip
+            jobs = [(seed, arm) for arm in pair for seed in seeds]
+            runs = list(_records(lab, jobs, path.with_name("pilot"), mark, progress).values())
+            found = {"seeds": seeds, "seconds": float(np.mean([run["seconds"] for run in runs])),
+                     "teacher": lab.teacher_lead(PILOT) if lab.with_teacher else None, "metrics": {}}  # fmt: skip
             for metric, meanings in lab.meanings().items():
                 scores = np.array([run["scores"][metric] for run in runs])
                 least = stats.detectable(scores, meanings, len(plan.seeds))
                 found["metrics"][metric] = {"mean": float(scores.mean()), "detectable": least,
                                             "queries": len(meanings), "meanings": len(set(meanings))}  # fmt: skip
             found = _rounded(found)
-            io.put_json(folder / "pilot.json", found)
+            io.put_json(path, found)
     teacher = bool(found["teacher"]) and found["teacher"]["low"] > 0
     return dataclasses.replace(plan, pilot=found, arms=plan.lab.arms(plan.scale, teacher))
 
@@ -177,24 +161,18 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
 
     Raises `Me5Error` where another plan has begun in `base`, and where another process is at work in it.
     """
-    from tqdm.auto import tqdm
-
     from me5lib.lessons import figures
 
     folder, jobs = base / plan.experiment, [(seed, arm) for seed in plan.seeds for arm in plan.arms]
     with io.locked(base / ".lock"):
-        lab = _lab(plan, base, progress)
-        mark, records = _sealed(folder / "plan.json", plan, lab.corpus.fingerprint), {}
-        with tqdm(jobs, disable=not progress, desc=plan.experiment, unit=" arms") as bar:
-            for seed, arm in bar:
-                bar.set_postfix_str(f"seed {seed}, {arm.name}")
-                records[seed, arm.name] = _record(folder / "arms", lab, arm, seed, mark)
+        lab, mark = _opened(plan, base, "plan.json", progress)
+        records = _records(lab, jobs, folder / "arms", mark, progress)
         conditions = {json.dumps(record["conditions"], sort_keys=True) for record in records.values()}
         minutes = {arm.name: round(sum(records[seed, arm.name]["seconds"] for seed in plan.seeds) / 60, 2)
                    for arm in plan.arms}
         results = {
             "experiment": plan.experiment, "question": plan.lab.question, "plan": mark, "pilot": plan.pilot,
-            "corpus": lab.corpus.fingerprint, "scale": plan.scale.name, "quick": plan.quick, "seeds": list(plan.seeds),
+            "corpus": lab.corpus.fingerprint, "scale": plan.scale.name, "seeds": list(plan.seeds),
             "metrics": list(plan.metrics), "conditions": [json.loads(text) for text in sorted(conditions)],
             **summarise_arms(plan, records, lab.meanings()), "minutes": minutes,
         }  # fmt: skip
@@ -206,29 +184,32 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
     return results
 
 
-def _lab(plan: Plan, base: Path, progress: bool) -> Lab:
-    """The lab of a plan over its scale's corpus."""
+def _records(
+    lab: Lab, jobs: Sequence[tuple[int, Arm]], folder: Path, mark: str, progress: bool
+) -> dict[tuple[int, str], dict[str, Any]]:
+    """(seed, arm's name) → what it scored, of all `jobs`; kept in `folder`, and run where it is not there yet."""
+    from tqdm.auto import tqdm
+
+    records = {}
+    with tqdm(jobs, disable=not progress, unit=" arms") as bar:
+        for seed, arm in bar:
+            bar.set_postfix_str(f"seed {seed}, {arm.name}")
+            path = folder / f"seed-{seed}.{arm.folder}.json"
+            if not path.is_file():
+                io.put_json(path, {"plan": mark, **lab.measured(arm, seed)})
+            records[seed, arm.name] = io.read_json(path)
+    return records
+
+
+def _opened(plan: Plan, base: Path, name: str, progress: bool) -> tuple[Lab, str]:
+    """The lab, over its scale's corpus, and the fingerprint of the plan, corpus included, which is written down as
+    `name` before anything is trained. Raises `Me5Error` where another plan stands there."""
     from me5lib.data.corpus import open_corpus
-
-    return plan.lab(plan.scale, base, open_corpus(plan.scale, progress), plan.suite)
-
-
-def _record(folder: Path, lab: Lab, arm: Arm, seed: int, mark: str) -> dict[str, Any]:
-    """What `arm` scores under `seed`, kept in `folder`."""
-    path = folder / f"seed-{seed}.{arm.folder}.json"
-    if not path.is_file():
-        io.put_json(path, {"plan": mark, **lab.measured(arm, seed)})
-    return io.read_json(path)
-
-
-def _sealed(path: Path, plan: Plan, corpus: str) -> str:
-    """Write the plan down before anything is trained; its fingerprint, corpus included.
-
-    Raises `Me5Error` where another plan stands there.
-    """
     from me5lib.train.checkpoint import fingerprint
 
-    content = plan.as_json() | {"corpus": corpus}
+    lab = plan.lab(plan.scale, base, open_corpus(plan.scale, progress), plan.suite)
+    path = base / plan.experiment / name
+    content = plan.as_json() | {"corpus": lab.corpus.fingerprint}
     before = io.read_json(path, None)
     if before is None:
         io.put_json(path, content)
@@ -236,7 +217,7 @@ def _sealed(path: Path, plan: Plan, corpus: str) -> str:
         changed = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
         raise Me5Error(f"{path} was written before the run and says otherwise ({', '.join(changed)}): "
                        "go on with that plan, or give another folder with --out")
-    return fingerprint(content)
+    return lab, fingerprint(content)
 
 
 # ---- what came out ---------------------------------------------------------------------------------------------------
@@ -257,33 +238,32 @@ def summarise_arms(
         means[metric] = stack.mean(axis=2)
         draws[metric] = stats.resampled(stack, meanings[metric], seed=number)
         for k, row in enumerate(rows):
-            found = stats.interval(draws[metric][k], LEVEL, means[metric][k].mean())
+            found = stats.interval(draws[metric][k], means[metric][k].mean())
             row[metric] = found._asdict() | {"seeds": means[metric][k].tolist()}
     for family in (plan.metrics[:1], plan.metrics[1:]):
-        compared = [(k, metric) for k, arm in enumerate(plan.arms) for metric in family if arm.against]
-        _judge(plan, rows, compared, draws, means)
-    asked = {metric: {"queries": len(meanings[metric]), "meanings": len(set(meanings[metric]))}
-             for metric in plan.metrics}
-    return _rounded({"asked": asked, "arms": rows, "controls": _controls(plan, rows),
-                     "frontier": _frontier(names, draws) if plan.experiment == "forgetting" else []})  # fmt: skip
+        _judge(plan, rows, family, draws, means)
+    frontier = _frontier(names, draws) if plan.experiment == "forgetting" else []
+    return _rounded({"arms": rows, "controls": _controls(plan, rows), "frontier": frontier})
 
 
 def _judge(
-    plan: Plan, rows: list[dict[str, Any]], compared: Sequence[tuple[int, str]], draws: Mapping[str, np.ndarray],
+    plan: Plan, rows: list[dict[str, Any]], family: Sequence[str], draws: Mapping[str, np.ndarray],
     means: Mapping[str, np.ndarray],
 ) -> None:
-    """Add to `rows` what the comparisons of a family, (arm, metric) each, say of every difference."""
+    """Add to `rows` every arm's differences on the metrics of a `family`, and what they say together."""
     names = [arm.name for arm in plan.arms]
-    apart = [draws[metric][k] - draws[metric][names.index(plan.arms[k].against)] for k, metric in compared]
+    compared = [(k, names.index(arm.against), metric)
+                for k, arm in enumerate(plan.arms) for metric in family if arm.against]  # fmt: skip
+    apart = [draws[metric][k] - draws[metric][other] for k, other, metric in compared]
     p = np.array([stats.p_value(own) for own in apart])
-    asked = np.array([plan.arms[k].role != "A/A" for k, _ in compared], dtype=bool)  # a twin must fail the sharper test
+    asked = np.array([plan.arms[k].role != "A/A" for k, *_ in compared], bool)  # a twin must fail the sharper test
     holm = p.copy()
     holm[asked] = stats.holm(p[asked])
-    for (k, metric), own, raw, adjusted in zip(compared, apart, p.tolist(), holm.tolist(), strict=True):
-        by_seed = means[metric][k] - means[metric][names.index(plan.arms[k].against)]
+    for (k, other, metric), own, raw, adjusted in zip(compared, apart, p.tolist(), holm.tolist(), strict=True):
+        by_seed = means[metric][k] - means[metric][other]
         sure = "ahead" if by_seed.mean() > 0 else "behind"
-        verdict = sure if adjusted < 1 - LEVEL else "equal" if stats.equivalent(own) else "undecided"
-        rows[k]["difference"][metric] = stats.interval(own, LEVEL, by_seed.mean())._asdict() | {
+        verdict = sure if adjusted < 1 - stats.LEVEL else "equal" if stats.equivalent(own) else "undecided"
+        rows[k]["difference"][metric] = stats.interval(own, by_seed.mean())._asdict() | {
             "p": raw, "adjusted": adjusted, "verdict": verdict, "seeds ahead": int((by_seed > 0).sum())}
 
 
@@ -310,7 +290,7 @@ def _frontier(names: Sequence[str], draws: Mapping[str, np.ndarray]) -> list[dic
     for k, name in enumerate(names):
         figures = {"gain": gain[k], "forgetting": loss[k], "gain kept": gain[k] / gain[plain],
                    "forgetting left": loss[k] / loss[plain]}  # fmt: skip
-        point = {about: stats.interval(own, LEVEL, np.median(own))._asdict() for about, own in figures.items()}
+        point = {about: stats.interval(own, np.median(own))._asdict() for about, own in figures.items()}
         good = point["gain kept"]["mean"] >= KEPT and point["forgetting left"]["mean"] <= FORGOTTEN
         points.append({"name": name, **point, "good": bool(good)})
     return points
@@ -391,12 +371,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
              f"{metric}) ahead in {controls['positive ahead']} of {seeds} seeds"
              + (f"; shuffled scores do not help: {said[shuffled]}" if shuffled is not None else "")]
     if results["pilot"]:
-        lines.append(f"smallest difference that is found in 80 % of such experiments: "
-                     f"{results['pilot']['metrics'][first]['detectable']:.3f}")
-        lead = results["pilot"]["teacher"]
-        if lead and lead["low"] <= 0:
-            lines.append(f"no arm with KD: its teacher was not ahead of the start model ({lead['mean']:+.3f}, from "
-                         f"{lead['low']:+.3f} to {lead['high']:+.3f})")
+        lines += _pilot_lines(results["pilot"], first)
     for arm in results["arms"]:
         if apart := arm["difference"].get(first):
             lines.append(f"{arm['name']} {WORDS[apart['verdict']]} {arm['against']}: {apart['mean']:+.3f}, from "
@@ -415,8 +390,8 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
 
 def heading(results: Mapping[str, Any]) -> str:
     """One line that says what was run."""
-    seeds, quick = len(results["seeds"]), ", quick" if results["quick"] else ""
-    return f"{results['experiment']} (scale {results['scale']}{quick}, {seeds} seed{'s' * (seeds > 1)})"
+    seeds = len(results["seeds"])
+    return f"{results['experiment']} (scale {results['scale']}, {seeds} seed{'s' * (seeds > 1)})"
 
 
 def stored(experiment: str) -> dict[str, Any] | None:

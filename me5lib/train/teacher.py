@@ -412,30 +412,6 @@ def train_teacher(
     return teacher
 
 
-def cross_fitted(
-    encoder: Encoder, rows: Sequence[Labelled], folds: Sequence[int], stage: Stage, prefixes: Prefixes, seed: int
-) -> list[Teacher]:
-    """A teacher per fold (0, 1, …), trained on the groups of all others: one that has learnt a group's label gives the
-    label back, and its scores would teach nothing that InfoNCE does not."""
-    teachers = []
-    for fold in sorted(set(folds)):
-        rest = [row for row, own in zip(rows, folds, strict=True) if own != fold]
-        plan = SamplingPlan(rest, dataclasses.replace(stage, steps=stage.teacher_steps), seed, 0.5)
-        teachers.append(train_teacher(encoder, dict(enumerate(rest)), plan, stage, prefixes, seed, progress=False))
-    return teachers
-
-
-def out_of_fold(
-    teachers: Sequence[Teacher], rows: Sequence[Labelled], folds: Sequence[int], stage: Stage, prefixes: Prefixes
-) -> np.ndarray:
-    """Every group's scores by the teacher that did not learn its fold: fp32 [groups, size], equally large ones."""
-    scores = np.empty((len(rows), 1 + len(rows[0].negatives)), np.float32)
-    for fold, teacher in enumerate(teachers):
-        places = [i for i, own in enumerate(folds) if own == fold]
-        scores[places] = np.stack(score_groups(teacher, [rows[i] for i in places], stage, prefixes))
-    return scores
-
-
 def add_scores(
     encoder: Encoder, rows: dict[int, Labelled], task: GroupTask, dev: Sequence[Labelled]
 ) -> tuple[dict[int, Labelled], dict[str, Any] | None]:

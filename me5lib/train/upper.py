@@ -27,53 +27,49 @@ from me5lib.model.encoder import Encoder, by_length, piece_tokens
 _ONE_AT_A_TIME = Lock()
 
 
-class Table(nn.Module):
-    """Kept hidden states, fp16 [places, width], looked up like word vectors; copies of a model share one."""
+class Kept:
+    """The frozen layers, and what they gave: hidden states, fp16 [places, width], and of every text (its token ids) the
+    places of its own; copies of a model share it."""
 
-    padding_idx = None
+    def __init__(self, lower: Encoder) -> None:
+        self.lower, self.places = lower.eval(), {}
+        self.states = torch.zeros((1, lower.width), dtype=torch.float16, device=lower.device)  # place 0 pads
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        super().__init__()
-        self.states, self.used = torch.zeros((1, width), dtype=torch.float16, device=device), 1  # place 0 pads
-
-    def __deepcopy__(self, memo: Any) -> Table:
+    def __deepcopy__(self, memo: Any) -> Kept:
         return self
 
-    def forward(self, places: Tensor) -> Tensor:
-        """Hidden states [..., width] of `places`, fp32."""
-        return self.states[places].float()
-
-    def append(self, states: Tensor) -> int:
-        """Keep `states` [n, width]; the place of the first."""
-        first, self.used = self.used, self.used + len(states)
-        if self.used > len(self.states):
-            size = max(self.used, len(self.states) * 3 // 2)
-            larger = self.states.new_zeros((size, self.states.shape[1]))
-            larger[: len(self.states)] = self.states
-            self.states = larger  # whole when it takes its place: the training thread may be looking up meanwhile
-        self.states[first : self.used] = states
-        return first
+    def add(self, rows: Sequence[tuple[int, ...]]) -> None:
+        """Run the lower layers on `rows` of token ids, in training's precision."""
+        lower, device, used, more = self.lower, self.lower.device, len(self.states), []
+        with lower._inference(precision(device).name):
+            lower.choose_attention()
+            for piece in by_length([len(row) for row in rows], piece_tokens(device)):
+                ids = [list(rows[i]) for i in piece]
+                batch = lower.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
+                more.append(lower.backbone(**batch).last_hidden_state[batch["attention_mask"].bool()].half())
+                for i in piece:
+                    self.places[rows[i]] = range(used, used + len(rows[i]))
+                    used += len(rows[i])
+        table = self.states.new_empty((used, self.states.shape[1]))  # another: a training goes on over the one before
+        self.states = torch.cat([self.states, *more], out=table)  # into a table, because autocast has no part in that
 
 
 class _InPlace(nn.Module):
-    """In place of a backbone's embeddings: what is looked up in the table is the upper layers' input as it is."""
+    """In place of a backbone's embeddings: kept states, fp32, are the upper layers' input as they are."""
 
-    def __init__(self, table: Table) -> None:
+    padding_idx = None
+
+    def __init__(self, kept: Kept) -> None:
         super().__init__()
-        self.word_embeddings = table
+        self.kept = kept
+
+    @property
+    def word_embeddings(self) -> _InPlace:
+        """What texts are looked up in."""
+        return self
 
     def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **_: Any) -> Tensor:
-        return self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-
-
-class _Lower:
-    """The frozen layers, and of every text (its token ids) the places of its states; copies of a model share one."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder, self.places = encoder.eval(), {}
-
-    def __deepcopy__(self, memo: Any) -> _Lower:
-        return self
+        return self.kept.states[input_ids].float() if inputs_embeds is None else inputs_embeds
 
 
 class UpperLayers(Encoder):
@@ -86,9 +82,8 @@ class UpperLayers(Encoder):
         upper, lower.embeddings = copy.deepcopy(lower), words
         cut = max(0, len(upper.encoder.layer) - trained)
         upper.encoder.layer, lower.encoder.layer = upper.encoder.layer[cut:], lower.encoder.layer[:cut]
-        upper.embeddings = _InPlace(Table(whole.width, whole.device))
+        upper.embeddings = _InPlace(Kept(whole))
         super().__init__(upper, whole.tokenizer, whole.max_tokens)
-        self.lower = _Lower(whole)
 
     def fresh(self) -> UpperLayers:
         """A copy with weights of its own and the same kept states."""
@@ -96,23 +91,9 @@ class UpperLayers(Encoder):
 
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
         """The places of the texts' tokens; states that are not kept yet are computed first."""
-        places = self.lower.places
-        rows = [tuple(row) for row in self.lower.encoder.tokenize(texts, prefix, max_tokens)]
+        kept = self.backbone.embeddings.kept
+        rows = [tuple(row) for row in kept.lower.tokenize(texts, prefix, max_tokens)]
         with _ONE_AT_A_TIME:  # a loop tokenises in a thread of its own
-            self._keep([row for row in dict.fromkeys(rows) if row not in places])
-        return [list(places[row]) for row in rows]
-
-    def _keep(self, rows: Sequence[tuple[int, ...]]) -> None:
-        """Run the lower layers on `rows` of token ids, in training's precision."""
-        lower, table = self.lower.encoder, self.backbone.embeddings.word_embeddings
-        with lower._inference(precision(self.device).name):
-            lower.choose_attention()
-            for piece in by_length([len(row) for row in rows], piece_tokens(self.device)):
-                most = len(rows[piece[0]])
-                ids = torch.tensor([[*rows[i], *[0] * (most - len(rows[i]))] for i in piece], device=self.device)
-                shown = torch.tensor([[j < len(rows[i]) for j in range(most)] for i in piece], device=self.device)
-                hidden = lower.backbone(input_ids=ids, attention_mask=shown.long()).last_hidden_state
-                first = table.append(hidden[shown])
-                for i in piece:
-                    self.lower.places[rows[i]] = range(first, first + len(rows[i]))
-                    first += len(rows[i])
+            if new := [row for row in dict.fromkeys(rows) if row not in kept.places]:
+                kept.add(new)
+        return [list(kept.places[row]) for row in rows]
