@@ -44,7 +44,9 @@ def test_no_key_can_be_made_of_source_text():
     for path in io.PACKAGE.rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text("utf8"))))
         names = {getattr(node, "attr", getattr(node, "id", "")) for node in nodes}
-        assert not names & {"getsource", "getsourcelines", "getsourcefile", "linecache", "__code__", "__loader__"}, path
+        counted = {"getsource"} if path.name == "tune.py" else set()  # lines of code, for a table: no key
+        read = {"getsource", "getsourcelines", "getsourcefile", "linecache", "__code__", "__loader__"}
+        assert not names & read - counted, path
         assert "__file__" not in names or path.name in ("io.py", "paper.py"), path  # where the package is; its tables
 
 
