@@ -33,14 +33,14 @@ class Kept:
 
     def __init__(self, lower: Encoder) -> None:
         self.lower, self.places = lower.eval(), {}
-        self.states = torch.zeros((1, lower.width), dtype=torch.float16, device=lower.device)  # place 0 pads
+        self.states, self.used = torch.zeros((1, lower.width), dtype=torch.float16, device=lower.device), 1  # 0 pads
 
     def __deepcopy__(self, memo: Any) -> Kept:
         return self
 
     def add(self, rows: Sequence[tuple[int, ...]]) -> None:
         """Run the lower layers on `rows` of token ids, in training's precision."""
-        lower, device, used, more = self.lower, self.lower.device, len(self.states), []
+        lower, device, used, more = self.lower, self.lower.device, self.used, []
         with lower._inference(precision(device).name):
             lower.choose_attention()
             for piece in by_length([len(row) for row in rows], piece_tokens(device)):
@@ -50,8 +50,13 @@ class Kept:
                 for i in piece:
                     self.places[rows[i]] = range(used, used + len(rows[i]))
                     used += len(rows[i])
-        table = self.states.new_empty((used, self.states.shape[1]))  # another: a training goes on over the one before
-        self.states = torch.cat([self.states, *more], out=table)  # into a table, because autocast has no part in that
+        if used > len(self.states):  # half as large again, so that a step does not copy what all steps have kept
+            larger = self.states.new_zeros((max(used, len(self.states) * 3 // 2), self.states.shape[1]))
+            larger[: self.used] = self.states[: self.used]
+            self.states = larger  # whole when it takes its place: a training looks up what was there meanwhile
+        for states in more:
+            self.states[self.used : self.used + len(states)] = states
+            self.used += len(states)
 
 
 class _InPlace(nn.Module):
