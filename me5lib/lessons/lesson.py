@@ -54,10 +54,11 @@ class Lesson:
 
     @property
     def from_random(self) -> tuple[config.Scale, Path]:
-        """The scale that starts from random weights, and its run's folder: this lesson's own, if it does so itself."""
+        """The scale that starts from random weights, with what was set by hand, and its run's folder: this lesson's
+        own, if it does so itself."""
         if self.scale.model.backbone == "random":
             return self.scale, self.out
-        return config.load("random"), self.out / "random"
+        return config.load("random", config.overrides(self.scale)), self.out / "random"
 
     def expect(self, value: float, name: str, **ranges: tuple[float, float]) -> float:
         """Record `value` as `name` and hold it to this scale's range (`tiny=(low, high)`), ends included.
@@ -104,12 +105,11 @@ class Lesson:
         from me5lib.data.corpus import open_corpus
         from me5lib.device import best_device
         from me5lib.model.encoder import Encoder
-        from me5lib.train.stages import run_tokenizer
+        from me5lib.train.stages import initial_encoder
 
         if self.scale.evaluate.model != config.UNTRAINED:
             return Encoder.load(self.scale.evaluate.model).to(best_device())
-        tokenizer = run_tokenizer(open_corpus(self.scale), self.scale, self.out)
-        return Encoder.new(self.scale.model, tokenizer, self.seed).eval()
+        return initial_encoder(self.scale, self.seed, self.out, open_corpus(self.scale)).eval()
 
     def checkpoint(self, stage: str) -> Path:
         """The folder of a finished stage, one of `STAGES`; raises `Me5Error` naming the commands that make it."""
