@@ -199,7 +199,7 @@ def run_start(corpus: Corpus, scale: Scale, out: Path) -> Path:
     The texts of the evaluation count for the vocabulary, too (ours: nothing is learnt from them, and a language that is
     only evaluated would be spelt in letters).
     """
-    def write(folder: Path) -> None:
+    def _write(folder: Path) -> None:
         texts = corpus.sample_texts(START_TEXTS)
         texts += itertools.chain.from_iterable(evaluation_texts(corpus.tasks()).values())
         encoder = lower_layers(Encoder.load(scale.model.backbone), scale.model.layers)
@@ -208,7 +208,7 @@ def run_start(corpus: Corpus, scale: Scale, out: Path) -> Path:
         cut_vocabulary(encoder, list(dict.fromkeys(texts)), scale.model.vocabulary).trained_further().save(folder)
 
     backbone = pinned(resolve(scale.model.backbone))
-    return _made_once(out / "start", corpus, scale, write, layers=scale.model.layers, backbone=backbone,
+    return _made_once(out / "start", corpus, scale, _write, layers=scale.model.layers, backbone=backbone,
                       start_texts=START_TEXTS)
 
 
@@ -223,10 +223,10 @@ def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
 
     from me5lib.model.text import train_tokenizer
 
-    def write(folder: Path) -> None:
+    def _write(folder: Path) -> None:
         train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, folder)
 
-    return AutoTokenizer.from_pretrained(str(_made_once(out / "tokenizer", corpus, scale, write)))
+    return AutoTokenizer.from_pretrained(str(_made_once(out / "tokenizer", corpus, scale, _write)))
 
 
 def _made_once(folder: Path, corpus: Corpus, scale: Scale, write: Callable[[Path], None], **more: Any) -> Path:
