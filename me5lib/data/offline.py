@@ -15,7 +15,6 @@ import json
 import os
 import pickle
 import re
-import struct
 import subprocess
 import sys
 import tomllib
@@ -200,13 +199,12 @@ def _titled(tree: dict) -> Iterator[tuple[str, str]]:
 
 def gettext(read: Reader, rows: RowCollector) -> None:
     """`…/<tag>/LC_MESSAGES/<domain>.mo`: of plural forms the first; fuzzy entries are not compiled into these files."""
+    from babel.messages.mofile import read_mo
+
     for name, content in read("*/LC_MESSAGES/*.mo"):
-        order = "<" if content[:4] == b"\xde\x12\x04\x95" else ">"
-        count, *tables = struct.unpack_from(f"{order}3I", content, 8)
-        spans = (struct.iter_unpack(f"{order}2I", content[at : at + 8 * count]) for at in tables)
-        for entry in zip(*spans, strict=True):
-            english, text = (content[at : at + size].split(b"\0")[0].decode("utf8") for size, at in entry)
-            if english := english.rpartition("\4")[2]:  # without its context; the entry for "" is the header
+        for message in read_mo(io.BytesIO(content)):
+            english, text = (each if isinstance(each, str) else each[0] for each in (message.id, message.string))
+            if english:  # the entry for "" is the header
                 rows.translation(english, text, name.split("/")[-3])
 
 
@@ -297,8 +295,7 @@ def gsm(read: Reader, rows: RowCollector) -> None:
     """
     problems: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for name, content in read("*/data/templates/*/symbolic/*.toml"):
-        # without the template behind it; one that could not be translated has no question
-        problem = tomllib.loads(content.decode("utf8").partition("\nid_orig")[0])
+        problem = tomllib.loads(content.decode("utf8"))  # one that could not be translated has no question
         answer = re.sub(r"<<.*?>>|####.*", "", problem.get("answer", ""))
         problems[name.split("/")[-3]][Path(name).stem] = plain_text(problem.get("question", "")), plain_text(answer)
     second = problems.pop("eng_metric", {})
