@@ -77,7 +77,7 @@ def worlds() -> tuple[list[World], dict[str, dict[str, str]]]:
     from me5lib.evaluate.baselines import USE_LANGUAGES
 
     corpus = open_corpus(config.load("tiny"))
-    tasks = [task for task in corpus.tasks() if task.name in ("xquad", "fastapi")]
+    tasks = [corpus.task(name) for name in ("xquad", "fastapi")]
     exams = [row for row in corpus.labelled("dev") if row.source == "exams"]
     texts: dict[str, dict[str, str]] = {}
     found = []

@@ -87,7 +87,7 @@ def smoke(tmp_path_factory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def sets(small):
-    return {task.name: task.sets for task in small.tasks()}
+    return {name: small.task(name).sets for name in small.task_names}
 
 
 def trained_on(one: Corpus) -> dict[str, set[str]]:
@@ -167,7 +167,7 @@ def test_pools_follow_the_rule(small, sets):
         assert len({split.mask(one) for one in english}) == len({split.mask(one) for one in text}) == 50 == len(text)
         order = [split.fraction(split.mask(one)) for one in english]
         assert order == sorted(order)
-    (none,) = [t for t in Corpus(small.folder, load("tiny"), "x").tasks() if t.name == "heldout"]
+    none = Corpus(small.folder, load("tiny"), "x").task("heldout")
     assert none.sets == {}  # 300 strings are not there
     rows = [{"language": "de", "order": order, "english": e, "text": t, "cluster": c} for order, e, t, c in
             [(0.3, "b", "B", 1), (0.1, "a", "A", 1), (0.2, "c", "a", 2), (0.4, "d", "D 5", 3), (0.5, "e", "D 6", 4)]]
@@ -276,7 +276,7 @@ def test_a_hub_scale_trains_on_what_was_built_by_the_papers_counts(tmp_path, mon
     assert mixture.weights == {name: cards.load_card(name).paper.rows for name in ("nllb", "reddit")}
     drawn = {stream.language: n for stream, n in mixture.totals().items() if stream.source == "nllb"}
     assert abs(drawn["de"] - 2 * drawn["sw"]) <= 2  # roots of 400 and 100
-    assert made.tasks() == [] and len(mixture.batch(0)) == 16
+    assert not made.task_names and len(mixture.batch(0)) == 16
     before = made.fingerprint
     build("reddit", "en", 51)
     assert open_corpus(dial).fingerprint != before
@@ -288,7 +288,7 @@ def test_a_corpus_of_real_packs_leaks_nothing(packs, tmp_path, monkeypatch):
     if (cached / corpus.corpus_fingerprint(dial.data)).is_dir():
         one = open_corpus(dial)
         assert_nothing_leaks(one, 50, ("en", "ja"))
-        assert len(one.tasks()[0].sets) >= 38  # the project's bars: languages, the map, what is left to train on
+        assert len(one.task("heldout").sets) >= 38  # the project's bars: languages, the map, what is left to train on
         found = one.parallel(one.scale.evaluate.map_sentences)
         assert len(found) > 20 and len({script(texts) for texts in found.values()}) >= 8
         counts = one.counts().groupby("role").rows.sum()

@@ -169,7 +169,7 @@ def test_searches_have_answers_that_nobody_trained_on_and_one_meaning_in_all_lan
             (("Germany", "en"), ("Deutschland", "de"), ("Німеччина", "uk"), ("France", "en"))]  # fmt: skip
     one, two, three, other = map(heldout.fact_meaning, rows)
     assert one == two == three != other
-    sets = next(task for task in corpus.tasks() if task.name == "xquad").sets
+    sets = corpus.task("xquad").sets
     assert len(tests["xquad"]) == len(sets) * (len(sets) - 1)  # every pair of languages, both ways
     first, second = list(sets.values())[:2]
     part = tests["xquad"][0]
@@ -188,7 +188,7 @@ def test_upper_layers_over_kept_states_are_the_encoder_and_learn_alone(tmp_path,
     upper = UpperLayers(whole, 3)
     assert np.einsum("nd,nd->n", upper.encode(texts), right).min() > 0.9999
     kept = len(upper.backbone.embeddings.kept.states)
-    one = upper.fresh()
+    one = upper.copy()
     assert np.abs(one.encode(texts) - upper.encode(texts)).max() == 0
     assert len(one.backbone.embeddings.kept.states) == kept  # nothing is computed or kept twice
     tune.train_on(one, lambda step: corpus.labelled()[:8], scale.finetune, 0, stages.card_prefixes, progress=False)
@@ -505,7 +505,7 @@ def test_tasks_of_mteb_are_scored_in_order(tmp_path, corpus):
 
     scale = small()
     encoder = Encoder.new(scale.model, stages.run_tokenizer(corpus, scale, tmp_path), 0)
-    tasks = [task for task in heldout.mteb_tasks(corpus.tasks()) if task.metadata.name in ("xquad", "fastapi")]
+    tasks = heldout.mteb_tasks(map(corpus.task, ("xquad", "fastapi")))
     found = labs.on_mteb(encoder, "untrained", tasks, tmp_path / "mteb")
     rows = {"untrained": Protocol(encoder, "untrained")}
     scores = offline_table.table_scores(rows, tasks, tmp_path / "table", progress=False)

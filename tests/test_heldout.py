@@ -104,12 +104,12 @@ def test_languages_as_mteb_names_them_and_as_the_shards_do():
 
 def test_the_offline_tasks_give_every_text_once():
     corpus = open_corpus(load("smoke"), progress=False)
-    found = evaluation_texts(corpus.tasks())
-    task = next(task for task in corpus.tasks() if task.name == "heldout")
+    found = evaluation_texts(map(corpus.task, corpus.task_names))
+    task = corpus.task("heldout")
     language = next(iter(task.sets))
     assert set(task.sets[language][1]) == set(found["heldout", language])
     assert set(task.sets[language][0]) <= set(found["heldout", "en"])
-    assert {task for task, _ in found} == {task.name for task in corpus.tasks()}
+    assert {task for task, _ in found} == set(corpus.task_names)
     assert all(len(own) == len(set(own)) for own in found.values())
 
 

@@ -88,6 +88,21 @@ def test_loading_gives_the_same_encoder_and_saving_it_the_same_files(encoder, fo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "checkpoint"]
 
 
+def test_models_of_equal_tokenizers_share_one_and_weights_never(encoder, folder, tmp_path):
+    one, other = Encoder.load(folder), Encoder.load(folder)
+    copied = one.copy()
+    assert one.tokenizer is other.tokenizer is copied.tokenizer
+    with torch.no_grad():
+        one.backbone.embeddings.word_embeddings.weight.zero_()
+    right = encoder.encode(TEXTS[:5])
+    assert np.abs(one.encode(TEXTS[:5]) - right).max() > 0.01
+    assert all(np.abs(model.encode(TEXTS[:5]) - right).max() == 0 for model in (other, copied))
+    other.max_tokens = 9
+    other.save(tmp_path / "short")
+    assert one.max_tokens == Encoder.load(folder).max_tokens == encoder.max_tokens
+    assert Encoder.load(tmp_path / "short").max_tokens == 9
+
+
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(at_the_end, encoder, folder, monkeypatch):
     import safetensors.torch

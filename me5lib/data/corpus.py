@@ -3,7 +3,7 @@
     corpus = open_corpus(load("tiny"))        # built once, about two minutes; then opened in milliseconds
     corpus.mixture(scale, seed=0)             # stage 1: batches of pairs, a pure function of the step
     corpus.labelled()                         # stage 2: labelled examples
-    corpus.tasks()                            # what evaluates
+    corpus.task("gsm")                        # what evaluates, one of `task_names`
 
 A corpus lies in `<cache>/corpus/<fingerprint>`, built beside under a lock and renamed when it is whole. `split` says
 what a near-copy is, and which clusters of them are held out. A language takes part in the held-out bitext when it has
@@ -146,6 +146,8 @@ def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus
 class Corpus:
     """A built corpus. `fingerprint` names it; `report` holds the counts of the split."""
 
+    task_names = ("heldout", "gsm", "gsm-raw", "xquad", "fastapi", "intents")
+
     def __init__(self, folder: Path, dial: config.Scale, mark: str):
         self.folder, self.scale, self.fingerprint = folder, dial, mark
         self.report: dict[str, float] = io.read_json(folder / "report.json")
@@ -195,19 +197,19 @@ class Corpus:
                              and tuple(shard.columns) == TRANSLATIONS for row in shard.take(np.arange(shard.rows)))
         return [english for english, _ in rows], [text for _, text in rows]
 
-    def tasks(self) -> list[Bitext | Retrieval | Classification]:
-        """The evaluation material: `heldout`, `gsm`, `gsm-raw`, `xquad`, `fastapi`, `intents`."""
-        gsm, size = self._table("gsm"), self.scale.evaluate.heldout_strings
-        pools = {language: first_of_clusters(own.to_pylist())[:size]
-                 for language, own in language_tables(self._table("heldout"))}
-        return [
-            Bitext("heldout", {language: ([row["english"] for row in rows], [row["text"] for row in rows])
-                               for language, rows in pools.items() if len(rows) == size}),
-            Bitext("gsm", aligned(gsm, masked=True)),
-            Bitext("gsm-raw", aligned(gsm)),
-            *(Retrieval(name, _retrieval_sets(self._table(name))) for name in ("xquad", "fastapi")),
-            Classification("intents", _classification(self._table("intents"), self.scale.evaluate.intent_languages)),
-        ]
+    def task(self, name: str) -> Bitext | Retrieval | Classification:
+        """The evaluation material of that name, one of `task_names`."""
+        table, settings = self._table(name.removesuffix("-raw")), self.scale.evaluate
+        if name == "heldout":
+            pools = {language: first_of_clusters(own.to_pylist())[: settings.heldout_strings]
+                     for language, own in language_tables(table)}
+            return Bitext(name, {language: ([row["english"] for row in rows], [row["text"] for row in rows])
+                                 for language, rows in pools.items() if len(rows) == settings.heldout_strings})
+        if name == "intents":
+            return Classification(name, _classification(table, settings.intent_languages))
+        if name in ("gsm", "gsm-raw"):
+            return Bitext(name, aligned(table, masked=name == "gsm"))
+        return Retrieval(name, _retrieval_sets(table))
 
     def parallel(self, n: int) -> dict[str, list[str]]:
         """`common_meanings` of the held-out translations, for the map."""

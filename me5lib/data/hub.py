@@ -469,6 +469,8 @@ class HubCorpus:
     `fingerprint` names exactly these shards. Labelled examples are held in memory, a few GB at the paper's size.
     """
 
+    task_names: tuple[str, ...] = ()  # nothing to look at during training but the loss
+
     def __init__(self, cfg: Scale) -> None:
         """Raises `Me5Error` where neither the built shards nor the drawings of all sources are there."""
         self.scale, names = cfg, cfg.data.sources
@@ -510,7 +512,3 @@ class HubCorpus:
                     found.append(Labelled(query, tuple(positives), tuple(negatives), name, language,
                                           instruction=own[0] if any(own) else instruction))
         return found
-
-    def tasks(self) -> list:
-        """None: there is nothing to look at during training but the loss."""
-        return []

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mteb import AbsTask
 
     from me5lib.config import Scale
+    from me5lib.model.encoder import Encoder
 
 LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
 TRAINED = {"start": "start", "stage 1 only": "stage1", "stage 1 + stage 2": "stage2"}  # row → folder
@@ -110,20 +111,23 @@ def _mteb_scores(model: Any, task: AbsTask, subsets: Sequence[str], folder: Path
     return result.task_results[0].scores["test"]
 
 
-def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, Any]:
+def standard_rows(
+    scale: Scale, seed: int, out: Path, corpus: Any, loaded: Mapping[str, Encoder] | None = None
+) -> dict[str, Any]:
     """The rows of every offline table: random weights, lexical rows, USE-multilingual, the real model, checkpoints.
 
-    `corpus` gives the translation memory. A checkpoint that is missing in `out`, and USE without its package, is left
-    out with a printed line; without any there is no vocabulary for random weights either: raises `Me5Error`. Encoders
-    run in bf16 where the machine has it natively (the authors' scripts run in fp16), and one that started from random
-    weights reads no further than it was trained to (ours: later positions are still random). Models before the last are
-    not run on all tasks.
+    `corpus` gives the translation memory; `loaded`: encoders by row that are in memory already. A checkpoint that is
+    missing in `out`, and USE without its package, is left out with a printed line; without any there is no vocabulary
+    for random weights either: raises `Me5Error`. Encoders run in bf16 where the machine has it natively (the authors'
+    scripts run in fp16), and one that started from random weights reads no further than it was trained to (ours: later
+    positions are still random). Models before the last are not run on all tasks.
     """
     from me5lib.device import best_device, precision
     from me5lib.model.encoder import Encoder
 
-    device, folders = best_device(), {name: Path(out) / folder for name, folder in TRAINED.items()}
-    encoders = {name: Encoder.load(folder).to(device) for name, folder in folders.items()
+    loaded, device = loaded or {}, best_device()
+    folders = {name: Path(out) / folder for name, folder in TRAINED.items()}
+    encoders = {name: loaded.get(name) or Encoder.load(folder).to(device) for name, folder in folders.items()
                 if (folder / "config.json").is_file()}
     if not encoders:
         command = f"me5 pretrain --scale {scale.name} --seed {seed} --out {out}"
@@ -136,7 +140,7 @@ def standard_rows(scale: Scale, seed: int, out: Path, corpus: Any) -> dict[str, 
     rows: dict[str, Any] = {"random weights": Protocol(random, "random weights", **options), **untrained_rows(corpus)}
     if (real := scale.evaluate.model) != UNTRAINED:  # the real model of this scale's lessons, under its own name
         name = real.rpartition("/")[2]
-        rows[name] = Protocol(Encoder.load(real).to(device), name, precision=number)
+        rows[name] = Protocol(loaded.get(name) or Encoder.load(real).to(device), name, precision=number)
         rows[name].shared = True
     rows |= {name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED}
     if scale.model.backbone not in RELEASED:  # there, the start is random weights
@@ -160,14 +164,15 @@ def untrained_rows(corpus: Any) -> dict[str, Any]:
     return rows
 
 
-def standard_scores(scale: Scale, seed: int, out: Path, corpus: Any,
-                    progress: bool = True) -> tuple[dict[str, Any], pd.DataFrame]:  # fmt: skip
-    """`standard_rows` and their scores on all of `corpus.tasks()` and `xquad.crossed_scores`, which adds a column; kept
+def standard_scores(
+    scale: Scale, seed: int, out: Path, corpus: Any, loaded: Mapping[str, Encoder] | None = None
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """`standard_rows` and their scores on all tasks of the corpus and `xquad.crossed_scores`, which adds a column; kept
     in `out/evaluation` and in the user's cache."""
-    rows, material, folder = standard_rows(scale, seed, out, corpus), corpus.tasks(), Path(out) / "evaluation"
-    scores = table_scores(rows, mteb_tasks(material), folder, progress)
-    questions = next(task for task in material if task.name == "xquad")
-    return rows, pd.concat([scores, xquad.crossed_scores(rows, questions, folder, progress)], ignore_index=True)
+    rows, folder = standard_rows(scale, seed, out, corpus, loaded), Path(out) / "evaluation"
+    scores = table_scores(rows, mteb_tasks(map(corpus.task, corpus.task_names)), folder)
+    crossed = xquad.crossed_scores(rows, corpus.task("xquad"), folder)
+    return rows, pd.concat([scores, crossed], ignore_index=True)
 
 
 def per_language(scores: pd.DataFrame, task: str, metric: str = "score") -> pd.DataFrame:

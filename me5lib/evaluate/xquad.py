@@ -28,7 +28,7 @@ DISCOUNTS = 1 / np.log2(np.arange(2, 12))  # of the first ten places: nDCG@10
 
 
 def crossed_scores(models: Mapping[str, Any], material: Any, folder: Path, progress: bool = True) -> pd.DataFrame:
-    """`COLUMNS`, `model` and `kind` of every model that takes retrieval; `material` is `xquad` of `Corpus.tasks()`.
+    """`COLUMNS`, `model` and `kind` of every model that takes retrieval; `material` is the corpus's `xquad`.
 
     A model with `languages` asks, and is asked, in those only; the pool is the same for all. Scores are kept by the
     revisions of model and texts, in `folder`, or for a model that is `shared` in the user's cache.

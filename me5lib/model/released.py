@@ -196,7 +196,7 @@ def _tokenizer(content: bytes) -> PreTrainedTokenizerFast:
             put_text(file, tokenizer.backend_tokenizer.to_str(), uuid.uuid4().hex[:8])
         except Me5Error:  # a cache that cannot be written
             return tokenizer
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), **text.ROLES)
+    return text.shared_tokenizer([file], lambda: PreTrainedTokenizerFast(tokenizer_file=str(file), **text.ROLES))
 
 
 def quantise_state(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

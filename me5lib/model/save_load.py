@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 NO_LIMIT = 1 << 30  # tokens
+TOKENIZER_FILES = ("config.json", "*token*.json", "vocab.json", "*.txt", "*.model")  # all that decide on one
 DRY_RUN = "dry run"  # in `derived_from` of a configuration: a table of XLM-R's size, and a vocabulary that is not
 PROMPTS = {"query": QUERY, "passage": PASSAGE, "document": PASSAGE}
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # of the authors' card
@@ -51,7 +52,7 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
         state |= {"pooler.dense.weight": torch.eye(config.hidden_size),
                   "pooler.dense.bias": torch.zeros(config.hidden_size)}
     config.architectures, config.dtype = [type(backbone).__name__], str(backbone.dtype).split(".")[1]
-    tokenizer.model_max_length = max_tokens
+    longest, tokenizer.model_max_length = tokenizer.model_max_length, max_tokens
     for circumstance in ("is_local", "local_files_only"):  # of an earlier load: no property of the tokenizer
         tokenizer.init_kwargs.pop(circumstance, None)
     try:
@@ -68,6 +69,7 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
     except (OSError, safetensors.SafetensorError) as error:
         raise Me5Error(f"cannot write {folder} ({first_line(error)}): free some space or choose --out") from None
     finally:
+        tokenizer.model_max_length = longest  # of the models that share it
         shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -133,7 +135,8 @@ def _from_pretrained(folder: Path, loader: type, name: str) -> tuple[PreTrainedM
         try:
             backbone, report = loader.from_pretrained(str(folder), dtype="float32", output_loading_info=True,
                                                       use_safetensors=only_safe)
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            files = sorted(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+            tokenizer = text.shared_tokenizer(files, lambda: AutoTokenizer.from_pretrained(str(folder)))
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             raise Me5Error(f"{name} cannot be read ({first_line(error)}): make it again, or fetch it again") from None
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):

@@ -40,7 +40,7 @@ def watched(corpus: Corpus, languages: int = LANGUAGES) -> dict[str, tuple[list[
 
     Sets have equally many strings, so that their accuracies can be compared. Kept for a corpus that is asked again.
     """
-    sets = next(task.sets for task in corpus.tasks() if task.name == "heldout")
+    sets = corpus.task("heldout").sets
     by_size = sorted(sets, key=lambda code: (-len(sets[code][0]), code))
     turn, seen = {}, Counter()
     for code in by_size:
@@ -62,7 +62,7 @@ def watch(corpus: Corpus) -> Evaluator | None:
 
     None for a corpus that has nothing to look at.
     """
-    if not corpus.tasks():
+    if not corpus.task_names:
         return None
     sets = watched(corpus)
 

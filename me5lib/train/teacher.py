@@ -15,7 +15,6 @@ named by a hash of the teacher and the texts: a run that was killed loses one bl
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -132,7 +131,7 @@ class Teacher(CrossEncoder):
 
     def __init__(self, encoder: Encoder, temperature: float, seed: int) -> None:
         super().__init__(encoder.tokenizer, encoder.max_tokens)
-        self.encoder, self.temperature = copy.deepcopy(encoder), temperature
+        self.encoder, self.temperature = encoder.copy(), temperature
         self.encoder.choose_attention()  # as for training, also where it scores
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """The upper layers of an encoder over kept hidden states of the lower ones, which are frozen.
 
     upper = UpperLayers(Encoder.load("me5-small-q4"), trained=3)     # 9 of 12 layers are run once a text, then kept
-    one, other = upper.fresh(), upper.fresh()                        # weights of their own, the same kept states
+    one, other = upper.copy(), upper.copy()                          # weights of their own, the same kept states
 
 An encoder in every respect: "tokens" are places of a table in which a token's hidden state lies, so that collation,
 training, `encode` and a teacher's joint inputs go on as they are. (A teacher of upper layers reads query and passage
@@ -89,10 +89,6 @@ class UpperLayers(Encoder):
         upper.encoder.layer, lower.encoder.layer = upper.encoder.layer[cut:], lower.encoder.layer[:cut]
         upper.embeddings = _InPlace(Kept(whole))
         super().__init__(upper, whole.tokenizer, whole.max_tokens)
-
-    def fresh(self) -> UpperLayers:
-        """A copy with weights of its own and the same kept states."""
-        return copy.deepcopy(self)
 
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
         """The places of the texts' tokens; states that are not kept yet are computed first."""
