@@ -51,7 +51,8 @@ class Kept:
                     self.places[rows[i]] = range(used, used + len(rows[i]))
                     used += len(rows[i])
         if used > len(self.states):  # half as large again, so that a step does not copy what all steps have kept
-            larger = self.states.new_zeros((max(used, len(self.states) * 3 // 2), self.states.shape[1]))
+            with torch.inference_mode(False):  # a training writes into it, too, though `encode` may have made it
+                larger = self.states.new_zeros((max(used, len(self.states) * 3 // 2), self.states.shape[1]))
             larger[: self.used] = self.states[: self.used]
             self.states = larger  # whole when it takes its place: a training looks up what was there meanwhile
         for states in more:
