@@ -105,6 +105,8 @@ class Unused(NamedTuple):
 class OwnCorpus:
     """The examples of one file, and what of it is not used. Lines are counted from 1, as are rows of a JSON list."""
 
+    task_names = ()  # no held-out translations to look at during training
+
     name: str  # the file's, as the name of a source: small letters, digits and dashes
     path: Path
     kind: str  # as "CSV with commas"
@@ -140,10 +142,6 @@ class OwnCorpus:
     def labelled(self, part: str = "stage 2") -> list[Labelled]:
         """The examples to train on; `part="dev"`: those kept out."""
         return [row for row, out in zip(self.rows, self.dev, strict=True) if out == (part == "dev")]
-
-    def tasks(self) -> list:
-        """None: there are no held-out translations to look at during training."""
-        return []
 
     def retrieval(self, most: int = MOST_PASSAGES) -> RetrievalSet:
         """The dev queries and the passages that they are searched among: of the whole file, the right ones in any case.
