@@ -167,7 +167,7 @@ class Negatives(Tuned):
     }  # fmt: skip
     kinds = {"random": "random", "own wrong answers": "labelled", "BM25": "bm25", "mined": "mined",
              "mined, filtered": "mined"}  # fmt: skip
-    with_teacher = ("own wrong answers", "mined, filtered")
+    with_teacher = ("mined, filtered",)
 
     @classmethod
     def arms(cls, scale: Scale, teacher: bool = False) -> tuple[Arm, ...]:
