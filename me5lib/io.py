@@ -18,6 +18,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import platformdirs
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -54,8 +56,6 @@ def asset(name: str) -> Path:
 
 def cache() -> Path:
     """The cache folder: `ME5_CACHE`, else the user's cache folder (no admin rights needed)."""
-    import platformdirs
-
     given = os.environ.get("ME5_CACHE")
     return Path(given).expanduser().resolve() if given else Path(platformdirs.user_cache_path("me5"))
 
@@ -101,8 +101,6 @@ def run_folder(scale: str, seed: int, given: str | os.PathLike = "") -> Path:
 
     `runs` lies in the checkout, or in the user's data folder when me5 is installed as a wheel.
     """
-    import platformdirs
-
     base = os.environ.get("ME5_OUT") or (checkout() or Path(platformdirs.user_data_path("me5"))) / "runs"
     return (Path(given) if str(given) else Path(base) / scale / f"seed-{seed}").expanduser().resolve()
 

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,9 +27,7 @@ from safetensors.torch import load_file, save_file
 import me5lib
 from me5lib import io
 from me5lib.io import Me5Error, sha256
-
-if TYPE_CHECKING:
-    from me5lib.model.encoder import Encoder
+from me5lib.model.encoder import Encoder
 
 Terms = Mapping[str, Any] | tuple[()]
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
@@ -74,8 +72,8 @@ class StageDir:
             print(f"{self.final.name} was finished before with the same settings: not trained again")
         return there
 
-    def open(self) -> Path:
-        """The folder to work in; raises `Me5Error` when it holds unfinished work with other settings."""
+    def open(self) -> None:
+        """Make the folder to work in; raises `Me5Error` when it holds unfinished work with other settings."""
         made = stage_settings(self.part)
         if made and made["fingerprint"] != self.fingerprint:
             if latest(self.part / "checkpoints"):
@@ -83,9 +81,8 @@ class StageDir:
                                "go back to them to finish it, or delete that folder")
             shutil.rmtree(self.part)
         io.put_json(self.part / "stage.json", {"fingerprint": self.fingerprint, "settings": self.settings}, True)
-        return self.part
 
-    def publish(self, encoder: Encoder) -> Path:
+    def publish(self, encoder: Encoder) -> None:
         """Put the trained encoder, its logs and settings in place in one step; an older stage is moved aside."""
         beside = self.part / "model"
         encoder.save(beside)
@@ -98,7 +95,6 @@ class StageDir:
             io.replace(self.final, aside)
         beside.rename(self.final)
         shutil.rmtree(self.part, ignore_errors=True)
-        return self.final
 
     def _changes(self, made: dict[str, Any]) -> str:
         """The settings that differ, as `stage.lr, stage.steps`."""

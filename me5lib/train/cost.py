@@ -54,7 +54,6 @@ class Fleet(NamedTuple):
 
     held: dict[str, int] | None  # bytes on each, by what they are; None where it does not fit
     piece: int  # padded tokens of the largest piece that fits
-    cached: bool  # whether the batch needs several pieces, so GradCache
     hours: float
 
 
@@ -97,10 +96,9 @@ class Estimate:
         room, piece = MEMORY[gpu] * 1e9 * ROOM - sum(held.values()), FIRST_BUDGET
         while piece >= 1_024 and (graph := graph_bytes(self.shape, self.size, piece, recomputed)) > room:
             piece //= 2
-        fits = piece >= 1_024
-        cached = fits and self.stage.batch / count * self.tokens > piece
+        cached = self.stage.batch / count * self.tokens > piece  # in several pieces, so by GradCache
         hours = self.operations(cached) / (PEAK[gpu] * self.use * count) / 3600
-        return Fleet(held | {"activations": graph} if fits else None, piece, cached, hours)
+        return Fleet(held | {"activations": graph} if piece >= 1_024 else None, piece, hours)
 
     def lines(self) -> list[str]:
         """The estimate in words, saying what is known, what is estimated and what is assumed."""

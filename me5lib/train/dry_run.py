@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import re
@@ -36,6 +35,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import torch
+from babel import Locale, UnknownLocaleError
 
 from me5lib import io
 from me5lib.config import Model, Scale
@@ -46,7 +46,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.save_load import DRY_RUN
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, Pair
-from me5lib.train import checkpoint, cost, loop, stages
+from me5lib.train import checkpoint, cost, labelled, loop, stages
 from me5lib.train.distributed import Team
 from me5lib.train.teacher import TRAINED
 
@@ -172,14 +172,11 @@ def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -
 def _change(part: Path, name: str, seed: int) -> None:
     """Before the second leg: small pieces; and in stage 2 a made-up teacher's scores of every group."""
     io.put_json(part / stages.BUDGET, stages.Budget(piece=PIECE, whole=0)._asdict())
-    if name == "stage1":
-        return
-    draw, path = np.random.default_rng(seed), part / "groups.jsonl"  # a row is its number, then a `Labelled`
-    scores, negatives = (1 + Labelled._fields.index(field) for field in ("teacher_scores", "negatives"))
-    rows = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
-    for row in rows:
-        row[scores] = draw.normal(size=1 + len(row[negatives])).round(4).tolist()
-    io.put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if name != "stage1":
+        draw, groups = np.random.default_rng(seed), labelled.read_groups(part / labelled.GROUPS)
+        scored = {i: row._replace(teacher_scores=tuple(draw.normal(size=1 + len(row.negatives)).round(4).tolist()))
+                  for i, row in groups.items()}
+        labelled.write_groups(part, scored, io.read_json(part / labelled.REPORT))
 
 
 # ---- made-up rows ----------------------------------------------------------------------------------------------------
@@ -260,8 +257,6 @@ def _value(draw: random.Random, language: str, forms: Sequence[tuple[int, ...]],
 @cache
 def territories(language: str) -> list[str]:
     """The names of all territories in a language; in English where CLDR does not have them."""
-    from babel import Locale, UnknownLocaleError
-
     try:
         distinct = sorted(set(Locale.parse(language.replace("-", "_")).territories.values()))
     except (UnknownLocaleError, ValueError):
@@ -271,9 +266,6 @@ def territories(language: str) -> list[str]:
 
 def _shard_table(rows: Sequence[Pair] | Sequence[Labelled]) -> pa.Table:
     """The columns of a shard of one language."""
-    text, texts = pa.string(), pa.list_(pa.string())
-    types = {"query": text, "passage": text} if isinstance(rows[0], Pair) else {
-        "query": text, "positives": texts, "negatives": texts, "instruction": text}  # fmt: skip
-    if not any(getattr(row, "instruction", None) for row in rows):
-        types.pop("instruction", None)
-    return pa.table({name: [getattr(row, name) for row in rows] for name in types}, schema=pa.schema(types.items()))
+    names = ["query", "passage"] if isinstance(rows[0], Pair) else ["query", "positives", "negatives"]
+    names += ["instruction"] if any(getattr(row, "instruction", None) for row in rows) else []
+    return pa.table({name: [getattr(row, name) for row in rows] for name in names})

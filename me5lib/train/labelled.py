@@ -252,7 +252,7 @@ def make_groups(
 
     def mine_here() -> None:
         if not (folder / REPORT).is_file():
-            _write_groups(folder, *_mined(encoder, rows, task, kind, faults))
+            write_groups(folder, *_mined(encoder, rows, task, kind, faults))
             give_back()
 
     team.by_main(mine_here)
@@ -260,7 +260,7 @@ def make_groups(
     if dev is None or report["teacher"] is not None:
         return made
     made, report["teacher"] = teacher.add_scores(encoder, made, task, dev)
-    team.by_main(lambda: _write_groups(folder, made, report))
+    team.by_main(lambda: write_groups(folder, made, report))
     give_back()  # the teacher and its optimiser: the stage that follows wants as much
     return read_groups(folder / GROUPS)
 
@@ -282,7 +282,7 @@ def _mined(
     }  # fmt: skip
 
 
-def _write_groups(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any]) -> None:
+def write_groups(folder: Path, rows: Mapping[int, Labelled], report: Mapping[str, Any]) -> None:
     """groups.jsonl first, then the report, which says that they are whole."""
     def write(beside: Path) -> None:
         with beside.open("w", encoding="utf8") as stream:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from me5lib import io
 from me5lib.data import userdata
@@ -339,8 +340,6 @@ def mine_shards(
 
     `not_used`: reason → how many rows or texts, "line" or "row", the first numbers.
     """
-    from tqdm.auto import tqdm
-
     pools = {key: Pool.of([rows[i] for i in places]) for key, places in by_pool(rows, cfg.within).items()}
     starts = {start: out / f"shard-{i:05}.json" for i, start in enumerate(range(0, len(rows), QUERIES_A_SHARD))}
     missing = [start for start, path in starts.items() if not path.is_file()]
@@ -365,9 +364,7 @@ def mine_shards(
     return report
 
 
-def _vectors(
-    pools: Mapping[PoolKey, Pool], path: Path, encoder: Encoder, progress: bool
-) -> dict[PoolKey, np.ndarray]:
+def _vectors(pools: Mapping[PoolKey, Pool], path: Path, encoder: Encoder, progress: bool) -> dict[PoolKey, np.ndarray]:
     """The vectors of every pool's passages, fp32 [P, d]; they are kept at `path`."""
     texts = [text for pool in pools.values() for text in pool.texts]
     vectors = io.read_array(path, np.float32, len(texts), 2, f"its {len(texts):,} passages are encoded again")

@@ -14,11 +14,12 @@ import functools
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from me5lib.data.corpus import Corpus
 from me5lib.device import precision
 from me5lib.io import STAGES, Me5Error
 from me5lib.model.encoder import Encoder
@@ -27,9 +28,6 @@ from me5lib.pairs import script
 from me5lib.train import checkpoint
 from me5lib.train import loss as losses
 from me5lib.train.loop import Evaluator, TrainingLog, read_log
-
-if TYPE_CHECKING:
-    from me5lib.data.corpus import Corpus
 
 LANGUAGES, STRINGS = 8, 200  # ours: a second a look
 

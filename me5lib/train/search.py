@@ -161,9 +161,7 @@ def margin_ratio_of(rows: np.ndarray, right: Sequence[Sequence[int]], index: Den
     return ratio
 
 
-def lexical(
-    queries: Sequence[str], right: Sequence[Sequence[int]], index: BM25Index, depth: int
-) -> SearchResult:
+def lexical(queries: Sequence[str], right: Sequence[Sequence[int]], index: BM25Index, depth: int) -> SearchResult:
     """Search by shared words: the `depth` best passages of every query; -1 beyond those that share one.
 
     `right` as in `dense`. One query's scores are held at a time. Equal scores: the lower row comes first.

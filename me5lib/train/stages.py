@@ -38,6 +38,7 @@ from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import pinned, resolve
 from me5lib.model.shrink import cut_vocabulary, lower_layers
+from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, Pair
 from me5lib.train import labelled as examples
 from me5lib.train import loop
@@ -213,15 +214,8 @@ def run_start(corpus: Corpus, scale: Scale, out: Path) -> Path:
 
 
 def run_tokenizer(corpus: Corpus, scale: Scale, out: Path) -> Any:
-    """The tokenizer of a run from random weights, trained once on the corpus's training texts: `out/tokenizer`.
-
-    Another backbone brings its own (None is returned).
-    """
-    if scale.model.backbone != "random":
-        return None
+    """The tokenizer of a run from random weights, trained once on the corpus's training texts: `out/tokenizer`."""
     from transformers import AutoTokenizer
-
-    from me5lib.model.text import train_tokenizer
 
     def _write(folder: Path) -> None:
         train_tokenizer(corpus.sample_texts(TEXTS_PER_PIECE * scale.model.vocabulary), scale.model.vocabulary, folder)

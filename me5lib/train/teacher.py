@@ -27,7 +27,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from me5lib import io
 from me5lib.config import Stage
@@ -163,8 +166,6 @@ class Teacher(CrossEncoder):
 
         `about` (JSON types) is kept in its `teacher.json`: what it was made of, and how good it is.
         """
-        from safetensors.torch import save_file
-
         beside = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(beside, ignore_errors=True)
         self.encoder.save(beside / "encoder")
@@ -178,8 +179,6 @@ class Teacher(CrossEncoder):
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Teacher:
         """A teacher that `save` wrote."""
-        from safetensors.torch import load_file
-
         encoder = Encoder.load(folder / "encoder").to(device)
         teacher = cls(encoder, io.read_json(folder / TEACHER_JSON)["temperature"], 0)
         teacher.head.load_state_dict(load_file(folder / HEAD))
@@ -234,8 +233,6 @@ def open_teacher(name: str, device: torch.device) -> CrossEncoder:
     Raises `Me5Error` where it cannot be had (offline: it was not fetched), is damaged, has no safetensors, or is no
     cross-encoder of one logit.
     """
-    from safetensors import SafetensorError
-
     ref = resolve(name)
     if ref.kind == "released":
         raise Me5Error(f"{name} is an encoder, no cross-encoder: make a teacher of it with `me5 teach --from {name}`")
@@ -329,8 +326,6 @@ def score_groups(
 ) -> list[np.ndarray]:
     """The teacher's logits of each row's first positive and its negatives, fp32 [1 + negatives] a row; kept in `folder`
     block by block. Raises `Me5Error` for scores that are not finite; the blocks before them stay kept."""
-    from tqdm.auto import tqdm
-
     groups, lengths = [], (stage.query_tokens, stage.passage_tokens)
     with tqdm(total=len(rows), unit="group", desc=teacher.name, disable=None if progress else True) as bar:
         for start in range(0, len(rows), GROUPS_A_FILE):
