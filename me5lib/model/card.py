@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from me5lib.io import PACKAGE, Me5Error
 from me5lib.model.resolve import read_model_json
 
 if TYPE_CHECKING:
     import pandas as pd
-    from huggingface_hub import EvalResult
 
 TEMPLATE = PACKAGE / "model" / "card_template.md"
 UNKNOWN = "unknown"  # the hub's word for a licence that nobody stated
@@ -51,8 +52,6 @@ class About(NamedTuple):
 
 def render(about: About) -> str:
     """The whole card: metadata between two lines of dashes, then Markdown."""
-    from huggingface_hub import ModelCard, ModelCardData
-
     spoken = {code.partition("-")[0].lower() for source in about.sources for code in source.languages}
     codes = sorted(code for code in spoken if re.fullmatch("[a-z]{2,3}", code))  # what the hub takes for a language
     datasets = dict.fromkeys(repository for source in about.sources for repository in source.repositories)
@@ -77,8 +76,6 @@ def eval_results(measured: pd.DataFrame, described: Callable[[str], tuple[str, s
     `described(task)`: mteb's type of a task and the hub id of its data set. Protocol and precision go into a metric's
     name, so that two ways to evaluate stay two results. Raises ValueError where a value is no number.
     """
-    from huggingface_hub import EvalResult
-
     if measured["value"].isna().any():
         raise ValueError("a row has no value")
     entries = []

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from me5lib import config
-from me5lib.model import save_load
+from me5lib.model import released, save_load
 from me5lib.model.text import QUERY, clean
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ class Encoder(nn.Module):
 
     def trained_further(self) -> Encoder:
         """Itself; where it came in 4 bits, its configuration says from now on that it was trained since."""
-        from me5lib.model import released
-
         if getattr(self.backbone.config, "derived_from", "") == released.NAME:
             self.backbone.config.derived_from = released.TUNED
         return self
@@ -158,15 +157,12 @@ class Encoder(nn.Module):
             self.backbone.set_attn_implementation(wanted)
 
     def encode(self, texts: Sequence[str], prefix: str = QUERY, *, normalise: bool = True,
-               token_budget: int | None = None, max_tokens: int | None = None, precision: str = "fp32",
-               progress: bool = False) -> np.ndarray:
+               max_tokens: int | None = None, precision: str = "fp32", progress: bool = False) -> np.ndarray:
         """Vectors of `prefix + text`, fp32 [n, width], in the order of `texts`; no gradient, no dropout.
 
         `precision`: "fp32", "bf16" or "fp16" (autocast of the backbone; vectors then agree to about 1e-3).
-        `token_budget`: padded tokens at once (None: what suits the device). Raises ValueError as `text.clean` does.
+        Raises ValueError as `text.clean` does.
         """
-        from tqdm.auto import tqdm
-
         if isinstance(texts, str):
             raise ValueError("texts is one string: pass a list of texts")
         texts = clean(texts)
@@ -176,7 +172,7 @@ class Encoder(nn.Module):
         with self._inference(precision), bar:
             for start in range(0, len(texts), WINDOW):
                 ids = self.tokenize(texts[start : start + WINDOW], prefix, max_tokens)
-                vectors[start : start + WINDOW] = compute(ids, token_budget).cpu().numpy()
+                vectors[start : start + WINDOW] = compute(ids).cpu().numpy()
                 bar.update(len(ids))
         return vectors
 

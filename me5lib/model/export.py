@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from babel import Locale
 from torch import Tensor, nn
 
 from me5lib.io import Me5Error
-from me5lib.model.encoder import average_pool
+from me5lib.model.card import About, render
+from me5lib.model.encoder import Encoder, average_pool
 from me5lib.model.resolve import first_line
 from me5lib.model.save_load import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from me5lib.model.card import About
-    from me5lib.model.encoder import Encoder
 
 ONNX = "onnx/model.onnx"  # where sentence-transformers and transformers.js look for it
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -51,8 +50,6 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
     Raises `Me5Error` where a library gives other vectors than the encoder, or the disk refuses: nothing is changed
     then.
     """
-    from me5lib.model import card
-
     worst = {}
 
     def _complete(beside: Path) -> None:
@@ -60,7 +57,7 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
             write_graph(encoder, beside)
         for reader in (sentence_transformers, transformers, *((onnxruntime,) if about.onnx else ())):
             worst[reader.__name__] = difference(reader, beside, encoder, about.prompts)
-        (beside / "README.md").write_text(card.render(about), encoding="utf8")
+        (beside / "README.md").write_text(render(about), encoding="utf8")
 
     encoder.save(folder, about.prompts, _complete)
     return (f"{len(check_texts(encoder.max_tokens))} texts in {len(LOCALES)} languages, largest difference of a "
@@ -69,8 +66,6 @@ def export_model(encoder: Encoder, folder: Path, about: About) -> str:
 
 def check_texts(tokens: int) -> list[str]:
     """Texts of many scripts, short and long in turn, with empty ones and ones of more than `tokens` tokens."""
-    from babel import Locale
-
     texts = ["", "   ", "a", "\n\t", "🎉🎉 \u200b ﬁ №５", "word " * (2 * tokens)]
     for code in LOCALES:
         names = list(Locale.parse(code).territories.values())

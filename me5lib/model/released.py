@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from me5lib.io import PACKAGE, Me5Error, cache, give_back, put_text, read_json, sha256
 from me5lib.model import resolve, text
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import BertModel, PreTrainedTokenizerFast
 
 NAME = "me5-small-q4"
@@ -168,7 +169,6 @@ def torch_name(name: str) -> str:
 
 
 def _bert(weights: FileWeights) -> BertModel:
-    import torch
     from transformers import BertConfig, BertModel
 
     config = BertConfig(**weights.shape, pad_token_id=text.SPECIAL.index("<pad>"), derived_from=NAME)
@@ -199,7 +199,7 @@ def _tokenizer(content: bytes) -> PreTrainedTokenizerFast:
     return text.shared_tokenizer([file], lambda: PreTrainedTokenizerFast(tokenizer_file=str(file), **text.ROLES))
 
 
-def quantise_state(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def quantise_state(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """The weights of a `BertModel` as the file has them, without a pooler: token table and layers' matrices as `Q4`."""
     tensors = {}
     for name, weight in state.items():
@@ -212,8 +212,6 @@ def quantise_state(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 def full_weights() -> tuple[Path, FileWeights]:
     """The folder of the hub's full weights (fetched once), and what the file should hold of them."""
-    from safetensors.torch import load_file
-
     folder = resolve.snapshot(HUB_ID, REVISION, ("*.json", "*.model", "model.safetensors"))
     about = read_json(folder / "config.json")
     return folder, FileWeights({key: about[key] for key in SHAPE},

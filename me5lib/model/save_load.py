@@ -14,9 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
 from me5lib import io
 from me5lib.io import Me5Error
-from me5lib.model import text
+from me5lib.model import released, text
 from me5lib.model.resolve import SMALL_FILES, first_line, model_folder, readable_files, resolve, snapshot
 from me5lib.model.text import PASSAGE, QUERY
 
@@ -41,9 +45,6 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
 
     `also(beside)` adds to the folder, or checks it, before it takes its place; when it raises, nothing is changed.
     """
-    import safetensors.torch
-    import torch
-
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     config = backbone.config
@@ -66,7 +67,7 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
         if also is not None:
             also(beside)
         io.replace(beside, folder)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise Me5Error(f"cannot write {folder} ({first_line(error)}): free some space or choose --out") from None
     finally:
         tokenizer.model_max_length = longest  # of the models that share it
@@ -104,8 +105,6 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     """
     ref = resolve(model)
     if ref.kind == "released":
-        from me5lib.model import released
-
         return released.load_released()
     folder = model_folder(ref)
     files = readable_files(ref, folder)
@@ -127,7 +126,6 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
 
 
 def _from_pretrained(folder: Path, loader: type, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     only_safe = any(folder.glob("*.safetensors")) or None

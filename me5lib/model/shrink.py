@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from me5lib.io import Me5Error
 from me5lib.model import text
@@ -40,7 +41,6 @@ def cut_vocabulary(encoder: Encoder, texts: Sequence[str], size: int = 0) -> Enc
     stayed is cut as before and keeps its vector; one that had another piece is spelt in smaller ones. Raises `Me5Error`
     for a vocabulary without probabilities (BERT's, GPT's): only one like XLM-R's (unigram) can lose pieces.
     """
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     state, table = json.loads(encoder.tokenizer.backend_tokenizer.to_str()), encoder.backbone.get_input_embeddings()

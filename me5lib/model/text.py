@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
+import sentencepiece
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from me5lib.io import PACKAGE, Me5Error
 
@@ -106,7 +108,6 @@ def fast_tokenizer(
 
     `byte_fallback`: the pieces hold the 256 bytes, and what has no piece is spelt in them (XLM-R: `<unk>`).
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.Unigram(list(pieces), unk_id=SPECIAL.index("<unk>"), byte_fallback=byte_fallback))
@@ -137,8 +138,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None =
 
     Of more than `TRAINING_TEXTS` texts every k-th is read. Raises `Me5Error` for no text, and for too few pieces.
     """
-    import sentencepiece
-
     sample = _sample(texts)
     if not sample:
         raise Me5Error("no text to train a vocabulary on: check the sources of this scale")
@@ -157,11 +156,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path | None =
 
 def _sample(texts: Iterable[str]) -> list[str]:
     """At most `TRAINING_TEXTS` different texts, evenly spaced, in the order given; cleaned, cut short, normalised."""
-    from tokenizers.normalizers import Precompiled
-
     kept = list(dict.fromkeys(text for text in clean(list(texts), TRAINING_CHARS) if text.strip()))
     step = max(1, -(-len(kept) // TRAINING_TEXTS))
-    return [text for text in map(Precompiled(charsmap()).normalize_str, kept[::step]) if text.strip()]
+    return [text for text in map(normalizers.Precompiled(charsmap()).normalize_str, kept[::step]) if text.strip()]
 
 
 def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
@@ -187,8 +184,6 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
 
 
 def _sentencepiece_model(sample: list[str], **options: Any) -> bytes:
-    import sentencepiece
-
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sample), model_writer=model, minloglevel=2,
                                              hard_vocab_limit=False, **options)
@@ -203,8 +198,6 @@ def charsmap() -> bytes:
     gained later, and in the joiner: without those and with the joiner it has XLM-R's 224,711 rules exactly, whose hash
     is held. Raises `Me5Error` otherwise.
     """
-    import sentencepiece
-
     today = _read_map(_compiled(normalization_rule_name="nmt_nfkc"))
     later = {chr(code) for first, last in _LATER for code in range(first, last + 1)}
     rules = {source: target for source, target in today.items() if later.isdisjoint(source)} | _JOINER
