@@ -44,8 +44,8 @@ def write_book(folder, stem, *cells, needs=(), makes=(), text="", **metadata):
 @pytest.fixture
 def books(tmp_path):
     folder = tmp_path / "books"
-    write_book(folder, "01_use", USE, needs=["stage1"])
-    write_book(folder, "02_make", MAKE, makes=["stage1"])
+    write_book(folder, "01_make", MAKE, makes=["stage1"])
+    write_book(folder, "02_use", USE, needs=["stage1"])
     return folder
 
 
@@ -72,7 +72,7 @@ $$\mathcal{L} = -\frac{1}{B}\sum_{i=1}^{B} \log \frac{e^{s(q_i, p_i)/\tau}}{\sum
 price = "$x$ and $$y$$"
 ```
 
-See [the next](02_make.ipynb) and [the report](https://arxiv.org/abs/2402.05672).
+See [the one before](01_make.ipynb) and [the report](https://arxiv.org/abs/2402.05672).
 """
 DRAW = """import ipywidgets, pandas
 from me5lib.lessons import figures
@@ -97,8 +97,8 @@ def done(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("run")
     books, spec = folder / "books", folder / "jupyter" / "kernels" / "python3"
-    write_book(books, "01_use", USE, WHO, DRAW, needs=["stage1"], text=TEXT)
-    write_book(books, "02_make", MAKE, makes=["stage1"])
+    write_book(books, "01_make", MAKE, makes=["stage1"])
+    write_book(books, "02_use", USE, WHO, DRAW, needs=["stage1"], text=TEXT)
     write_book(books, "03_bad", 'raise ValueError("it is\\nwrong")')
     spec.mkdir(parents=True)
     elsewhere = {"argv": ["/nowhere/python"], "display_name": "x", "language": "python"}
@@ -113,12 +113,12 @@ def done(tmp_path_factory):
 
 def test_makers_run_first_with_our_python_and_settings_and_results_are_kept_apart_from_times(done):
     states, out, _, cache = done
-    assert list(states.items()) == [("02", "finished"), ("01", "finished"), ("03", "failed")]
-    assert content(out / "results.json") == {"01": {
+    assert list(states.items()) == [("01", "finished"), ("02", "finished"), ("03", "failed")]
+    assert content(out / "results.json") == {"02": {
         "used": 0.123457, "who": sys.executable, "cache": str(cache), "offline": "1", "teacher": TEACHER,
-        "set": f"train.steps=2 {shlex.quote(f'finetune.teacher={TEACHER}')}"}, "02": {"made": 1.0}}
-    assert set(content(out / "timings.json")["01"]) == {"a"}
-    assert all((out / name).is_file() for name in ("notebooks/01.ipynb", "notebooks/01.html", "index.html"))
+        "set": f"train.steps=2 {shlex.quote(f'finetune.teacher={TEACHER}')}"}, "01": {"made": 1.0}}
+    assert set(content(out / "timings.json")["02"]) == {"a"}
+    assert all((out / name).is_file() for name in ("notebooks/02.ipynb", "notebooks/02.html", "index.html"))
 
 
 def test_a_failing_notebook_is_told_in_one_line(done):
@@ -151,17 +151,17 @@ def test_pages_need_no_network_and_show_equations(done):
            "<style>@font-face{src:url(https://f/x.woff)}</style><a href='https://fine'>x</a>")
     assert len(loads_from_elsewhere(bad)) == 4
     _, out, _, _ = done
-    page = (out / "notebooks" / "01.html").read_text("utf8")
+    page = (out / "notebooks" / "02.html").read_text("utf8")
     assert loads_from_elsewhere(page) == []
     assert "widget-state" not in page and "MathJax" not in page and "requirejs" not in page.lower()
     assert page.count("<math") == 5  # 3 inline, 1 displayed, 1 environment
-    assert "<mi>x</mi>" in page and "<em>" not in page and "What is 01_use?" in page
+    assert "<mi>x</mi>" in page and "<em>" not in page and "What is 02_use?" in page
     assert "$HOME" in page and "$$y$$" in page.replace("<span>", "")
-    assert 'href="02.html"' in page
+    assert 'href="01.html"' in page
     index = (out / "index.html").read_text("utf8")
     assert loads_from_elsewhere(index) == []
-    assert 'src="lessons/01/map.png"' in index and "0.500" in index
-    assert "0.250 (0.20–0.31)" in index and 'href="lessons/01/long.csv">61 rows' in index
+    assert 'src="lessons/02/map.png"' in index and "0.500" in index
+    assert "0.250 (0.20–0.31)" in index and 'href="lessons/02/long.csv">61 rows' in index
     assert "0.250 (0.20–0.31)" in report.run_summary(out) and "ValueError: it is wrong" in report.run_summary(out)
 
 
@@ -194,24 +194,24 @@ def no_kernel(monkeypatch):
 
 def test_what_is_finished_is_kept_until_it_or_what_it_needs_changes(books, tmp_path, monkeypatch, no_kernel):
     out = tmp_path / "out"
-    assert list(go(books, out).items()) == [("02", "finished"), ("01", "finished")]
+    assert list(go(books, out).items()) == [("01", "finished"), ("02", "finished")]
     assert set(go(books, out).values()) == {"kept"}
-    write_book(books, "02_make", MAKE, makes=["stage1"], text="Other words change no result.")
+    write_book(books, "01_make", MAKE, makes=["stage1"], text="Other words change no result.")
     assert set(go(books, out).values()) == {"kept"}
-    write_book(books, "01_use", "other = USE", needs=["stage1"])
-    assert go(books, out) == {"02": "kept", "01": "finished"}
+    write_book(books, "02_use", "other = USE", needs=["stage1"])
+    assert go(books, out) == {"01": "kept", "02": "finished"}
     # a maker that changes, or whose checkpoint is gone, is run again; so is what needs a changed maker
     shutil.rmtree(out / "stage1")
-    assert go(books, out) == {"02": "finished", "01": "kept"}
-    write_book(books, "02_make", "other = MAKE", makes=["stage1"])
-    assert go(books, out) == {"02": "finished", "01": "finished"}
+    assert go(books, out) == {"01": "finished", "02": "kept"}
+    write_book(books, "01_make", "other = MAKE", makes=["stage1"])
+    assert go(books, out) == {"01": "finished", "02": "finished"}
     # other parameters are another run, and so is another version or list of packs
-    assert go(books, out, ["train.steps=2"], only=["02"]) == {"02": "finished"}
+    assert go(books, out, ["train.steps=2"], only=["01"]) == {"01": "finished"}
     for module, name, other in ((run, "VERSION", run.VERSION + 1), (run, "__version__", "another"),
                                 (packs, "wanted", dict)):
         monkeypatch.setattr(module, name, other)
-        assert go(books, out, ["train.steps=2"], only=["02"]) == {"02": "finished"}
-        assert go(books, out, ["train.steps=2"], only=["02"]) == {"02": "kept"}
+        assert go(books, out, ["train.steps=2"], only=["01"]) == {"01": "finished"}
+        assert go(books, out, ["train.steps=2"], only=["01"]) == {"01": "kept"}
 
 
 def test_makers_of_what_is_not_there_are_added_and_said_first(books, tmp_path, capsys, no_kernel):
@@ -219,18 +219,18 @@ def test_makers_of_what_is_not_there_are_added_and_said_first(books, tmp_path, c
     write_book(books, "03_more", needs=["stage1"], makes=["stage2", "other"])
     write_book(books, "04_last", needs=["stage1", "stage2"])
     out = tmp_path / "out"
-    assert list(go(books, out, only=["04", "00"])) == ["00", "02", "03", "04"]
+    assert list(go(books, out, only=["04", "00"])) == ["00", "01", "03", "04"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["02  added     it makes stage1, which 04 needs",
+    assert lines[:2] == ["01  added     it makes stage1, which 04 needs",
                          "03  added     it makes stage2, which 04 needs"]
-    assert [line.split()[:2] for line in lines[2:]] == [[n, state] for n in ("00", "02", "03", "04")
+    assert [line.split()[:2] for line in lines[2:]] == [[n, state] for n in ("00", "01", "03", "04")
                                                          for state in ("runs", "finished")]
     assert go(books, out, only=["04"]) == {"04": "kept"}
     # made with other settings, it is not there; brought from elsewhere it is, whatever it was made with
     other = tmp_path / "other"
     for stage in ("stage1", "stage2"):
         shutil.copytree(out / stage, other / stage)
-    assert set(go(books, out, ["train.steps=2"], only=["04"])) == {"02", "03", "04"}
+    assert set(go(books, out, ["train.steps=2"], only=["04"])) == {"01", "03", "04"}
     assert go(books, other, ["train.steps=2"], only=["04"]) == {"04": "finished"}
     shutil.rmtree(other / "stage2")
     assert set(go(books, other, ["train.steps=2"], only=["04"])) == {"03", "04"}
@@ -271,7 +271,7 @@ def test_a_failure_stops_the_run_or_not(books, tmp_path, no_kernel):
     write_book(books, "00_bad")
     assert go(books, tmp_path / "out") == {"00": "failed"}
     assert content(tmp_path / "out" / "results.json") == {}
-    assert go(books, tmp_path / "out", keep_going=True) == {"00": "failed", "02": "finished", "01": "finished"}
+    assert go(books, tmp_path / "out", keep_going=True) == {"00": "failed", "01": "finished", "02": "finished"}
 
 
 def test_unknown_notebook_and_hub_scale_are_one_line(books, tmp_path):
@@ -282,14 +282,11 @@ def test_unknown_notebook_and_hub_scale_are_one_line(books, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_order_is_by_number_except_where_one_needs_another_and_a_circle_is_told(books):
-    write_book(books, "00_first", needs=["from elsewhere"])
-    write_book(books, "03_again", needs=["stage2"], makes=["stage2"])
-    assert [book.name for book in run.books(books)] == ["00", "02", "01", "03"]
-    write_book(books, "04_x", needs=["y"], makes=["x"])
-    write_book(books, "05_y", needs=["x"], makes=["y"])
-    with pytest.raises(Me5Error, match="circle"):
-        run.books(books)
+def test_of_what_ships_makers_have_a_lower_number_than_who_needs_them():
+    made = set()
+    for book in run.books():
+        assert made.issuperset(book.needs), book.name
+        made.update(book.makes)
 
 
 # Interrupts ----------------------------------------------------------------------------------------------------------
@@ -351,7 +348,7 @@ def gone(process):
 def test_an_interrupt_keeps_what_is_finished_and_kills_a_kernel_that_does_not_listen(books, tmp_path):
     write_book(books, "05_deaf", DEAF)
     out, pid = tmp_path / "out", tmp_path / "out" / "lessons" / "05" / "pid"
-    process = running(books, out, ["02", "05"], grace=2)
+    process = running(books, out, ["01", "05"], grace=2)
     wait_for(lambda: pid.is_file() and pid.read_text("utf8"))
     with pytest.raises(Me5Error, match="another me5 is at work"):
         go(books, out)
@@ -360,8 +357,8 @@ def test_an_interrupt_keeps_what_is_finished_and_kills_a_kernel_that_does_not_li
     assert process.returncode == -signal.SIGINT and (pid.parent / "heard").exists()
     assert errors.strip().splitlines()[-1] == "KeyboardInterrupt" and "Exception" not in errors and "died" not in errors
     assert gone(int(pid.read_text("utf8")))
-    assert go(books, out, only=["02"]) == {"02": "kept"}
-    assert set(content(out / "results.json")) == {"02"}
+    assert go(books, out, only=["01"]) == {"01": "kept"}
+    assert set(content(out / "results.json")) == {"01"}
     assert "05" not in content(out / "state.json")["notebooks"]
 
 

@@ -47,11 +47,6 @@ def agreement_by_language(points: np.ndarray, k: int = 5) -> np.ndarray:
     return (own[neighbours] == own[:, None]).reshape(languages, -1).mean(axis=1)
 
 
-def neighbour_agreement(points: np.ndarray, k: int = 5) -> float:
-    """`agreement_by_language`, averaged over languages."""
-    return float(agreement_by_language(points, k).mean())
-
-
 def language_probe(vectors: np.ndarray, seed: int = 0) -> float:
     """Accuracy of a nearest-centroid classifier that guesses a text's language, trained on half of the meanings.
 

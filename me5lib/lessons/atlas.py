@@ -10,15 +10,13 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from me5lib.lessons.alignment import neighbour_agreement, unit
+from me5lib.lessons.alignment import agreement_by_language, unit
 from me5lib.lessons.figures import COLOURS, GREY, canvas, interactive
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MARKERS = "osD^vP*Xh<>pd"
 
@@ -28,8 +26,8 @@ class Map(NamedTuple):
 
     title: str
     points: np.ndarray  # [languages, meanings, 2]
-    in_space: float  # neighbour agreement in the full space
-    on_map: float  # neighbour agreement of the points
+    in_space: float  # neighbour agreement in the full space, in the mean of the languages
+    on_map: float  # that of the points
 
     @property
     def caption(self) -> str:
@@ -38,11 +36,8 @@ class Map(NamedTuple):
         return f"{self.title}\nneighbours that are translations:\n{shares}"
 
 
-def lay_out_map(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> Map:
-    """UMAP (cosine, 15 neighbours) of `vectors` [languages, meanings, width] in two dimensions.
-
-    `k` is the number of neighbours by which agreement is counted.
-    """
+def lay_out_map(vectors: np.ndarray, title: str, seed: int = 0) -> Map:
+    """UMAP (cosine, 15 neighbours) of `vectors` [languages, meanings, width] in two dimensions."""
     import umap
 
     languages, meanings, width = vectors.shape
@@ -53,8 +48,8 @@ def lay_out_map(vectors: np.ndarray, title: str, seed: int = 0, k: int = 5) -> M
         points = umap.UMAP(n_neighbors=min(15, len(flat) - 1), metric="cosine", random_state=seed,
                            tqdm_kwds=bar).fit_transform(flat)
     points = np.asarray(points, dtype=np.float64).reshape(languages, meanings, 2)
-    space = flat.reshape(vectors.shape)
-    return Map(title, points, neighbour_agreement(space, k), neighbour_agreement(points, k))
+    in_space, on_map = (float(agreement_by_language(own).mean()) for own in (flat.reshape(vectors.shape), points))
+    return Map(title, points, in_space, on_map)
 
 
 def draw_maps(

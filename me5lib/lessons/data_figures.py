@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from me5lib.data.cards import UNVERIFIED, Card
+from me5lib.data.hub import StageMixture
 from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, interactive, names_down
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.figure import Figure
-
-    from me5lib.data.hub import StageMixture
-    from me5lib.pairs import Pair
+from me5lib.pairs import Pair
 
 SHOWN = 60  # languages that have room (ours)
 
@@ -38,8 +36,6 @@ def source_shares(mixtures: dict[str, dict[str, float]]) -> Figure:
 
 def language_shares(rows: dict[str, int], curves: dict[str, list[float]]) -> Figure:
     """Shares of the languages in `rows` (most rows first), one line per entry of `curves`, on a logarithmic scale."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     figure, axis = canvas(9.0, 4.0)
     for (label, shares_of), style in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
         axis.plot(range(len(rows)), shares_of, style, marker="o", markersize=3, label=label)
@@ -125,10 +121,8 @@ def mixture_figure(stage: StageMixture, threshold: float) -> Figure:
     return figure
 
 
-def card_table(cards: Mapping[str, Card]) -> pandas.DataFrame:
+def card_table(cards: Mapping[str, Card]) -> pd.DataFrame:
     """Hub sources in the order of the paper's tables: what the paper draws, from where here, and how sure we are."""
-    import pandas as pd
-
     ordered = sorted(cards.values(), key=lambda card: (card.paper.table or 9, -(card.paper.rows or 0), card.name))
     rows = [{
         "table": card.paper.table or "instruct",
@@ -171,9 +165,7 @@ def card_browser(cards: Mapping[str, Card], first: str = ""):
     return ipywidgets.VBox([choice, text])
 
 
-def samples(pairs: Sequence[Pair], width: int = 70) -> pandas.DataFrame:
+def samples(pairs: Sequence[Pair], width: int = 70) -> pd.DataFrame:
     """Pairs as a table, long texts cut at `width` characters."""
-    import pandas as pd
-
     columns = ["source", "language", "query", "passage"]
     return pd.DataFrame(pairs)[columns].map(lambda text: text if len(text) <= width else text[: width - 1] + "…")

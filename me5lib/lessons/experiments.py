@@ -22,20 +22,22 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
 from me5lib import __version__, io
 from me5lib.config import Scale
+from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import stats
 from me5lib.io import Me5Error
+from me5lib.lessons.figures import COLOURS, GREY, canvas, keep, span
 from me5lib.lessons.labs import Arm, Lab, Stages
 from me5lib.lessons.tune import Forgetting, NearMisses, Negatives, code_lines
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.figure import Figure
+from me5lib.train.checkpoint import fingerprint
 
 LABS: dict[str, type[Lab]] = {"stages": Stages, "negatives": Negatives, "forgetting": Forgetting,
                               "near-misses": NearMisses}
@@ -161,8 +163,6 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
 
     Raises `Me5Error` where another plan has begun in `base`, and where another process is at work in it.
     """
-    from me5lib.lessons import figures
-
     folder, jobs = base / plan.experiment, [(seed, arm) for seed in plan.seeds for arm in plan.arms]
     with io.locked(base / ".lock"):
         lab, mark = _opened(plan, base, "plan.json", progress)
@@ -178,9 +178,9 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
         }  # fmt: skip
         io.put_json(folder / "results.json", results)
         arm_table(results).to_csv(folder / "table.csv", index=False)
-        figures.keep(figure(results), folder / "figure.png")
+        keep(figure(results), folder / "figure.png")
         if results["frontier"]:
-            figures.keep(frontier_figure(results), folder / "frontier.png")
+            keep(frontier_figure(results), folder / "frontier.png")
     return results
 
 
@@ -188,8 +188,6 @@ def _records(
     lab: Lab, jobs: Sequence[tuple[int, Arm]], folder: Path, mark: str, progress: bool
 ) -> dict[tuple[int, str], dict[str, Any]]:
     """(seed, arm's name) → what it scored, of all `jobs`; kept in `folder`, and run where it is not there yet."""
-    from tqdm.auto import tqdm
-
     records = {}
     with tqdm(jobs, disable=not progress, unit=" arms") as bar:
         for seed, arm in bar:
@@ -204,9 +202,6 @@ def _records(
 def _opened(plan: Plan, base: Path, name: str, progress: bool) -> tuple[Lab, str]:
     """The lab, over its scale's corpus, and the fingerprint of the plan, corpus included, which is written down as
     `name` before anything is trained. Raises `Me5Error` where another plan stands there."""
-    from me5lib.data.corpus import open_corpus
-    from me5lib.train.checkpoint import fingerprint
-
     lab = plan.lab(plan.scale, base, open_corpus(plan.scale, progress), plan.suite)
     path = base / plan.experiment / name
     content = plan.as_json() | {"corpus": lab.corpus.fingerprint}
@@ -301,11 +296,9 @@ def _rounded(found: Any) -> Any:
     return json.loads(json.dumps(found), parse_float=lambda digits: round(float(digits), 6))
 
 
-def arm_table(results: Mapping[str, Any]) -> pandas.DataFrame:
+def arm_table(results: Mapping[str, Any]) -> pd.DataFrame:
     """A row per arm, all arms: the primary metric with its interval, the difference to the arm it is compared with, the
     means of the secondary metrics, and what it costs: minutes of all seeds, lines that only it needs."""
-    import pandas as pd
-
     first, *others = results["metrics"]
     rows = []
     for arm in results["arms"]:
@@ -322,8 +315,6 @@ def arm_table(results: Mapping[str, Any]) -> pandas.DataFrame:
 
 def figure(results: Mapping[str, Any]) -> Figure:
     """Every arm's primary metric with its interval and the mean of each seed (left), and its difference (right)."""
-    from me5lib.lessons.figures import COLOURS, GREY, canvas, span
-
     arms, first = results["arms"], results["metrics"][0]
     page, (left, right) = canvas(10.0, 1.5 + 0.36 * len(arms), columns=2, sharey=True)
     for i, arm in enumerate(arms):
@@ -347,8 +338,6 @@ def figure(results: Mapping[str, Any]) -> Figure:
 
 def frontier_figure(results: Mapping[str, Any]) -> Figure:
     """Gain on the target over what was forgotten elsewhere, a point per arm with both intervals."""
-    from me5lib.lessons.figures import canvas
-
     page, axis = canvas(7.0, 4.2)
     for point in results["frontier"]:
         x, y = point["forgetting"], point["gain"]

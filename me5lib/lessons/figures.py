@@ -11,11 +11,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 GREY = "#8A8A8A"
@@ -24,8 +27,6 @@ Point = tuple[float, float]
 
 def canvas(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int = 1, **options):
     """A figure and its axes in the house style. Sizes in inches; `options` go to `Figure.subplots`."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, **options)
     for axis in figure.axes:
@@ -105,15 +106,13 @@ def shares(rows: dict[str, dict[str, float]], ceiling: tuple[str, float] | None 
 
 
 def curves(
-    lines: dict[str, tuple[list[float], list[float]]], x: str, y: str, title: str = "",
-    logx: bool = False, logy: bool = False, dots: bool = False, level: tuple[str, float] | None = None,
+    lines: dict[str, tuple[list[float], list[float]]], x: str, y: str, logx: bool = False, logy: bool = False,
+    dots: bool = False, level: tuple[str, float] | None = None,
 ) -> Figure:
     """Lines by name, each (x values, y values), told apart by colour and dash; `level` draws a labelled grey line.
 
     With `dots` every point is marked, and the ticks of x are the points.
     """
-    from matplotlib.ticker import NullLocator
-
     figure, axis = canvas(7.0, 3.6)
     dashes = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
     for i, (name, (xs, ys)) in enumerate(lines.items()):
@@ -126,7 +125,6 @@ def curves(
         ticks = sorted({value for xs, _ in lines.values() for value in xs})
         axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_title(title, fontsize=10)
     if len(lines) > 1:
         axis.legend(frameon=False, fontsize=8)
     return figure
@@ -176,9 +174,6 @@ def number_table(
 
     `outlined` cells (row, column) get a black border. A cell of None is empty.
     """
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.patches import Rectangle
-
     figure, axis = canvas(1.6 + 0.95 * len(columns), 1.1 + 0.5 * len(rows))
     known = [value for row in values for value in row if value is not None]
     most = max(map(abs, known)) or 1.0
@@ -260,21 +255,18 @@ def padding(lengths: list[int], cut: list[list[int]], title: str = "") -> Figure
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def loss_curve(steps: list[dict], chance: float, smooth: float = 0.9) -> Figure:
+def loss_curve(steps: list[dict], chance: float) -> Figure:
     """The loss of every step as dots, coloured by source, and its running mean; `chance` is that of no knowledge.
 
-    `steps` are rows of a stage's log (step, loss, source); the running mean forgets at `smooth` a step.
+    `steps` are rows of a stage's log (step, loss, source); the running mean forgets a tenth a step.
     """
     figure, axis = canvas(8.0, 3.8)
     for i, source in enumerate(sorted({row["source"] for row in steps})):
         own = [row for row in steps if row["source"] == source]
         axis.plot([row["step"] for row in own], [row["loss"] for row in own], "o", markersize=3, alpha=0.6,
                   color=COLOURS[i % len(COLOURS)], label=source)
-    mean, weight, line = 0.0, 0.0, []
-    for row in steps:
-        mean, weight = smooth * mean + row["loss"], smooth * weight + 1
-        line.append(mean / weight)
-    axis.plot([row["step"] for row in steps], line, color="black", linewidth=1.5, label="running mean")
+    mean = pandas.Series([row["loss"] for row in steps]).ewm(alpha=0.1).mean()
+    axis.plot([row["step"] for row in steps], mean, color="black", linewidth=1.5, label="running mean")
     axis.axhline(chance, color=GREY, linestyle="--", linewidth=1, label=f"all passages alike: {chance:.2f}")
     axis.set(xlabel="step", ylabel="InfoNCE", ylim=(0, None))
     axis.legend(frameon=False, fontsize=8, ncols=2)
@@ -343,7 +335,7 @@ def language_dots(scores: dict[str, dict[str, float]], x: str) -> Figure:
                    for language in languages}, x)
 
 
-def cosine_histograms(panels: dict[str, dict[str, list[float]]], x: str = "cosine") -> Figure:
+def cosine_histograms(panels: dict[str, dict[str, list[float]]]) -> Figure:
     """A panel per title, one above another on one axis; in each a histogram per label, every one of area 1."""
     low = min(min(values) for panel in panels.values() for values in panel.values())
     edges = [low + i * (1 - low) / 60 for i in range(61)]
@@ -353,7 +345,7 @@ def cosine_histograms(panels: dict[str, dict[str, list[float]]], x: str = "cosin
             axis.hist(values, edges, density=True, alpha=0.6, label=label, hatch=hatch)
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_yticks([])
-    axes[-1, 0].set_xlabel(x)
+    axes[-1, 0].set_xlabel("cosine")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 

@@ -19,8 +19,9 @@ import numpy as np
 from me5lib import config, io
 from me5lib.config import Scale, Stage
 from me5lib.device import best_device, precision
-from me5lib.evaluate import heldout
+from me5lib.evaluate import heldout, runs
 from me5lib.evaluate.heldout import Search
+from me5lib.evaluate.protocol import Protocol
 from me5lib.model.encoder import Encoder
 from me5lib.train import checkpoint, loop, stages
 from me5lib.train import labelled as examples
@@ -113,9 +114,6 @@ class Lab:
 def on_mteb(encoder: Encoder, name: str, tasks: Sequence[Any], folder: Path) -> np.ndarray:
     """The main score of every task (mteb's, or its name), in their order, float64; under the paper's protocol."""
     import mteb
-
-    from me5lib.evaluate import runs
-    from me5lib.evaluate.protocol import Protocol
 
     model, cache = Protocol(encoder, name), mteb.ResultCache(folder)
     tasks = [mteb.get_task(task) if isinstance(task, str) else task for task in tasks]

@@ -84,8 +84,7 @@ class Lesson:
         value = value if isinstance(value, str) else float(value)
         number = not isinstance(value, str) and math.isfinite(value)
         self.metrics[name] = float(f"{value:.6g}") if number else str(value)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        io.write_json(self.folder / "metrics.json", self.metrics)
+        io.put_json(self.folder / "metrics.json", self.metrics, sort_keys=True)
         return value
 
     @contextmanager
@@ -94,8 +93,7 @@ class Lesson:
         start = time.perf_counter()
         yield
         self.timings[name] = round(time.perf_counter() - start, 3)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        io.write_json(self.folder / "timings.json", self.timings)
+        io.put_json(self.folder / "timings.json", self.timings, sort_keys=True)
 
     def encoder(self) -> Encoder:
         """The real model that this scale's lessons look at (`evaluate.model`), fp32, on the CPU or the GPU there is.

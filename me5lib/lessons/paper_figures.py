@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from babel.core import get_global
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 from me5lib.evaluate.paper import languages
 from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, legend_below
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 UNKNOWN = ("unknown", "unknown")
 _TAGS = {"latn": "Latin", "cyrl": "Cyrillic", "arab": "Arabic"}
@@ -67,8 +69,6 @@ def kin(language: str) -> tuple[str, str]:
 
     Of a language that `reference.languages` lacks, CLDR still knows the script: Latin, or its code of four letters.
     """
-    from babel.core import get_global
-
     table = languages()
     code = language if language in table.index else next(iter(table.index[table["short"] == language]), "")
     if code:
@@ -87,9 +87,6 @@ def language_bars(rows: pd.DataFrame, title: str, score: str) -> Figure:
     Orange where the two differ by more than the tolerance. Grey bars are published values that were not measured. Over
     70 languages take two panels, Latin script and the others.
     """
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     found = bars(rows)
     if not found:
         raise ValueError("no language to draw: give the rows of one task")
@@ -141,7 +138,6 @@ def share_against_score(shares: Mapping[str, float], scores: Mapping[str, float]
     over the languages: failure signature "poor in some languages" asks whether the data explains the score. Languages
     without a training row have no place on a logarithmic axis and are named below it.
     """
-    from matplotlib.ticker import LogLocator
     from scipy.stats import spearmanr
 
     both = [language for language in scores if shares.get(language, 0) > 0]

@@ -1,4 +1,4 @@
-"""Run the notebooks by papermill, in the order of what they need, and leave a folder that can be read without network.
+"""Run the notebooks by papermill, by number, and leave a folder that can be read without network.
 
     run_notebooks(config.load("tiny"), seed=0)   # → [Outcome(name="00", state="finished", …), …]
 
@@ -11,8 +11,8 @@ The folder of a run (`runs/<scale>/seed-<n>`, held under a lock while it is writ
     state.json, index.html         what is finished, and under which key; the page to start from
 
 A notebook is finished under a key: a hash of its code cells, its parameters, me5's version, `VERSION`, the packs and
-the keys of the notebooks whose checkpoints it needs. While the key stays, it is not run again. The order comes from the
-notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`; so does which others have to be run first. Their
+the keys of the notebooks whose checkpoints it needs. While the key stays, it is not run again. Which others have to be
+run first, all of a lower number, comes from the notebooks' metadata: `"me5": {"needs": ["stage1"], "makes": []}`. Their
 `minutes` (ours: what one machine took at tiny) estimate what is left, scaled by how long this machine took so far.
 
 Ctrl-C goes to the kernel, which has `GRACE` seconds to leave its cell; then it is killed.
@@ -38,6 +38,7 @@ from typing import IO, Any, NamedTuple
 
 from me5lib import __version__, io
 from me5lib.config import Scale
+from me5lib.data import packs
 from me5lib.io import Me5Error
 from me5lib.lessons import report
 
@@ -68,33 +69,20 @@ class Outcome(NamedTuple):
 
 
 def books(folder: Path | None = None) -> list[Book]:
-    """The notebooks of `folder` (default: those that ship with me5): makers before who needs them, then by number."""
-    waiting: list[Book] = []
+    """The notebooks of `folder` (default: those that ship with me5), by number: makers before who needs them."""
+    found = []
     for path in sorted((folder or io.asset("notebooks")).glob("[0-9][0-9]_*.ipynb")):
         raw = io.read_json(path)
         needs, makes = (tuple(raw["metadata"].get("me5", {}).get(key, ())) for key in ("needs", "makes"))
         code = ["".join(cell["source"]) for cell in raw["cells"] if cell["cell_type"] == "code"]
-        waiting.append(Book(path.name[:2], path, report.notebook_title(raw), needs, makes, _digest(code, needs, makes),
-                            raw["metadata"].get("me5", {}).get("minutes", 1.0)))
-    ordered: list[Book] = []
-    while waiting:
-        missing = {made for book in waiting for made in book.makes} - {made for book in ordered for made in book.makes}
-        ready = [book for book in waiting if not (set(book.needs) - set(book.makes)) & missing]
-        if not ready:
-            raise Me5Error("the notebooks need each other in a circle: see `needs` and `makes` in their metadata")
-        ordered.append(ready[0])
-        waiting.remove(ready[0])
-    return ordered
+        found.append(Book(path.name[:2], path, report.notebook_title(raw), needs, makes, _digest(code, needs, makes),
+                          raw["metadata"].get("me5", {}).get("minutes", 1.0)))
+    return found
 
 
 def run_notebooks(
-    scale: Scale,
-    seed: int = 0,
-    out: str | os.PathLike = "",
-    only: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    keep_going: bool = False,
-    folder: Path | None = None,
+    scale: Scale, seed: int = 0, out: str | os.PathLike = "", only: Sequence[str] = (), overrides: Sequence[str] = (),
+    keep_going: bool = False, folder: Path | None = None,
 ) -> list[Outcome]:
     """Execute the notebooks (`only` these numbers, if given) that are not finished; returns an `Outcome` each.
 
@@ -168,8 +156,6 @@ class Journal:
     """state.json: which notebook is finished under which key; written after each, so an interrupt loses nothing."""
 
     def __init__(self, out: Path, all_books: list[Book], parameters: dict[str, Any]) -> None:
-        from me5lib.data import packs
-
         self.out = out
         self.keys: dict[str, str] = {}
         self.scale: str = parameters["SCALE"]
