@@ -422,8 +422,8 @@ def test_the_frontier_is_what_is_gained_and_forgotten_against_the_start():
     for name, point in points.items():
         assert point["gain"]["mean"] == pytest.approx(gain[name]) and point["good"] == (name == "good")
         assert point["forgetting"]["mean"] == pytest.approx(loss[name])
-    assert points["good"]["gain kept"]["mean"] == pytest.approx(0.9, abs=1e-3)
-    assert points["good"]["forgetting left"]["mean"] == pytest.approx(0.1)
+    assert points["good"]["gain beyond"]["mean"] == pytest.approx(0.18 - 0.8 * 0.2, abs=1e-3)
+    assert points["good"]["forgetting within"]["mean"] == pytest.approx(0.2 * 0.1 - 0.01)
 
 
 def test_the_mixed_control_has_the_very_batches_of_the_two_stages(monkeypatch, tmp_path, corpus):

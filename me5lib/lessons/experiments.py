@@ -228,10 +228,10 @@ def summarise_arms(
     """
     names, draws, means = [arm.name for arm in plan.arms], {}, {}
     rows = [{**arm.as_json(), "against": arm.against, "difference": {}, "lines": code_lines(arm)} for arm in plan.arms]
-    for number, metric in enumerate(plan.metrics):
+    for metric in plan.metrics:
         stack = np.array([[records[seed, name]["scores"][metric] for seed in plan.seeds] for name in names])
         means[metric] = stack.mean(axis=2)
-        draws[metric] = stats.resampled(stack, meanings[metric], seed=number)
+        draws[metric] = stats.resampled(stack, meanings[metric])  # a draw weighs the seeds alike in all metrics
         for k, row in enumerate(rows):
             found = stats.interval(draws[metric][k], means[metric][k].mean())
             row[metric] = found._asdict() | {"seeds": means[metric][k].tolist()}
@@ -277,17 +277,18 @@ def _controls(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _frontier(names: Sequence[str], draws: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Of every arm: gain on the target and loss on the tests of other kinds (their mean), both against the start, and
-    which share of plain tuning's it has; with intervals over meanings."""
+    how far they are beyond `KEPT` of plain tuning's gain and within `FORGOTTEN` of its loss (as differences: a share of
+    a gain that may be none has no interval); a good point is so by both intervals."""
     elsewhere = np.mean([own for metric, own in draws.items() if metric not in ("target", "other languages")], axis=0)
     start, plain = names.index("start"), names.index("plain")
     gain, loss = draws["target"] - draws["target"][start], elsewhere[start] - elsewhere
     points = []
     for k, name in enumerate(names):
-        figures = {"gain": gain[k], "forgetting": loss[k], "gain kept": gain[k] / gain[plain],
-                   "forgetting left": loss[k] / loss[plain]}  # fmt: skip
-        point = {about: stats.interval(own, np.median(own))._asdict() for about, own in figures.items()}
-        good = point["gain kept"]["mean"] >= KEPT and point["forgetting left"]["mean"] <= FORGOTTEN
-        points.append({"name": name, **point, "good": bool(good)})
+        figures = {"gain": gain[k], "forgetting": loss[k], "gain beyond": gain[k] - KEPT * gain[plain],
+                   "forgetting within": FORGOTTEN * loss[plain] - loss[k]}  # fmt: skip
+        point = {about: stats.interval(own, np.median(own)) for about, own in figures.items()}
+        good = point["gain beyond"].low > 0 and point["forgetting within"].low > 0
+        points.append({"name": name, **{about: own._asdict() for about, own in point.items()}, "good": good})
     return points
 
 
@@ -327,6 +328,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
                  f"{apart['mean']:+.3f} {apart['verdict']}")
     right.axvline(0, color="black", linewidth=1, zorder=1)
     right.margins(x=0.2)
+    right.locator_params(axis="x", nbins=6)
     left.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
     left.set_ylim(len(arms) - 0.4, -0.8)
     left.set_xlabel(f"{LABELS.get(first, f'{first}: mean reciprocal rank')}; 95 % interval; grey: seeds", fontsize=9)
@@ -367,13 +369,13 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
                          f"{apart['low']:+.3f} to {apart['high']:+.3f}, p {apart['adjusted']:.3f}, ahead in "
                          f"{apart['seeds ahead']} of {seeds} seeds")
     for point in results["frontier"]:
-        if point["good"]:
-            kept, left = point["gain kept"], point["forgetting left"]
-            lines.append(f"{point['name']} keeps {kept['mean']:.0%} of the gain ({kept['low']:.0%} to "
-                         f"{kept['high']:.0%}) at {left['mean']:.0%} of the forgetting ({left['low']:.0%} to "
-                         f"{left['high']:.0%})")
-    if results["frontier"] and not any(point["good"] for point in results["frontier"]):
-        lines.append(f"no point keeps {KEPT:.0%} of the gain at {FORGOTTEN:.0%} of the forgetting")
+        gain, loss = point["gain"], point["forgetting"]
+        lines.append(f"{point['name']} gains {gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}), forgets "
+                     f"{loss['mean']:.3f} ({loss['low']:.3f} to {loss['high']:.3f})")
+    if results["frontier"]:
+        good = [point["name"] for point in results["frontier"] if point["good"]]
+        lines.append(f"more than {KEPT:.0%} of plain's gain at less than {FORGOTTEN:.0%} of its forgetting, by both "
+                     f"intervals: {', '.join(good) or 'none'}")
     return lines
 
 

@@ -284,9 +284,9 @@ class Forgetting(Tuned):
     def arms(cls, scale: Scale, teacher: bool = False) -> tuple[Arm, ...]:
         """Ways to learn without forgetting, against plain tuning."""
         return (
-            Arm("plain"), Arm("plain again", "plain", "A/A"), Arm("start", "plain", start=True),
+            Arm("plain"), *(Arm(f"alpha {alpha}", "plain", alpha=alpha) for alpha in (0.25, 0.5, 0.75)),
+            Arm("plain again", "plain", "A/A"), Arm("start", "plain", start=True),
             Arm("10 % replay", "plain", replay=0.1), Arm("a fifth of the rate", "plain", rate=0.2),
-            *(Arm(f"alpha {alpha}", "plain", alpha=alpha) for alpha in (0.25, 0.5, 0.75)),
         )  # fmt: skip
 
     @cached_property
