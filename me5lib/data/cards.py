@@ -166,11 +166,6 @@ def weights(sources: Iterable[str]) -> dict[str, float]:
     return {name: float(rows) for name, rows in found.items()}
 
 
-def offline() -> dict[str, Card]:
-    """The cards of the offline packs, by name."""
-    return {name: card for name, card in all_cards().items() if not card.hub}
-
-
 def hub() -> dict[str, Card]:
     """The cards of the hub sources (Tables 1 and 2, and the instruct model's two), by name."""
     return {name: card for name, card in all_cards().items() if card.hub}

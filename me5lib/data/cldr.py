@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from functools import cache
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from babel import Locale, localedata
@@ -141,7 +141,7 @@ def _facts() -> list[tuple[str, str, str, list[str], list[str]]]:
 
 def _scattered(keys: Iterable[str], seed: str) -> list[str]:
     """The first 24 of `keys` in an order that depends on `seed` alone; enough for a locale that lacks many names."""
-    return sorted(keys, key=lambda key: _stable_hash(f"{seed} {key}", "big"))[:24]
+    return sorted(keys, key=lambda key: hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest())[:24]
 
 
 def currency(territory: str) -> str | None:
@@ -184,8 +184,8 @@ def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _stable_hash(text: str, order: Literal["little", "big"] = "little") -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), order)
+def _stable_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _city_questions(territories: int = 80) -> Iterator[tuple]:

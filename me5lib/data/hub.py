@@ -29,22 +29,23 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
 
 from me5lib import io
+from me5lib.config import Scale, Stage
 from me5lib.data import cards, filters, schema, shards
 from me5lib.data.builders import NO_LANGUAGE, Builder, Drop, Row, RowContext
 from me5lib.data.mixture import Mixture, largest_remainder
 from me5lib.data.text import language as language_of
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, text_key
-
-if TYPE_CHECKING:
-    from me5lib.config import Scale, Stage
 
 VERSION = 2  # of drawings; raise it with any change that gives other rows
 ROW = 10_000_000  # bytes of one row (ours): beyond it is no passage but a dump
@@ -149,7 +150,6 @@ def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[HubFi
 
     Raises `Me5Error` where an entry has no file at all, one where the hub is out of reach too.
     """
-    from fsspec.utils import glob_translate
     from huggingface_hub import HfApi
 
     files, commits, absent = [], [], []
@@ -173,8 +173,6 @@ def list_files(card: cards.Card, mirror: Path | None = None) -> tuple[list[HubFi
 
 def _listing(card: cards.Card, entry: cards.Hub, here: str) -> dict[str, tuple[int, str]]:
     """Path in the repository → (bytes, stamp) of the files below the fixed part of the entry's glob, sorted."""
-    from fsspec.core import url_to_fs
-
     system, root = url_to_fs(here)
     find = partial(system.find, f"{root}/{re.split(r'[*?{]', entry.files)[0].rpartition('/')[0]}".rstrip("/"),
                    detail=True)
@@ -259,8 +257,6 @@ def read_rows(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tupl
     After the last row that can be read raises `Broken` for a file that is damaged, `Me5Error` where the hub stays
     away, `Me5Error` where it refuses, and any other error as it is.
     """
-    from fsspec.core import url_to_fs
-
     last, tries = -1, 0
     system, root = url_to_fs(here)
     while True:
@@ -284,8 +280,6 @@ def read_rows(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tupl
 
 
 def _parquet(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
-    import pyarrow.parquet as pq
-
     if not stream.read(1):
         return
     stream.seek(0)

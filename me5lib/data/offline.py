@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from babel.messages.mofile import read_mo
 
 from me5lib.data import packs
 from me5lib.data.text import expand, has_letter, in_script, language, plain_text, resolve_language
@@ -199,8 +200,6 @@ def _titled(tree: dict) -> Iterator[tuple[str, str]]:
 
 def gettext(read: Reader, rows: RowCollector) -> None:
     """`…/<tag>/LC_MESSAGES/<domain>.mo`: of plural forms the first; fuzzy entries are not compiled into these files."""
-    from babel.messages.mofile import read_mo
-
     for name, content in read("*/LC_MESSAGES/*.mo"):
         for message in read_mo(io.BytesIO(content)):
             english, text = (each if isinstance(each, str) else each[0] for each in (message.id, message.string))

@@ -29,13 +29,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from tqdm import tqdm
+
 from me5lib.data import cards
 from me5lib.data.cards import File
 from me5lib.data.shards import full_disk
 from me5lib.io import Me5Error, cache, locked, sha256
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
     from unearth import Link
     from unearth.fetchers import PyPIClient
 
@@ -53,8 +54,8 @@ def wanted(names: Iterable[str] | None = None) -> dict[str, File]:
     return {file.file: file for name in chosen for file in cards.load_card(name).files}
 
 
-def fetch(names: Iterable[str] | None = None, source: Path | None = None, folder: Path | None = None,
-          progress: bool = True) -> dict[str, Path]:
+def fetch(names: Iterable[str] | None = None, source: Path | None = None,
+          folder: Path | None = None) -> dict[str, Path]:
     """Have the files of the cards `names` (None: all) in `folder` (None: the cache's); their paths by file name.
 
     What is there and right stays; a file that turns out cut or wrong is removed. With `source`, another such folder,
@@ -63,7 +64,7 @@ def fetch(names: Iterable[str] | None = None, source: Path | None = None, folder
     files, folder = wanted(names), Path(folder).expanduser().resolve() if folder else cache() / "packs"
     try:
         with locked(folder / ".lock", wait=True):
-            _bring(files, folder, Path(source) if source else None, progress)
+            _bring(files, folder, Path(source) if source else None)
     except OSError as error:
         raise full_disk(error, folder) from None
     return {name: folder / name for name in files}
@@ -81,10 +82,8 @@ def archives(name: str) -> list[Path]:
 # Bringing files -------------------------------------------------------------------------------------------------------
 
 
-def _bring(files: dict[str, File], folder: Path, source: Path | None, progress: bool) -> None:
+def _bring(files: dict[str, File], folder: Path, source: Path | None) -> None:
     """Put those of `files` that are not in `folder` there, out of the folder `source` (None: out of the index)."""
-    from tqdm import tqdm
-
     faults = {name: fault for name, file in files.items() if (fault := _mismatch(folder / name, file))}
     missing = [files[name] for name in faults]
     for name, fault in faults.items():
@@ -102,8 +101,7 @@ def _bring(files: dict[str, File], folder: Path, source: Path | None, progress: 
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     part.mkdir()
     try:
-        with tqdm(total=needed - SPARE_BYTES, unit="B", unit_scale=True, desc="packs",
-                  disable=None if progress else True) as bar:  # None: a bar on a terminal only
+        with tqdm(total=needed - SPARE_BYTES, unit="B", unit_scale=True, desc="packs", disable=None) as bar:
             options = {} if source else pip_options()
             for file in missing:
                 if source:

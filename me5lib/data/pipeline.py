@@ -181,16 +181,16 @@ class FunctionStep(PipelineStep):
 
     type = "me5"
 
-    def __init__(self, function: Callable[[CardBuild, Documents, int], Documents], build: CardBuild):
+    def __init__(self, function: Callable[[CardBuild, Documents, int], Documents | None], build: CardBuild):
         super().__init__()
         self.name, self.function, self.build = function.__name__, function, build
 
     def run(self, data: Documents | None = None, rank: int = 0, world_size: int = 1) -> Documents:
-        """What the function gives."""
-        return self.function(self.build, data, rank)
+        """What the function gives; no documents after one that gives nothing."""
+        return self.function(self.build, data, rank) or iter(())
 
 
-def keep_items(build: CardBuild, _: Documents, rank: int) -> Documents:
+def keep_items(build: CardBuild, _: Documents, rank: int) -> None:
     """Write the items of each of a task's files to a file; one that is there was finished before a kill.
 
     Of a drawing a file gives what its stream lacks, if `READ` rows a pair have it.
@@ -219,7 +219,6 @@ def keep_items(build: CardBuild, _: Documents, rank: int) -> Documents:
         read += sum(n for what, _, _, n in io.read_json(counts)["counts"] if what == "read")
         bar.update(kept - bar.n)
     bar.close()
-    return iter(())
 
 
 def items_of_file(build: CardBuild, file: hub.HubFile, most: int | None, book: hub.Ledger) -> Iterator[dict[str, Any]]:
@@ -286,7 +285,7 @@ class NearSignature(minhash.MinhashDedupSignature):
         return np.unique(hashes).reshape(-1, 1)
 
 
-def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
+def write_shards(build: CardBuild, data: Documents, rank: int) -> None:
     """Write the items of a task, by language, as shards `<language>/part-<rank>-<n>`; nothing goes on."""
     for stale in (build.folder / "shards").glob(f"*/part-{rank:05d}-*"):
         shutil.rmtree(stale)
@@ -318,7 +317,6 @@ def write_shards(build: CardBuild, data: Documents, rank: int) -> Documents:
     for language in sorted(size):
         flush(language)
     io.put_json(build.folder / "counts" / "parts" / f"{rank:05d}.json", written, sort_keys=True)
-    return iter(())
 
 
 def _part_table(where: str, items: pa.Table) -> pa.Table:
@@ -332,7 +330,7 @@ def _part_table(where: str, items: pa.Table) -> pa.Table:
     return pa.table({"query": items["query"], "passage": pc.list_flatten(items["positives"])})
 
 
-def finalize(build: CardBuild, _: Documents, rank: int) -> Documents:
+def finalize(build: CardBuild, _: Documents, rank: int) -> None:
     """Put the shards of a build in their place, write its manifest, and remove what is no longer needed.
 
     One task, which may be killed anywhere: whatever it finds half done it does again to the same end. Raises `Me5Error`
@@ -360,7 +358,6 @@ def finalize(build: CardBuild, _: Documents, rank: int) -> Documents:
     io.put_json(out / MANIFEST, manifest, sort_keys=True)
     for name in ("items", "exact", "near", "shards"):
         shutil.rmtree(build.folder / name, ignore_errors=True)
-    return iter(())
 
 
 def counted(build: CardBuild, parts: list[dict]) -> dict[str, Any]:

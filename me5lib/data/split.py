@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
+from tqdm.auto import tqdm
 
 from me5lib.data.shards import GOLDEN, Shard
 from me5lib.pairs import normalise, text_key
@@ -51,19 +52,24 @@ def mask(text: str) -> str:
     return mask_numbers(_PLACEHOLDER.sub(TOKEN, text)) if _ANY.search(text) else text
 
 
-def shingles(forms: Sequence[str]) -> sparse.csr_matrix:
-    """Character trigrams of masked texts, their ends padded: binary int32 [len(forms), trigrams].
+def character_trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The character trigrams of texts, their ends padded, and the text that each is of: int64 [n] both.
 
     A trigram is its three code points side by side (3 × 21 bits), so nothing collides.
     """
-    padded = [f" {form} " for form in forms]
+    padded = [f" {text} " for text in texts]
     signs = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
-    row = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
-    inside = row[:-2] == row[2:]
-    codes = (signs[:-2] << 42 | signs[1:-1] << 21 | signs[2:])[inside]
-    trigrams, column = np.unique(codes, return_inverse=True)
-    cells = (np.ones(len(codes), dtype=np.int32), (row[:-2][inside], column))
-    grams = sparse.csr_matrix(cells, shape=(len(padded), len(trigrams)))
+    of = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
+    inside = of[:-2] == of[2:]  # of one text, not across two
+    return (signs[:-2] << 42 | signs[1:-1] << 21 | signs[2:])[inside], of[:-2][inside]
+
+
+def shingles(forms: Sequence[str]) -> sparse.csr_matrix:
+    """The different trigrams of masked texts: binary int32 [len(forms), trigrams]."""
+    codes, row = character_trigrams(forms)
+    distinct, column = np.unique(codes, return_inverse=True)
+    cells = (np.ones(len(codes), dtype=np.int32), (row, column))
+    grams = sparse.csr_matrix(cells, shape=(len(forms), len(distinct)))
     grams.data[:] = 1  # what comes twice in a text was summed
     return grams
 
@@ -245,8 +251,6 @@ def find_leaks(shards: Mapping[tuple[str, str], Shard], texts: Mapping[tuple[str
 
     All columns are compared: both sides of a pair, and the negatives of a labelled row too.
     """
-    from tqdm.auto import tqdm
-
     exact: dict[int, tuple[str, str]] = {}  # key → task, text
     forms: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)  # language → masked form → task, text
     for (task, language), own in texts.items():

@@ -10,6 +10,9 @@ import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
+from babel import Locale, localedata
+from babel.core import get_global
+
 _MARKUP = re.compile(r"[&<%{\[_`*$~]|https?://")
 _KEEP = (  # markup around words: the words stay
     (re.compile(r"\(_\w\)"), ""),  # mnemonic of a script without Latin letters: (_F)
@@ -72,9 +75,6 @@ def language(tag: str) -> str | None:
     `zh` and `zh-hant`, `sr` and `sr-latn`. The tag names the script, or an old code's meaning does (`sh` is `sr-latn`),
     or the region (`zh_TW`). Portuguese of Brazil and of Portugal are one `pt`.
     """
-    from babel import Locale
-    from babel.core import get_global
-
     tag, likely = tag.strip().casefold(), get_global("likely_subtags")
     first, *parts = re.split(r"[-_@.]", tag)
     base, *more = (_ALIASES.get(first) or get_global("language_aliases").get(first, first)).casefold().split("_")
@@ -94,8 +94,6 @@ def language(tag: str) -> str | None:
 def resolve_language(said: str) -> str | None:
     """As `language`, or of a language's name in English or in itself, a script or a territory behind it:
     `German`, `日本語`, `Chinese (Simplified)`, `Portuguese, Brazil`."""
-    from babel import Locale
-
     if code := language(said):
         return code
     words, english = re.sub(r"[(),]", " ", said.casefold()).split(), Locale("en")
@@ -113,8 +111,6 @@ def resolve_language(said: str) -> str | None:
 @cache
 def _own_names() -> dict[str, str]:
     """What languages call themselves → the locale. Reads all of CLDR: a second."""
-    from babel import Locale, localedata
-
     found: dict[str, str] = {}
     for name in sorted(localedata.locale_identifiers(), key=len):  # `zh` before `zh_Hant`
         locale = Locale.parse(name)
@@ -126,8 +122,6 @@ def _own_names() -> dict[str, str]:
 @cache
 def _usual_script(code: str) -> str:
     """The usual script of a language, as ISO 15924 in lower case (`latn` when CLDR does not say)."""
-    from babel.core import get_global
-
     base, _, script = code.partition("-")
     likely = get_global("likely_subtags").get(base, "").split("_")
     return script or (likely[1].casefold() if len(likely) > 1 else "latn")

@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from scipy import sparse
 from scipy.sparse import csgraph
@@ -539,9 +541,6 @@ def _rows_of(path: Path, document: Any) -> list[Any]:
 
 
 def _parquet_file(path: Path, encoding: str) -> tuple[str, str, FileRows]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return "Parquet", "row", list(enumerate(pq.ParquetFile(path).read().to_pylist(), 1))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
