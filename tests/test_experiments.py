@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from me5lib import config, io
-from me5lib.cli import experiment
+from me5lib.cli.app import experiment_command
 from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import heldout, stats
 from me5lib.evaluate.stats import Interval, interval, resampled
@@ -459,7 +459,7 @@ def test_batches_are_shuffled_each_once():
 
 def command(*arguments):
     app = typer.Typer()
-    app.command("experiment")(experiment.experiment_command)
+    app.command("experiment")(experiment_command)
     return CliRunner().invoke(app, list(arguments))
 
 

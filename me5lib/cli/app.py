@@ -1,4 +1,4 @@
-"""The `me5` command with all its parts, and those that run, report and hand out: `me5 --help` lists what it does.
+"""The `me5` command with all its parts, and those that run, report, hand out and experiment: `me5 --help` lists all.
 
 Everything heavy is imported inside the commands, so that `me5 --help` answers at once.
 """
@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from me5lib import io
-from me5lib.cli import OneLineErrors, Out, ScaleName, Seed, Set, data, evaluate, experiment, model, split_names, train
+from me5lib import config, io
+from me5lib.cli import OneLineErrors, Out, ScaleName, Seed, Set, data, evaluate, model, split_names, train
 from me5lib.io import Me5Error
-
-if TYPE_CHECKING:
-    from me5lib.config import Scale
-
 
 app = typer.Typer(
     cls=OneLineErrors, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -67,7 +63,6 @@ def run_command(
     numbers = [number.zfill(2) for number in split_names(only)]
     if export and (source or numbers):
         raise Me5Error("--export writes what is there: leave out --from and --only")
-    from me5lib import config
     from me5lib.lessons import run as runner
 
     cfg = config.load(scale, overrides)
@@ -84,7 +79,7 @@ def run_command(
         raise typer.Exit(1)
 
 
-def _bundle(cfg: Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> None:
+def _bundle(cfg: config.Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> None:
     """Write the checkpoints of the run in `folder` to a file, or put those of a file there."""
     from me5lib.lessons import bundle
     from me5lib.lessons.lesson import Lesson
@@ -113,7 +108,38 @@ def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> 
     print(pages.index(folder))
 
 
+def experiment_command(
+    names: Annotated[list[str], typer.Argument(help="stages, negatives, forgetting, near-misses.")],
+    scale: Annotated[str, typer.Option("--scale", help="Default: random for stages, tiny for the others.")] = "",
+    seeds: Annotated[int, typer.Option(min=0, help="How many seeds (0: as many as the experiment wants).")] = 0,
+    pilot: Annotated[bool, typer.Option("--pilot", help="Only the pilot, and the plan that follows from it.")] = False,
+    suite: Annotated[str, typer.Option("--suite", help="Of stages: eng-mini, or names of mteb's tasks.")] = "",
+    overrides: Annotated[list[str], typer.Option("--set", help="A setting, as train.steps=100.")] = [],  # noqa: B006
+    out: Annotated[str, typer.Option(help="Folder (default: runs/experiments/<scale>, or under ME5_OUT).")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Start at a scale of the hub, after reading the plan.")] = False,
+) -> None:
+    """Experiments: of each a pilot and the sealed plan, then every arm with intervals, a table and a figure."""
+    from me5lib.lessons import experiments
+
+    for name in dict.fromkeys(names):
+        cfg = config.load(scale or ("random" if name == "stages" else "tiny"), overrides)
+        plan, base = experiments.planned(name, cfg, seeds, suite), experiments.home(cfg, out)
+        if not cfg.offline and not yes:
+            print("\n".join(plan.lines()), flush=True)
+            raise Me5Error(f"that is {len(plan.seeds) * len(plan.arms)} models of scale {cfg.name}: look at `me5 "
+                           f"pretrain --scale {cfg.name} --plan` and `me5 finetune --scale {cfg.name} --plan` for what "
+                           "one takes, then add --yes")
+        plan = experiments.piloted(plan, base)
+        print("\n".join(plan.lines()), flush=True)
+        if pilot:
+            continue
+        results = experiments.run_experiment(plan, base)
+        print("\n".join(experiments.sentences(results)))
+        print(experiments.arm_table(results).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+        print(f"results.json, table.csv and figure.png: {base / plan.experiment}")
+
+
 for _command in (data.fetch_command, data.verify_released_command, packs_command, run_command, train.pretrain_command,
-                 train.finetune_command, train.mine_command, train.teach_command, experiment.experiment_command,
+                 train.finetune_command, train.mine_command, train.teach_command, experiment_command,
                  model.export_command, evaluate.evaluate_command, report_command):
     app.command(_command.__name__.removesuffix("_command").replace("_", "-"))(_command)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from me5lib import io
+from me5lib import config, io
 from me5lib.cli import Set, split_names
 from me5lib.io import Me5Error
 
@@ -45,7 +45,6 @@ def fetch_command(
     if scale.startswith("table"):
         _fetch_table(scale, model, revision, quick, plan, pickle)
         return
-    from me5lib import config
     from me5lib.data import cards, hub, pipeline
 
     cfg = config.load(scale, overrides)
@@ -244,7 +243,6 @@ def check_command(
     """Hold every training row against every evaluation text; exit code 1 where one leaks."""
     import pandas as pd
 
-    from me5lib import config
     from me5lib.data import shards, split
     from me5lib.data.corpus import evaluation_texts, open_corpus
     from me5lib.evaluate import heldout

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from me5lib import io
+from me5lib import config, io
 from me5lib.cli import Out, ScaleName, Seed, Set, split_names
 from me5lib.io import Me5Error
 
@@ -128,7 +128,6 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
 
 def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> None:
     """The offline tables of a scale, printed and as CSV."""
-    from me5lib import config
     from me5lib.data.corpus import open_corpus
     from me5lib.evaluate import offline_table
     from me5lib.lessons import run

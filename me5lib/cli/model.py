@@ -15,10 +15,11 @@ import typer
 
 from me5lib.cli import split_names
 from me5lib.io import Me5Error
+from me5lib.model import card as model_card
+from me5lib.model.card import About, CitedSource
 
 if TYPE_CHECKING:
     from me5lib.evaluate.models import Opened
-    from me5lib.model.card import About, CitedSource
 
 
 def export_command(
@@ -59,7 +60,7 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     """What the card says of an opened model. Raises `Me5Error` for one that is no E5, and for an unknown data card."""
     from me5lib.data import cards
     from me5lib.evaluate.models import E5, KNOWN
-    from me5lib.model import card, released, save_load
+    from me5lib.model import released, save_load
     from me5lib.model.resolve import resolve
 
     if not isinstance(opened.encoder, E5):
@@ -69,8 +70,8 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     prompts = save_load.instruct_prompts(instruction or save_load.INSTRUCTION) if opened.instruct else save_load.PROMPTS
     encoder, names = opened.encoder.encoder, split_names(data)
     if (ref := resolve(model)).kind == "folder":
-        base, start = card.base_of(card.stage_record(Path(ref.name)).get("settings", {}))
-        names = names or card.trained_on(Path(ref.name))
+        base, start = model_card.base_of(model_card.stage_record(Path(ref.name)).get("settings", {}))
+        names = names or model_card.trained_on(Path(ref.name))
     else:
         base, start = opened.name, ""
         by_authors = "/multilingual-e5-" in (opened.published or opened.name)
@@ -80,9 +81,9 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     in_four_bits = getattr(encoder.backbone.config, "derived_from", "") in (released.NAME, released.TUNED)
     if in_four_bits:
         base, license = released.HUB_ID, license or "mit"
-    return card.About(
+    return About(
         name, encoder.width, encoder.max_tokens, dict(prompts), base_model=base, start=start,
-        license=license or ("mit" if opened.name in KNOWN else card.UNKNOWN),  # so say the authors' cards
+        license=license or ("mit" if opened.name in KNOWN else model_card.UNKNOWN),  # so say the authors' cards
         sources=tuple(cited(each, strict=bool(data)) for each in names),
         notice=released.NOTICE.read_text(encoding="utf8") if in_four_bits else "",
     )  # fmt: skip
@@ -91,7 +92,6 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
 def cited(name: str, strict: bool) -> CitedSource:
     """What a data card says; the bare name for one's own file, which has none (`strict`: `Me5Error`)."""
     from me5lib.data import cards
-    from me5lib.model.card import CitedSource
 
     if name not in cards.card_names() and not strict:
         return CitedSource(name)
@@ -103,7 +103,6 @@ def cited(name: str, strict: bool) -> CitedSource:
 def _result_entries(folder: Path, opened: Opened) -> tuple:
     """The measured rows of this very model and revision, as entries of a `model-index`."""
     from me5lib.evaluate import runs
-    from me5lib.model import card
 
     if not folder.is_dir():
         raise Me5Error(f"no results folder {folder}: give the --out of `me5 evaluate`")
@@ -115,7 +114,7 @@ def _result_entries(folder: Path, opened: Opened) -> tuple:
         raise Me5Error(f"{folder} has no results of {opened.name} at {opened.revision[:12]} ({there}): evaluate this "
                        "model, or leave --results out")
     try:
-        return card.eval_results(mine, type_and_data)
+        return model_card.eval_results(mine, type_and_data)
     except ValueError as error:
         raise Me5Error(f"the results in {folder} cannot be put on a card ({error}): evaluate again") from None
 
