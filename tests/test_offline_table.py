@@ -42,7 +42,7 @@ def dense(shared: bool = False) -> Protocol:
 
 
 def evaluated(folder, *, last: str = "DREI", tasks: slice = slice(None), **rows) -> pd.DataFrame:
-    return offline_table.table_scores(rows, mteb_tasks(material(last)[tasks]), folder, progress=False)
+    return offline_table.table_scores(rows, mteb_tasks(material(last)[tasks]), folder)
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,11 @@ def test_a_result_that_another_process_is_making_is_waited_for(done, tmp_path):
 def test_a_row_keeps_to_its_languages_and_tasks(tmp_path):
     model, built = dense(), mteb_tasks(material())
     model.languages = frozenset({"fr"})
-    found = offline_table.table_scores({"dense": model}, built, tmp_path, progress=False)
+    found = offline_table.table_scores({"dense": model}, built, tmp_path)
     assert found["subset"].tolist() == ["fr-en", "en-fr", "fr"]
     assert built[0].hf_subsets == ["de-en", "en-de", "fr-en", "en-fr"]
     model.tasks = {"intents"}
-    found = offline_table.table_scores({"dense": model}, built, tmp_path, progress=False)
+    found = offline_table.table_scores({"dense": model}, built, tmp_path)
     assert found["subset"].tolist() == ["fr"]
 
 
@@ -195,6 +195,6 @@ def test_standard_rows_without_and_with_a_checkpoint(tmp_path, capsys):
     assert "gsm-raw" not in rows["random weights"].tasks and not hasattr(rows["stage 1 only"], "tasks")
     assert "row left out: stage 1 + stage 2" in capsys.readouterr().out
     tasks = mteb_tasks([corpus.task("heldout")])
-    found = offline_table.table_scores(rows, tasks, tmp_path / "evaluation", progress=False)
+    found = offline_table.table_scores(rows, tasks, tmp_path / "evaluation")
     means = offline_table.per_language(found, "heldout", "accuracy").mean()
     assert means["random weights"] > 1 / 20 and found["score"].between(0, 1).all()

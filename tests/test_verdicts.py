@@ -176,7 +176,7 @@ def test_runs_of_others_are_compared_and_mixed_ones_refused():
     assert found.iloc[-1]["delta"] == pytest.approx(68.94 - 64.2, abs=0.01)
     assert "protocol mteb (published: paper)" in verdicts.verdict_line(found)
     with pytest.raises(Me5Error, match="mix mteb_version"):
-        against_paper(paper.repository(3, "small", head=True), 3)
+        against_paper(paper.repository(5, "base"), 5)
 
 
 def under_both(**changes: object) -> pd.DataFrame:

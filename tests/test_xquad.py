@@ -45,7 +45,7 @@ def planted(bias: float, noise: float = 0.0, **more) -> Protocol:
 
 
 def crossed(folder, word: str = "", **rows) -> pd.DataFrame:
-    return xquad.crossed_scores(rows, material(word), folder, progress=False)
+    return xquad.crossed_scores(rows, material(word), folder)
 
 
 def test_scores_against_scikit_learn(tmp_path):
@@ -103,5 +103,5 @@ def test_lexical_rows_take_part_and_a_row_of_fewer_languages_is_compared_in_thos
 
 def test_the_stand_in_of_smoke_has_both_forms(tmp_path):
     task = open_corpus(config.load("smoke"), progress=False).task("xquad")
-    found = xquad.crossed_scores({"character trigrams": baselines.trigrams()}, task, tmp_path, progress=False)
+    found = xquad.crossed_scores({"character trigrams": baselines.trigrams()}, task, tmp_path)
     assert found["subset"].tolist() == ["de-ja", "de", "ja-de", "ja"] and found["score"].between(0.05, 1).all()

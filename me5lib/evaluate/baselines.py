@@ -23,9 +23,11 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import Stemmer
 from scipy import sparse
 
 from me5lib import pairs
+from me5lib.data.split import character_trigrams
 from me5lib.evaluate.protocol import Protocol, describe, texts_of
 from me5lib.train import search
 
@@ -76,16 +78,9 @@ def count_trigrams(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_a
 
     Of the normalised text (`pairs.normalise`), with a space before and after it.
     """
-    padded = [f" {pairs.normalise(text)} " for text in texts]
-    lengths = np.array([len(text) for text in padded], dtype=np.int64)
-    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    if len(codes) < 3:
-        return sparse.csr_array((len(texts), columns), dtype=np.float32)
-    keys = codes[:-2] << np.uint64(42) | codes[1:-1] << np.uint64(21) | codes[2:]
-    row = np.repeat(np.arange(len(texts)), lengths)
-    inside = row[:-2] == row[2:]  # a trigram of one text, not across two
-    hashed = (keys[inside] * _MIX) >> np.uint64(64 - columns.bit_length() + 1)
-    return _count_matrix(row[:-2][inside], hashed.astype(np.int64), (len(texts), columns))
+    codes, row = character_trigrams([pairs.normalise(text) for text in texts])
+    hashed = (codes.astype(np.uint64) * _MIX) >> np.uint64(64 - columns.bit_length() + 1)
+    return _count_matrix(row, hashed.astype(np.int64), (len(texts), columns))
 
 
 def count_digits(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_array:
@@ -101,9 +96,7 @@ def count_digits(texts: Sequence[str], columns: int = COLUMNS) -> sparse.csr_arr
 
 def _count_matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
     places = rows.astype(np.int32), columns.astype(np.int32)
-    matrix = sparse.coo_array((np.ones(len(rows), np.float32), places), shape=shape).tocsr()
-    matrix.sum_duplicates()
-    return matrix
+    return sparse.coo_array((np.ones(len(rows), np.float32), places), shape=shape).tocsr()  # equal places are summed
 
 
 def _unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
@@ -155,9 +148,7 @@ class LexicalRow:
 
     def similarity_pairwise(self, embeddings1: Counts, embeddings2: Counts) -> np.ndarray:
         """TF-IDF cosines [n], row by row."""
-        both = embeddings1, embeddings2
-        product = embeddings1.weighed(*both).multiply(embeddings2.weighed(*both))
-        return np.asarray(product.sum(axis=1), dtype=np.float32).ravel()
+        return tfidf_cosine(embeddings1, embeddings2).diagonal()
 
 
 class TranslationMemory(LexicalRow):
@@ -226,8 +217,6 @@ class BM25Row:
 
     def index(self, corpus: Iterable[dict], *, hf_subset: str, **_: Any) -> None:
         """Count the words of the documents, titles included; the subset's name is its language (ISO 639)."""
-        import Stemmer
-
         split = search.words
         with contextlib.suppress(KeyError):  # a language without a stemmer
             stemmer = Stemmer.Stemmer(hf_subset.split("-")[0])

@@ -16,13 +16,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import mteb
+import torch
+from mteb import AbsTask
+
+from me5lib.device import peak_flops
+from me5lib.evaluate.heldout import short_code
+from me5lib.evaluate.models import KNOWN
 from me5lib.evaluate.paper import TABLES
 from me5lib.io import Me5Error
-
-if TYPE_CHECKING:
-    from mteb import AbsTask
+from me5lib.model.released import HUB_ID
+from me5lib.model.resolve import model_folder, resolve
 
 MIRACL = ("ar", "bn", "en", "es", "fa", "fi", "fr", "hi", "id", "ja", "ko", "ru", "sw", "te", "th", "zh")
 MIRACL_QUICK = ("sw", "bn", "hi", "te", "th")  # the languages of 130 to 540 thousand passages; all others: millions
@@ -48,8 +54,6 @@ def table_numbers(names: str) -> tuple[int, ...]:
 
 def table_tasks(number: int, quick: bool = False) -> list[AbsTask]:
     """mteb's tasks of Table 3, 4 or 5, new and without data. `quick`: of MIRACL the small corpora only (Table 4)."""
-    import mteb
-
     if number == 3:
         return list(mteb.get_benchmark("MTEB(eng, v1)").tasks)
     if number == 4:
@@ -60,8 +64,6 @@ def table_tasks(number: int, quick: bool = False) -> list[AbsTask]:
 
 def named_tasks(names: Iterable[str]) -> list[AbsTask]:
     """mteb's tasks of these names, in order. Raises `Me5Error` for one that mteb does not know."""
-    import mteb
-
     tasks = []
     for name in dict.fromkeys(names):
         try:
@@ -94,8 +96,6 @@ def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask
 
 def _codes_of_subset(subset: str) -> set[str]:
     """The codes in a subset's name, long and short; without English where there is another."""
-    from me5lib.evaluate.heldout import short_code
-
     codes = set(subset.split("-"))
     codes = codes - {"en", "eng"} or codes
     return codes | {short_code(code) for code in codes}
@@ -114,8 +114,6 @@ def subsets_of(task: AbsTask) -> frozenset[tuple[str, str]]:
 @cache
 def full_subsets(name: str) -> frozenset[tuple[str, str]]:
     """(split, subset) of a task as the paper's tables take it, else as mteb has it; empty for one that mteb lacks."""
-    import mteb
-
     by_name = {task.metadata.name: task for number in TABLES for task in table_tasks(number)}
     try:
         return subsets_of(by_name[name] if name in by_name else mteb.get_task(name))
@@ -175,10 +173,6 @@ class Shape(NamedTuple):
 
 def shape_of(model: str, revision: str = "") -> Shape | None:
     """The shape in a model's configuration; None where that does not say it. Raises `Me5Error` for no such model."""
-    from me5lib.evaluate.models import KNOWN
-    from me5lib.model.released import HUB_ID
-    from me5lib.model.resolve import model_folder, resolve
-
     ref = resolve(model, revision)
     if known := KNOWN.get(HUB_ID if ref.kind == "released" else ref.name):
         return Shape(*known, 4 * known[1])
@@ -216,10 +210,6 @@ def cost_of_run(tasks: Sequence[AbsTask], shape: Shape | None, dtype: str, speed
 
 def _speed_of_devices(dtype: str, speed: float | None, devices: Sequence[str]) -> tuple[float, str]:
     """TFLOP/s of all devices together, and where the figure comes from."""
-    import torch
-
-    from me5lib.device import peak_flops
-
     count = len(devices) or 1
     if speed:
         return speed * count, f"{speed:g} TFLOP/s a device (--speed), {count} of them"

@@ -16,7 +16,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +103,6 @@ def on_devices(open_on: Callable[..., Any], devices: Sequence[str]) -> Iterator[
     `open_on(device=...)`, which opens a model (`models.Opened`), is sent to the processes, so it must be a function of
     a module (or a `functools.partial` of one). The processes end with the context, and when the caller dies.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
     context = get_context("spawn")
     names = context.Queue()
     for device in devices:
@@ -127,8 +126,6 @@ def on_devices(open_on: Callable[..., Any], devices: Sequence[str]) -> Iterator[
 def _start_worker(open_on: Callable[..., Any], names: Any) -> None:
     """The start of a worker: it opens its model, and ends when the process that made it does."""
     global _encoder
-    from multiprocessing import parent_process
-
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     _encoder = open_on(device=names.get()).encoder
 

@@ -3,7 +3,7 @@
     for task in mteb_tasks([corpus.task("gsm")]):            # data in memory, no network, mteb's own scores
         mteb.evaluate(model, task)
     tests = searches(corpus)                                 # {"dev": [...], "gsm": [...], "xquad": [...]}
-    query_scores(tests, cosines(encoder, tests))             # {"dev": [0.5, 1.0, 0.33, ...], ...}
+    query_scores(tests, encoder)                             # {"dev": [0.5, 1.0, 0.33, ...], ...}
 
 A task has a subset per language, a bitext two (`de-en`: which English text translates this German one? and `en-de`).
 The main scores are mteb's: weighted F1 (bitext, as in the paper's Table 5), nDCG@10, accuracy.
@@ -16,20 +16,24 @@ import hashlib
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from babel.core import get_global
 
+from me5lib.data.cldr import local_names
+from me5lib.data.corpus import Corpus
+from me5lib.device import precision
 from me5lib.io import Me5Error
+from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
+from me5lib.train.search import Pool
+from me5lib.train.stages import card_prefixes
 
 if TYPE_CHECKING:
     from mteb import AbsTask
-
-    from me5lib.data.corpus import Corpus
-    from me5lib.model.encoder import Encoder
 
 EXPERIMENTS = 3  # classifiers per language, instead of mteb's 10 (ours: a third of the time; stated in the metadata)
 NO_TEXT = {"id", "_id", "query-id", "corpus-id", "docid", "lang", "label", "url"}  # columns that hold none to leak
@@ -159,9 +163,6 @@ class Question(NamedTuple):
     tests: bool = True
 
 
-Scorer = Callable[[Search], np.ndarray]  # scores [n, m] of a search, higher is better
-
-
 def searches(corpus: Corpus) -> dict[str, list[Search]]:
     """The tests by name; every query has at least one relevant passage in its pool.
 
@@ -178,9 +179,6 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
 
 def row_searches(questions: Iterable[Question]) -> list[Search]:
     """The queries of the rows that test, each among all passages of the rows of its source and language."""
-    from me5lib.train.search import Pool
-    from me5lib.train.stages import card_prefixes
-
     pools: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for asked in questions:
         if asked.tests:
@@ -199,8 +197,6 @@ def fact_meaning(row: Labelled) -> str:
     """What a row asks: of a fact of CLDR its territory or language, which is the same in all languages; else the
     question as it stands. (EXAMS does not say which of its questions are translations: by the released model's vectors
     about one in twenty of the dev questions has one, so that its intervals are a little too narrow.)"""
-    from me5lib.data.cldr import local_names
-
     kinds = local_names(row.language).values() if row.source == "cldr-facts" else ()
     key = next((key for names in kinds for key, text in names.items() if text == row.query), row.query)
     return f"{row.source}: {key}"
@@ -221,10 +217,27 @@ def _across(sets: Mapping[str, Any]) -> list[Search]:
     return found
 
 
-def query_scores(tests: Mapping[str, Sequence[Search]], scorer: Scorer) -> dict[str, np.ndarray]:
-    """The score of every query: its reciprocal rank, float64; a test's queries in the order of its searches."""
-    return {name: np.concatenate([reciprocal_ranks(scorer(part), part.relevant) for part in parts])
-            for name, parts in tests.items()}
+def query_scores(tests: Mapping[str, Sequence[Search]], encoder: Encoder,
+                 max_tokens: int | None = None) -> dict[str, np.ndarray]:  # fmt: skip
+    """The reciprocal rank of every query by cosine, float64; a test's queries in the order of its searches.
+
+    In training's precision, of at most `max_tokens` of a text. All texts are encoded at once, each once per prefix: a
+    call per language would cost three times as much.
+    """
+    texts: dict[str, dict[str, None]] = defaultdict(dict)  # prefix → each text once, in order
+    for search in itertools.chain(*tests.values()):
+        for prefix, side in zip(search.prefixes, search[:2], strict=True):
+            texts[prefix] |= dict.fromkeys(side)
+    options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
+    vectors = {prefix: dict(zip(own, encoder.encode(list(own), prefix, **options), strict=True))
+               for prefix, own in texts.items()}  # fmt: skip
+    found = defaultdict(list)
+    for name, parts in tests.items():
+        for search in parts:
+            queries, passages = (np.stack([vectors[prefix][text] for text in side])
+                                 for prefix, side in zip(search.prefixes, search[:2], strict=True))  # fmt: skip
+            found[name].append(reciprocal_ranks(queries @ passages.T, search.relevant))
+    return {name: np.concatenate(ranks) for name, ranks in found.items()}
 
 
 def query_meanings(tests: Mapping[str, Sequence[Search]]) -> dict[str, list[str]]:
@@ -240,30 +253,6 @@ def reciprocal_ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     above, level = ((scores > best) & ~relevant).sum(axis=1), ((scores == best) & ~relevant).sum(axis=1)
     return 1 / (1 + above + level / 2)
-
-
-def cosines(encoder: Encoder, tests: Mapping[str, Sequence[Search]], max_tokens: int | None = None) -> Scorer:
-    """Cosines by `encoder` in these tests, in training's precision, of at most `max_tokens` of a text.
-
-    All texts are encoded at once, each once per prefix: a call per language would cost three times as much.
-    """
-    from me5lib.device import precision
-
-    texts: dict[str, dict[str, None]] = defaultdict(dict)  # prefix → each text once, in order
-    for search in (search for parts in tests.values() for search in parts):
-        for prefix, side in zip(search.prefixes, search[:2], strict=True):
-            texts[prefix] |= dict.fromkeys(side)
-    options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
-    vectors = {prefix: dict(zip(own, encoder.encode(list(own), prefix, **options), strict=True))
-               for prefix, own in texts.items()}  # fmt: skip
-
-    def score(search: Search) -> np.ndarray:
-        """fp32 [n, m]."""
-        queries, passages = (np.stack([vectors[prefix][text] for text in side])
-                             for prefix, side in zip(search.prefixes, search[:2], strict=True))  # fmt: skip
-        return queries @ passages.T
-
-    return score
 
 
 def task_texts(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:
@@ -306,6 +295,4 @@ def _strings(held: Any) -> Iterator[str]:
 
 def short_code(code: str) -> str:
     """ISO 639-1 of a 639-3 code where there is one, of the macrolanguage too: `deu` → `de`, `cmn` → `zh`."""
-    from babel.core import get_global
-
     return get_global("language_aliases").get(code, code)

@@ -17,10 +17,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mteb.results import TaskResult
+from mteb.results import TaskResult
 
 ROUNDING, TIES = 0.005, 0.04  # largest |MRR@1 − precision@1| that is not named, and that ties excuse
 ONE_ORDER = "2.18.19"  # the first mteb that ranks equal scores alike in both

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
+from me5lib.device import best_device
 from me5lib.io import Me5Error
 from me5lib.model import released, text
+from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import first_line, model_folder, read_model_files, resolve
+from me5lib.model.save_load import quiet_transformers
 from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from me5lib.model.encoder import Encoder
 
 MAX_TOKENS = 512  # of the authors' scripts, for every model
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of the computation, and torch's names
@@ -108,10 +110,6 @@ def open_model(where: str, *, revision: str = "", dtype: str = "fp32", device: s
 
 
 def _device(wanted: str) -> str:
-    import torch
-
-    from me5lib.device import best_device
-
     try:
         torch.zeros(1, device=wanted or None)
     except (RuntimeError, AssertionError) as error:
@@ -121,8 +119,6 @@ def _device(wanted: str) -> str:
 
 
 def _e5(place: str | Path, dtype: str, device: str) -> E5:
-    from me5lib.model.encoder import Encoder
-
     encoder = Encoder.load(place).to(device).eval()
     encoder.max_tokens = min(MAX_TOKENS, encoder.max_tokens)
     return E5(encoder, dtype)
@@ -132,8 +128,6 @@ def _sentence_model(name: str, where: str, commit: str, dtype: str, device: str)
     """With the prompts that mteb has for a model that it lists, else those of the model's own files."""
     from mteb.models.model_implementations import MODEL_REGISTRY
     from sentence_transformers import SentenceTransformer
-
-    from me5lib.model.save_load import quiet_transformers
 
     with quiet_transformers():
         try:

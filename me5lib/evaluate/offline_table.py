@@ -17,25 +17,25 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import mteb
 import pandas as pd
 from filelock import FileLock
+from mteb import AbsTask
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
 
 from me5lib import io
-from me5lib.config import RELEASED, UNTRAINED
+from me5lib.config import RELEASED, UNTRAINED, Scale
+from me5lib.device import best_device, precision
 from me5lib.evaluate import baselines, xquad
 from me5lib.evaluate.heldout import mteb_tasks
 from me5lib.evaluate.protocol import Protocol
 from me5lib.evaluate.runs import LOADING, quiet_mteb, read_result
 from me5lib.evaluate.stats import Interval, bootstrap
 from me5lib.io import Me5Error, give_back
-
-if TYPE_CHECKING:
-    from mteb import AbsTask
-
-    from me5lib.config import Scale
-    from me5lib.model.encoder import Encoder
+from me5lib.model.encoder import Encoder
 
 LEXICAL = ("digits", "character trigrams", "translation memory", "BM25")
 TRAINED = {"start": "start", "stage 1 only": "stage1", "stage 1 + stage 2": "stage2"}  # row → folder
@@ -53,8 +53,7 @@ class LanguageMargin(NamedTuple):
     ahead: int  # of them, those in which the row is above that baseline
 
 
-def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path,
-                 progress: bool = True) -> pd.DataFrame:  # fmt: skip
+def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Path) -> pd.DataFrame:
     """mteb's scores of every model on every task: one row per model, task and subset, in that order.
 
     Columns: `model`, `task`, `kind` (mteb's task type), `language`, `direction` ("xx-en", "en-xx" or ""), `subset`,
@@ -62,12 +61,10 @@ def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Pa
     `kinds` is run on tasks of those types only, one with `tasks` on those, one with `languages` on subsets in those.
     Results come from `folder` where they are there already; those of a model that is `shared` from the user's cache.
     """
-    from tqdm.auto import tqdm
-
     rows, jobs = [], [(name, model, task) for (name, model), task in itertools.product(models.items(), tasks)
                       if task.metadata.type in getattr(model, "kinds", [task.metadata.type])
                       and task.metadata.name in getattr(model, "tasks", [task.metadata.name])]  # fmt: skip
-    with tqdm(jobs, disable=not progress, desc="evaluate", unit=" results") as bar:
+    with tqdm(jobs, desc="evaluate", unit=" results") as bar:
         for name, model, task in bar:
             bar.set_postfix_str(f"{name}, {task.metadata.name}")
             kind, spoken = task.metadata.type, getattr(model, "languages", None)
@@ -88,9 +85,6 @@ def _mteb_scores(model: Any, task: AbsTask, subsets: Sequence[str], folder: Path
     One that is being made is locked. What is there counts where it was made of these texts by this mteb, and whole.
     Classifiers get one thread: they are too small to share, and on a busy machine sharing costs tenfold.
     """
-    import mteb
-    from threadpoolctl import threadpool_limits
-
     shared = io.cache() / "evaluation" / task.metadata.revision  # what all runs of a user share
     cache = mteb.ResultCache(shared if getattr(model, "shared", False) else Path(folder))
     path = cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
@@ -122,9 +116,6 @@ def standard_rows(
     scripts run in fp16), and one that started from random weights reads no further than it was trained to (ours: later
     positions are still random). Models before the last are not run on all tasks.
     """
-    from me5lib.device import best_device, precision
-    from me5lib.model.encoder import Encoder
-
     loaded, device = loaded or {}, best_device()
     folders = {name: Path(out) / folder for name, folder in TRAINED.items()}
     encoders = {name: loaded.get(name) or Encoder.load(folder).to(device) for name, folder in folders.items()

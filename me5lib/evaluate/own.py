@@ -13,18 +13,16 @@ Cost: encoding the passages once for each model; the lexical rows about a millis
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from me5lib.data.userdata import OwnCorpus
 from me5lib.evaluate import baselines
 from me5lib.evaluate.stats import Interval, bootstrap
+from me5lib.model.encoder import Encoder
 from me5lib.train.search import BM25Index, top_k, top_places, words
-
-if TYPE_CHECKING:
-    from me5lib.data.userdata import OwnCorpus
-    from me5lib.model.encoder import Encoder
 
 METRICS = ("accuracy@1", "MRR@10", "nDCG@10")
 DEPTH = 10

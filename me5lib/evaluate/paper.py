@@ -13,12 +13,11 @@ repository keeps them; made with mteb 1.0.2 in fp16, of which commit of the weig
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from me5lib.io import Me5Error
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SIZES = ("small", "base", "large", "large-instruct")
 MODELS = {  # name in the paper's tables → id on the hub
@@ -44,8 +43,6 @@ def load_csv(name: str, **options: Any) -> pd.DataFrame:
     not give, a `cell` of Table 7 that is not the card's value rounded, a `label` of Table 7, the `total` of Table 1.
     `categories`: means of the cards' values, per cent, by category of English MTEB and size (ours).
     """
-    import pandas as pd
-
     path = Path(__file__).parent / "tables" / f"{name}.csv"
     return pd.read_csv(path, encoding="utf8", **{"float_precision": "round_trip"} | options)
 
@@ -107,16 +104,15 @@ def expected(number: int, model: str = "") -> pd.DataFrame:
     return table
 
 
-def repository(number: int, size: str, head: bool = False) -> pd.DataFrame:
-    """What mteb's public results repository holds of a size (Table 3 or 5), in the form of a measured frame.
+def repository(number: int, size: str) -> pd.DataFrame:
+    """What mteb's public results repository holds of a size (Table 3, by mteb 1.12, or 5), as a measured frame.
 
-    Other people's runs under mteb's own rules of their day: real figures to try `verdicts` on. Table 3: those of mteb
-    1.12, or with `head` the repository's newest, which mix versions. The dtype of those runs is not recorded ("").
+    Other people's runs under mteb's own rules of their day: real figures to try `verdicts` on. Their dtype is not
+    recorded ("").
     """
     if number not in (3, 5) or size not in SIZES:
         raise Me5Error(f"no such runs are kept here: Table 3 or 5, and a size of {', '.join(SIZES)}")
-    runs = _results("runs_of_others", "set", f"{number}{' head' * (head and number == 3)}", protocol="mteb", dtype="",
-                    dataset_revision="")
+    runs = _results("runs_of_others", "set", str(number), protocol="mteb", dtype="", dataset_revision="")
     return runs[runs["model"] == MODELS[f"mE5-{size}"]].reset_index(drop=True)
 
 
@@ -131,8 +127,6 @@ def _results(name: str, column: str, value: str, **constant: str) -> pd.DataFram
 
 def totals() -> pd.DataFrame:
     """Rows of the two mixtures, summed, beside the printed totals: Table 1 says about 1B and sums to 980M."""
-    import pandas as pd
-
     sums = [int(paper_table(number)["sampled"].sum()) for number in (1, 2)]
     return pd.DataFrame({"table": [1, 2], "sum of rows": sums, "printed": [1_000_000_000, 1_600_000]})
 
@@ -150,8 +144,6 @@ def beside_paper(measured: pd.DataFrame) -> pd.DataFrame:
 
     `measured` has `model`, `metric` and `value` (per cent). Returned: `model`, `metric`, `value`, `whose`, `note`.
     """
-    import pandas as pd
-
     columns = ["model", "metric", "value"]
     paper = load_csv("averages")[columns].assign(whose="paper", note="arXiv 2402.05672")
     ours = measured[columns].assign(whose="measured here", note=NOT_COMPARABLE)

@@ -24,21 +24,26 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import mteb
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from mteb import AbsTask
+from mteb.results import TaskResult
+from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+from tqdm import std
+from tqdm.auto import tqdm
 
 from me5lib import io
 from me5lib.evaluate import benchmarks, lint
+from me5lib.evaluate.cache import CachedEncoder
+from me5lib.evaluate.models import Opened
 from me5lib.evaluate.paper import COORDINATES
 from me5lib.evaluate.protocol import Protocol
 from me5lib.io import Me5Error
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from mteb import AbsTask
-    from mteb.results import TaskResult
-
-    from me5lib.evaluate.models import Opened
 
 PACKAGES = ("me5", "mteb", "datasets", "torch", "transformers", "sentence-transformers", "scikit-learn", "numpy")
 # Metrics besides the main one, by the beginning of a task's name: what Tables 4 and 5 have, and accuracy beside F1.
@@ -84,8 +89,6 @@ def pending(opened: Opened, tasks: Sequence[AbsTask], folder: Path, again: bool 
 
 def _usable(path: Path, task: AbsTask, again: bool) -> TaskResult | None:
     """The result of a task where it is whole and fits; None where there is none."""
-    import mteb
-
     if not path.exists():
         return None
     now = {"data revision": task.metadata.revision, "mteb": mteb.__version__}
@@ -109,8 +112,6 @@ def measured_values(out: Path) -> pd.DataFrame:
     the file, for one that cannot be read, that is faulty, or that lies in the folder of another revision than
     `model_meta.json` there says; and for a folder without results.
     """
-    import pandas as pd
-
     rows = []
     for path in sorted(Path(out).glob("*-*/results/*/*/*.json")):
         if path.name == "model_meta.json":
@@ -133,7 +134,6 @@ def measured_values(out: Path) -> pd.DataFrame:
 
 
 def _coordinate_rows(result: TaskResult, path: Path, weights: str) -> Iterator[tuple]:
-    """Rows of `COORDINATES` of one file."""
     protocol, _, dtype = path.parents[3].name.rpartition("-")
     folder, task, meta = path.parent, result.task_name, {}
     with contextlib.suppress(OSError, ValueError):
@@ -153,8 +153,6 @@ def _coordinate_rows(result: TaskResult, path: Path, weights: str) -> Iterator[t
 
 def read_result(path: Path) -> TaskResult:
     """A result file in mteb's format. Raises ValueError, in a few words, for anything else."""
-    from mteb.results import TaskResult
-
     try:
         result = TaskResult.model_validate_json(path.read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
@@ -210,8 +208,6 @@ def _recorded(folder: Path, opened: Opened, protocol: str, tasks: Sequence[AbsTa
 def _evaluate(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: str, keep: bool,
               encode: Callable[..., Iterator[np.ndarray]] | None) -> None:  # fmt: skip
     """Every task through mteb, with a bar of characters; mteb goes on with what it wrote for single subsets."""
-    import mteb
-    from tqdm.auto import tqdm
     sizes = [size.characters if (size := benchmarks.amount(task)) else 0 for task in tasks]
     with tqdm(total=sum(sizes), disable=not sys.stderr.isatty(), unit=" characters", unit_scale=True,
               smoothing=0.05) as bar:
@@ -233,8 +229,6 @@ def _evaluate(opened: Opened, tasks: Sequence[AbsTask], folder: Path, protocol: 
 def encoder_of(opened: Opened, folder: Path, protocol: str, encode: Callable[..., Iterator[np.ndarray]] | None = None,
                seen: Callable[[int], None] = lambda characters: None) -> Protocol:  # fmt: skip
     """What mteb is given of a model: under a protocol, its vectors kept in `folder` and read from there."""
-    from me5lib.evaluate.cache import CachedEncoder
-
     identity = {"name": opened.name, "revision": opened.revision}
     store = folder / "vectors" / opened.name.replace("/", "__") / opened.revision
     cached = CachedEncoder(opened.encoder, store, identity, opened.dtype, encode, seen)
@@ -246,8 +240,6 @@ def load_task(task: AbsTask) -> None:
 
     Both sides of a bitext become plain lists, as mteb has BUCC's: it copies them into a loader, text by text.
     """
-    from datasets import Dataset
-
     for part in benchmarks.parts_of(task):
         try:
             if not part.data_loaded:
@@ -271,12 +263,9 @@ def quiet_mteb() -> Iterator[None]:
 
     The paper's tables are made of the old ones.
     """
-    from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
-    from tqdm.std import tqdm
-
-    begin, log = tqdm.__init__, logging.getLogger("mteb")
+    begin, log = std.tqdm.__init__, logging.getLogger("mteb")
     level = log.level
-    tqdm.__init__ = lambda self, *args, **options: begin(self, *args, **{**options, "disable": True})
+    std.tqdm.__init__ = lambda self, *args, **options: begin(self, *args, **{**options, "disable": True})
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -284,20 +273,16 @@ def quiet_mteb() -> Iterator[None]:
                 warnings.simplefilter("ignore", category)
             yield
     finally:
-        tqdm.__init__ = begin
+        std.tqdm.__init__ = begin
         log.setLevel(level)
 
 
 def hardware() -> str:
     """This machine's GPUs, or its processor and cores."""
-    import torch
-
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} cores {platform.machine()} {platform.processor()}".strip()
 
 
 def _result_path(folder: Path, opened: Opened, task: AbsTask) -> Path:
-    import mteb
-
     return mteb.ResultCache(folder).get_task_result_path(task.metadata.name, opened.name, opened.revision)

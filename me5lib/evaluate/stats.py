@@ -61,7 +61,7 @@ def resampled(
     of_seeds = seed_weights(rng, seeds, draws)
     for start in range(0, draws, BLOCK):
         part = slice(start, min(start + BLOCK, draws))
-        drawn = resampling_weights(rng, len(sizes), len(sizes), part.stop - part.start).T
+        drawn = resampling_weights(rng, len(sizes), part.stop - part.start).T
         by_seed = (sums @ drawn) / (sizes @ drawn)
         means[:, part] = np.einsum("asd,ds->ad", by_seed.reshape(arms, seeds, -1), of_seeds[part])
     return means
@@ -77,10 +77,10 @@ def seed_weights(rng: np.random.Generator, seeds: int, draws: int) -> np.ndarray
     return 1 / seeds + (normal - normal.mean(axis=1, keepdims=True)) / scale
 
 
-def resampling_weights(rng: np.random.Generator, units: int, drawn: int, draws: int) -> np.ndarray:
-    """Shares of `units` among `drawn` of them, drawn with replacement: float64 [draws, units], each row sums to 1."""
-    chosen = rng.integers(0, units, (draws, drawn)) + units * np.arange(draws)[:, None]
-    return np.bincount(chosen.ravel(), minlength=draws * units).reshape(draws, units) / drawn
+def resampling_weights(rng: np.random.Generator, units: int, draws: int) -> np.ndarray:
+    """Shares of `units` among as many, drawn with replacement: float64 [draws, units], each row sums to 1."""
+    chosen = rng.integers(0, units, (draws, units)) + units * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * units).reshape(draws, units) / units
 
 
 def interval(means: np.ndarray, value: float) -> Interval:

@@ -16,14 +16,14 @@ import datetime
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from me5lib.evaluate import runs
 from me5lib.evaluate.paper import COORDINATES, MODELS, expected, load_csv, model_named
 from me5lib.io import Me5Error, checkout
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from pandas.io.formats.style import Styler
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.3, "bf16": 0.3, "": 0.1}  # points; a dtype that nobody recorded gets the narrow one
 AGREES, DIFFERS, NOT_MEASURED, NOT_PUBLISHED = "agrees", "differs", "not measured", "not published"
@@ -45,9 +45,6 @@ def against_paper(measured: pd.DataFrame, table: int, model: str = "") -> pd.Dat
     `expected_mteb`, `tolerance` and `line`. Raises `Me5Error` for a frame that mixes runs or data revisions, has a
     value twice or no row of the table, for an unknown dtype, and for a model that the paper lacks.
     """
-    import numpy as np
-    import pandas as pd
-
     cells = expected(table, MODELS["mE5-small"]).query("not mean")[_KEY]
     results = _of_table(measured, table, cells, model)
     run = {name: _single(results[name], name) for name in ONE_RUN}
@@ -97,8 +94,6 @@ def _of_table(measured: pd.DataFrame, table: int, cells: pd.DataFrame, model: st
 
 def _value_rows(results: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One row per value, published, measured or both, in the order of the table; others after it. No delta yet."""
-    import pandas as pd
-
     twice = results[results.duplicated(_KEY)]
     if len(twice):
         task, split, subset, metric = twice.iloc[0][_KEY]
@@ -117,8 +112,6 @@ def _value_rows(results: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFr
 
 def _means(rows: pd.DataFrame, published: pd.DataFrame, cells: pd.DataFrame, table: int) -> pd.DataFrame:
     """The averages: printed, and measured where every one of their rows was."""
-    import pandas as pd
-
     have, lines = cells.merge(rows[[*_KEY, "measured"]], "left", _KEY), []
     for mean in published.query("mean").to_dict("records"):
         values = have[(have["metric"] == mean["metric"]) & ((have["task"] == mean["task"]) | (table == 3))]["measured"]
@@ -196,8 +189,6 @@ def log_line(out: Path | str, rows: pd.DataFrame, command: str) -> str:
 
     Raises `Me5Error` where the file cannot be written.
     """
-    from me5lib.evaluate import runs
-
     about, path = rows.attrs, Path(out) / LOG
     published = rows[rows["verdict"] != NOT_PUBLISHED]
     verdict = (f"{overall(rows)}: {(published['verdict'] == AGREES).sum()} of {len(published)} within "
@@ -222,7 +213,6 @@ def log_line(out: Path | str, rows: pd.DataFrame, command: str) -> str:
 
 
 def _markdown_row(cells: Iterable[object]) -> str:
-    """A line of a Markdown table."""
     return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -261,8 +251,6 @@ def contamination(tasks: Iterable[str]) -> pd.DataFrame:
     labelled set of the mixture shares texts with it. `same source`: stage 1 read pages of the site or collection that
     it was made of. "": no card says anything of it, which is not: known to be clean.
     """
-    import pandas as pd
-
     rows = pd.DataFrame({"task": list(dict.fromkeys(tasks))})
     return rows.merge(load_csv("contamination"), "left", "task").fillna("")
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mteb.types import PromptType
 from scipy.stats import rankdata
+from sklearn.metrics import label_ranking_average_precision_score as mean_average_precision  # equal scores: at once
+from tqdm.auto import tqdm
 
 from me5lib import io
 from me5lib.evaluate.baselines import BM25Row
@@ -27,17 +30,15 @@ COLUMNS = ("task", "language", "direction", "subset", "score", "own_language")
 DISCOUNTS = 1 / np.log2(np.arange(2, 12))  # of the first ten places: nDCG@10
 
 
-def crossed_scores(models: Mapping[str, Any], material: Any, folder: Path, progress: bool = True) -> pd.DataFrame:
+def crossed_scores(models: Mapping[str, Any], material: Any, folder: Path) -> pd.DataFrame:
     """`COLUMNS`, `model` and `kind` of every model that takes retrieval; `material` is the corpus's `xquad`.
 
     A model with `languages` asks, and is asked, in those only; the pool is the same for all. Scores are kept by the
     revisions of model and texts, in `folder`, or for a model that is `shared` in the user's cache.
     """
-    from tqdm.auto import tqdm
-
     (task,), frames = mteb_tasks([material]), []
     part = {name: model for name, model in models.items() if "Retrieval" in getattr(model, "kinds", ["Retrieval"])}
-    for name, model in tqdm(part.items(), disable=not progress, desc="XQuAD across languages", unit=" rows"):
+    for name, model in tqdm(part.items(), desc="XQuAD across languages", unit=" rows"):
         meta, base = model.mteb_model_meta, io.cache() / "evaluation" if getattr(model, "shared", False) else folder
         made = Path(base) / "xquad" / meta.name.replace("/", "__") / meta.revision
         path = made / f"{task.metadata.revision}-{VERSION}.json"
@@ -50,8 +51,6 @@ def crossed_scores(models: Mapping[str, Any], material: Any, folder: Path, progr
 
 def _scores(model: Any, metadata: Any, sets: Mapping[str, Any]) -> Iterator[tuple]:
     """Rows of `COLUMNS`, rounded as a table's. The id of a paragraph is its language's code and its meaning."""
-    from sklearn.metrics import label_ranking_average_precision_score as mean_average_precision  # equal scores: at once
-
     spoken = getattr(model, "languages", None) or set(sets)
     of, meanings = np.array([(code, key.removeprefix(code)) for code, held in sets.items() for key in held.documents]).T
     first_places = np.full(len(sets), 1 / len(sets))
@@ -69,8 +68,6 @@ def _scores(model: Any, metadata: Any, sets: Mapping[str, Any]) -> Iterator[tupl
 
 def _similarities(model: Any, metadata: Any, sets: Mapping[str, Any], spoken: Any) -> dict[str, np.ndarray]:
     """Language → its questions against all paragraphs [n, m]; BM25 goes without stems, which found no more."""
-    from mteb.types import PromptType
-
     asked = {code: [own.queries[key] for key in own.relevant] for code, own in sets.items() if code in spoken}
     texts = [f"{title} {text}".strip() for held in sets.values() for title, text in held.documents.values()]
     if isinstance(model, BM25Row):

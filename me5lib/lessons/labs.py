@@ -105,7 +105,7 @@ class Lab:
         if self.suite:
             found = {self.suite: on_mteb(encoder, arm.name, self.tasks, self.base / "mteb")}
         else:
-            found = heldout.query_scores(self.tests, heldout.cosines(encoder, self.tests, self.longest))
+            found = heldout.query_scores(self.tests, encoder, self.longest)
         conditions = checkpoint.conditions(best_device()) | {"precision": precision(best_device()).name}
         return {"scores": {name: [round(float(value), 5) for value in values] for name, values in found.items()},
                 "conditions": conditions, "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip

@@ -67,7 +67,7 @@ def resampled(scores: Sequence[np.ndarray]) -> np.ndarray:
 
     found = np.zeros(DRAWS)
     for i, group in enumerate(scores):
-        found += resampling_weights(np.random.default_rng(i), len(group), len(group), DRAWS) @ group
+        found += resampling_weights(np.random.default_rng(i), len(group), DRAWS) @ group
     return found / len(scores)
 
 
