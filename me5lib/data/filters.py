@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Annotated, Any, Literal, get_type_hints
 
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from me5lib.io import Me5Error
@@ -65,10 +66,8 @@ def _alike(one: str, other: str) -> bool:
 
 
 @cache
-def _identifier() -> tuple[Any, frozenset[str]]:
+def _identifier() -> tuple[LanguageIdentifier, frozenset[str]]:
     """py3langid's identifier with probabilities, and the languages that it knows, in our codes."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
     found = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     return found, frozenset(_OURS.get(code, code) for code in found.labels)
 

@@ -27,18 +27,19 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+from httpx2 import HTTPError
 from tqdm import tqdm
+from unearth import HashMismatchError, Link, PackageFinder, UnpackError
+from unearth.auth import MultiDomainBasicAuth
+from unearth.fetchers import PyPIClient
+from unearth.preparer import download_link
 
 from me5lib.data import cards
 from me5lib.data.cards import File
 from me5lib.data.shards import full_disk
 from me5lib.io import Me5Error, cache, locked, sha256
-
-if TYPE_CHECKING:
-    from unearth import Link
-    from unearth.fetchers import PyPIClient
 
 MEMBER_BYTES = 256 << 20  # largest member that is read; the largest wanted one has about 10 MB
 TOTAL_BYTES = 2 << 30  # of all members read in one call
@@ -151,8 +152,6 @@ def pip_options() -> dict[str, str]:
 
 def places(options: dict[str, str]) -> list[dict[str, list[str]]]:
     """Where pip's options say that packages are: each as the keyword of a `PackageFinder`, folders first."""
-    from unearth import PackageFinder
-
     found = [{"find_links": [place]} for place in options.get("find-links", "").split()]
     if options.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
         return found
@@ -162,9 +161,6 @@ def places(options: dict[str, str]) -> list[dict[str, list[str]]]:
 
 def _client(options: dict[str, str]) -> PyPIClient:
     """An HTTP client with pip's certificates, proxy, passwords and trusted hosts. A server's fault raises HTTPError."""
-    from unearth.auth import MultiDomainBasicAuth
-    from unearth.fetchers import PyPIClient
-
     logging.getLogger("unearth").addHandler(logging.NullHandler())  # a 404 at one of many places is no news
     cert, own = options.get("cert"), options.get("client-cert")
     try:
@@ -188,9 +184,6 @@ def _client(options: dict[str, str]) -> PyPIClient:
 def _download(file: File, part: Path, options: dict[str, str], bar: tqdm) -> None:
     """Download `file` into the folder `part` from the first place that has it, checked by its hash; all are asked again
     after growing waits (0.25 s … 8 s) while the network fails."""
-    from httpx2 import HTTPError
-    from unearth import HashMismatchError, UnpackError
-
     bar.set_postfix_str(file.file)
     start = bar.n
     with _client(options) as client:
@@ -215,9 +208,6 @@ def _download(file: File, part: Path, options: dict[str, str], bar: tqdm) -> Non
 
 def _download_from(place: dict[str, list[str]], client: PyPIClient, file: File, part: Path, bar: tqdm) -> bool:
     """Whether `place` has the file, which is then in the folder `part`."""
-    from unearth import PackageFinder
-    from unearth.preparer import download_link
-
     done = bar.n
 
     def advance(link: Link, completed: int, total: int | None) -> None:

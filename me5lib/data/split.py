@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from datasketch import MinHash
 from scipy import sparse
 from scipy.sparse import csgraph
 from tqdm.auto import tqdm
@@ -189,8 +190,6 @@ def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -
 
 def _signatures(grams: sparse.csr_matrix) -> np.ndarray:
     # uint32 [texts, BANDS * ROWS]; datasketch mixes the numbers of the columns itself
-    from datasketch import MinHash
-
     sets = (grams.indices[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
     hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, hashfunc=int, scheme="affine32")
     return np.array([one.hashvalues for one in hashes], dtype=np.uint32)
