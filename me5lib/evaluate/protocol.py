@@ -26,6 +26,7 @@ import numpy as np
 
 from me5lib.evaluate.paper import load_csv
 from me5lib.io import Me5Error
+from me5lib.model import encoder as encoders
 from me5lib.model import text
 from me5lib.model.text import PASSAGE, QUERY
 
@@ -115,8 +116,6 @@ def instruction(task_type: str, name: str) -> str:
 
 def encoder_fingerprint(encoder: Any) -> str:
     """16 hexadecimal digits of what an `Encoder`'s results depend on: weights, vocabulary, length, two versions."""
-    from me5lib.model import encoder as encoders
-
     digest = hashlib.blake2b(json.dumps([VERSION, encoders.VERSION]).encode("utf8"), digest_size=8)
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode("utf8"))
