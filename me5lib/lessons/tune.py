@@ -228,7 +228,7 @@ class Negatives(Tuned):
     def teacher_scores(self, groups: Mapping[int, Labelled], seed: int) -> np.ndarray:
         """Every group's scores by the teacher that did not learn its meaning: fp32 [groups, size]."""
         scores: dict[int, np.ndarray] = {}
-        for which, own in enumerate(self.once(seed, lambda: self.teachers(seed))):
+        for which, own in enumerate(self.teachers(seed)):
             part = self.half(groups, which)
             scores |= zip(part, teacher.score_groups(own, list(part.values()), self.stage, card_prefixes), strict=True)
         return np.stack([scores[i] for i in groups])
@@ -250,7 +250,7 @@ class Negatives(Tuned):
             return self.upper.copy()
         plan, groups = self.groups(arm, seed)
         if arm.teacher:
-            scores = self.teacher_scores(groups, seed)
+            scores = self.once(seed, lambda: self.teacher_scores(groups, seed))
             if arm.role == "shuffled":
                 scores = np.random.default_rng(seed).permuted(scores, axis=1)
             groups = {i: row._replace(teacher_scores=tuple(own.tolist()))
