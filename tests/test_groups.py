@@ -330,6 +330,7 @@ def test_stage_2_is_kl_plus_alpha_times_info_nce_by_hand():
 
 RANK = """
 import sys
+import weakref
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_groups as the
@@ -341,7 +342,9 @@ made, _ = the.make(the.Bare(), folder / "w", stage=the.NAMED, dev=(), team=team)
 losses = [the.measured(team, the.taught(contrastive_weight=alpha, batch=5)) for alpha in (0.0, 1.0)]
 (folder / f"rank{team.rank}.json").write_text(the.json.dumps([repr(made), told.asked, losses]), encoding="utf8")
 team.barrier()
+group = weakref.ref(distributed.processes.group.WORLD)
 distributed.leave()
+assert group() is None, "the group, and gloo's threads, outlive it"
 """
 
 

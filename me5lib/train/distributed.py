@@ -12,6 +12,7 @@ refused; 560 M parameters need neither. Cost: a gather sends each vector to ever
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import subprocess
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as processes
+import torch.distributed.nn  # before there is a group, which its functions' defaults would hold for ever
 from torch import Tensor
 
 from me5lib.device import best_device
@@ -149,8 +151,10 @@ def join(world: int | None = None) -> Team:
 
 
 def leave() -> None:
-    """Dissolve the group, if there is one."""
+    """Dissolve the group, if there is one, and gloo's threads with it: one that lives on may abort the interpreter when
+    it ends."""
     if processes.is_initialized():
+        gc.collect()  # DistributedDataParallel lies in a circle of references, and holds the group
         processes.destroy_process_group()
 
 
