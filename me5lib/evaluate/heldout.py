@@ -169,7 +169,8 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
     `dev`: labelled questions that stage 2 never saw, among all passages of the test in the same source and language (a
     fact of CLDR it may have seen in another language).
     `gsm`: word problems, numbers masked, and their English originals. `xquad`: questions in one language, paragraphs in
-    another, every pair of languages. None of the last two is of a kind that was trained on.
+    another, every pair of languages. None of the last two is of a kind that the packs train on; a released start has
+    seen SQuAD.
     """
     dev = [Question(row, fact_meaning(row)) for row in corpus.labelled("dev")]
     gsm = [Search(texts, english, np.eye(len(texts), dtype=bool), (QUERY, QUERY), english)

@@ -126,8 +126,9 @@ def on_mteb(encoder: Encoder, name: str, tasks: Sequence[Any], folder: Path) -> 
 
 
 class Stages(Lab):
-    """From a start without contrastive training. The arms differ in nothing but which batches come when: negatives are
-    the labelled ones in all of them, there is no teacher, and all have as many steps."""
+    """From a start without contrastive training. The arms have as many steps, labelled negatives and no teacher. They
+    differ in which batches come when, and in what comes with that: stage 2 after stage 1 has a tenth of the rate,
+    `mixed` and `labelled only` have stage 1's throughout; a step on pairs has more texts."""
 
     question = "do two stages (pairs, then labelled examples) beat one?"
     metrics = ("dev", "gsm", "xquad")

@@ -132,7 +132,7 @@ def language_deltas(spans: Mapping[str, tuple[float, float, float]], label: str)
 
 
 def share_against_score(shares: Mapping[str, float], scores: Mapping[str, float], x: str, y: str) -> Figure:
-    """A dot per language that has both: its share of the training rows (logarithmic) against its score in [0, 1].
+    """A dot per language that has both: its share of the training rows (logarithmic) against its score or gain.
 
     `x` and `y` say what the axes are; Latin script and others have marks of their own. The title gives Spearman's ρ
     over the languages: failure signature "poor in some languages" asks whether the data explains the score. Languages
