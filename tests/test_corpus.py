@@ -167,6 +167,8 @@ def test_pools_follow_the_rule(small, sets):
         assert len({split.mask(one) for one in english}) == len({split.mask(one) for one in text}) == 50 == len(text)
         order = [split.fraction(split.mask(one)) for one in english]
         assert order == sorted(order)
+    with pytest.raises(Me5Error, match="unknown task 'xquad-across': choose one of heldout, gsm"):
+        small.task("xquad-across")
     none = Corpus(small.folder, load("tiny"), "x").task("heldout")
     assert none.sets == {}  # 300 strings are not there
     rows = [{"language": "de", "order": order, "english": e, "text": t, "cluster": c} for order, e, t, c in

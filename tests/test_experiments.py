@@ -180,13 +180,23 @@ def test_searches_have_answers_that_nobody_trained_on_and_one_meaning_in_all_lan
 # The upper layers -----------------------------------------------------------------------------------------------------
 
 
-def test_upper_layers_over_kept_states_are_the_encoder_and_learn_alone(tmp_path, corpus):
+def test_upper_layers_over_kept_states_are_the_encoder_and_learn_alone(monkeypatch, tmp_path, corpus):
     scale = config.load("smoke", [*SMALL, "model.layers=4"])
     whole = Encoder.new(scale.model, stages.run_tokenizer(corpus, scale, tmp_path), 0)
     texts = [row.query for row in corpus.labelled()[:40]]
     right, before = whole.encode(texts), {name: w.clone() for name, w in whole.state_dict().items()}
+    whole_again = whole.encode([f"{text} again" for text in texts])
     upper = UpperLayers(whole, 3)
     assert np.einsum("nd,nd->n", upper.encode(texts), right).min() > 0.9999
+    with monkeypatch.context() as patch:  # interrupted at the second piece: nothing is taken for kept
+        patch.setattr("me5lib.train.upper.piece_tokens", lambda device: 64)
+        run, calls = upper.backbone.embeddings.kept.lower.backbone.forward, []
+        patch.setattr(upper.backbone.embeddings.kept.lower.backbone, "forward", lambda **batch: calls.append(1) or (
+            run(**batch) if len(calls) < 2 else (_ for _ in ()).throw(KeyboardInterrupt)))
+        with pytest.raises(KeyboardInterrupt):
+            upper.encode([f"{text} again" for text in texts])
+    again = [f"{text} again" for text in texts]
+    assert np.einsum("nd,nd->n", upper.encode(again), whole_again).min() > 0.9999
     upper.encode(["another text"])  # the table grows, with room to spare, which the training below fills
     kept = len(upper.backbone.embeddings.kept.states)
     one = upper.copy()
@@ -196,6 +206,8 @@ def test_upper_layers_over_kept_states_are_the_encoder_and_learn_alone(tmp_path,
     assert np.abs(one.encode(texts) - upper.encode(texts)).max() > 1e-3
     assert np.einsum("nd,nd->n", upper.encode(texts), right).min() > 0.9999
     assert all((whole.state_dict()[name] == before[name]).all() for name in whole.state_dict())  # the lower ones
+    one.save(tmp_path / "whole")  # with the layers below
+    assert np.einsum("nd,nd->n", Encoder.load(tmp_path / "whole").encode(texts), one.encode(texts)).min() > 0.9999
     # a teacher reads both sides together: the passage's score depends on the query before it
     logits = teacher.Teacher(upper, 0.05, 0).scores([("query: a b", "x"), ("query: c d", "x")], (8, 8))
     assert np.isfinite(logits).all() and logits[0] != logits[1]
@@ -296,6 +308,10 @@ def test_experiments_of_a_scale_lie_together(monkeypatch, tmp_path):
 def test_a_plan_that_cannot_be_is_refused(name, scale, words):
     with pytest.raises(Me5Error, match=words):
         experiments.planned(name, config.load(scale))
+    with pytest.raises(Me5Error, match="--seeds 2 or more"):
+        experiments.planned("stages", small(), seeds=1)
+    with pytest.raises(Me5Error, match="no task 'SciFakt': did you mean SciFact"):
+        experiments.planned("stages", small(), suite="STSBenchmark, SciFakt")
 
 
 # Running --------------------------------------------------------------------------------------------------------------
@@ -362,6 +378,9 @@ def test_the_plan_is_written_before_any_arm_and_no_other_is_let_in(monkeypatch, 
     assert content(tmp_path / "stages" / "plan.json") == before and len(made) == 2 * len(first.arms)
     with io.locked(tmp_path / ".lock"), pytest.raises(Me5Error, match="at work in"):
         experiments.run_experiment(first, tmp_path)
+    (tmp_path / "stages" / "plan.json").unlink()  # the arms say, too, whose they are
+    with pytest.raises(Me5Error, match="is of another plan"):
+        experiments.run_experiment(other, tmp_path, progress=False)
 
 
 def test_a_kill_costs_one_arm_and_every_arm_is_reported_with_its_difference(monkeypatch, tmp_path):

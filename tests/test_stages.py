@@ -10,7 +10,7 @@ import torch
 from prove_crash import forked
 
 from me5lib import config, pairs
-from me5lib.data.corpus import open_corpus
+from me5lib.data.corpus import Bitext, open_corpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled, text_key
@@ -289,6 +289,13 @@ def test_held_out_groups_hold_the_own_wrong_answers_and_no_right_one():
     assert all(row.negatives[0].startswith("wrong") for row in found)
     assert all(row.positives[0] not in row.negatives for row in found)
     assert labelled.dev_groups([], 0) == []
+
+
+def test_a_corpus_without_held_out_languages_is_trained_on_unwatched():
+    class Bare:
+        task_names, task = ("heldout",), staticmethod(lambda name: Bitext(name, {}))
+
+    assert monitor.watch(Bare()) is None
 
 
 def test_the_watched_languages_are_of_different_scripts(corpus):

@@ -199,6 +199,8 @@ class Corpus:
 
     def task(self, name: str) -> Bitext | Retrieval | Classification:
         """The evaluation material of that name, one of `task_names`."""
+        if name not in self.task_names:
+            raise Me5Error(f"unknown task {name!r}: choose one of {', '.join(self.task_names)}")
         table, settings = self._table(name.removesuffix("-raw")), self.scale.evaluate
         if name == "heldout":
             pools = {language: first_of_clusters(own.to_pylist())[: settings.heldout_strings]

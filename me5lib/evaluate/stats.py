@@ -123,7 +123,9 @@ def equivalent(differences: np.ndarray, within: float = 0.01) -> bool:
 
 
 def detectable(runs: np.ndarray, meanings: Sequence[Any], seeds: int) -> float:
-    """The smallest difference of two arms of `seeds` seeds that is found in 80 % of experiments at 5 %, two-sided.
+    """The smallest difference of two arms of `seeds` seeds that one comparison finds in 80 % of experiments at 5 %.
+
+    Two-sided and unadjusted: after Holm's adjustment, and with fewer than five seeds, it is found less often.
 
     `runs` [2n, queries]: scores of one configuration under 2n seeds, the first half against the other. Of the variance
     2 σ² / seeds is that of seeds, the rest the bootstrap's over meanings. Quantiles are of t, with Satterthwaite's

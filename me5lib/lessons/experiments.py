@@ -32,10 +32,10 @@ from tqdm.auto import tqdm
 from me5lib import __version__, io
 from me5lib.config import Scale
 from me5lib.data.corpus import open_corpus
-from me5lib.evaluate import stats
+from me5lib.evaluate import benchmarks, stats
 from me5lib.io import Me5Error
 from me5lib.lessons.figures import COLOURS, GREY, canvas, keep, span
-from me5lib.lessons.labs import Arm, Lab, Stages
+from me5lib.lessons.labs import Arm, Lab, Stages, tasks_of
 from me5lib.lessons.tune import Forgetting, NearMisses, Negatives, code_lines
 from me5lib.train.checkpoint import fingerprint
 
@@ -99,8 +99,8 @@ class Plan:
 def _pilot_lines(pilot: Mapping[str, Any], metric: str) -> Iterator[str]:
     """What the full run can show, and whether it has arms with a teacher."""
     seen, lead = pilot["metrics"][metric], pilot["teacher"]
-    yield (f"pilot: smallest difference that is found in 80 % of such experiments: {seen['detectable']:.3f} "
-           f"({seen['meanings']:,} meanings)")
+    yield ("pilot: smallest difference that one comparison finds in 80 % of such experiments: "
+           f"{seen['detectable']:.3f} ({seen['meanings']:,} meanings)")
     if lead:
         heard = "arms with KD" if lead["low"] > 0 else "not ahead, so no arm has one"
         yield (f"teacher first in {lead['teacher']:.3f} of groups that it did not learn, the start model in "
@@ -119,6 +119,10 @@ def planned(experiment: str, scale: Scale, seeds: int = 0, suite: str = "") -> P
     if not lab.hub and (suite or not scale.offline):
         raise Me5Error(f"{experiment} is run offline, on its own tests: choose --scale tiny, without --suite")
     suite, seeds = suite or "eng-mini" * (not scale.offline), seeds or lab.seeds
+    if suite:  # a name that mteb lacks is said before anything is trained
+        benchmarks.named_tasks(tasks_of(suite))
+    if seeds == 1:
+        raise Me5Error("one seed cannot be told from its luck: choose --seeds 2 or more")
     scale = lab.settings(scale)
     metrics, (first, second, metric) = (suite,) if suite else lab.metrics, lab.positive
     positive = first, second, metric if metric in metrics else metrics[0]
@@ -196,6 +200,9 @@ def _records(
             if not path.is_file():
                 io.put_json(path, {"plan": mark, **lab.measured(arm, seed)})
             records[seed, arm.name] = io.read_json(path)
+            if (other := records[seed, arm.name]["plan"]) != mark:
+                raise Me5Error(f"{path} is of another plan ({other}, now {mark}): give another folder with --out, or "
+                               f"delete {folder.parent}")
     return records
 
 

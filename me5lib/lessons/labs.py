@@ -82,7 +82,7 @@ class Lab:
     def __init__(self, scale: Scale, base: Path, corpus: Any, suite: str = "") -> None:
         self.scale, self.base, self.corpus, self.suite = scale, base, corpus, suite
         self.stage = scale.finetune
-        self.tasks = SUITES.get(suite, suite.split(","))  # of mteb, measured in place of the tests where a suite is
+        self.tasks = tasks_of(suite)  # of mteb, measured in place of the tests where a suite is
         trained = [getattr(scale, name) for name in self.trains]
         self.longest = max(max(stage.query_tokens, stage.passage_tokens) for stage in trained)
 
@@ -109,6 +109,11 @@ class Lab:
         conditions = checkpoint.conditions(best_device()) | {"precision": precision(best_device()).name}
         return {"scores": {name: [round(float(value), 5) for value in values] for name, values in found.items()},
                 "conditions": conditions, "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
+
+
+def tasks_of(suite: str) -> Sequence[str]:
+    """The tasks of mteb that a suite names, or that stand in it with commas between them."""
+    return SUITES.get(suite) or [name.strip() for name in suite.split(",")]
 
 
 def on_mteb(encoder: Encoder, name: str, tasks: Sequence[Any], folder: Path) -> np.ndarray:

@@ -60,9 +60,8 @@ def watch(corpus: Corpus) -> Evaluator | None:
 
     None for a corpus that has nothing to look at.
     """
-    if not corpus.task_names:
+    if not corpus.task_names or not (sets := watched(corpus)):
         return None
-    sets = watched(corpus)
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
         """The figures of this moment."""

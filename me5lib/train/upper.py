@@ -40,16 +40,16 @@ class Kept:
 
     def add(self, rows: Sequence[tuple[int, ...]]) -> None:
         """Run the lower layers on `rows` of token ids, in training's precision."""
-        lower, device, used, more = self.lower, self.lower.device, self.used, []
+        lower, device, order, more = self.lower, self.lower.device, [], []
         with lower._inference(precision(device).name):
             lower.choose_attention()
             for piece in by_length([len(row) for row in rows], piece_tokens(device)):
                 ids = [list(rows[i]) for i in piece]
                 batch = lower.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
                 more.append(lower.backbone(**batch).last_hidden_state[batch["attention_mask"].bool()].half())
-                for i in piece:
-                    self.places[rows[i]] = range(used, used + len(rows[i]))
-                    used += len(rows[i])
+                order += [rows[i] for i in piece]
+        start = self.used
+        used = start + sum(map(len, order))
         if used > len(self.states):  # half as large again, so that a step does not copy what all steps have kept
             with torch.inference_mode(False):  # a training writes into it, too, though `encode` may have made it
                 larger = self.states.new_zeros((max(used, len(self.states) * 3 // 2), self.states.shape[1]))
@@ -58,6 +58,9 @@ class Kept:
         for states in more:
             self.states[self.used : self.used + len(states)] = states
             self.used += len(states)
+        for row in order:  # last: what is interrupted before has no place, and is computed again
+            self.places[row] = range(start, start + len(row))
+            start += len(row)
 
 
 class _InPlace(nn.Module):
@@ -90,6 +93,12 @@ class UpperLayers(Encoder):
         upper.encoder.layer, lower.encoder.layer = upper.encoder.layer[cut:], lower.encoder.layer[:cut]
         upper.embeddings = _InPlace(Kept(whole))
         super().__init__(upper, whole.tokenizer, whole.max_tokens)
+
+    def save(self, folder: Any, *options: Any, **more: Any) -> None:
+        """Write the whole model, the lower layers below these: see `Encoder.save`."""
+        whole = self.backbone.embeddings.kept.lower.copy()
+        whole.backbone.encoder.layer.extend(copy.deepcopy(self.backbone.encoder.layer))
+        whole.trained_further().save(folder, *options, **more)
 
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
         """The places of the texts' tokens; states that are not kept yet are computed first."""
