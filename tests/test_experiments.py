@@ -353,8 +353,8 @@ def test_the_pilot_has_seeds_of_its_own_and_says_what_can_be_seen_and_whether_a_
     assert done.pilot["metrics"]["search"]["detectable"] == pytest.approx(2.8 * error, rel=0.15)  # more where t is
     assert done.pilot["metrics"]["search"]["meanings"] == 20
     text = "\n".join(done.lines())
-    assert "about 25 minutes" in text and "arms with KD" in text
-    assert sum(arm.teacher for arm in done.arms) == 3 and sum(arm.role == "shuffled" for arm in done.arms) == 1
+    assert "about 22 minutes" in text and "arms with KD" in text
+    assert sum(arm.teacher for arm in done.arms) == 2 and sum(arm.role == "shuffled" for arm in done.arms) == 1
     pretended(monkeypatch, tmp_path / "other", lead=0.03)
     (tmp_path / "other").mkdir()
     deaf = experiments.piloted(plan, tmp_path / "other", progress=False)
