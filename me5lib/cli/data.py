@@ -251,7 +251,7 @@ def check_command(
         raise Me5Error(f"--texts {texts}: there is no such file")
     streams = shards.open_streams(out.expanduser().resolve()) if out else None
     corpus = open_corpus(config.load(scale))
-    held = evaluation_texts(corpus.task(name) for name in corpus.task_names) | heldout.task_texts(split_names(tasks))
+    held = evaluation_texts(corpus) | heldout.task_texts(split_names(tasks))
     if texts is not None:
         held[texts.name, ""] = texts.read_text(encoding="utf8").splitlines()
     found = list(split.find_leaks(streams or corpus.shards, held, progress=sys.stderr.isatty()))

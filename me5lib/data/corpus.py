@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from operator import itemgetter
@@ -232,21 +232,21 @@ class Corpus:
             raise shards.damaged(self.folder, " ".join(str(error).split())) from None
 
 
-def evaluation_texts(tasks: Iterable[Bitext | Retrieval | Classification]) -> dict[tuple[str, str], list[str]]:
-    """(task, language) → every text that the tasks evaluate on, titles and documents among them, once.
+def evaluation_texts(corpus: Corpus | HubCorpus) -> dict[tuple[str, str], list[str]]:
+    """(task, language) → every text that the corpus's tasks evaluate on, titles and documents among them, once.
 
     Of `intents`, the texts that a classifier is tested on: those it is trained on are evaluation data too.
     """
     texts: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    for task in tasks:
-        for language, of in task.sets.items():
+    for name in corpus.task_names:
+        for language, of in corpus.task(name).sets.items():
             if hasattr(of, "queries"):
                 evaluated = [*of.queries.values(), *(text for _, text in of.documents.values())]
             else:
                 evaluated = of[1] if len(of) == 2 else [*of[0], *of[2]]
-            texts[task.name, language] |= dict.fromkeys(evaluated)
+            texts[name, language] |= dict.fromkeys(evaluated)
             if len(of) == 2:
-                texts[task.name, "en"] |= dict.fromkeys(of[0])
+                texts[name, "en"] |= dict.fromkeys(of[0])
     return {key: list(held) for key, held in texts.items()}
 
 

