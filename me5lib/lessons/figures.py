@@ -6,6 +6,8 @@ with any colour vision can tell apart.
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import math
 import warnings
@@ -37,13 +39,21 @@ def canvas(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int 
     return figure, axes
 
 
-def keep(figure: Figure, path: Path) -> Figure:
-    """Write `figure` as PNG and return it, for display. A glyph that no font has is an error, not an empty box."""
+def keep(figure: Figure, path: Path, caption: str = "") -> Figure:
+    """Write `figure` as PNG, which keeps its caption, and return it: Jupyter shows it with the caption under it.
+
+    The caption says in a sentence or two what is drawn and what to look at, for those who do not see it too (it is the
+    alternative text). A glyph that no font has is an error, not an empty box.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*[Gg]lyph.*")
-        figure.savefig(path, metadata={"Software": None})
-    figure._repr_png_ = path.read_bytes  # Jupyter finds no picture in a Figure that pyplot did not make
+        figure.savefig(path, metadata={"Software": None, "Description": caption})
+    picture = base64.b64encode(path.read_bytes()).decode()
+    # HTML, as JupyterLab gives an image/png no alternative text, and finds no picture in a Figure not made by pyplot
+    figure._repr_html_ = lambda: (
+        f'<figure style="margin: 0"><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>")
     return figure
 
 
