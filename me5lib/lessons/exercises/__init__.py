@@ -9,17 +9,21 @@ Any other is a function from the learner's answer to None (right) or a hint, whi
     @exercise("02.2")
     def row_gradient(answer: Callable) -> str | None: …
 
-An untouched answer is `...`; an untouched function returns `...`. Solutions lie in `notebooks/solutions/`.
+An untouched answer is `...`; an untouched function returns `...`. Solutions lie in `notebooks/solutions/`; one of them
+stands in for an answer that is not right yet where the notebook goes on with it (`own_or_solution`).
 """
 
 from __future__ import annotations
 
 import importlib
 import math
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from me5lib.io import asset
 
 _CHECKERS: dict[str, Callable[[Any], str | None]] = {}
 
@@ -106,3 +110,16 @@ def check(name: str, answer: Any) -> None:
     """Print what becomes of `answer`: `open`, `right`, or `not yet` with a hint."""
     found = verdict(name, answer)
     print(f"exercise {name}: {found.state}" + (f": {found.hint}" if found.hint else ""))
+
+
+def own_or_solution(name: str, answer: Any) -> Any:
+    """`answer` where it is right, else the solution, which is said: the cells that follow can work with it."""
+    if verdict(name, answer).state == "right":
+        return answer
+    print(f"exercise {name} is not right yet: its solution stands in from here on")
+    return solutions(name.partition(".")[0])["SOLUTIONS"][name]
+
+
+def solutions(notebook: str) -> dict[str, Any]:
+    """What the file of a notebook's solutions defines: `SOLUTIONS` and `WRONG`, by exercise."""
+    return runpy.run_path(str(asset("notebooks") / "solutions" / f"s{notebook}.py"))
