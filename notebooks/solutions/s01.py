@@ -2,7 +2,7 @@
 
 import math
 
-import numpy as np
+import torch
 
 PREFIXES = {
     "a question, in retrieval": "query: ",
@@ -22,38 +22,53 @@ NORM = {
 
 
 def _average(hidden, mask):
-    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-SOLUTIONS = {"01.1": _average, "01.2": 0.05 * (math.log(1023) + math.log(9)), "01.3": PREFIXES, "01.4": NORM}
+def _unit(rows, dim=-1):
+    return rows / rows.norm(dim=dim, keepdim=True)
+
+
+def _scaled_before_the_mean(hidden, mask):
+    return _unit((_unit(hidden) * mask[..., None]).sum(1))
+
+
+SOLUTIONS = {
+    "01.1": PREFIXES,
+    "01.2": lambda hidden, mask: _unit(_average(hidden, mask)),
+    "01.3": NORM,
+    "01.4": 0.05 * (math.log(255) + math.log(9)),
+}
 
 WRONG = {
     "01.1": [
-        lambda hidden, mask: hidden.mean(1),
-        lambda hidden, mask: (hidden * mask[..., None]).sum(1),
-        lambda hidden, mask: (hidden * mask[..., None]).mean(1),
-        lambda hidden, mask: hidden[:, 0],
-        lambda hidden, mask: _average(hidden, mask) / np.linalg.norm(_average(hidden, mask), axis=1, keepdims=True),
-        lambda hidden, mask: _average(hidden, mask).mean(0),
-    ],
-    "01.2": [
-        0.05 * math.log(1023),
-        0.01 * (math.log(1023) + math.log(9)),
-        math.log(1023) + math.log(9),
-        (math.log(1023) + math.log(9)) / 0.05,
-        0.05 * (math.log(1023) - math.log(9)),
-    ],
-    "01.3": [
         PREFIXES | {"a paragraph, in retrieval": "query: "},
         PREFIXES | {"its translation, in bitext mining": "passage: "},
         PREFIXES | {"a question that may be a duplicate (Quora retrieval, the searched side)": "passage: "},
         PREFIXES | {"a tweet, in classification": ""},
     ],
-    "01.4": [
+    "01.2": [
+        _average,
+        lambda hidden, mask: _unit(hidden.mean(1)),
+        lambda hidden, mask: _unit(hidden[:, 0]),
+        lambda hidden, mask: _unit(hidden.amax(1)),
+        lambda hidden, mask: _unit(_average(hidden, mask), dim=0),
+        _scaled_before_the_mean,
+        lambda hidden, mask: torch.ones(2, 3),
+        lambda hidden, mask: -_unit(_average(hidden, mask)),
+    ],
+    "01.3": [
         dict.fromkeys(NORM, False),
         dict.fromkeys(NORM, True),
         NORM | {"clustering by k-means": False},
         NORM | {"classification by logistic regression": False},
         NORM | {"retrieval by cosine": True},
+    ],
+    "01.4": [
+        0.05 * math.log(255),
+        0.01 * (math.log(255) + math.log(9)),
+        math.log(255) + math.log(9),
+        (math.log(255) + math.log(9)) / 0.05,
+        0.05 * (math.log(255) - math.log(9)),
     ],
 }

@@ -3,10 +3,17 @@
 import math
 
 
+def shares(row, temperature):
+    weights = [math.exp((cosine - max(row)) / temperature) for cosine in row]
+    return [weight / sum(weights) for weight in weights]
+
+
+def info_nce(cosines, temperature):
+    return sum(-math.log(shares(row, temperature)[i]) for i, row in enumerate(cosines)) / len(cosines)
+
+
 def row_gradient(cosines, positive, temperature):
-    weights = [math.exp((cosine - max(cosines)) / temperature) for cosine in cosines]
-    shares = [weight / sum(weights) for weight in weights]
-    return [(share - (j == positive)) / temperature for j, share in enumerate(shares)]
+    return [(share - (j == positive)) / temperature for j, share in enumerate(shares(cosines, temperature))]
 
 
 def masked_loss(cosines, ignored, positive, temperature):
@@ -56,9 +63,29 @@ def negative(cosines, ignored, positive, temperature):
     return -masked_loss(cosines, ignored, positive, temperature)
 
 
-SOLUTIONS = {"02.1": math.log(1024), "02.2": row_gradient, "02.3": masked_loss}
+def mean_share(cosines, temperature):
+    return sum(shares(row, temperature)[i] for i, row in enumerate(cosines)) / len(cosines)
+
+
+def without_the_positive(cosines, temperature):
+    rows = [[math.exp(cosine / temperature) for cosine in row] for row in cosines]
+    return sum(math.log((sum(row) - row[i]) / row[i]) for i, row in enumerate(rows)) / len(rows)
+
+
+SOLUTIONS = {"02.1": info_nce, "02.2": math.log(1024), "02.3": row_gradient, "02.4": masked_loss}
 WRONG = {
-    "02.1": [10.0, 0.0, 1024, math.log(1024) / 0.05, 3.5],
-    "02.2": [no_temperature, uphill, no_label, positive_only],
-    "02.3": [unmasked, zeroed, overflowing, underflowing, negative],
+    "02.1": [
+        lambda cosines, temperature: info_nce(cosines, 1.0),
+        lambda cosines, temperature: info_nce(cosines, 1 / temperature),
+        lambda cosines, temperature: info_nce(list(zip(*cosines, strict=True)), temperature),
+        lambda cosines, temperature: info_nce(cosines, temperature) * len(cosines),
+        lambda cosines, temperature: -info_nce(cosines, temperature),
+        mean_share,
+        lambda cosines, temperature: -math.log(mean_share(cosines, temperature)),
+        without_the_positive,
+        lambda cosines, temperature: [info_nce(cosines, temperature)],
+    ],
+    "02.2": [10.0, 0.0, 1024, math.log(1024) / 0.05, 3.5],
+    "02.3": [no_temperature, uphill, no_label, positive_only],
+    "02.4": [unmasked, zeroed, overflowing, underflowing, negative],
 }

@@ -1,4 +1,4 @@
-"""Checkers of notebook 01: average pooling, the gap that a temperature asks for, prefixes, and who sees the norm."""
+"""Checkers of notebook 01: prefixes, the forward pass from token vectors on, who sees the norm, and the gap."""
 
 from __future__ import annotations
 
@@ -9,39 +9,8 @@ import numpy as np
 
 from me5lib.lessons.exercises import Open, attempt, exercise, hint_for, number
 
-# τ (ln(N − 1) + ln(p / (1 − p))) with N = 1,024, τ = 0.05, p = 0.9
-number("01.2", 0.05 * (log(1023) + log(9)), {
-    0.05 * log(1023): "at that gap the model is only 50 % sure: the odds p/(1 − p) are missing",
-    0.01 * (log(1023) + log(9)): "that is for τ = 0.01: here it is 0.05",
-    log(1023) + log(9): "multiply by the temperature",
-    (log(1023) + log(9)) / 0.05: "multiply by the temperature, do not divide by it",
-    0.05 * (log10(1023) + log10(9)): "the logarithms are natural ones",
-    0.05 * (log(1023) + log(99)): "that is for 99 %: here it is 90 %",
-    0.05 * (log(1023) - log(9)): "the logarithm of the odds p/(1 − p) is added: surer means further apart",
-}, "put N = 1024, τ = 0.05 and p = 0.9 into g = τ (ln(N − 1) + ln(p/(1 − p)))")
-
 
 @exercise("01.1")
-def average_pool(function: Callable) -> str | None:
-    """Two texts, one of them padded with token vectors that are far from zero."""
-    hidden = np.array([[[1.0, 2.0], [3.0, 4.0], [90.0, 90.0]], [[2.0, 0.0], [4.0, 0.0], [6.0, 3.0]]])
-    mask = np.array([[1, 1, 0], [1, 1, 1]])
-    found = np.asarray(attempt(function, hidden, mask), dtype=float)
-    sums = (hidden * mask[..., None]).sum(1)
-    right = sums / mask.sum(1, keepdims=True)
-    if found.shape != right.shape:
-        return f"two texts of width 2 give an array of shape (2, 2); yours has {found.shape}"
-    return hint_for(found, right, [
-        (hidden.mean(1), "the padding is averaged in: its token vectors are not zero"),
-        (sums, "that is the sum: divide by the number of tokens that are not padding"),
-        (sums / hidden.shape[1], "you left the padding out of the sum but not out of the count"),
-        (hidden[:, 0], "that is the first token's vector"),
-        (right / np.linalg.norm(right, axis=1, keepdims=True),
-         "right direction, but the task asks for the mean itself, not scaled to length 1"),
-    ], f"for the first text, tokens (1, 2) and (3, 4) and one padding, the mean is (2, 3); you returned {found[0]}")
-
-
-@exercise("01.3")
 def which_prefix(answer: dict[str, str]) -> str | None:
     """Only the paragraphs of retrieval are passages."""
     if any(value is ... for value in answer.values()):
@@ -64,7 +33,35 @@ def which_prefix(answer: dict[str, str]) -> str | None:
     return "classification has one side only; all that is not retrieval is read as a query"
 
 
-@exercise("01.4")
+@exercise("01.2")
+def forward_pass(function: Callable) -> str | None:
+    """Two texts, one of them padded with token vectors that are far from zero."""
+    import torch
+
+    hidden = np.array([[[1.0, 2.0], [3.0, 4.0], [90.0, -90.0]], [[2.0, 0.0], [4.0, 0.0], [6.0, 3.0]]])
+    mask = np.array([[True, True, False], [True, True, True]])
+    found = np.asarray(attempt(function, torch.tensor(hidden), torch.tensor(mask)), dtype=float)
+    mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    if found.shape != mean.shape:
+        return f"two texts of width 2 give two vectors of width 2, shape (2, 2); yours has {found.shape}"
+
+    def unit(rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        return rows / np.linalg.norm(rows, axis=axis, keepdims=True)
+
+    directions = unit(hidden)
+    return hint_for(found, unit(mean), [
+        (mean, "that is the mean itself: divide each row by its length"),
+        (unit(hidden.mean(1)), "the padding is averaged in: its token vectors are not zero"),
+        (unit(hidden[:, 0]), "that is the first token's vector"),
+        (unit(hidden.max(1)), "that is the maximum of each dimension, padding and all: take the mean"),
+        (unit(mean, axis=0), "you divided the columns by their lengths: a text is a row"),
+        (unit((directions * mask[..., None]).sum(1)),
+         "each token was scaled before the mean: longer ones count for more, so scale the mean only"),
+    ], f"for the first text, tokens (1, 2) and (3, 4) and one padding, the mean is (2, 3), and at length 1 "
+       f"{unit(mean)[0].round(3)}; you returned {found[0].round(3)}", 1e-5)
+
+
+@exercise("01.3")
 def norm_matters(answer: dict[str, bool]) -> str | None:
     """The norm moves whatever sees the vectors themselves; a cosine divides it out."""
     if any(value is ... for value in answer.values()):
@@ -80,3 +77,15 @@ def norm_matters(answer: dict[str, bool]) -> str | None:
     if yes == {"classification by logistic regression"}:
         return "k-means goes by Euclidean distance, and that sees lengths"
     return "a logistic regression weighs the numbers in a vector, and longer vectors have larger ones"
+
+
+# τ (ln(N − 1) + ln(p / (1 − p))) with N = 256, τ = 0.05, p = 0.9
+number("01.4", 0.05 * (log(255) + log(9)), {
+    0.05 * log(255): "at that gap the model is only 50 % sure: the odds p/(1 − p) are missing",
+    0.01 * (log(255) + log(9)): "that is for τ = 0.01: here it is 0.05",
+    log(255) + log(9): "multiply by the temperature",
+    (log(255) + log(9)) / 0.05: "multiply by the temperature, do not divide by it",
+    0.05 * (log10(255) + log10(9)): "the logarithms are natural ones",
+    0.05 * (log(255) + log(99)): "that is for 99 %: here it is 90 %",
+    0.05 * (log(255) - log(9)): "the logarithm of the odds p/(1 − p) is added: surer means further apart",
+}, "put N = 256, τ = 0.05 and p = 0.9 into g = τ (ln(N − 1) + ln(p/(1 − p)))")

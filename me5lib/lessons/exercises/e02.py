@@ -1,15 +1,15 @@
-"""Checkers of notebook 02: the loss of equal cosines, the gradient of a row, the masked loss."""
+"""Checkers of notebook 02: InfoNCE, the loss of equal cosines, the gradient of a row, the masked loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from me5lib.lessons.exercises import attempt, close, exercise, hint_for, number, softmax
 
 ROW, POSITIVE, TEMPERATURE = [0.2, 0.7, 0.6, -0.1], 1, 0.25
 
-number("02.1", math.log(1024), {  # whatever the temperature
+number("02.2", math.log(1024), {  # whatever the temperature
     math.log2(1024): "right idea, other base: the loss uses the natural logarithm, as exp does",
     math.log(1024) / 0.05: "the temperature divides every cosine alike, and what is the same everywhere leaves a "
                            "softmax unchanged",
@@ -19,7 +19,30 @@ number("02.1", math.log(1024), {  # whatever the temperature
 }, "equal cosines give equal shares: what is the share of one of 1,024, and minus its logarithm?")
 
 
-@exercise("02.2")
+@exercise("02.1")
+def table_loss(answer: Callable) -> str | None:
+    """A table of three by three at τ = 0.2, whose rows and columns have different losses."""
+    rows, tau = [[0.8, 0.3, 0.1], [0.5, 0.7, 0.6], [0.2, 0.4, 0.9]], 0.2
+
+    def loss(table: Sequence[Sequence[float]], temperature: float = tau) -> float:
+        return sum(-math.log(softmax(row, temperature)[i]) for i, row in enumerate(table)) / len(table)
+
+    own = [softmax(row, tau)[i] for i, row in enumerate(rows)]
+    found = attempt(answer, [list(row) for row in rows], tau)
+    return hint_for(found, loss(rows), [
+        (loss(rows, 1.0), "the temperature is missing: divide every cosine by it before exp"),
+        (loss(rows, 1 / tau), "you multiplied by the temperature: divide every cosine by it"),
+        (loss(list(zip(*rows, strict=True))), "you went down the columns: a row is a query, and its passages compete"),
+        (3 * loss(rows), "you have the sum over the rows: divide it by their number"),
+        (-loss(rows), "the sign is turned: the logarithm of a share is below 0, and the loss is minus that"),
+        (sum(own) / 3, "that is the mean share: take minus the logarithm of each row's share, then the mean"),
+        (-math.log(sum(own) / 3), "take the logarithm of each row's share first, and the mean afterwards"),
+        (sum(math.log(1 / share - 1) for share in own) / 3,
+         "the passage on the diagonal takes part in the sum that it is divided by, too"),
+    ], f"for {rows} at τ = {tau} it should be {loss(rows):.4f}; you returned {found}", 1e-5)
+
+
+@exercise("02.3")
 def row_gradient(answer: Callable) -> str | None:
     """(share − label) / τ, checked on one row."""
     found = list(attempt(answer, list(ROW), POSITIVE, TEMPERATURE))
@@ -39,7 +62,7 @@ def row_gradient(answer: Callable) -> str | None:
     ], "compare with (P_j − [j is the positive]) / τ, and check that your numbers sum to zero", 1e-6)
 
 
-@exercise("02.3")
+@exercise("02.4")
 def masked_loss(answer: Callable) -> str | None:
     """The loss with a mask: right, masked, and finite at τ = 0.001."""
     row, ignored = [0.9, 0.8, 0.95, 0.1], [False, False, True, False]
