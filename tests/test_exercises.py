@@ -23,6 +23,7 @@ def test_solutions_are_right_mistakes_meet_their_hints_and_nonsense_never_raises
         hints = [exercises.verdict(name, wrong) for wrong in mistakes[name]]
         assert len(hints) >= 3 and all(v.state == "not yet" and len(v.hint) > 10 for v in hints), (name, hints)
         assert len({v.hint for v in hints}) == len(hints), f"{name}: two mistakes share a hint"
+        assert sum("you returned" in v.hint for v in hints) <= 1, f"{name}: two mistakes meet the hint for any other"
         for nonsense in ("?", None, [], object(), lambda *a: 1 / 0, lambda *a: ...):
             assert exercises.verdict(name, nonsense).state in {"open", "not yet"}, name
         capsys.readouterr()
