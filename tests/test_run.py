@@ -1,6 +1,7 @@
 """Runs of notebooks: order, what is run again and what is kept, failures, interrupts, pages without network."""
 
 import contextlib
+import html
 import io as streams
 import json
 import re
@@ -76,12 +77,15 @@ See [the one before](01_make.ipynb) and [the report](https://arxiv.org/abs/2402.
 """
 DRAW = """import ipywidgets, pandas
 from me5lib.lessons import figures
-figures.keep(figures.canvas()[0], lesson.folder / 'map.png')
+display(figures.keep(figures.canvas()[0], lesson.folder / 'map.png', 'Up: "F1" < 1 and τ.'))
 pandas.DataFrame({'model': ['x'], 'score': [0.5]}).to_csv(lesson.folder / 't.csv')
 row = {'task': 'gsm', 'model': 'stage 1', 'mean': 0.25, 'low': 0.2, 'high': 0.31}
 pandas.DataFrame([row]).to_csv(lesson.folder / 'summary.csv', index=False)
 pandas.DataFrame({'a': range(61)}).to_csv(lesson.folder / 'long.csv')
 display(ipywidgets.IntSlider(description='steps'))"""
+BUSY = """import sys
+for i in range(101): print(f"\\rtrained {i} %", end="", flush=True)
+for i in range(4): print(f"warning {i}", file=sys.stderr, flush=True)"""
 WHO = """import os, sys
 for name, value in (("who", sys.executable), ("cache", os.environ["ME5_CACHE"]), ("set", SET),
                     ("offline", os.environ["HF_HUB_OFFLINE"]), ("teacher", lesson.scale.finetune.teacher)):
@@ -98,7 +102,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     books, spec = folder / "books", folder / "jupyter" / "kernels" / "python3"
     write_book(books, "01_make", MAKE, makes=["stage1"])
-    write_book(books, "02_use", USE, WHO, DRAW, needs=["stage1"], text=TEXT)
+    write_book(books, "02_use", USE, WHO, BUSY, DRAW, needs=["stage1"], text=TEXT)
     write_book(books, "03_bad", 'raise ValueError("it is\\nwrong")')
     spec.mkdir(parents=True)
     elsewhere = {"argv": ["/nowhere/python"], "display_name": "x", "language": "python"}
@@ -160,9 +164,20 @@ def test_pages_need_no_network_and_show_equations(done):
     assert 'href="01.html"' in page
     index = (out / "index.html").read_text("utf8")
     assert loads_from_elsewhere(index) == []
-    assert 'src="lessons/02/map.png"' in index and "0.500" in index
+    assert 'src="lessons/02/map.png" alt="Up: &#34;F1&#34; &lt; 1 and τ."' in index and "0.500" in index
     assert "0.250 (0.20–0.31)" in index and 'href="lessons/02/long.csv">61 rows' in index
+    assert "numbers masked" in index and "between 0 and 1" in index and ">mteb_version<" not in index
     assert "0.250 (0.20–0.31)" in report.run_summary(out) and "ValueError: it is wrong" in report.run_summary(out)
+
+
+def test_of_progress_a_page_shows_the_end_and_of_a_picture_the_caption_once(done):
+    _, out, _, _ = done
+    page = (out / "notebooks" / "02.html").read_text("utf8")
+    assert "trained 100 %" in page and "trained 99 %" not in page
+    assert "<summary>4 lines … warning 3</summary>" in page
+    found = re.search(r"<img alt=(['\"])(.*?)\1 src=.data:image/png;base64[^>]*><figcaption>(.*?)<", page).groups()[1:]
+    assert [html.unescape(text) for text in found] == 2 * ['Up: "F1" < 1 and τ.']
+    assert '"image/png"' not in (out / "notebooks" / "02.ipynb").read_text("utf8")
 
 
 def test_formulas_become_mathml_and_none_that_ships_falls_back_to_code():

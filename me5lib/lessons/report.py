@@ -1,17 +1,20 @@
 """The pages of a run, which need no network: an HTML of each notebook (equations as MathML) and `index.html`.
 
-    page(Path("runs/…/notebooks/06.ipynb"))     # → 06.html beside it
+    pages(Path("runs/…/notebooks/06.ipynb"))    # → 06.html beside it
     index(out)                                  # → index.html with tables and pictures
 
 Design: nbconvert renders; its scripts from content networks are left out, formulas are turned to MathML when the page
-is made, and widgets (which need a kernel) are left to their static twins. Cost: about a second a notebook.
+is made, and widgets (which need a kernel) are left to their static twins. A bar has the contents and leads from page to
+page in the order of the story, without JavaScript. Cost: about a second a notebook.
 """
 
 from __future__ import annotations
 
 import html
+import json
 import re
 from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,35 +28,49 @@ _TEMPLATE = """{%- extends 'index.html.j2' -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
+{%- block notebook_css -%}{{ super() | slim }}
+{{ resources.include_css("static/theme-dark.css") | replace("<style", "<style media='(prefers-color-scheme: dark)'") }}
+<style>/* pages.css */</style>{%- endblock -%}
+{%- macro folded(shown, text, most) -%}{%- set lines = text.strip().splitlines() -%}
+{%- if lines | length <= most -%}{{ shown }}{%- else -%}
+<details class="lines"><summary>{{ lines | length }} lines … {{ lines[-1] | ansi2html }}</summary>{{ shown }}</details>
+{%- endif -%}{%- endmacro -%}
+{%- block stream_stdout -%}{{ folded(super(), output.text, 30) }}{%- endblock -%}
+{%- block stream_stderr -%}{{ folded(super(), output.text, 3) }}{%- endblock -%}
 """
 _INDEX = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem }
-td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: .6rem 0; font-size: .9rem }
+td, th { padding: .2rem .7rem; border-bottom: 1px solid #8886; text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums }
-img { max-width: 100%; margin: .4rem 0 }
-.failed { color: #b00020 }
-details > summary { cursor: pointer; color: #0072B2 }
+figure { margin: 1rem 0 }
+figcaption { max-width: 46rem }
+img { max-width: 100% }
 </style></head><body>
 <h1>{{ title }}</h1>
-<table><tr><th>notebook</th><th></th><th>time</th></tr>
+<table><tr><th>notebook</th><th></th><th>time</th><th></th></tr>
 {%- for name, book in books %}
-<tr><td><a href="#{{ name }}">{{ name }} · {{ book.title }}</a></td>
-<td>{% if book.state == "finished" %}finished{% else %}<span class="failed">{{ book.error }}</span>{% endif %}</td>
-<td class="n">{{ "%.0f" % book.seconds }} s</td></tr>
+<tr><td>{{ name }} · <a href="notebooks/{{ name }}.html">{{ book.title }}</a>
+{%- for page in book.more %}, <a href="notebooks/{{ name }}-{{ page }}.html">{{ page }}</a>{% endfor %}</td>
+<td>{% if book.state == "finished" %}finished{% else %}<b>{{ book.error }}</b>{% endif %}</td>
+<td class="n">{{ "%.0f" % book.seconds }} s</td><td><a href="#{{ name }}">results</a></td></tr>
 {%- endfor %}
 </table>
 <p><a href="results.json">results.json</a> has every number, <a href="timings.json">timings.json</a> every time.</p>
-{%- if main_table %}
+{%- if main is not none %}
 <h2>The main table</h2><p>Mean over languages, between 0 and 1; in brackets the 95 % interval over languages.</p>
-{{ main_table | safe }}
+{{ main.to_html(border=0, na_rep="") | safe }}
+<p>What its columns are{{ " (at this scale stand-ins for them, made of CLDR)" if scale == "smoke" }}:</p>
+{{ explain(main) | safe }}
 {%- endif %}
 {%- for name, book in books %}
 <h2 id="{{ name }}">{{ name }} · {{ book.title }}</h2>
-<p><a href="notebooks/{{ name }}.html">the executed notebook</a></p>
-{%- for picture in book.pictures %}
-<img src="lessons/{{ name }}/{{ picture.name }}" alt="{{ picture.stem }}">
+{%- for picture, caption in book.pictures %}
+<figure><img src="lessons/{{ name }}/{{ picture.name }}" alt="{{ caption or picture.stem }}">
+<figcaption>{{ caption or "" }}</figcaption></figure>
 {%- endfor %}
 {%- for path, table in book.tables %}
 <h3>{{ path.stem }}</h3>
@@ -68,6 +85,7 @@ details > summary { cursor: pointer; color: #0072B2 }
 </table></details>
 {%- endif %}
 {%- endfor %}
+{% if shown %}<h2>What the columns of the tables are</h2>{{ explain(shown) | safe }}{% endif %}
 </body></html>
 """
 MOST_ROWS = 60  # of a table on the index page; a longer one is linked
@@ -114,15 +132,46 @@ def _exporter():
             nb.metadata["title"] = notebook_title(nb)
             return super().from_notebook_node(nb, resources, **options)
 
-    return Offline(raw_template=_TEMPLATE, template_name="lab", anchor_link_text=" ")
+    slim = partial(re.sub, r"/\*.*?\*/|url\(([\"']?)data:.*?\1\)|\n\s+", "\n", flags=re.S)  # no icons of the lab's
+    ours = Path(__file__).with_name("pages.css").read_text("utf8")
+    return Offline(raw_template=_TEMPLATE.replace("/* pages.css */", ours), template_name="lab", anchor_link_text=" ",
+                   filters={"slim": slim},
+                   preprocessors=["nbconvert.preprocessors.CoalesceStreamsPreprocessor"])  # of a bar, its last state
 
 
-def page(notebook: Path) -> Path:
-    """Write the HTML of an executed notebook beside it; returns its path."""
-    content, _ = _exporter().from_filename(str(notebook))
-    path = notebook.with_suffix(".html")
-    path.write_text(re.sub(r'href="([0-9]{2})_[^"/]*\.ipynb"', r'href="\1.html"', content), encoding="utf8")
-    return path
+def pages(notebook: Path) -> None:
+    """Write the HTML of an executed notebook beside it, and lead from page to page of its folder.
+
+    A page of its own, `<notebook>-<name>.html`, begins at a cell that is tagged `page:<name>`.
+    """
+    for old in notebook.parent.glob(f"{notebook.stem}*.html"):
+        old.unlink()
+    book = io.read_json(notebook)
+    starts = {0: ""} | {i: f"-{tag[5:]}" for i, cell in enumerate(book["cells"])
+                        for tag in cell["metadata"].get("tags", ()) if tag.startswith("page:")}
+    for (start, name), end in zip(starts.items(), [*starts, None][1:], strict=True):
+        content, _ = _exporter().from_file(StringIO(json.dumps(book | {"cells": book["cells"][start:end]})))
+        content = re.sub(r'href="([0-9]{2})_[^"/]*\.ipynb"', r'href="\1.html"', content)
+        (notebook.parent / f"{notebook.stem}{name}.html").write_text(content, encoding="utf8")
+    link_pages(notebook.parent)
+
+
+def link_pages(folder: Path) -> None:
+    """Give every page of `folder` its bar: the index, the page before it, its contents, the next; at its foot again."""
+    paths = sorted(folder.glob("[0-9][0-9]*.html"), key=lambda path: path.stem)
+    contents = [re.sub("<nav>.*?</nav>|<footer>.*?</footer>", "", path.read_text("utf8"), flags=re.S) for path in paths]
+    titles = [re.search("<title>(.*?)</title>", content)[1] for content in contents]
+    for i, (path, content) in enumerate(zip(paths, contents, strict=True)):
+        around = {"prev": ("←", i - 1), "next": ("→", i + 1)}
+        before, after = (f'<a rel="{rel}" href="{paths[j].name}">{arrow} {paths[j].stem[:2]} · {titles[j]}</a>'
+                         if 0 <= j < len(paths) else "" for rel, (arrow, j) in around.items())
+        headings = re.findall('<(h[23]) id="(.*?)">(.*?)<a class="anchor-link"', content, flags=re.S)
+        items = "".join(f'<li class="{level}"><a href="#{place}">{text}</a></li>' for level, place, text in headings)
+        bar = (f'<nav><a href="../index.html">Index</a>{before}<details><summary>Contents</summary>'
+               f'<ul onclick="parentNode.open = false">{items}</ul></details>{after}</nav>')
+        content = content.replace("<main>", f"{bar}<main>", 1).replace(
+            "</main>", f"</main><footer><span>{before}</span><span>{after}</span></footer>", 1)
+        path.write_text(content, encoding="utf8")
 
 
 def notebook_title(book: dict) -> str:
@@ -136,19 +185,25 @@ def index(out: Path) -> Path:
     """Write `index.html` of the run in `out` from its state, metrics, tables (CSV) and pictures (PNG)."""
     import pandas
     from jinja2 import Environment
+    from PIL import Image
+
+    from me5lib.evaluate.paper import load_csv
 
     settings, books = _state(out)
+    columns, shown = load_csv("columns"), set()
     for name, book in books:
         folder = out / "lessons" / name
-        book["pictures"] = sorted(folder.glob("*.png"))
+        book["more"] = sorted(path.stem[3:] for path in (out / "notebooks").glob(f"{name}-*.html"))
+        book["pictures"] = [(path, Image.open(path).info.get("Description")) for path in sorted(folder.glob("*.png"))]
         tables = [(path, pandas.read_csv(path)) for path in sorted(folder.glob("*.csv"))]
+        shown.update(*(table for _, table in tables))
         book["tables"] = [(path, len(table) if len(table) > MOST_ROWS else table.to_html(
             index=False, border=0, float_format="{:.3f}".format, na_rep="")) for path, table in tables]  # fmt: skip
-    table = main_table(out)
-    path = out / "index.html"
+    path, scale = out / "index.html", settings.get("scale", "?")
     path.write_text(Environment(autoescape=True).from_string(_INDEX).render(
-        title=f"me5 · scale {settings.get('scale', '?')} · seed {settings.get('seed', '?')}", books=books,
-        main_table=None if table is None else table.to_html(border=0, na_rep=""),
+        title=f"me5 · scale {scale} · seed {settings.get('seed', '?')}", scale=scale, books=books, main=main_table(out),
+        shown=shown, explain=lambda names: columns[columns["column"].isin([*names])].to_html(
+            index=False, border=0, na_rep=""),
     ), encoding="utf8")  # fmt: skip
     return path
 

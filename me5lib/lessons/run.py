@@ -215,7 +215,7 @@ def _one(book: Book, journal: Journal, parameters: dict[str, Any]) -> Outcome:
     error = _execute(book, target, parameters)
     outcome = Outcome(book.name, "failed" if error else "finished", time.perf_counter() - start, error)
     if target.is_file():
-        report.page(target)
+        report.pages(target)
     journal.write(book, outcome)
     print(f"{book.name}  {outcome.state:9} {book.title} ({outcome.seconds:.0f} s)", flush=True)
     if error:
