@@ -14,7 +14,7 @@ def test_a_missing_glyph_is_an_error(tmp_path):
     figure, axis = figures.canvas()
     axis.set_title("\U0001f9ff\u1780")
     with pytest.raises(UserWarning, match="[Gg]lyph"):
-        figures.keep(figure, tmp_path / "x.png")
+        figures.keep(figure, tmp_path / "x.png", "")
 
 
 # The atlas and the numbers beside it ----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_a_bar_per_language_by_script_and_family_and_a_mark_per_published_value(
     assert drawn["fra"] == (pytest.approx(by_pair.loc["fra-eng", "expected"] + 5), COLOURS[1].lower())
     assert drawn["deu"] == (pytest.approx(by_pair.loc["deu-eng", "expected"]), GREY.lower())
     assert drawn["jpn"] == (pytest.approx(by_pair.loc["jpn-eng", "measured"]), COLOURS[0].lower())
-    keep(figure, tmp_path / "bars.png")
+    keep(figure, tmp_path / "bars.png", "")
     assert (tmp_path / "bars.png").stat().st_size > 20_000
     with pytest.raises(ValueError, match="no language"):
         paper_figures.language_bars(found[found["subset"].str.startswith("mean")], "", "")

@@ -223,7 +223,8 @@ def show_command(
     for number, stage in enumerate(stages):
         print(*stage_table(stage), sep="\n")
         path = folder / f"mixture-{number + 1}.png"
-        figures.keep(data_figures.mixture_figure(stage, hub.STARVED), path)
+        figures.keep(data_figures.mixture_figure(stage, hub.STARVED), path,
+                     "Left: rows of each source, built (bar) and wanted by the paper (mark). Right: languages.")
         print(f"picture: {path}\n")
     rows = [(stage.title, name, code, n, f"{stage.languages[code][1]:.6f}")
             for stage in stages for name, languages in stage.built.items() for code, n in sorted(languages.items())]

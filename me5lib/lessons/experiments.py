@@ -182,9 +182,9 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
         }  # fmt: skip
         io.put_json(folder / "results.json", results)
         arm_table(results).to_csv(folder / "table.csv", index=False)
-        keep(figure(results), folder / "figure.png")
+        keep(figure(results), folder / "figure.png", "Left: each arm's mean, interval, seeds. Right: its difference.")
         if results["frontier"]:
-            keep(frontier_figure(results), folder / "frontier.png")
+            keep(frontier_figure(results), folder / "frontier.png", "Gain over what was forgotten, a point an arm.")
     return results
 
 
