@@ -67,7 +67,7 @@ def test_a_reader_goes_from_page_to_page_and_every_picture_says_what_it_shows(sm
     _, out = smoke_run
     page, heard, seen = browser.new_page(offline=True, viewport={"width": 390, "height": 800}), [], []
     page.on("console", lambda message: heard.append(message.text))
-    page.on("pageerror", heard.append)
+    page.on("pageerror", lambda error: heard.append(str(error)))
     page.on("request", lambda request: heard.append(request.url))
     page.goto((out / "index.html").as_uri())
     page.click("table a")
