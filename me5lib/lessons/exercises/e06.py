@@ -1,11 +1,18 @@
-"""Checkers of notebook 06: the loss of knowing nothing, the learning rate, a collapsed model."""
+"""Checkers of notebook 06: the loss of knowing nothing, the training step, the learning rate, a collapsed model."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
-from me5lib.lessons.exercises import attempt, close, exercise, hint_for, number
+import torch
+from torch import Tensor, nn
+
+from me5lib import config
+from me5lib.lessons.exercises import attempt, close, exercise, hint_for, number, same
+from me5lib.pairs import Pair
+from me5lib.train import loop, loss
 
 number("06.1", math.log(1024), {  # equal cosines: the softmax is flat over 1,024 passages
     1024: "that is how many passages there are; the loss is a logarithm",
@@ -18,29 +25,81 @@ number("06.1", math.log(1024), {  # equal cosines: the softmax is flat over 1,02
 }, "a flat softmax gives each of 1,024 one share: -ln of it", 5e-3)
 
 
+STAGE = dataclasses.replace(config.load("smoke").train, steps=3, warmup=0, lr=0.1, clip=0.5, temperature=0.2)
+ROWS = torch.randn(3, 2, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # of three steps
+
+
+class Tiny(nn.Linear):
+    """Rows of 8 numbers → unit vectors of 4, in float64, which no autocast touches; the first weights are fixed."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 4, bias=False, dtype=torch.float64)
+        nn.init.eye_(self.weight)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Unit vectors [n, 4]."""
+        return nn.functional.normalize(super().forward(rows), dim=-1)
+
+
+def trained_by_the_library(clip: float) -> list[list[float]]:
+    """The weights of a `Tiny` after three steps of `loop.train_loop`."""
+    model, related = Tiny(), loss.make_batch([Pair(f"query {i}", f"passage {i}", "", "") for i in range(6)]).relations
+
+    def prepare(step: int) -> loop.Work:
+        return loop.Work(lambda: loss.info_nce(*map(model, ROWS[step]), related, STAGE.temperature, STAGE.loss))
+
+    with torch.random.fork_rng(devices=[]):
+        loop.train_loop(model, prepare, dataclasses.replace(STAGE, clip=clip), loop.RunOptions(None, 0, progress=False))
+    return model.weight.tolist()
+
+
 @exercise("06.2")
-def learning_rate(answer: Callable[[int, int, int, float], float]) -> str | None:
-    """`rate(step, steps, warmup, peak)`: up to `peak` at step `warmup`, then straight down to 0 at `steps`."""
-    found = [float(attempt(answer, step, 100, 9, 2.0)) for step in range(100)]
-    if close(found[0], 0.0, 1e-9):
-        return "step 0 would teach nothing: the rise begins at peak / (warmup + 1), not at 0"
-    if all(close(value, 2.0) for value in found[:10]):
-        return "the rise is missing: steps 0 to warmup must climb"
-    if all(close(value, 2.0) for value in found[9:]):
-        return "after the warm-up it stays at the peak: it must fall in a straight line"
-    if close(found[30], 1 + math.cos(math.pi * 21 / 91)):
-        return "that is a cosine: this schedule falls in a straight line"
-    if close(found[30], 2.0 * 70 / 100):
-        return "it falls from step 0 on, so the peak is never reached: the line starts at step warmup"
-    exact = [2.0 * min((step + 1) / 10, (100 - step) / 91) for step in range(100)]
-    wrong = [step for step in range(100) if not close(found[step], exact[step], 1e-6)]
-    if wrong:
-        pair = f"{exact[wrong[0]]:.4f}, yours has {found[wrong[0]]:.4f}"
-        return f"steps=100, warmup=9, peak=2: step {wrong[0]} should have {pair}"
-    return None
+def training_step(answer: Callable[..., float]) -> str | None:
+    """`training_step(model, adamw, queries, passages, temperature, clip)`: its first loss, and three steps' weights."""
+    model, found = Tiny(), []
+    adamw, cosines = loop.optimiser(model, STAGE), (model(ROWS[0, 0]) @ model(ROWS[0, 1]).T).detach()
+    for step, (queries, passages) in enumerate(ROWS):
+        adamw.param_groups[0]["lr"] = loop.rate(step, STAGE)
+        found.append(attempt(answer, model, adamw, queries, passages, STAGE.temperature, STAGE.clip))
+    if None in found:
+        return "it gives nothing back: return the loss of the batch, as a number"
+    there, back, warm = (nn.functional.cross_entropy(scores, torch.arange(6)).item() for scores in (
+        cosines / STAGE.temperature, cosines.T / STAGE.temperature, cosines))
+    hint = hint_for(torch.as_tensor(found[0]).item(), (there + back) / 2, [
+        (there, "that is one way only: which query is each passage's? The loss is the mean of both ways"),
+        (there + back, "that is the sum of both ways: the loss is their mean"),
+        (warm, "the cosines are to be divided by the temperature"),
+    ], "the loss that you return is not the batch's before the step: cross-entropy of cosines / temperature, both ways")
+    if hint or same(model.weight.tolist(), Tiny().weight.tolist(), 1e-9):
+        return hint or ("the loss is right, the weights are what they were: backward() leaves a gradient in each, and "
+                        "adamw.step() uses it, unless zero_grad() has emptied it before")
+    kept = model.weight.grad is not None and model.weight.grad.any()
+    return hint_for(model.weight.tolist(), trained_by_the_library(STAGE.clip), [
+        (trained_by_the_library(math.inf), "the gradient is not clipped, or only after the step: clip_grad_norm_ "
+                                           "stands between backward() and adamw.step()"),
+    ], "the gradients of the step before are still there, and backward() adds to them: adamw.zero_grad()" if kept else
+       "the weights end elsewhere than the library's: backward(), clip_grad_norm_, adamw.step(), zero_grad()", 1e-5)
 
 
 @exercise("06.3")
+def learning_rate(answer: Callable[[int, int, int, float], float]) -> str | None:
+    """`rate(step, steps, warmup, peak)`: up to `peak` at step `warmup`, then straight down to 0 at `steps`."""
+    found = [float(attempt(answer, step, 100, 9, 2.0)) for step in range(100)]
+    up, down = [0.2 * (step + 1) for step in range(9)], [2.0 * (100 - step) / 91 for step in range(9, 100)]
+    wrong = next((step for step in range(100) if not close(found[step], (up + down)[step], 1e-6)), 0)
+    return hint_for(found, up + down, [
+        ([2.0 * step / 9 for step in range(9)] + down, "step 0 would teach nothing: the rise begins at peak / "
+                                                       "(warmup + 1), not at 0"),
+        ([2.0] * 9 + down, "the rise is missing: steps 0 to warmup must climb"),
+        (up + [2.0] * 91, "after the warm-up it stays at the peak: it must fall in a straight line"),
+        (up + [1 + math.cos(math.pi * step / 91) for step in range(91)], "that is a cosine: this schedule falls in a "
+                                                                         "straight line"),
+        ([min(2.0, 0.2 * (step + 1)) * (1 - step / 100) for step in range(100)], "it falls from step 0 on, so the peak "
+         "is never reached: the line starts at step warmup"),
+    ], f"steps=100, warmup=9, peak=2: step {wrong} has {(up + down)[wrong]:.4f}, yours has {found[wrong]:.4f}", 1e-6)
+
+
+@exercise("06.4")
 def collapsed(answer: tuple[float, float]) -> str | None:
     """One vector for all: every distance is 0, so alignment 0 and uniformity log e^0 = 0."""
     alignment, uniformity = answer
