@@ -18,16 +18,12 @@ number("07.1", SHARES[1], {
     SHARES[1] / SHARES[2]: "that is how many times the weight of the other negative it has; the question is its share",
 }, "exp(0.7 / 0.05), divided by the sum of the three exponentials", 5e-3)
 
-TERMS = [0.8 * math.log(0.8 / 0.5), 0.2 * math.log(0.2 / 0.5)]  # KL(teacher ‖ student) of (0.8, 0.2) and (0.5, 0.5)
-number("07.3", sum(TERMS), {
-    0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.5 / 0.2): "that is KL(student ‖ teacher): here the teacher stands "
-                                                           "first, and weighs the logarithms",
-    -math.log(0.5): "that is the cross-entropy: take the teacher's entropy off it (the gradient stays, the value does "
-                    "not)",
-    sum(TERMS) / math.log(2): "that is in bits: take the natural logarithm",
-    -sum(TERMS): "a divergence is never negative: which one stands above in the logarithm?",
-    TERMS[0]: "that is the first term only: the second, negative one belongs to it",
-}, "Σ t · ln(t / s) over the two passages", 5e-3)
+number("07.3", 0.75 + 0.95 * 0.12, {  # right answer 0.87, unrelated texts 0.75, 95 % of what is above
+    0.95 * 0.12: "that is how far above 0.75 it may lie: add the 0.75 again",
+    0.95 * 0.87: "that is 95 % of the whole score, NV-Retriever's; take it of what lies above 0.75 only",
+    0.75 + 0.05 * 0.12: "that is 5 % of the way up from 0.75: the ceiling lies 5 % of the way down from 0.87",
+    0.95 * 0.75: "that is below what unrelated texts score: nothing at all would be left",
+}, "0.75, and 95 % of the distance from there to 0.87", 1e-4)
 
 number("07.4", 9 / 12, {  # 12 dropped, 9 of them among the 10 lies of 200 candidates
     9 / 10: "that is the recall, the share of the lies that it drops; precision is a share of what it drops",
@@ -36,12 +32,16 @@ number("07.4", 9 / 12, {  # 12 dropped, 9 of them among the 10 lies of 200 candi
     3 / 12: "that is the share of the dropped that were no lies; precision counts those that were",
 }, "of the 12 that were dropped, how many were rightly dropped?", 2e-3)
 
-number("07.5", 0.75 + 0.95 * 0.12, {  # right answer 0.87, unrelated texts 0.75, 95 % of what is above
-    0.95 * 0.12: "that is how far above 0.75 it may lie: add the 0.75 again",
-    0.95 * 0.87: "that is 95 % of the whole score, NV-Retriever's; take it of what lies above 0.75 only",
-    0.75 + 0.05 * 0.12: "that is 5 % of the way up from 0.75: the ceiling lies 5 % of the way down from 0.87",
-    0.95 * 0.75: "that is below what unrelated texts score: nothing at all would be left",
-}, "0.75, and 95 % of the distance from there to 0.87", 1e-4)
+TERMS = [0.8 * math.log(0.8 / 0.5), 0.2 * math.log(0.2 / 0.5)]  # KL(teacher ‖ student) of (0.8, 0.2) and (0.5, 0.5)
+number("07.5", sum(TERMS), {
+    0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.5 / 0.2): "that is KL(student ‖ teacher): here the teacher stands "
+                                                           "first, and weighs the logarithms",
+    -math.log(0.5): "that is the cross-entropy: take the teacher's entropy off it (the gradient stays, the value does "
+                    "not)",
+    sum(TERMS) / math.log(2): "that is in bits: take the natural logarithm",
+    -sum(TERMS): "a divergence is never negative: which one stands above in the logarithm?",
+    TERMS[0]: "that is the first term only: the second, negative one belongs to it",
+}, "Σ t · ln(t / s) over the two passages", 5e-3)
 
 
 @exercise("07.2")
