@@ -44,3 +44,5 @@ def test_the_instruction_decides_which_answer_comes_first(german, tmp_path):
         scores[told] = tasks.score_questions(encoder, few, lambda q, task, told=told: tasks.asked(q, task, told))
     assert scores[True].kind > 0.95
     assert scores[False].kind == 0.5 and scores[False].right <= 0.5, "a bare query has one first hit for two questions"
+    assert all(found.within >= found.right for found in scores.values()), "a first hit is the first of its kind, too"
+    assert scores[False].within > 0.5, "with the kind settled a bare query can be right both times"

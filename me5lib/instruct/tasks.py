@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from me5lib.data import cldr
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import QUERY, instruct
@@ -37,6 +39,7 @@ class Scores(NamedTuple):
     right: float  # the answer that was asked for comes first
     kind: float  # an answer of the kind that was asked for comes first
     either: float  # the right answer to either question comes first
+    within: float  # the answer that was asked for comes first of those of its kind, the others left out
     questions: int
 
 
@@ -77,18 +80,21 @@ def examples(known: Sequence[Question], instructed: bool) -> list[Labelled]:
 
 def score_questions(encoder: Encoder, wanted: Sequence[Question], query_of: Callable[[Question, str], str]) -> Scores:
     """Ask every question for both answers, each time as `query_of(question, task)`, in its own language."""
-    right = kind = either = 0
+    right = kind = either = within = 0
     for language in sorted({question.language for question in wanted}):
         own = [question for question in wanted if question.language == language]
         pool = sorted({(text_key(text), name, text) for q in own for name, text in q.answers.items()})
         vectors = encoder.encode([text for _, _, text in pool], "")
         texts = list(dict.fromkeys(query_of(q, task) for task in INSTRUCTIONS for q in own))  # bare ones are alike
-        first = dict(zip(texts, (encoder.encode(texts, "") @ vectors.T).argmax(axis=1), strict=True))
+        cosines = dict(zip(texts, encoder.encode(texts, "") @ vectors.T, strict=True))
         for task in INSTRUCTIONS:
+            other = np.array([name != task for _, name, _ in pool])
             for question in own:
-                _, name, text = pool[first[query_of(question, task)]]
+                row = cosines[query_of(question, task)]
+                _, name, text = pool[row.argmax()]
                 right += text == question.answers[task]
                 kind += name == task
                 either += text in question.answers.values()
+                within += pool[np.where(other, -np.inf, row).argmax()][2] == question.answers[task]
     total = 2 * len(wanted)
-    return Scores(right / total, kind / total, either / total, len(wanted))
+    return Scores(right / total, kind / total, either / total, within / total, len(wanted))
