@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from me5lib import config
 from me5lib.lessons.exercises import attempt, close, exercise, hint_for, number, same
@@ -29,48 +29,41 @@ STAGE = dataclasses.replace(config.load("smoke").train, steps=3, warmup=0, lr=0.
 ROWS = torch.randn(3, 2, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # of three steps
 
 
-class Tiny(nn.Linear):
-    """Rows of 8 numbers → unit vectors of 4, in float64, which no autocast touches; the first weights are fixed."""
-
-    def __init__(self) -> None:
-        super().__init__(8, 4, bias=False, dtype=torch.float64)
-        nn.init.eye_(self.weight)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Unit vectors [n, 4]."""
-        return nn.functional.normalize(super().forward(rows), dim=-1)
+def tiny() -> nn.Linear:
+    """A model of 32 weights, always the same; in float64, which no autocast touches."""
+    model = nn.Linear(8, 4, bias=False, dtype=torch.float64)
+    nn.init.eye_(model.weight)
+    return model
 
 
 def trained_by_the_library(clip: float) -> list[list[float]]:
-    """The weights of a `Tiny` after three steps of `loop.train_loop`."""
-    model, related = Tiny(), loss.make_batch([Pair(f"query {i}", f"passage {i}", "", "") for i in range(6)]).relations
-
-    def prepare(step: int) -> loop.Work:
-        return loop.Work(lambda: loss.info_nce(*map(model, ROWS[step]), related, STAGE.temperature, STAGE.loss))
-
+    """The weights of a `tiny` model after three steps of `loop.train_loop`."""
+    model, related = tiny(), loss.make_batch([Pair(f"query {i}", f"passage {i}", "", "") for i in range(6)]).relations
     with torch.random.fork_rng(devices=[]):
-        loop.train_loop(model, prepare, dataclasses.replace(STAGE, clip=clip), loop.RunOptions(None, 0, progress=False))
+        loop.train_loop(model, lambda step: loop.Work(
+            lambda: loss.info_nce(*map(model, ROWS[step]), related, STAGE.temperature, STAGE.loss)
+        ), dataclasses.replace(STAGE, clip=clip), loop.RunOptions(None, 0, progress=False))  # fmt: skip
     return model.weight.tolist()
 
 
 @exercise("06.2")
 def training_step(answer: Callable[..., float]) -> str | None:
     """`training_step(model, adamw, queries, passages, temperature, clip)`: its first loss, and three steps' weights."""
-    model, found = Tiny(), []
-    adamw, cosines = loop.optimiser(model, STAGE), (model(ROWS[0, 0]) @ model(ROWS[0, 1]).T).detach()
+    model, found = tiny(), []
+    adamw, scores = loop.optimiser(model, STAGE), (model(ROWS[0, 0]) @ model(ROWS[0, 1]).T).detach()
     for step, (queries, passages) in enumerate(ROWS):
         adamw.param_groups[0]["lr"] = loop.rate(step, STAGE)
         found.append(attempt(answer, model, adamw, queries, passages, STAGE.temperature, STAGE.clip))
     if None in found:
         return "it gives nothing back: return the loss of the batch, as a number"
-    there, back, warm = (nn.functional.cross_entropy(scores, torch.arange(6)).item() for scores in (
-        cosines / STAGE.temperature, cosines.T / STAGE.temperature, cosines))
+    there, back, warm = (nn.functional.cross_entropy(table, torch.arange(6)).item() for table in (
+        scores / STAGE.temperature, scores.T / STAGE.temperature, scores))
     hint = hint_for(torch.as_tensor(found[0]).item(), (there + back) / 2, [
         (there, "that is one way only: which query is each passage's? The loss is the mean of both ways"),
         (there + back, "that is the sum of both ways: the loss is their mean"),
         (warm, "the cosines are to be divided by the temperature"),
     ], "the loss that you return is not the batch's before the step: cross-entropy of cosines / temperature, both ways")
-    if hint or same(model.weight.tolist(), Tiny().weight.tolist(), 1e-9):
+    if hint or same(model.weight.tolist(), tiny().weight.tolist(), 1e-9):
         return hint or ("the loss is right, the weights are what they were: backward() leaves a gradient in each, and "
                         "adamw.step() uses it, unless zero_grad() has emptied it before")
     kept = model.weight.grad is not None and model.weight.grad.any()
@@ -99,15 +92,9 @@ def learning_rate(answer: Callable[[int, int, int, float], float]) -> str | None
     ], f"steps=100, warmup=9, peak=2: step {wrong} has {(up + down)[wrong]:.4f}, yours has {found[wrong]:.4f}", 1e-6)
 
 
-@exercise("06.4")
-def collapsed(answer: tuple[float, float]) -> str | None:
-    """One vector for all: every distance is 0, so alignment 0 and uniformity log e^0 = 0."""
-    alignment, uniformity = answer
-    if not close(alignment, 0):
-        return ("alignment is the distance of texts that belong together: how far apart are equal vectors?"
-                if close(uniformity, 0) else "all distances are 0: put that into both formulas")
-    return hint_for(uniformity, 0, [
-        (1, "the mean of e^0 is 1; uniformity is its logarithm"),
-        (-4, "-4 is about the best uniformity, that of texts spread all over the sphere: here they sit on one point"),
-        (math.inf, "distances of 0 make e^0, not a division by 0"),
-    ], "all distances are 0: put that into both formulas")
+# One vector for all: every distance is 0, so alignment 0 and uniformity log e^0 = 0.
+exercise("06.4")(lambda answer: hint_for(list(answer), [0, 0], [
+    ([0, 1], "the mean of e^0 is 1; uniformity is its logarithm"),
+    ([0, -4], "-4 is about the best uniformity, that of texts spread all over the sphere: here they sit on one point"),
+    ([0, math.inf], "distances of 0 make e^0, not a division by 0"),
+], "all distances are 0, those of texts that belong together, too: put that into both formulas"))
