@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent
 # The checkpoints of a run, and the command that makes each.
 STAGES = {"stage1": "pretrain", "stage2": "finetune", "stage2-only": "finetune --scratch"}
+TICK = 2.0  # seconds between two signs of life of long work (ours)
 SEEDS = 2**32  # numpy's old generators, which scikit-learn and UMAP use, take no larger ones
 
 
@@ -82,6 +84,25 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         raise Me5Error(f"cannot write to {path.parent} ({error.strerror}): {other}") from None
     with held:
         yield
+
+
+@contextlib.contextmanager
+def ticking(redraw: Callable[[], object]) -> Iterator[None]:
+    """Call `redraw` every `TICK` seconds while the block works, from a thread: a clock on the screen says that it does.
+    """
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(TICK):
+            redraw()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def give_back() -> None:

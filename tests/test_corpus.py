@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from me5lib import io
 from me5lib.config import load
 from me5lib.data import cards, corpus, shards, split
 from me5lib.data.corpus import Corpus, common_meanings, open_corpus
@@ -231,10 +232,13 @@ def test_training_reads_its_own_texts_and_all_are_counted(small):
     assert counts[counts.role == "dropped: empty"].rows.sum() == 3 and small.report["held-out clusters"] > 50
 
 
-def test_a_built_corpus_is_opened_and_a_second_build_is_equal(smoke, tmp_path, monkeypatch):
+def test_a_built_corpus_is_opened_and_a_second_build_is_equal(smoke, tmp_path, monkeypatch, capsys):
     assert_nothing_leaks(smoke, 300, ("en", "de", "hi", "ja", "ru"))
     monkeypatch.setenv("ME5_CACHE", str(tmp_path))
-    again = open_corpus(load("smoke"), progress=False)
+    monkeypatch.setattr(io, "TICK", 0.01)
+    again = open_corpus(load("smoke"))
+    shown = capsys.readouterr().err
+    assert shown.count("corpus:   0%") > 5 and "corpus: 100%" in shown and "Warning" not in shown
     files = [path.relative_to(smoke.folder) for path in smoke.folder.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert [path for path in files if (smoke.folder / path).read_bytes() != (again.folder / path).read_bytes()] == []

@@ -3,9 +3,11 @@
 import json
 import re
 import shlex
+import time
 
 import pytest
 
+from me5lib import io
 from me5lib.io import Me5Error
 from me5lib.lessons.lesson import Missed, begin
 
@@ -39,6 +41,17 @@ def test_results_and_timings_are_kept_apart(lesson):
         lesson.record("value", 1 / 3)
     assert json.loads((lesson.folder / "metrics.json").read_text()) == {"value": 0.333333}
     assert set(json.loads((lesson.folder / "timings.json").read_text())) == {"slow"}
+
+
+def test_a_timed_block_shows_a_clock_while_it_works_and_not_afterwards(lesson, capsys, monkeypatch):
+    monkeypatch.setattr(io, "TICK", 0.02)
+    with pytest.raises(ValueError), lesson.timed("long work"):
+        time.sleep(0.2)
+        shown = capsys.readouterr().out
+        raise ValueError
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert shown.count("long work: 0.1 s") > 1 and capsys.readouterr().out == ""
 
 
 def test_beginning_again_forgets_what_was_measured(lesson, tmp_path):

@@ -344,7 +344,8 @@ def common_meanings(rows: Sequence[dict], n: int) -> dict[str, list[str]]:
 
 def write_corpus(data: config.Data, folder: Path, progress: bool = True) -> None:
     """Write the corpus of `data` into the empty `folder`. Raises `Me5Error` where a pack has not been fetched."""
-    with tqdm(total=100, desc="corpus", disable=not progress, bar_format=BAR) as bar:  # shares of the time (ours)
+    bar = tqdm(total=100, desc="corpus", disable=not progress, bar_format=BAR)  # shares of the time (ours)
+    with bar, io.ticking(bar.refresh):
         material = read_sources(data, lambda share: bar.update(45 * share))
         held, heldout = hold_out(material, data)
         bar.update(15)
@@ -361,7 +362,7 @@ def write_corpus(data: config.Data, folder: Path, progress: bool = True) -> None
             counts += [(name, language, role, n) for language, n in sorted(tally.items())]
         pq.write_table(arrow_table(COUNTS, counts), folder / "counts.parquet")
         io.put_json(folder / "report.json", held.report)
-        bar.update(5)
+        bar.update(100 - bar.n)
 
 
 def read_sources(data: config.Data, advance: Callable[[float], object]) -> Material:

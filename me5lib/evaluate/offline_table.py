@@ -64,9 +64,15 @@ def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Pa
     rows, jobs = [], [(name, model, task) for (name, model), task in itertools.product(models.items(), tasks)
                       if task.metadata.type in getattr(model, "kinds", [task.metadata.type])
                       and task.metadata.name in getattr(model, "tasks", [task.metadata.name])]  # fmt: skip
-    with tqdm(jobs, desc="evaluate", unit=" results") as bar:
+    bar = tqdm(jobs, desc="evaluate", unit=" results")
+
+    def redraw() -> None:  # where the loop is, and how many texts the row has encoded so far
+        encoded = getattr(model, "texts", 0)
+        bar.set_postfix_str(f"{name}, {task.metadata.name}" + (f", {encoded:,} texts" if encoded else ""))
+
+    with bar, io.ticking(redraw):
         for name, model, task in bar:
-            bar.set_postfix_str(f"{name}, {task.metadata.name}")
+            redraw()
             kind, spoken = task.metadata.type, getattr(model, "languages", None)
             subsets = [key for key, about in task.subsets.items() if spoken is None or about.language in spoken]
             by_subset = {row["hf_subset"]: row for row in _mteb_scores(model, task, subsets, folder)} if subsets else {}

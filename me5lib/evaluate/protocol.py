@@ -163,6 +163,7 @@ class Protocol:
     """
 
     languages: frozenset[str] | None = None  # those the model is evaluated in; None: all
+    texts = 0  # encoded so far, for a bar
 
     def __init__(self, encoder: Any, name: str, protocol: str = "paper", revision: str | None = None, *,
                  instruct: bool = False, **options: Any) -> None:
@@ -198,7 +199,9 @@ class Protocol:
         return np.stack([self._known[key] for key in keys])
 
     def _encode(self, texts: list[str], prefix: str, normalise: bool) -> np.ndarray:
-        return np.asarray(self.encoder.encode(texts, prefix, normalise=normalise, **self.options), np.float32)
+        vectors = np.asarray(self.encoder.encode(texts, prefix, normalise=normalise, **self.options), np.float32)
+        self.texts += len(texts)
+        return vectors
 
     def similarity(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:
         """Cosines [n, m] of two blocks of vectors; of two single vectors a number [], as SummEval's evaluator needs."""

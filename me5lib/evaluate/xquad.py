@@ -38,11 +38,12 @@ def crossed_scores(models: Mapping[str, Any], material: Any, folder: Path) -> pd
     """
     (task,), frames = mteb_tasks([material]), []
     part = {name: model for name, model in models.items() if "Retrieval" in getattr(model, "kinds", ["Retrieval"])}
-    for name, model in tqdm(part.items(), desc="XQuAD across languages", unit=" rows"):
+    bar = tqdm(part.items(), desc="XQuAD across languages", unit=" rows")
+    for name, model in bar:
         meta, base = model.mteb_model_meta, io.cache() / "evaluation" if getattr(model, "shared", False) else folder
         made = Path(base) / "xquad" / meta.name.replace("/", "__") / meta.revision
         path = made / f"{task.metadata.revision}-{VERSION}.json"
-        with io.locked(path.with_suffix(".lock"), wait=True):
+        with io.locked(path.with_suffix(".lock"), wait=True), io.ticking(bar.refresh):
             if not path.is_file():
                 io.put_json(path, list(_scores(model, task.metadata, material.sets)))
         frames.append(pd.DataFrame(io.read_json(path), columns=COLUMNS).assign(model=name, kind="Retrieval"))

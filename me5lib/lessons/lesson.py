@@ -89,9 +89,18 @@ class Lesson:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measure the seconds of a block into timings.json (kept apart from results)."""
-        start = time.perf_counter()
-        yield
+        """Measure the seconds of a block into timings.json (kept apart from results), and show them as they pass."""
+        from IPython.display import DisplayHandle
+
+        start, shown = time.perf_counter(), DisplayHandle()
+
+        def redraw() -> None:
+            shown.update({"text/plain": f"{name}: {time.perf_counter() - start:.1f} s"}, raw=True)
+
+        shown.display({"text/plain": f"{name} …"}, raw=True)  # above whatever the block prints
+        with io.ticking(redraw):
+            yield
+        redraw()
         self.timings[name] = round(time.perf_counter() - start, 3)
         io.put_json(self.folder / "timings.json", self.timings, sort_keys=True)
 
