@@ -1,19 +1,18 @@
 """Data to look at: sources and languages of a mixture, its batches, its near-copies, and the cards of the sources.
 
-Figures are made as in `figures`. A widget has a static twin: `language_shares` of the slider, `card_table` and
-`card_page` of the browser.
+Figures are made as in `figures`. `language_shares` is the static twin of the slider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from me5lib.data.cards import UNVERIFIED, Card
+from me5lib.data.cards import Card
 from me5lib.data.hub import StageMixture
 from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, interactive, names_down
 from me5lib.pairs import Pair
@@ -121,21 +120,6 @@ def mixture_figure(stage: StageMixture, threshold: float) -> Figure:
     return figure
 
 
-def card_table(cards: Mapping[str, Card]) -> pd.DataFrame:
-    """Hub sources in the order of the paper's tables: what the paper draws, from where here, and how sure we are."""
-    ordered = sorted(cards.values(), key=lambda card: (card.paper.table or 9, -(card.paper.rows or 0), card.name))
-    rows = [{
-        "table": card.paper.table or "instruct",
-        "pairs in the paper": f"{card.paper.rows:,}" if card.paper.rows else "not published",
-        "taken from": ", ".join(dict.fromkeys(hub.repository for hub in card.hub)),
-        "stands in": "yes" if card.stand_in else "",
-        "languages": len(card.languages),
-        "columns read on a page": f"{sum(hub.read_from != UNVERIFIED for hub in card.hub)} of {len(card.hub)}",
-        "choices of ours": len(card.ours),
-    } for card in ordered]
-    return pd.DataFrame(rows, index=[card.name for card in ordered])
-
-
 def card_page(card: Card) -> str:
     """One card as HTML: what it says, field by field."""
     facts = {"licence": card.licence, "translated by": card.translated_by, "a pair is": card.pair,
@@ -155,14 +139,15 @@ def card_page(card: Card) -> str:
     return "\n".join(lines)
 
 
-def card_browser(cards: Mapping[str, Card], first: str = ""):
-    """An ipywidgets box: choose a card, read it."""
-    import ipywidgets
+def card_pages(cards: Sequence[Card]) -> str:
+    """Cards as HTML, each folded under its name; the paper's in the order of its tables, with what it draws of each."""
+    def place(card: Card) -> tuple:
+        return (card.paper.table or 9, -(card.paper.rows or 0), card.name) if card.paper else (0, 0, card.name)
 
-    choice = ipywidgets.Dropdown(options=list(cards), value=first or next(iter(cards)), description="card")
-    text = ipywidgets.HTML(card_page(cards[choice.value]))
-    choice.observe(lambda _: setattr(text, "value", card_page(cards[choice.value])), "value")
-    return ipywidgets.VBox([choice, text])
+    drawn = {card.name: f": {card.paper.rows:,} pairs in Table {card.paper.table}"
+             for card in cards if card.paper and card.paper.rows}
+    return "\n".join(f"<details><summary>{card.name}{drawn.get(card.name, '')}</summary>{card_page(card)}</details>"
+                     for card in sorted(cards, key=place))
 
 
 def samples(pairs: Sequence[Pair], width: int = 70) -> pd.DataFrame:
