@@ -93,10 +93,3 @@ def test_neighbour_agreement_is_the_plain_loop(space):
         order = sorted((j for j in range(60) if j != i), key=lambda j: np.sum((flat[j] - point) ** 2))
         hits[i // 20] += sum(j % 20 == i % 20 for j in order[:3])
     assert alignment.agreement_by_language(points, k=3) == pytest.approx([own / 60 for own in hits])
-
-
-def test_a_hub_shows():
-    even = np.random.default_rng(1).normal(size=(2, 100, 8))
-    centre = even.reshape(-1, 8).mean(axis=0) + 3.0  # everything leans one way; texts near that way become hubs
-    leaning = even * np.linspace(0.05, 1, 200).reshape(2, 100, 1) + centre
-    assert alignment.hubness(leaning) > alignment.hubness(even) + 0.5

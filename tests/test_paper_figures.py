@@ -63,15 +63,6 @@ def test_share_against_score(tmp_path):
         paper_figures.share_against_score(shares, {"de": 0.9}, "share", "F1")
 
 
-def test_a_dot_per_category_and_model():
-    others = {"LaBSE": 45.2, "BGE-large-en-v1.5": 64.2}
-    (axis,) = paper_figures.category_dots(paper.load_csv("categories", index_col=0), others).axes
-    lines = {line.get_label(): line for line in axis.get_lines() if not line.get_label().startswith("_")}
-    assert list(lines) == [*paper.SIZES, *others]
-    assert lines["large"].get_xdata()[-1] == pytest.approx(61.50, abs=0.005)
-    assert list(lines["LaBSE"].get_xdata()) == [45.2] and list(lines["LaBSE"].get_ydata()) == [8]
-
-
 def test_differences_stand_by_script_and_those_that_are_sure_stand_out():
     latin = dict(zip(("ita", "deu", "fra", "spa", "por", "ron"), (3.0, 1.0, -1.0, 4.0, 5.0, 6.0), strict=True))
     spans = {f"{code}-eng": (value, value - 2, value + 2) for code, value in {"rus": -2.5, **latin, "ukr": 0.5}.items()}

@@ -125,12 +125,6 @@ def _results(name: str, column: str, value: str, **constant: str) -> pd.DataFram
     return table[[*COORDINATES, *more]].reset_index(drop=True)
 
 
-def totals() -> pd.DataFrame:
-    """Rows of the two mixtures, summed, beside the printed totals: Table 1 says about 1B and sums to 980M."""
-    sums = [int(paper_table(number)["sampled"].sum()) for number in (1, 2)]
-    return pd.DataFrame({"table": [1, 2], "sum of rows": sums, "printed": [1_000_000_000, 1_600_000]})
-
-
 def recomputation() -> pd.DataFrame:
     """Every average of Tables 3 to 5 that has finer rows: `table`, `model`, `metric`, `printed`, `recomputed`, `holds`
     (equal at the printed precision: within half of the last digit), `from`."""

@@ -60,17 +60,6 @@ def language_probe(vectors: np.ndarray, seed: int = 0) -> float:
     return float((gaps.argmin(axis=-1) == np.arange(languages)[:, None]).mean())
 
 
-def hubness(vectors: np.ndarray, k: int = 5) -> float:
-    """Skewness of how often a text is among the `k` nearest neighbours of others (Radovanović et al. 2010).
-
-    0 is even; above about 1 a few hubs are neighbours of everything, and retrieval suffers.
-    """
-    flat = unit(vectors).reshape(-1, vectors.shape[-1])
-    counts = np.bincount(_nearest(flat, k).ravel(), minlength=len(flat)).astype(float)
-    spread = counts.std()
-    return float((((counts - counts.mean()) / spread) ** 3).mean()) if spread else 0.0
-
-
 def _nearest(points: np.ndarray, k: int) -> np.ndarray:
     """[n, k]: the nearest other points of each, nearest first."""
     squares = (points**2).sum(axis=1)

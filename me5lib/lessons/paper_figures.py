@@ -1,4 +1,4 @@
-"""Pictures of the paper's tables: bars per language, a language's share of training against its score, categories.
+"""Pictures of the paper's tables: bars per language, and a language's share of training against its score.
 
 Each takes plain rows, as `evaluate.verdicts` and `evaluate.paper` return them, and gives a matplotlib `Figure`.
 Bars stand by script, then by family, so that a weakness of one script or of one family shows as a dip.
@@ -161,29 +161,6 @@ def share_against_score(shares: Mapping[str, float], scores: Mapping[str, float]
     axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     axis.xaxis.set_minor_formatter(lambda share, _: f"{100 * share:.3g} %" if narrow else "")
     axis.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def category_dots(categories: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
-    """A line per category (the CSV `categories`: [categories, models]), a dot per model, per cent.
-
-    `baselines` (name → average) have only an average in the paper, so they stand on a line of their own below it.
-    """
-    figure, axis = canvas(8.0, 1.9 + 0.42 * len(categories))
-    for place, (_, row) in enumerate(categories.iterrows()):
-        axis.plot([row.min(), row.max()], [place, place], color=GREY, linewidth=1, zorder=1)
-    for i, (model, column) in enumerate(categories.items()):
-        axis.plot(column, range(len(categories)), "osD^v"[i % 5], color=COLOURS[i % len(COLOURS)], label=model,
-                  markersize=6, linestyle="none")
-    below = len(categories)
-    for i, (name, value) in enumerate(baselines.items()):
-        axis.plot(value, below, "x+1*"[i % 4], color="black", label=name, markersize=9, markeredgewidth=1.6,
-                  linestyle="none")
-    axis.axhline(below - 1.5, color=GREY, linewidth=0.8, linestyle=":")
-    axis.set_yticks(range(below + bool(baselines)), [*categories.index, "average of others"][: below + bool(baselines)])
-    axis.set_ylim(below + 0.6 * bool(baselines) - 0.4, -0.6)
-    axis.set_xlabel("mean of the category's main scores, per cent")
-    legend_below(figure, 4, fontsize=8)
     return figure
 
 

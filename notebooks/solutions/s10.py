@@ -73,18 +73,18 @@ def change_taken_apart(published, measured):
     return bare, (measured[0] - published[0]) - bare
 
 
-SOLUTIONS = {"10.1": 5 / 9, "10.2": prefixes, "10.3": margin, "10.4": verdict_of, "10.5": (59.4, 59.5),
-             "10.6": change_taken_apart}
+SOLUTIONS = {"10.1": prefixes, "10.2": 5 / 9, "10.3": margin, "10.4": verdict_of, "10.5": change_taken_apart,
+             "10.6": (59.4, 59.5)}
 WRONG = {
-    "10.1": [2 / 3, 1 / 2, 5 / 6, 4 / 7],
-    "10.2": [_swapped, _as_mteb, _reranking_too, _type_only, _no_space],
+    "10.2": [2 / 3, 1 / 2, 5 / 6, 4 / 7],
+    "10.1": [_swapped, _as_mteb, _reranking_too, _type_only, _no_space],
     "10.3": [lambda model, baselines: -margin(model, baselines), _best_of_each, _unpaired, _worse],
     "10.4": [_judge(half=0.1), _judge(full=0.3), _judge(missing=("differs", "differs")),
              _judge(missing=("not measured", "not published")),
              _judge(distance=lambda expected, measured: expected - measured),
              _judge(distance=lambda expected, measured: measured - expected)],
-    "10.5": [(59.4, 59.4), (59.5, 59.4), (59.5, 59.5), (59.4, 59.45), (59, 60)],
-    "10.6": [lambda published, measured: change_taken_apart(measured, published),
+    "10.6": [(59.4, 59.4), (59.5, 59.4), (59.5, 59.5), (59.4, 59.45), (59, 60)],
+    "10.5": [lambda published, measured: change_taken_apart(measured, published),
              lambda published, measured: change_taken_apart(published, measured)[::-1],
              lambda published, measured: (measured[0] - published[0], measured[1] - published[1]),
              lambda published, measured: (measured[1] - published[1], measured[0] - published[0]),

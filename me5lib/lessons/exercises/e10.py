@@ -1,4 +1,4 @@
-"""Checkers of notebook 10: weighted F1, prefixes, the margin over a baseline, verdicts, roundings, changes."""
+"""Checkers of notebook 10: prefixes, weighted F1, the margin over a baseline, verdicts, changes, roundings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Q, P = "query: ", "passage: "
 
 
 # Chosen 0, 0, 2 for queries 0, 1, 2. F1 of document 0: 2 · 1 / (1 + 2) = 2/3; of 1: 0; of 2: 1
-number("10.1", 5 / 9, {
+number("10.2", 5 / 9, {
     2 / 3: "that is the accuracy (and the recall): a document that is chosen twice must cost precision too",
     1 / 2: "that is the mean precision (1/2, 0, 1): take F1 of each document, then the mean",
     5 / 6: "document 1 was never chosen, so its F1 is 0, but it still counts in the mean",
@@ -18,7 +18,7 @@ number("10.1", 5 / 9, {
 }, "F1 of a document is 2 · right / (times it is due + times it was chosen)")
 
 
-@exercise("10.2")
+@exercise("10.1")
 def prefixes(answer: Callable[[str, str], tuple[str, str]]) -> str | None:
     """`prefixes(task_type, name)` → (before queries, before documents) under the paper's protocol."""
     found = {key: tuple(attempt(answer, *key)) for key in (
@@ -87,7 +87,7 @@ def verdict_of(answer: Callable[[float | None, float | None, str], str]) -> str 
     return f"expected {case[0]}, measured {case[1]}, {case[2]}: {cases[case]}, you say {found[case]}"
 
 
-@exercise("10.5")
+@exercise("10.6")
 def roundings(answer: tuple[float, float]) -> str | None:
     """59.446 once: 59.4; over 59.45: 59.5."""
     once, twice = answer
@@ -103,7 +103,7 @@ def roundings(answer: tuple[float, float]) -> str | None:
     ], "both have one decimal, and lie beside 59.446", 1e-6)
 
 
-@exercise("10.6")
+@exercise("10.5")
 def change_taken_apart(answer: Callable[[tuple, tuple], tuple[float, float]]) -> str | None:
     """`(with, without)` of both models → (change without the prefix, change of what the prefix adds)."""
     cases = {((64.2, 68.9), (65.3, 69.0)): (0.1, 1.0), ((80.0, 70.0), (76.0, 72.0)): (2.0, -6.0)}
