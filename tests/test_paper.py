@@ -2,7 +2,6 @@
 
 import csv
 
-import pandas as pd
 import pytest
 
 from me5lib.evaluate import benchmarks, paper
@@ -90,12 +89,6 @@ def test_models_by_any_of_their_names_and_no_others():
         paper.expected(4, "LaBSE")
     with pytest.raises(Me5Error, match="no such runs"):
         paper.repository(4, "small")
-
-
-def test_measured_rows_are_labelled_not_comparable():
-    both = paper.beside_paper(pd.DataFrame([{"model": "tiny", "metric": "held-out F1", "value": 70.0}]))
-    assert both["whose"].value_counts().to_dict() == {"paper": 31, "measured here": 1}
-    assert both["note"].iloc[-1].startswith("not comparable")
 
 
 def test_scripts_of_the_languages_are_cldrs():

@@ -28,7 +28,6 @@ MODELS = {  # name in the paper's tables → id on the hub
 COORDINATES = ("model", "revision", "protocol", "dtype", "weights", "task", "dataset_revision", "mteb_version", "split",
                "subset", "metric", "value")
 TABLES = (3, 4, 5)  # those that have results
-NOT_COMPARABLE = "not comparable: other tasks, other pools, other size of model and of data"
 
 
 def load_csv(name: str, **options: Any) -> pd.DataFrame:
@@ -131,14 +130,3 @@ def recomputation() -> pd.DataFrame:
     table = load_csv("averages").dropna(subset="recomputed").rename(columns={"value": "printed"})
     table["holds"] = (table["printed"] - table["recomputed"]).abs() <= 0.05 + 1e-9
     return table[["table", "model", "metric", "printed", "recomputed", "holds", "from"]].reset_index(drop=True)
-
-
-def beside_paper(measured: pd.DataFrame) -> pd.DataFrame:
-    """The paper's Tables 3 to 5 and `measured` in one frame; every measured row says that it is not comparable.
-
-    `measured` has `model`, `metric` and `value` (per cent). Returned: `model`, `metric`, `value`, `whose`, `note`.
-    """
-    columns = ["model", "metric", "value"]
-    paper = load_csv("averages")[columns].assign(whose="paper", note="arXiv 2402.05672")
-    ours = measured[columns].assign(whose="measured here", note=NOT_COMPARABLE)
-    return pd.concat([paper, ours], ignore_index=True)
