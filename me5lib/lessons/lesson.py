@@ -115,7 +115,8 @@ class Lesson:
         from me5lib.train.stages import initial_encoder
 
         if self.scale.evaluate.model != config.UNTRAINED:
-            return Encoder.load(self.scale.evaluate.model).to(best_device())
+            with self.timed("load the model"):
+                return Encoder.load(self.scale.evaluate.model).to(best_device())
         return initial_encoder(self.scale, self.seed, self.out, open_corpus(self.scale)).eval()
 
     def checkpoint(self, stage: str) -> Path:
