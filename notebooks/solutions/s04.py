@@ -118,11 +118,11 @@ def one_number(logits, target):
     return [derivative(logits, target)[target]]
 
 
-SOLUTIONS = {"04.1": cached, "04.2": 4 / 3, "04.3": cut_by_budget, "04.4": 4.294967296, "04.5": derivative}
+SOLUTIONS = {"04.1": cached, "04.2": cut_by_budget, "04.3": 4 / 3, "04.4": 4.294967296, "04.5": derivative}
 WRONG = {
     "04.1": [no_replay, one_graph, accumulated, in_the_order_of_pieces, twice, without_its_loss],
-    "04.2": [2, 1.5, 4, 1, 1.2],
-    "04.3": [unsorted, by_sum, drops_the_last, one_each, empty_first],
+    "04.3": [2, 1.5, 4, 1, 1.2],
+    "04.2": [unsorted, by_sum, drops_the_last, one_each, empty_first],
     "04.4": [1.0737, 2.147, 0.000131, 4.294967e9, 4.0, 268.0],
     "04.5": [softmax, uphill, no_sum, only_the_right_one, one_number, lambda logits, target: [0.0] * len(logits)],
 }

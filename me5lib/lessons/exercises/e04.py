@@ -16,7 +16,7 @@ LENGTHS, BUDGET = [5, 1, 9, 40, 1, 9, 2, 30, 5, 9], 32
 LOGITS, TARGET = [1.0, 3.0, 2.0, 0.5], 2
 TABLE = 32_768**2 * 4 / 1e9  # GB
 
-number("04.2", (1 + 1 + 2) / (1 + 2), {
+number("04.3", (1 + 1 + 2) / (1 + 2), {
     2: "only the forward pass is done twice, the backward pass once",
     1.5: "that counts the backward pass as one forward; it costs two",
     4: "that is GradCache's own cost in forward passes; divide by the plain step's",
@@ -67,7 +67,7 @@ def cached_gradient(answer: Callable) -> str | None:
     return hint or (None if close(loss, whole.item()) else "the gradient is right; return the whole batch's loss, too")
 
 
-@exercise("04.3")
+@exercise("04.2")
 def cut_by_budget(answer: Callable) -> str | None:
     """Sorted, whole, within the budget of padded tokens, and not wasteful."""
     cut = [list(piece) for piece in attempt(answer, list(LENGTHS), BUDGET)]
