@@ -49,7 +49,7 @@ from me5lib.train.loss import widen
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
 TRAINING_PIECE = 4096  # padded tokens at once in training (ours)
-GROUPS_AT_ONCE = 32  # ours: groups of which the teacher's graph is held; half a GB at tiny
+GRAPH_TOKENS = 8192  # ours: tokens of which the teacher's graph is held, a GB and a half of four layers at tiny
 GROUPS_A_FILE = 512  # ours: of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
 TRAINED = "trained"  # `finetune.teacher`: a small one, trained by the stage
 SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
@@ -382,12 +382,13 @@ def train_teacher(
     """A teacher from a copy of `encoder`, trained for `stage.teacher_steps` on the plan's batches: listwise softmax."""
     teacher, steps = Teacher(encoder, stage.temperature, seed), stage.teacher_steps
     size, lengths = 1 + stage.hard_negatives, (stage.query_tokens, stage.passage_tokens)
+    most = max(1, GRAPH_TOKENS // (size * sum(lengths)))
 
     def prepare(step: int) -> loop.Work:
         """A batch as the teacher reads it, in parts of as many groups as their graph may have."""
         own = plan.batch(rows, step % plan.steps, stage.hard_negatives)
-        parts = [teacher.tokenize(_text_pairs(teacher, own[start : start + GROUPS_AT_ONCE], prefixes), lengths)
-                 for start in range(0, len(own), GROUPS_AT_ONCE)]  # fmt: skip
+        parts = [teacher.tokenize(_text_pairs(teacher, own[start : start + most], prefixes), lengths)
+                 for start in range(0, len(own), most)]
 
         def mean_loss() -> Tensor:
             """Over all groups, detached; the gradient is accumulated part by part, which is exact: no group's loss
