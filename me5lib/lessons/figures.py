@@ -41,7 +41,7 @@ def canvas(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int 
     return figure, axes
 
 
-def keep(figure: Figure, path: Path, caption: str = "") -> Figure:
+def keep(figure: Figure, path: Path, caption: str) -> Figure:
     """Write `figure` as PNG, which keeps its caption, and return it: Jupyter shows it with the caption under it.
 
     The caption says in a sentence or two what is drawn and what to look at, for those who do not see it too (it is the
