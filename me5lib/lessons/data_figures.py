@@ -1,11 +1,11 @@
 """Data to look at: sources and languages of a mixture, its batches, its near-copies, and the cards of the sources.
 
-Figures are made as in `figures`. `language_shares` is the static twin of the slider.
+Figures are made as in `figures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from me5lib.data.cards import Card
 from me5lib.data.hub import StageMixture
-from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, interactive, names_down
+from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, names_down
 from me5lib.pairs import Pair
 
 SHOWN = 60  # languages that have room (ours)
@@ -45,17 +45,6 @@ def language_shares(rows: dict[str, int], curves: dict[str, list[float]]) -> Fig
     axis.yaxis.set_minor_locator(NullLocator())
     axis.legend(frameon=False)
     return figure
-
-
-def temperature_slider(rows: dict[str, int], start: float = 0.5):
-    """An ipywidgets box: `language_shares` of `rows` at the temperature of a slider."""
-    import ipywidgets
-
-    def draw(temperature: float) -> Figure:
-        powers = [count**temperature for count in rows.values()]
-        return language_shares(rows, {f"temperature {temperature:.2f}": [power / sum(powers) for power in powers]})
-
-    return interactive([ipywidgets.FloatSlider(start, min=0.0, max=1.0, step=0.05, continuous_update=False)], draw)
 
 
 def batch_sources(panels: dict[str, list[dict[str, int]]]) -> Figure:
@@ -139,15 +128,13 @@ def card_page(card: Card) -> str:
     return "\n".join(lines)
 
 
-def card_pages(cards: Sequence[Card]) -> str:
-    """Cards as HTML, each folded under its name; the paper's in the order of its tables, with what it draws of each."""
-    def place(card: Card) -> tuple:
-        return (card.paper.table or 9, -(card.paper.rows or 0), card.name) if card.paper else (0, 0, card.name)
-
-    drawn = {card.name: f": {card.paper.rows:,} pairs in Table {card.paper.table}"
-             for card in cards if card.paper and card.paper.rows}
-    return "\n".join(f"<details><summary>{card.name}{drawn.get(card.name, '')}</summary>{card_page(card)}</details>"
-                     for card in sorted(cards, key=place))
+def card_pages(cards: Iterable[Card]) -> str:
+    """Cards as HTML, each folded under its name and what the paper draws of it."""
+    found = []
+    for card in cards:
+        drawn = f": {card.paper.rows:,} pairs in Table {card.paper.table}" if card.paper and card.paper.rows else ""
+        found.append(f"<details><summary>{card.name}{drawn}</summary>{card_page(card)}</details>")
+    return "\n".join(found)
 
 
 def samples(pairs: Sequence[Pair], width: int = 70) -> pd.DataFrame:
