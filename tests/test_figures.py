@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from me5lib import pairs
-from me5lib.lessons import alignment, atlas, data_figures, figures
+from me5lib.lessons import alignment, atlas, figures
 
 
 def test_a_missing_glyph_is_an_error(tmp_path):
@@ -50,15 +50,13 @@ def test_scripts_by_unicode_name():
     assert {text: pairs.script([text]) for text in texts} == texts
 
 
-def test_widgets_draw_again_what_their_static_twins_show(laid):
+def test_a_widget_draws_again_what_its_static_twin_shows(laid):
     languages = ["en", "ru", "ja", "th", "de", "fr"]
     scripts = ["latin", "cyrillic", "cjk", "thai", "latin", "latin"]
     controls, picture = atlas.explorer([laid[0]], languages, scripts, [f"meaning {i}" for i in range(12)]).children
-    slider, curve = data_figures.temperature_slider({"en": 9, "de": 3}).children
-    before = [bytes(picture.value), bytes(curve.value)]
-    controls.children[1].value, slider.value = 7, 0.9
-    for old, new in zip(before, (picture.value, curve.value), strict=True):
-        assert old.startswith(b"\x89PNG") and bytes(new).startswith(b"\x89PNG") and bytes(new) != old
+    before = bytes(picture.value)
+    controls.children[1].value = 7
+    assert before.startswith(b"\x89PNG") and bytes(picture.value).startswith(b"\x89PNG") and picture.value != before
 
 
 @pytest.fixture
