@@ -62,7 +62,7 @@ def training_step(answer: Callable[..., float]) -> str | None:
         (there, "that is one way only: which query is each passage's? The loss is the mean of both ways"),
         (there + back, "that is the sum of both ways: the loss is their mean"),
         (warm, "the cosines are to be divided by the temperature"),
-    ], "the loss that you return is not the batch's before the step: cross-entropy of cosines / temperature, both ways")
+    ], "the loss you returned is not the batch's before the step: cross-entropy of cosines / temperature, both ways")
     if hint or same(model.weight.tolist(), tiny().weight.tolist(), 1e-9):
         return hint or ("the loss is right, the weights are what they were: backward() leaves a gradient in each, and "
                         "adamw.step() uses it, unless zero_grad() has emptied it before")
@@ -71,7 +71,7 @@ def training_step(answer: Callable[..., float]) -> str | None:
         (trained_by_the_library(math.inf), "the gradient is not clipped, or only after the step: clip_grad_norm_ "
                                            "stands between backward() and adamw.step()"),
     ], "the gradients of the step before are still there, and backward() adds to them: adamw.zero_grad()" if kept else
-       "the weights end elsewhere than the library's: backward(), clip_grad_norm_, adamw.step(), zero_grad()", 1e-5)
+       "the loss you returned is right, not the weights: backward(), clip_grad_norm_, adamw.step(), zero_grad()", 1e-5)
 
 
 @exercise("06.3")
@@ -89,7 +89,7 @@ def learning_rate(answer: Callable[[int, int, int, float], float]) -> str | None
                                                                          "straight line"),
         ([min(2.0, 0.2 * (step + 1)) * (1 - step / 100) for step in range(100)], "it falls from step 0 on, so the peak "
          "is never reached: the line starts at step warmup"),
-    ], f"steps=100, warmup=9, peak=2: step {wrong} has {(up + down)[wrong]:.4f}, yours has {found[wrong]:.4f}", 1e-6)
+    ], f"steps=100, warmup=9, peak=2: step {wrong} has {(up + down)[wrong]:.4f}, you returned {found[wrong]:.4f}", 1e-6)
 
 
 # One vector for all: every distance is 0, so alignment 0 and uniformity log e^0 = 0.
