@@ -85,7 +85,9 @@ pandas.DataFrame({'a': range(61)}).to_csv(lesson.folder / 'long.csv')
 display(ipywidgets.IntSlider(description='steps'))"""
 BUSY = """import sys
 for i in range(101): print(f"\\rtrained {i} %", end="", flush=True)
-for i in range(4): print(f"warning {i}", file=sys.stderr, flush=True)"""
+for i in range(4): print(f"warning {i}", file=sys.stderr, flush=True)
+from tqdm.auto import tqdm
+for i in tqdm(range(3)): pass"""
 WHO = """import os, sys
 for name, value in (("who", sys.executable), ("cache", os.environ["ME5_CACHE"]), ("set", SET),
                     ("offline", os.environ["HF_HUB_OFFLINE"]), ("teacher", lesson.scale.finetune.teacher)):
@@ -165,7 +167,7 @@ def test_pages_need_no_network_and_show_equations(done):
     index = (out / "index.html").read_text("utf8")
     assert loads_from_elsewhere(index) == []
     assert 'src="lessons/02/map.png" alt="Up: &#34;F1&#34; &lt; 1 and τ."' in index and "0.500" in index
-    assert "0.250 (0.20–0.31)" in index and 'href="lessons/02/long.csv">61 rows' in index
+    assert "0.250 (0.20–&NoBreak;0.31)" in index and 'href="lessons/02/long.csv">61 rows' in index
     assert "numbers masked" in index and "between 0 and 1" in index and ">mteb_version<" not in index
     assert "0.250 (0.20–0.31)" in report.run_summary(out) and "ValueError: it is wrong" in report.run_summary(out)
 
@@ -174,6 +176,7 @@ def test_of_progress_a_page_shows_the_end_and_of_a_picture_the_caption_once(done
     _, out, _, _ = done
     page = (out / "notebooks" / "02.html").read_text("utf8")
     assert "trained 100 %" in page and "trained 99 %" not in page
+    assert page.count("(interactive: ") == 1 and "0/3 [00:00" not in page
     assert "<summary>4 lines … warning 3</summary>" in page
     found = re.search(r"<img alt=(['\"])(.*?)\1 src=.data:image/png;base64[^>]*><figcaption>(.*?)<", page).groups()[1:]
     assert [html.unescape(text) for text in found] == 2 * ['Up: "F1" < 1 and τ.']

@@ -42,10 +42,9 @@ def canvas(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int 
 
 
 def keep(figure: Figure, path: Path, caption: str) -> Figure:
-    """Write `figure` as PNG, which keeps its caption, and return it: Jupyter shows it with the caption under it.
+    """Write `figure` as PNG and return it; Jupyter shows it with its caption, which is its alternative text too.
 
-    The caption says in a sentence or two what is drawn and what to look at, for those who do not see it too (it is the
-    alternative text). A glyph that no font has is an error, not an empty box.
+    The caption says what is drawn and what to look at. A glyph that no font has is an error, not an empty box.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

@@ -62,7 +62,7 @@ img { max-width: 100% }
 <p><a href="results.json">results.json</a> has every number, <a href="timings.json">timings.json</a> every time.</p>
 {%- if main is not none %}
 <h2>The main table</h2><p>Mean over languages, between 0 and 1; in brackets the 95 % interval over languages.</p>
-{{ main.to_html(border=0, na_rep="") | safe }}
+{{ main.to_html(border=0, na_rep="") | replace("–", "–&NoBreak;") | safe }}
 <p>What its columns are{{ " (at this scale stand-ins for them, made of CLDR)" if scale == "smoke" }}:</p>
 {{ explain(main) | safe }}
 {%- endif %}
@@ -126,16 +126,16 @@ def _exporter():
             nb.metadata.pop("widgets", None)
             for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
                 if data.pop("application/vnd.jupyter.widget-view+json", None) is not None:
-                    data.pop("text/html", None)
-                    data["text/plain"] = "(interactive: open the notebook in JupyterLab)"
+                    bar = "%|" in data.get("text/plain", "")  # of a progress that is over
+                    data.clear()
+                    data |= {} if bar else {"text/plain": "(interactive: open the notebook in JupyterLab)"}
                 data.pop("application/javascript", None)
             nb.metadata["title"] = notebook_title(nb)
             return super().from_notebook_node(nb, resources, **options)
 
     slim = partial(re.sub, r"/\*.*?\*/|url\(([\"']?)data:.*?\1\)|\n\s+", "\n", flags=re.S)  # no icons of the lab's
-    ours = Path(__file__).with_name("pages.css").read_text("utf8")
-    return Offline(raw_template=_TEMPLATE.replace("/* pages.css */", ours), template_name="lab", anchor_link_text=" ",
-                   filters={"slim": slim},
+    css = Path(__file__).with_name("pages.css").read_text("utf8")
+    return Offline(raw_template=_TEMPLATE.replace("/* pages.css */", css), anchor_link_text=" ", filters={"slim": slim},
                    preprocessors=["nbconvert.preprocessors.CoalesceStreamsPreprocessor"])  # of a bar, its last state
 
 
