@@ -128,7 +128,7 @@ def _exporter():
                 if data.pop("application/vnd.jupyter.widget-view+json", None) is not None:
                     bar = "%|" in data.get("text/plain", "")  # of a progress that is over
                     data.clear()
-                    data |= {} if bar else {"text/plain": "(interactive: open the notebook in JupyterLab)"}
+                    data |= {"text/html": ""} if bar else {"text/plain": "(interactive: open the notebook in JupyterLab)"}
                 data.pop("application/javascript", None)
             nb.metadata["title"] = notebook_title(nb)
             return super().from_notebook_node(nb, resources, **options)
