@@ -176,7 +176,7 @@ def test_of_progress_a_page_shows_the_end_and_of_a_picture_the_caption_once(done
     _, out, _, _ = done
     page = (out / "notebooks" / "02.html").read_text("utf8")
     assert "trained 100 %" in page and "trained 99 %" not in page
-    assert page.count("(interactive: ") == 1 and "0/3 [00:00" not in page
+    assert page.count("Interactive: open") == 1 and "0/3 [00:00" not in page
     assert "<summary>4 lines … warning 3</summary>" in page
     found = re.search(r"<img alt=(['\"])(.*?)\1 src=.data:image/png;base64[^>]*><figcaption>(.*?)<", page).groups()[1:]
     assert [html.unescape(text) for text in found] == 2 * ['Up: "F1" < 1 and τ.']

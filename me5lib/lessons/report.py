@@ -126,9 +126,9 @@ def _exporter():
             nb.metadata.pop("widgets", None)
             for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
                 if data.pop("application/vnd.jupyter.widget-view+json", None) is not None:
-                    bar = "%|" in data.get("text/plain", "")  # of a progress that is over
+                    over = "%|" in data.get("text/plain", "")  # a bar
                     data.clear()
-                    data |= {"text/html": ""} if bar else {"text/plain": "(interactive: open the notebook in JupyterLab)"}
+                    data["text/html"] = "" if over else "<i>Interactive: open the notebook in JupyterLab.</i>"
                 data.pop("application/javascript", None)
             nb.metadata["title"] = notebook_title(nb)
             return super().from_notebook_node(nb, resources, **options)
