@@ -83,6 +83,16 @@ def test_no_folder_is_mistaken_for_the_language_that_shares_its_name():
     assert web["he"] == "iw" and web["nb"] == news["nb"] == wikipedia["nb"] == "no" and "und" not in web.values()
 
 
+def test_weights_may_be_passed_on_where_no_licence_would_bind_them():
+    data = config.load("tiny").data
+    for card in cards.all_cards().values():
+        share_alike = re.search(r"GPL|BY-SA|unknown", card.licence)
+        assert card.weights[0] == "undecided" or not share_alike, card.name
+        assert len(card.weights[1]) > 20 or card.name not in (*data.sources, *data.labelled, "me5-small-q4")
+    kept = {name for name in (*data.sources, *data.labelled) if cards.load_card(name).weights[0] == "undecided"}
+    assert kept == {"gettext", "history", "exams"}
+
+
 def test_the_weights_of_a_mixture_are_the_counts_of_the_papers_tables():
     from me5lib.evaluate.paper import paper_table
 

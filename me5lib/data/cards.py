@@ -84,6 +84,8 @@ class Card(_Strict):
     paper: Paper | None = None
     homepage: str = Field(pattern=r"^https://")
     licence: str  # as the source states it
+    # may a model that was trained on it be passed on, and why: ours, by the rule of data_cards/README.md
+    weights: tuple[Literal["allowed", "undecided"], str] = ("undecided", "nobody has looked")
     translated_by: str  # people, machines, or both: as far as is known
     languages: list[str]
     counts: dict[str, int] = {}  # rows kept, by table; dropped rows under "dropped: <reason>"; of packs only
@@ -114,8 +116,8 @@ class Card(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything that the card says, prose aside: a build is of one card as it then was."""
-        return hashlib.sha256(self.model_dump_json(exclude={"prose"}).encode("utf8")).hexdigest()
+        """Hash of everything that the card says of texts: a build is of one card as it then was."""
+        return hashlib.sha256(self.model_dump_json(exclude={"prose", "weights"}).encode("utf8")).hexdigest()
 
 
 @cache
