@@ -34,6 +34,10 @@ SEEDS = 2**32  # numpy's old generators, which scikit-learn and UMAP use, take n
 class Me5Error(Exception):
     """Something that the user can mend. Printed as one line that says what to do; exit code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def valid_seed(value: int) -> int:
     """`value` if it is a whole number from 0 below `SEEDS`. Raises `Me5Error` for anything else."""

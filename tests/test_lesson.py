@@ -1,15 +1,17 @@
 """The notebook helpers: ranges are held, results are kept apart from timings, a missing checkpoint is one line."""
 
 import json
+import os
 import re
 import shlex
 import time
 
 import pytest
+from jupyter_client.manager import run_kernel
 
 from me5lib import io
 from me5lib.io import Me5Error
-from me5lib.lessons.lesson import Missed, begin
+from me5lib.lessons.lesson import LATE, Missed, begin
 
 
 @pytest.fixture
@@ -77,6 +79,53 @@ def test_a_missing_checkpoint_names_the_commands_that_make_it(tmp_path):
     (out / "stage1" / "config.json").write_text("{}", encoding="utf8")
     assert lesson.checkpoint("stage1") == out / "stage1"
     assert commands("stage2") == [["me5", "finetune", *of_run]]
+
+
+def test_what_a_notebook_needs_is_asked_for_before_anything_is_done(tmp_path, capsys):
+    for name, says in (("10", "no stage2 checkpoint .*`me5 pretrain .*`me5 finetune "), ("07", "no stage1 checkpoint")):
+        with pytest.raises(Me5Error, match=says):
+            begin(name, "smoke", 3, str(tmp_path))
+    for stage in ("stage1", "stage2"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "config.json").write_text("{}", encoding="utf8")
+    with pytest.raises(Me5Error, match="no results in .*nowhere: run `me5 evaluate"):
+        begin("10", "smoke", 3, str(tmp_path), runs=str(tmp_path / "nowhere"))
+    assert capsys.readouterr().out == "" and begin("10", "smoke", 3, str(tmp_path))
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ({"scale_name": "tinny"}, "unknown scale 'tinny': choose one of"), ({"scale_name": 3}, "SCALE is a text in"),
+    ({"out": 3}, "OUT is a text in quotes, not 3"), ({"set": None}, "SET is a text"), ({"runs": True}, "RUNS is"),
+    ({"offline": "no"}, "OFFLINE is True or False, not 'no'"), ({"set": "train.stepps=3"}, "did you mean train.steps"),
+])
+def test_a_parameter_that_cannot_be_is_said_in_one_line(tmp_path, given, says):
+    with pytest.raises(Me5Error, match=says) as caught:
+        begin("02", **{"scale_name": "smoke", "out": str(tmp_path / "out")} | given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_in_jupyterlab_the_first_failure_is_one_line_and_a_bar_in_view_and_what_comes_after_it_is_not_run(
+        tmp_path, monkeypatch):
+    """The bar is a script in the cell's output: of any error, not of an interrupt, and nowhere but in JupyterLab."""
+    def outputs(*cells, **environment):
+        with run_kernel(env=os.environ | environment) as kernel:
+            found = []
+            for cell in cells:
+                time.sleep((LATE + 0.5) * (cell == "late"))
+                kernel.execute_interactive(cell, output_hook=found.append, timeout=60)
+        found = [message["content"] for message in found if message["msg_type"] in ("error", "display_data")]
+        return [part["traceback"] if "traceback" in part else part["data"]["application/javascript"] for part in found]
+
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    begin = "from me5lib.lessons.lesson import begin; begin({!r}, 'smoke', 3, {!r});"
+    lab = {"JPY_SESSION_NAME": "10.ipynb"}
+    traceback, other = outputs(begin.format("10", str(tmp_path)), "lesson")
+    assert len(traceback) == 1 and traceback[0].startswith("Me5Error: no stage2 checkpoint in ") and "name" in other[-1]
+    traceback, bar = outputs(begin.format("10", str(tmp_path)), "lesson", **lab)
+    assert "cell [1]. no stage2 checkpoint in " in bar and "`me5 finetune --scale smoke" in bar
+    traceback, bar, later = outputs(begin.format("02", str(tmp_path)) * 2, "1/0", "soon", "late", **lab)
+    assert len(traceback) > 1 and "cell [2]. ZeroDivisionError: " in bar and "name 'late' is not defined" in later[-1]
+    (traceback,) = outputs(begin.format("02", str(tmp_path)) + "raise KeyboardInterrupt", **lab)
 
 
 @pytest.mark.parametrize("seed", ["abc", "1", -1, 2**32, 10**20, 1.0, True, None])

@@ -9,6 +9,7 @@ Results and timings are kept apart (`metrics.json`, `timings.json`), so that two
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from me5lib import config, io
 from me5lib.io import STAGES, Me5Error
@@ -25,8 +26,20 @@ from me5lib.io import STAGES, Me5Error
 if TYPE_CHECKING:
     from me5lib.model.encoder import Encoder
 
+# A red bar at the bottom, until its cell is run again; not where a notebook that is opened later runs its scripts.
+BAR = """if (Date.now() / 1000 - %d < 60) {
+  const bar = document.body.appendChild(document.createElement("div"));
+  Object.assign(bar, {className: "me5-failed", textContent: %s});
+  bar.style = "position: fixed; bottom: 0; left: 0; right: 0; z-index: 1000; padding: 0.6em 1em; background: #b00020;" +
+    "color: white; font: 14px/1.4 system-ui, sans-serif; overflow-wrap: anywhere; cursor: pointer";
+  bar.onclick = () => { bar.remove(); element.scrollIntoView({block: "center"}); };
+  const watch = setInterval(() => element.isConnected || clearInterval(watch, bar.remove()), 500);
+}"""
+LATE = 3.0  # seconds between two cells of Run All that JupyterLab goes on to send after a failure (ours)
+_FAILED: list[float] = []  # when a cell failed, or the last one after it came
 
-class Missed(AssertionError):
+
+class Missed(Me5Error):
     """A number that the text of a notebook relies on fell outside its range."""
 
 
@@ -126,17 +139,54 @@ class Lesson:
         if stage in missing:
             commands = " and ".join(f"`{shlex.join(['me5', *STAGES[each].split(), *self.options])} --out "
                                     f"{shlex.quote(str(self.out))}`" for each in missing)
-            raise Me5Error(f"no {stage} checkpoint in {self.out / stage}: run {commands} first")
+            raise Me5Error(f"no {stage} checkpoint in {self.out / stage}: run {commands} first, or me5 run with "
+                           "--from and the file of a class")
         return self.out / stage
 
 
-def begin(name: str, scale_name: str, seed: int = 0, out: str = "", set: str = "", offline: bool = True) -> Lesson:  # noqa: A002
+def show_failures() -> None:
+    """In JupyterLab, whose *Run All* scrolls to the end of a notebook, say in view which cell fails first."""
+    from IPython import get_ipython
+
+    _FAILED.clear()
+    if "JPY_SESSION_NAME" in os.environ and (shell := get_ipython()):
+        shell.events.register("post_run_cell", _draw_bar)
+        if _skip_late not in shell.input_transformers_cleanup:
+            shell.input_transformers_cleanup.append(_skip_late)
+
+
+def _draw_bar(result: Any) -> None:
+    from IPython.display import Javascript, display
+
+    error = result.error_before_exec or result.error_in_exec
+    if isinstance(error, Exception) and not _FAILED:  # an interrupt is none; what fails later fails for the first
+        _FAILED.append(time.monotonic())
+        kind = "" if isinstance(error, Me5Error) else f"{type(error).__name__}: "
+        line = " ".join(f"Stopped at cell [{result.execution_count}]. {kind}{error}".split())[:600]
+        display(Javascript(BAR % (time.time(), json.dumps(f"{line} (Click: to the cell.)"))))
+
+
+def _skip_late(lines: list[str]) -> list[str]:
+    if not _FAILED or time.monotonic() - _FAILED[0] > LATE:
+        return lines
+    _FAILED[0] = time.monotonic()
+    return []
+
+
+def begin(name: str, scale_name: str, seed: int = 0, out: str = "", set: str = "", offline: bool = True,  # noqa: A002
+          runs: str = "") -> Lesson:
     """Open the lesson `name` with the notebook's parameters; an empty `out` is resolved by `me5lib.io.out`.
 
     `set` holds overrides separated by spaces (`"train.steps=100 train.lr=1e-3"`), quoted as in a shell where a value
-    has some. With `offline` the hub libraries are told to stay off the network. The lesson's earlier metrics are
-    forgotten. Raises `Me5Error` for a parameter that cannot be, at once.
+    has some. With `offline` the hub libraries are told to stay off the network. `runs`: a folder of `me5 evaluate`.
+    The lesson's earlier metrics are forgotten. Raises `Me5Error` for a parameter that cannot be, and for a checkpoint
+    that the notebook needs and that is not there, at once.
     """
+    show_failures()
+    for parameter, value in {"SCALE": scale_name, "OUT": out, "SET": set, "RUNS": runs, "OFFLINE": offline}.items():
+        if type(value) is not (bool if parameter == "OFFLINE" else str):
+            kind = "True or False" if parameter == "OFFLINE" else "a text in quotes"
+            raise Me5Error(f"{parameter} is {kind}, not {value!r}")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     try:
@@ -144,6 +194,13 @@ def begin(name: str, scale_name: str, seed: int = 0, out: str = "", set: str = "
     except ValueError as error:
         raise Me5Error(f"SET cannot be read ({error}): overrides, as train.steps=100, with spaces between") from None
     lesson = Lesson(name, scale, io.valid_seed(seed), io.out(scale_name, seed, out))
+    for path in io.asset("notebooks").glob(f"{name}_*.ipynb"):
+        for stage in reversed(io.read_json(path)["metadata"]["me5"]["needs"]):  # of the last one all commands are told
+            lesson.checkpoint(stage)
+    if runs:
+        from me5lib.evaluate.runs import measured_values
+
+        measured_values(Path(runs))
     for file in ("metrics.json", "timings.json"):
         (lesson.folder / file).unlink(missing_ok=True)
     print(f"lesson {name} · scale {scale_name} · seed {seed} · {lesson.out}")
