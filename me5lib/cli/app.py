@@ -55,9 +55,9 @@ def run_command(
     overrides: Set = [],  # noqa: B006
     out: Out = "",
     keep_going: Annotated[bool, typer.Option("--keep-going/--stop", help="Go on, or stop, at a failing one.")] = False,
-    export: Annotated[Path | None, typer.Option(help="Only write the checkpoints to this file, for --from.")] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="Take the checkpoints of such a file; then run --only, "
-                                                               "if given.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Only write what was made to this file, for --from.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Take what such a file holds; then run --only, or what "
+                                                               "makes the checkpoints that it leaves out.")] = None,
 ) -> None:
     """Execute the notebooks that are not finished, and write the pages of the run."""
     numbers = [number.zfill(2) for number in split_names(only)]
@@ -69,7 +69,8 @@ def run_command(
     runner.needs_no_hub(cfg)
     folder = io.out(scale, seed, out)
     if export or source:
-        _bundle(cfg, seed, folder, export, source)
+        missing = _bundle(cfg, seed, folder, export, source)
+        numbers = numbers or [book.name for book in runner.books() if missing.intersection(book.makes)]
         if not numbers:
             return
     outcomes = runner.run_notebooks(cfg, seed, folder, numbers, overrides, keep_going)
@@ -79,20 +80,23 @@ def run_command(
         raise typer.Exit(1)
 
 
-def _bundle(cfg: config.Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> None:
-    """Write the checkpoints of the run in `folder` to a file, or put those of a file there."""
+def _bundle(cfg: config.Scale, seed: int, folder: Path, export: Path | None, source: Path | None) -> set[str]:
+    """Write what the run in `folder` has made to a file, or put that of a file there: the stages still missing."""
     from me5lib.lessons import bundle
     from me5lib.lessons.lesson import Lesson
 
     lesson = Lesson("", cfg, seed, folder)
     with io.locked(folder / ".lock"):
         if export:
-            bundle.write_bundle(lesson, export)
-            print(f"{export}, {export.stat().st_size / 1e6:.0f} MB; the others run: me5 run "
+            for part, held in bundle.write_bundle(lesson, export).items():
+                print(f"left out: {part}, for {', '.join(card.name for card in held)} (data_cards/README.md says why)")
+            print(f"{export}, {export.stat().st_size / 1e6:.1f} MB; the others run: me5 run "
                   f"{shlex.join(lesson.options)} --from {export.name}")
-        if source:
-            bundle.unpack(source, lesson)
-            print(f"the checkpoints of {source} are in {folder}: any notebook can be started")
+            return set()
+        missing = bundle.unpack(source, lesson)
+    print(f"what {source} holds is in {folder}: " + (f"{', '.join(missing)} left out, for licences: made here, by the "
+          "notebooks that make them" if missing else "any notebook can be started"))  # fmt: skip
+    return set(missing)
 
 
 def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> None:
