@@ -5,10 +5,14 @@ import html
 import json
 import re
 import shutil
+import zipfile
 
 import pytest
+from conftest import me5
+from test_bundle import tree
 from test_run import loads_from_elsewhere
 
+from me5lib import io
 from me5lib.evaluate.paper import load_csv
 from me5lib.io import PACKAGE
 from me5lib.lessons import report, run
@@ -32,6 +36,43 @@ def test_every_notebook_runs_at_smoke_without_network(smoke_run):
     results = json.loads((out / "results.json").read_text("utf8"))
     assert sorted(results) == sorted(book.name for book in books)
     assert all(results.values()), "a notebook that recorded nothing"
+
+
+@pytest.fixture(scope="module")
+def class_file(smoke_run, unplugged, tmp_path_factory):
+    """The bundle of that run."""
+    file = tmp_path_factory.mktemp("class") / "class.zip"
+    done = me5("run", "--scale", "smoke", "--out", str(smoke_run[1]), "--export", str(file), **unplugged)
+    assert done.returncode == 0 and "left out" not in done.stdout, done.stdout + done.stderr
+    assert file.stat().st_size < 5e6
+    return file
+
+
+GUIDE = (io.asset("notebooks") / "README.md").read_text("utf8")
+PLANS = re.findall(r"^    me5 run --from class\.zip --only ([\d,]+)$", GUIDE, re.MULTILINE)
+
+
+def test_the_guide_has_three_plans_and_the_longest_has_every_notebook():
+    assert len(PLANS) == 3 and PLANS[-1].split(",") == [book.name for book in run.books()]
+    for name, plan in zip(("Half a day", "One day"), PLANS, strict=False):
+        (words,) = re.findall(rf"\*\*{name}.*?\n\n", GUIDE, re.DOTALL)
+        told = re.sub(r"Keep .*", "", words, flags=re.DOTALL)
+        assert sorted(set(re.findall(r"\b(?:0\d|10)\b", told))) == plan.split(",")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_of_the_guide_runs_from_a_bundle_to_its_end_and_makes_nothing_new(plan, class_file, unplugged, tmp_path):
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    done = me5("run", "--scale", "smoke", "--out", str(out), "--from", str(class_file), "--only", plan,
+               **unplugged | {"ME5_CACHE": str(cache)})
+    assert done.returncode == 0 and "added" not in done.stdout, done.stdout + done.stderr
+    assert re.findall(r"^(\d\d)  finished", done.stdout, re.MULTILINE) == plan.split(",")
+    with zipfile.ZipFile(class_file) as archive:
+        held = {name: archive.read(name) for name in archive.namelist() if "/" in name}
+    now = tree(out) | {f"cache/{name}": content for name, content in tree(cache).items()}
+    assert sum("gsm" in name for name in held) > 5 and held.items() <= now.items()
+    made = {name for name in now if re.fullmatch(r"(stage|evaluation|cache/evaluation).*\.(json|safetensors)", name)}
+    assert made <= set(held)
 
 
 def pages_of(out):
