@@ -107,7 +107,7 @@ def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> 
     if not (folder / "state.json").is_file():
         raise Me5Error(f"there is no run in {folder}: run `me5 run --scale {scale} --seed {seed}` first")
     for notebook in sorted((folder / "notebooks").glob("[0-9][0-9].ipynb")):
-        pages.page(notebook)
+        pages.pages(notebook)
     print(pages.run_summary(folder))
     print(pages.index(folder))
 
