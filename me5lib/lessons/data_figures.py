@@ -132,7 +132,7 @@ def card_pages(cards: Iterable[Card]) -> str:
     """Cards as HTML, each folded under its name and what the paper draws of it."""
     found = []
     for card in cards:
-        drawn = f": {card.paper.rows:,} pairs in Table {card.paper.table}" if card.paper and card.paper.rows else ""
+        drawn = f": {card.paper.rows:,} rows in the paper" if card.paper and card.paper.rows else ""
         found.append(f"<details><summary>{card.name}{drawn}</summary>{card_page(card)}</details>")
     return "\n".join(found)
 
