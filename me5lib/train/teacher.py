@@ -48,8 +48,7 @@ from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, dev_groups
 from me5lib.train.loss import widen
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
-TRAINING_PIECE = 4096  # padded tokens at once in training (ours)
-GRAPH_TOKENS = 8192  # ours: tokens of which the teacher's graph is held, a GB and a half of four layers at tiny
+TRAINING_PIECE = 4096  # ours: tokens at once in training, and of which the graph is held: a GB of tiny's four layers
 GROUPS_A_FILE = 512  # ours: of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
 TRAINED = "trained"  # `finetune.teacher`: a small one, trained by the stage
 SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
@@ -382,7 +381,7 @@ def train_teacher(
     """A teacher from a copy of `encoder`, trained for `stage.teacher_steps` on the plan's batches: listwise softmax."""
     teacher, steps = Teacher(encoder, stage.temperature, seed), stage.teacher_steps
     size, lengths = 1 + stage.hard_negatives, (stage.query_tokens, stage.passage_tokens)
-    most = max(1, GRAPH_TOKENS // (size * sum(lengths)))
+    most = max(1, TRAINING_PIECE // (size * sum(lengths)))
 
     def prepare(step: int) -> loop.Work:
         """A batch as the teacher reads it, in parts of as many groups as their graph may have."""
