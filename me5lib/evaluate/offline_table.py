@@ -70,12 +70,15 @@ def table_scores(models: Mapping[str, Any], tasks: Iterable[AbsTask], folder: Pa
         encoded = getattr(model, "texts", 0)
         bar.set_postfix_str(f"{name}, {task.metadata.name}" + (f", {encoded:,} texts" if encoded else ""))
 
-    with bar, io.ticking(redraw):
+    with bar:
         for name, model, task in bar:
-            redraw()
             kind, spoken = task.metadata.type, getattr(model, "languages", None)
             subsets = [key for key, about in task.subsets.items() if spoken is None or about.language in spoken]
-            by_subset = {row["hf_subset"]: row for row in _mteb_scores(model, task, subsets, folder)} if subsets else {}
+            redraw()
+            with io.ticking(redraw):
+                found = _mteb_scores(model, task, subsets, folder) if subsets else []
+            redraw()
+            by_subset = {row["hf_subset"]: row for row in found}
             for subset in subsets:  # rounded as mteb rounds what it writes, so that a resumed run gives the same
                 about, score = task.subsets[subset], by_subset[subset]
                 accuracy = round(score["accuracy"], 6) if kind != "Retrieval" else float("nan")

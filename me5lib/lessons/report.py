@@ -134,7 +134,7 @@ def _exporter():
             return super().from_notebook_node(nb, resources, **options)
 
     slim = partial(re.sub, r"/\*.*?\*/|url\(([\"']?)data:.*?\1\)|\n\s+", "\n", flags=re.S)  # no icons of the lab's
-    css = Path(__file__).with_name("pages.css").read_text("utf8")
+    css = (io.PACKAGE / "lessons" / "pages.css").read_text("utf8")
     return Offline(raw_template=_TEMPLATE.replace("/* pages.css */", css), anchor_link_text=" ", filters={"slim": slim},
                    preprocessors=["nbconvert.preprocessors.CoalesceStreamsPreprocessor"])  # of a bar, its last state
 
