@@ -48,7 +48,7 @@ from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, dev_groups
 from me5lib.train.loss import widen
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
-TRAINING_PIECE = 4096  # ours: tokens at once in training, and of which the graph is held: a GB of tiny's four layers
+TRAINING_PIECE = 4096  # ours: tokens at once in training, and most of which the graph is held at a time
 GROUPS_A_FILE = 512  # ours: of scores; a minute of a 12-layer MiniLM on two cores; fewer pad more on a GPU
 TRAINED = "trained"  # `finetune.teacher`: a small one, trained by the stage
 SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")  # files of a repository that hold no code
