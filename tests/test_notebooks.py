@@ -151,6 +151,17 @@ def test_pages_are_dark_where_the_reader_wants_it(smoke_run, browser):
         assert grounds[0] != grounds[1], path.name
 
 
+def test_on_paper_nothing_is_wider_than_the_sheet(smoke_run, browser):
+    _, out = smoke_run
+    page = browser.new_page(offline=True, viewport={"width": 718, "height": 1000})  # A4 with Chromium's margins
+    page.emulate_media(media="print")
+    for path in pages_of(out):
+        page.goto(path.as_uri())
+        wide = page.evaluate("""[...document.querySelectorAll('table, pre, img')].filter(
+            part => part.getBoundingClientRect().right > innerWidth + 1).map(part => part.innerText.slice(0, 60))""")
+        assert wide == [], path.name
+
+
 def test_the_columns_of_every_table_on_the_index_page_are_explained(smoke_run):
     _, out = smoke_run
     explained, shown = set(load_csv("columns")["column"]), set(report.main_table(out))

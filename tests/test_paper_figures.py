@@ -30,7 +30,7 @@ def test_a_bar_per_language_by_script_and_family_and_a_mark_per_published_value(
     drawn = {label.get_text()[:3]: (bar.get_height(), to_hex(bar.get_facecolor())) for axis in figure.axes
              for label, bar in zip(axis.get_xticklabels(), axis.patches, strict=True)}
     by_pair = found.set_index("subset")
-    assert len(figure.axes) == 2 and len(drawn) == 112
+    assert len(figure.axes) == 3 and len(drawn) == 112
     assert drawn["fra"] == (pytest.approx(by_pair.loc["fra-eng", "expected"] + 5), COLOURS[1].lower())
     assert drawn["deu"] == (pytest.approx(by_pair.loc["deu-eng", "expected"]), GREY.lower())
     assert drawn["jpn"] == (pytest.approx(by_pair.loc["jpn-eng", "measured"]), COLOURS[0].lower())

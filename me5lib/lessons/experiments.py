@@ -85,9 +85,10 @@ class Plan:
         yield f"{self.experiment}: {self.lab.question}"
         yield f"scale {self.scale.name}, seeds {', '.join(map(str, self.seeds))}; every arm is reported"
         for arm in self.arms:
-            about = {key: value for key, value in arm.as_json().items() if key not in ("name", "against")}
+            about = [key if value is True else f"{key} {value}" for key, value in arm.as_json().items()
+                     if key not in ("name", "against")]
             against = f"; against {arm.against}" if arm.against else ""
-            yield f"  {arm.name:24} {', '.join(f'{key} {value}' for key, value in about.items())}{against}"
+            yield f"  {arm.name:24} {', '.join(about)}{against}"
         yield f"primary metric: {self.metrics[0]}; secondary: {', '.join(self.metrics[1:]) or 'none'}"
         yield f"test: {TEST}"
         yield "positive control: {} must lead {} on {} under every seed".format(*self.positive)
@@ -348,11 +349,12 @@ def figure(results: Mapping[str, Any]) -> Figure:
 def frontier_figure(results: Mapping[str, Any]) -> Figure:
     """Gain on the target over what was forgotten elsewhere, a point per arm with both intervals."""
     page, axis = canvas(7.0, 4.2)
-    for point in results["frontier"]:
+    for i, point in enumerate(sorted(results["frontier"], key=lambda point: point["forgetting"]["mean"])):
         x, y = point["forgetting"], point["gain"]
         axis.errorbar(x["mean"], y["mean"], [[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
                       [[x["mean"] - x["low"]], [x["high"] - x["mean"]]], fmt="o", markersize=5, linewidth=1)
-        axis.annotate(point["name"], (x["mean"], y["mean"]), (5, 5), textcoords="offset points", fontsize=8)
+        axis.annotate(point["name"], (x["mean"], y["mean"]), (5, 5 if i % 2 else -11), textcoords="offset points",
+                      fontsize=8)  # neighbours on different sides of their points
     axis.set(xlabel="forgotten: mean reciprocal rank lost on tests of other kinds", ylabel="gained on the target")
     axis.set_title(heading(results), fontsize=10)
     return page

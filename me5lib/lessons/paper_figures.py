@@ -6,9 +6,10 @@ Bars stand by script, then by family, so that a weakness of one script or of one
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, legend_b
 
 UNKNOWN = ("unknown", "unknown")
 _TAGS = {"latn": "Latin", "cyrl": "Cyrillic", "arab": "Arabic"}
-_WIDEST = 70  # bars in one panel
+_WIDEST = 45  # languages in one panel, for codes that can be read on a page
 _NARROW = 3  # a family of fewer bars gets no name of its own below the panel
 _NAMED = 6  # dots below a script's name, else there is no room for it
 
@@ -85,17 +86,15 @@ def language_bars(rows: pd.DataFrame, title: str, score: str) -> Figure:
     """A bar per language of a comparison (one task, one metric): measured, with the published value as a black mark.
 
     Orange where the two differ by more than the tolerance. Grey bars are published values that were not measured. Over
-    70 languages take two panels, Latin script and the others.
+    45 languages take several panels, Latin script first.
     """
     found = bars(rows)
     if not found:
         raise ValueError("no language to draw: give the rows of one task")
-    parts = [found]
-    if len(found) > _WIDEST:
-        halves = [[bar for bar in found if (bar.script == "Latin") == latin] for latin in (True, False)]
-        parts = [half for half in halves if half]
-    width = max(4.5, 1.4 + 0.19 * max(map(len, parts))) if len(found) > 30 else 8.5
-    figure, axes = canvas(min(width, 15.0), 0.9 + 3.5 * len(parts), rows=len(parts), squeeze=False, sharey=True)
+    latin = sum(bar.script == "Latin" for bar in found)
+    halves = [found] if len(found) <= _WIDEST else [found[:latin], found[latin:]]
+    parts = [half[start:end] for half in halves for start, end in _panels(len(half))]
+    figure, axes = canvas(9.6, 0.9 + 3.5 * len(parts), rows=len(parts), squeeze=False, sharey=True)
     for axis, part in zip(axes[:, 0], parts, strict=True):
         _panel(axis, part, score)
     axes[0, 0].set_title(title, fontsize=10, loc="left")
@@ -105,6 +104,12 @@ def language_bars(rows: pd.DataFrame, title: str, score: str) -> Figure:
     marks.append(Line2D([], [], color="black", marker="_", linestyle="none", markeredgewidth=1.6, label="published"))
     legend_below(figure, len(marks), handles=marks, fontsize=8)
     return figure
+
+
+def _panels(many: int) -> list[tuple[int, int]]:
+    """Where each panel of `many` languages begins and ends: none of more than `_WIDEST`, all about as wide."""
+    ends = np.linspace(0, many, math.ceil(many / _WIDEST) + 1).round().astype(int).tolist()
+    return list(pairwise(ends))
 
 
 def language_deltas(spans: Mapping[str, tuple[float, float, float]], label: str) -> Figure:
@@ -117,17 +122,23 @@ def language_deltas(spans: Mapping[str, tuple[float, float, float]], label: str)
                                              spans[pair][0]))
     values, low, high = np.array([spans[pair] for pair in places]).T
     colours = np.where((low > 0) | (high < 0), COLOURS[1], COLOURS[0])
-    figure, axis = canvas(max(6.0, 1.2 + 0.125 * len(places)), 4.2)
-    axis.vlines(range(len(places)), low, high, colors=colours, linewidth=1.2, alpha=0.7)
-    axis.scatter(range(len(places)), values, s=12, c=colours, zorder=3)
-    axis.axhline(0, color="black", linewidth=0.8)
+    panels = _panels(len(places))
+    figure, axes = canvas(9.6, 0.6 + 2.6 * len(panels), rows=len(panels), squeeze=False, sharey=True)
+    for axis, (start, end) in zip(axes[:, 0], panels, strict=True):
+        axis.vlines(range(start, end), low[start:end], high[start:end], colors=colours[start:end], linewidth=1.2,
+                    alpha=0.7)
+        axis.scatter(range(start, end), values[start:end], s=12, c=colours[start:end], zorder=3)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_xticks(range(start, end), [pair.removesuffix("-eng") for pair in places[start:end]], rotation=90,
+                        fontsize=8)
+        axis.set_xlim(start - 0.8, end - 0.2)
+        axis.grid(False, axis="x")
     for name in dict.fromkeys(group[pair] for pair in places):
         own = [i for i, pair in enumerate(places) if group[pair] == name]
-        axis.text(own[0], 1.01, f"{name} {values[own].mean():+.1f}", fontsize=7, transform=axis.get_xaxis_transform())
+        axis = next(axis for axis, (_, end) in zip(axes[:, 0], panels, strict=True) if own[0] < end)
+        axis.text(own[0], 1.01, f"{name} {values[own].mean():+.1f}", fontsize=8, transform=axis.get_xaxis_transform())
         axis.axvline(own[0] - 0.5, color=GREY, linewidth=0.6, linestyle=":")
-    codes_across(axis, [pair.removesuffix("-eng") for pair in places], 6)
-    axis.set(xlim=(-0.8, len(places) - 0.2), ylabel=label)
-    axis.grid(False, axis="x")
+    figure.supylabel(label, fontsize=10)
     return figure
 
 
@@ -175,7 +186,7 @@ def _panel(axis: Axes, part: list[LanguageBar], score: str) -> None:
         for names, group in groupby([(bar.script, bar.family)[:depth] for bar in part]):
             n, name = len(list(group)), names[-1]
             axis.plot([start - 0.4, start + n - 0.6], [high - 2.2] * 2, color=colour, linewidth=0.9)
-            if n >= _NARROW and len(name) < (120 if len(part) < 30 else 230) * n / len(part):
+            if n >= _NARROW and len(name) < 130 * n / len(part):
                 axis.text(start + (n - 1) / 2, high - 1.6, name, ha="center", va="bottom", fontsize=7, color=colour)
             elif depth == 1 or labels[start] == part[start].language:
                 labels[start] += f" · {name}"

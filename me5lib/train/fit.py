@@ -105,7 +105,7 @@ def _fitting_values(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: i
         "batch": (batch, "ours", f"at most {MOST_BATCH} for a CPU, and so that an epoch has some steps"),
         "lr": (config.load(like).finetune.lr, "paper", "stage 2 of the model of this width (its batch was 512)"),
         "warmup": (many // 10, "ours", "a tenth of the steps"),
-        "temperature": (0.01, "model card", "FAQ of the card: the model was trained at it"),
+        "temperature": (0.01, "model card", "mE5's own, by the FAQ of its card"),
         "query_tokens": (query, "ours", "the file's longest query, or E5's 192 (recollection, unverified)"),
         "passage_tokens": (passage, "ours", "the file's longest passage, or E5's 192 (recollection, unverified)"),
         "hard_negatives": (max(1, min(3, pool - 1)), "ours", "E5's 7 (recollection, unverified) takes twice the time"),

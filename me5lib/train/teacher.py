@@ -380,6 +380,7 @@ def train_teacher(
 ) -> Teacher:
     """A teacher from a copy of `encoder`, trained for `stage.teacher_steps` on the plan's batches: listwise softmax."""
     teacher, steps = Teacher(encoder, stage.temperature, seed), stage.teacher_steps
+    teacher.encoder.freeze(stage.frozen)
     size, lengths = 1 + stage.hard_negatives, (stage.query_tokens, stage.passage_tokens)
     most = max(1, TRAINING_PIECE // (size * sum(lengths)))
 
