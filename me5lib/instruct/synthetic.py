@@ -1,0 +1,59 @@
+"""Synthetic examples: the form that `me5 synthesise` writes and `synthetic-v1` has, a JSON object a line.
+
+    rows = read_examples()                                  # synthetic-v1, without the languages marked as drafts
+    rows = read_examples(Path("mine.jsonl"), drafts=True)
+    groups = [row.labelled() for row in rows]               # as stage 2 takes them
+
+A language model wrote `synthetic-v1`, another reading of its kind reviewed it, no native speaker has (its data card).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from me5lib.io import PACKAGE, Me5Error
+from me5lib.pairs import Labelled
+
+SOURCE = "synthetic"
+TASK_TYPES = ("short-long", "long-short", "short-short", "long-long", "sts", "bitext")  # E5-mistral's
+SYMMETRIC = ("sts", "bitext")  # task types whose both sides are of one kind: both carry the instruction
+DRAFTS = frozenset("am bn eu ha ka so sw ta te tl ur yo zu".split())  # ours: the least certain ones
+
+
+class Example(NamedTuple):
+    """One row: a query, what is looked for (the instruction), a right and a wrong text."""
+
+    task_type: str
+    instruction: str
+    language: str  # of the query
+    passage_language: str  # of both texts
+    query: str
+    positive: str
+    negative: str  # "" where a task type has none
+    id: str
+    group: int  # rows that share a text or ask the same have one group: split by it
+
+    def labelled(self) -> Labelled:
+        """The row as an example of stage 2, with its instruction."""
+        return Labelled(self.query, (self.positive,), (self.negative,) if self.negative else (), SOURCE, self.language,
+                        instruction=self.instruction)
+
+
+def read_examples(path: Path = PACKAGE / "instruct" / "synthetic-v1.jsonl", drafts: bool = False) -> list[Example]:
+    """The rows of a file, without those of the languages in `DRAFTS` unless they are wanted.
+
+    Raises `Me5Error` with the line that is no such object; keys that are no field are left out.
+    """
+    rows, number = [], 0
+    try:
+        for number, line in enumerate(path.read_text("utf8").rstrip("\n").split("\n"), 1):  # noqa: B007
+            found = json.loads(line)
+            rows.append(Example(*(found[name] for name in Example._fields)))
+    except OSError as error:
+        raise Me5Error(f"{path} cannot be read ({error.strerror}): give a file that me5 synthesise wrote") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Me5Error(f"{path}, line {number}: no synthetic example ({type(error).__name__} {error}); me5 synthesise "
+                       f"--check {path} says more") from None
+    return [row for row in rows if drafts or row.language not in DRAFTS]
