@@ -334,6 +334,7 @@ def score_groups(
                       else score_pairs(pairs, teacher, lengths))  # fmt: skip
             groups += np.split(scores, np.cumsum([1 + len(row.negatives) for row in block])[:-1])
             bar.update(len(block))
+    io.give_back()
     return groups
 
 
