@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-# On CPUs with bf16 each shape of a product has a oneDNN primitive, which keeps its work space; pieces of texts have many
-# shapes, and of 1,024 primitives half a gigabyte stayed after ten steps (measured: 64 are no slower, 8 a third).
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# On CPUs with bf16 torch and oneDNN each keep the last 1,024 products, every shape a product of its own with its work
+# space, half a megabyte and more; and pieces of texts have many shapes. 64 are no slower (measured on `me5 teach`).
+for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "64")
 
 # Dense 16-bit matrix products with fp32 sums, FLOP/s, from the makers' data sheets; the first name that fits counts.
 PEAK = {
