@@ -97,6 +97,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Instruct:
+    """What stage 2 with instructions has of its own; all else is `finetune`'s."""
+
+    synthetic: float = 0.0  # share of the steps that take rows of `file`; 0: none are mixed in
+    file: str = ""  # of rows as `me5 synthesise` writes them; "": synthetic-v1, which ships
+    drafts: int = 0  # 1: also those in the languages that are marked as drafts
+    tokens: int = 0  # by which a query may be longer than in stage 2
+
+
+@dataclass(frozen=True)
 class Scale:
     """All settings of one size of the journey."""
 
@@ -106,6 +116,7 @@ class Scale:
     train: Stage  # stage 1: contrastive pre-training
     finetune: Stage  # stage 2: supervised fine-tuning
     evaluate: Evaluation
+    instruct: Instruct
     provenance: dict[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -114,7 +125,8 @@ class Scale:
         return self.model.backbone in ("random", *RELEASED)
 
 
-_GROUPS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluation}
+_GROUPS = {"data": Data, "model": Model, "train": Stage, "finetune": Stage, "evaluate": Evaluation,
+           "instruct": Instruct}
 _TYPES = {f"{group}.{f.name}": str(f.type) for group, cls in _GROUPS.items() for f in dataclasses.fields(cls)}
 _PARSERS = {"int": int, "float": float, "str": str}
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 # The checkpoints of a run, and the command that makes each.
-STAGES = {"stage1": "pretrain", "stage2": "finetune", "stage2-only": "finetune --scratch"}
+STAGES = {"stage1": "pretrain", "stage2": "finetune", "stage2-only": "finetune --scratch",
+          "instruct": "finetune --instruct"}
 TICK = 2.0  # seconds between two signs of life of long work (ours)
 SEEDS = 2**32  # numpy's old generators, which scikit-learn and UMAP use, take no larger ones
 

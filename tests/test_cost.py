@@ -8,10 +8,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from me5lib import config, device
+from me5lib.instruct.template import instructed
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
 from me5lib.train import checkpoint, cost, dry_run, stages
+from me5lib.train import loss as losses
 from me5lib.train.gradcache import GraphMeter
 
 
@@ -144,13 +146,16 @@ def test_a_rehearsal_leaves_layers_out_where_memory_or_disk_is_small():
         cost.shape_that_fits(large, 10**9, 10**12)
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "instruct"])
 def test_a_rehearsal_stops_resumes_publishes_and_leaves_nothing(stage, tmp_path, monkeypatch):
     monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
-    scale = config.load("workshop", ["data.sources=nllb,wikipedia", "data.labelled=nli", "model.layers=1",
+    scale = config.load("workshop", ["data.sources=nllb,wikipedia", "data.labelled=nli,synthetic", "model.layers=1",
                                      "model.width=32", "model.heads=2", "model.feedforward=64"])
-    said = []
-    log = dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append)
+    said, read, options = [], [], {"instructed": instructed} if stage == "instruct" else {}
+    monkeypatch.setattr(losses, "make_batch", lambda rows, make=losses.make_batch: read.extend(rows) or make(rows))
+    log = dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append, **options)
+    assert all(row.query.startswith("Instruct: ") == (stage == "instruct") for row in read) and read
+    assert ("'Instruct: Given a web" if stage == "instruct" else "'query: …'") in said[-2]
     assert [line.split()[0] for line in said] == ["dry", "backbone", "rows", "stopped", "resumed", "published", "took"]
     assert [row["step"] for row in log.steps] == [0, 1] and log.evaluations[-1]["norm"] == 1
     assert list(tmp_path.iterdir()) == [] and os.environ["ME5_CACHE"] == str(tmp_path / "cache")

@@ -170,6 +170,8 @@ def test_a_card_says_what_the_folder_says(stage, encoder, mine):
 
 def test_what_is_told_goes_onto_the_card(encoder, tmp_path):
     encoder.save(tmp_path / "model", instruct_prompts("Find songs"))
+    opened = Opened("me5/model", "", E5(encoder), True)
+    assert command.about_model(opened, str(tmp_path / "model"), "x").prompts == instruct_prompts("Find songs")
     command.export_command(model=str(tmp_path / "model"), to=tmp_path / "mine", name="acme/e5", data="nllb, xp3",
                    instruction="Find poems")  # fmt: skip
     loaded = ModelCard.load(tmp_path / "mine" / "README.md")

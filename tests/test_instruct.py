@@ -4,10 +4,15 @@ import pytest
 
 from me5lib import config
 from me5lib.config import load
+from me5lib.data.cards import load_card
+from me5lib.evaluate.protocol import paper_rule
 from me5lib.instruct import tasks
+from me5lib.instruct.synthetic import read_examples
+from me5lib.instruct.template import Instructed, templated
 from me5lib.lessons.tune import tune
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
+from me5lib.pairs import Labelled, text_key
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +51,38 @@ def test_the_instruction_decides_which_answer_comes_first(german, tmp_path):
     assert scores[False].kind == 0.5 and scores[False].right <= 0.5, "a bare query has one first hit for two questions"
     assert all(found.within >= found.right for found in scores.values()), "a first hit is the first of its kind, too"
     assert scores[False].within > 0.5, "with the kind settled a bare query can be right both times"
+
+
+# The template
+
+
+def test_training_and_evaluation_read_the_same_text():
+    rows = [Labelled("Wie?", ("So.",), ("Nie.",), source, "de") for source in ("mrtydi", "history")]
+    rules = [paper_rule("Retrieval", "MIRACLRetrieval", True), paper_rule("BitextMining", "gsm", True)]
+    for row, (query, document, *_) in zip(templated(rows), rules, strict=True):
+        assert row[:3] == (f"{query}Wie?", (f"{document}So.",), (f"{document}Nie.",))
+    own = rows[0]._replace(instruction="Find.", positives=(" ",))
+    assert templated([own]) == [own._replace(query="Instruct: Find.\nQuery: Wie?", instruction=None)]
+    bare = own._replace(source="my-file", instruction=None)
+    assert templated([bare]) == [bare]
+
+
+def test_synthetic_rows_of_symmetric_tasks_have_it_on_both_sides_and_twins_are_two_queries():
+    examples = read_examples()
+    rows = templated([each.labelled() for each in examples])
+    for example, row in zip(examples, rows, strict=True):
+        before = f"Instruct: {example.instruction}\nQuery: "
+        other = before if example.task_type in ("sts", "bitext") else ""
+        assert (row.query, *row.positives, *row.negatives) == (
+            before + example.query, other + example.positive, other + example.negative)
+    twins = [row for row in rows if row.query.endswith("cramp in the calf at night")]
+    assert len(twins) == len({text_key(row.query) for row in twins}) == 2
+
+
+def test_every_labelled_source_has_an_instruction_and_synthetic_ones_their_share():
+    for scale in map(load, config.presets()):
+        assert all(load_card(name).instruction for name in scale.data.labelled if name != "synthetic")
+    found = Instructed(None, load("tiny")).weights({"exams": 60, "cldr-facts": 20, "synthetic-a": 3, "synthetic-b": 1})
+    assert found == pytest.approx({"exams": 0.54, "cldr-facts": 0.18, "synthetic-a": 0.21, "synthetic-b": 0.07})
+    drawn = {"synthetic": 5.0, "nq": 1.0}  # of the hub, in the paper's proportions
+    assert Instructed(None, load("large-instruct")).weights(drawn) == drawn

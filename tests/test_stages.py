@@ -7,14 +7,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import interrupted_at
 from prove_crash import forked
+from sentence_transformers import SentenceTransformer
 
 from me5lib import config, pairs
 from me5lib.data.corpus import Bitext, open_corpus
+from me5lib.evaluate.models import open_model
+from me5lib.instruct.template import instructed
 from me5lib.io import Me5Error
+from me5lib.model import card
 from me5lib.model.encoder import Encoder
+from me5lib.model.save_load import INSTRUCTION
+from me5lib.model.text import instruct
 from me5lib.pairs import Labelled, text_key
-from me5lib.train import distributed, labelled, loop, monitor, stages
+from me5lib.train import checkpoint, distributed, labelled, loop, monitor, stages
 from me5lib.train import loss as losses
 from me5lib.train.distributed import Team
 from me5lib.train.search import Pool
@@ -248,6 +255,35 @@ def test_stage_2_is_found_again_unless_its_stage_1_has_changed(stage2, tmp_path,
         no_training(patch)
         with pytest.raises(AssertionError, match="trained again"):  # all else is as it was
             stages.finetune(small(), 0, out, start=out / "stage1", corpus=corpus, progress=False)
+
+
+def with_instructions(out, corpus, *more):
+    scale, mixed = instructed(small("finetune.steps=24", *more), corpus)
+    return stages.finetune(scale, 0, out, start=out / "stage1", name="instruct", teacher=False, corpus=mixed,
+                           progress=False)
+
+
+def test_a_stage_with_instructions_that_was_interrupted_ends_equal(out, corpus, tmp_path):
+    whole = with_instructions(shutil.copytree(out, tmp_path / "whole"), corpus)
+    with interrupted_at(6), pytest.raises(KeyboardInterrupt):
+        with_instructions(out, corpus)
+    assert open_model(str(checkpoint.latest(out / "instruct.part" / "checkpoints")), device="cpu").instruct
+    with pytest.raises(Me5Error, match="unfinished work with other settings"):
+        with_instructions(out, corpus, "instruct.drafts=1")
+    again = with_instructions(out, corpus)
+    assert torch.equal(weights(again), weights(whole)) and loop.read_log(again) == loop.read_log(whole)
+    groups = labelled.read_groups(again / "groups.jsonl").values()
+    for row in groups:
+        symmetric = row.source in ("synthetic-sts", "synthetic-bitext")
+        assert row.query.startswith("Instruct: ") and row.instruction is None
+        assert {text.startswith("Instruct: ") for text in row.positives + row.negatives} == {symmetric}
+    assert set(report(again)["passes"]) == {row.source for row in groups} and report(again)["teacher"] is None
+    taken = [row["source"].startswith("synthetic-") for row in loop.read_log(again).steps]
+    assert sum(taken) == 7  # 0.28 of 24
+    assert card.trained_on(again) == ["cldr", "cldr-facts", "synthetic-v1"]
+    opened, theirs = open_model(str(again), device="cpu"), SentenceTransformer(str(again), device="cpu")
+    for encode, prompt in ((theirs.encode_query, instruct(INSTRUCTION, "")), (theirs.encode_document, "")):
+        np.testing.assert_allclose(encode(["wie alt?"]), opened.encoder.encode(["wie alt?"], prompt), atol=1e-5)
 
 
 def test_unknown_negatives_are_refused(tmp_path, corpus):

@@ -40,10 +40,10 @@ def refused(done, *words):
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize(("command", "name"), [("pretrain", "workshop"), ("finetune", "large-instruct")])
+@pytest.mark.parametrize(("command", "name"), [("pretrain", "workshop"), ("finetune --instruct", "large-instruct")])
 def test_a_long_run_wants_yes_and_names_the_plan(command, name, tmp_path):
     out = tmp_path / "out"
-    done = run(command, "--scale", name, "--out", out)
+    done = run(command.split()[0], "--scale", name, "--out", out)
     refused(done, f"me5 {command} --scale {name} --plan", "--yes", config.load(name).model.backbone)
     assert not out.exists()
 
@@ -54,11 +54,13 @@ def test_with_yes_a_run_begins_and_says_what_is_missing(tmp_path):
     refused(run("finetune", "--scale", "base", "--yes", "--out", tmp_path / "out"), "no stage1 checkpoint")
 
 
-@pytest.mark.parametrize(("command", "stage"), [("pretrain", "stage1"), ("finetune", "stage2")])
-def test_the_plan_is_printed_and_nothing_else_happens(command, stage, tmp_path):
+@pytest.mark.parametrize(("command", "scale", "stage"), [("pretrain", "base", "stage1"), ("finetune", "base", "stage2"),
+                                                         ("finetune", "large-instruct", "instruct")])
+def test_the_plan_is_printed_and_nothing_else_happens(command, scale, stage, tmp_path):
     out = tmp_path / "out"
-    done = run(command, "--scale", "base", "--plan", "--tokens", 100, "--use", 0.5, "--out", out)
-    assert done.exit_code == 0 and done.stdout.startswith(f"{stage} at scale base")
+    done = run(command, "--scale", scale, "--plan", "--tokens", 100, "--use", 0.5, "--out", out)
+    assert done.exit_code == 0 and done.stdout.startswith(f"{stage} at scale {scale}")
+    assert ("teacher" in done.stdout) == (stage == "stage2") and ("mining" in done.stdout) == (stage != "stage1")
     assert "100 tokens of" in done.stdout and "50% of the data sheet's" in done.stdout
     assert not out.exists()
 
@@ -151,6 +153,9 @@ def test_options_of_a_scale_and_of_your_own_file_do_not_mix(faq):
     refused(run("finetune", "--from", "x"), "--from", "belong to --data FILE")
     refused(run("finetune", "--query-column", "x"), "belong to --data FILE")
     refused(run("finetune", "--steps", 3), "--set finetune.steps=100")
+    refused(run("finetune", "--instruction", "x"), "--instruction", "belong to --data FILE")
+    refused(run("finetune", "--scale", "smoke", "--instruct", "--scratch"), "starts from stage 1")
+    refused(run(*faq, "--instruct"), "--instruction")
     refused(run(*faq, "--scale", "base"), "--scale does not go with --data")
     refused(run(*faq, "--scratch"), "--scratch does not go with --data")
     refused(run(*faq, "--dry-run"), "--dry-run does not go with --data")
@@ -176,6 +181,19 @@ def test_your_own_file_is_resumed_or_begun_anew_like_a_stage(faq, tmp_path):
     done = run(*faq, "--steps", 4, "--resume")
     assert done.exit_code == 0 and re.search(r"going on with .*\(2 of 4 steps are done\)", done.stdout), done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "model")
+
+
+def test_instructions_of_a_scale_and_of_your_own_file(unfinished, faq, tmp_path):
+    smoke = ["--scale", "smoke", *SETS, "--set", "finetune.steps=4", "--out", unfinished]
+    for command in (["pretrain"], ["finetune", "--instruct"]):
+        done = run(*command, *smoke)
+        assert done.exit_code == 0, done.stderr
+    assert "passes over the data: cldr-facts" in done.stdout and (unfinished / "instruct" / "stage.json").is_file()
+    done = run(*faq, "--steps", 1, "--instruction", "Find it")
+    assert done.exit_code == 0, done.stderr
+    prompts = json.loads((tmp_path / "out" / "model" / "config_sentence_transformers.json").read_text("utf8"))
+    assert prompts["prompts"] == {"query": "Instruct: Find it\nQuery: ", "passage": "", "document": ""}
+    assert "instruction: Find it" in (tmp_path / "out" / "data" / "faq.md").read_text("utf8")
 
 
 LAUNCHERS = {

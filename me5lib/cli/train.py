@@ -12,6 +12,7 @@ launch make a 1 of each).
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def pretrain_command(
 def finetune_command(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "",  # noqa: B006
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
+    instruct: Annotated[bool, typer.Option("--instruct", help="With instructions, and synthetic examples: into "
+                                                              "instruct; large-instruct does no other.")] = False,
     plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None,
     dry_run: DryRun = False, processes: Processes = None,
     start: Annotated[str, typer.Option("--from", help=f"With --data: the model to start from, a hub id or a folder "
@@ -77,6 +80,8 @@ def finetune_command(
     language_column: Language = "", encoding: Encoding = "utf8",
     symmetric: Annotated[bool, typer.Option("--symmetric", help="Both columns are queries, as of duplicate "
                                                                 "questions.")] = False,
+    instruction: Annotated[str, typer.Option(help="With --data: train an instruct model, whose queries begin with "
+                                                  "this, as 'Given a question, retrieve its answer'.")] = "",
     epochs: Annotated[float | None, typer.Option(help="With --data: passes over it (default: 2).")] = None,
     steps: Annotated[int | None, typer.Option(help="With --data: steps, instead of --epochs.")] = None,
     teacher: Annotated[str, typer.Option(help="With --data: learn from a cross-encoder too: the hub id of one, or "
@@ -85,22 +90,30 @@ def finetune_command(
     """Stage 2: supervised fine-tuning of the stage-1 checkpoint, or of any mE5 on your own file (--data)."""
     if not data:
         of_file = (start, query_column, passage_column, negative_columns, language_column, epochs, steps, teacher)
-        if symmetric or encoding != "utf8" or any(value not in ("", None) for value in of_file):
-            raise Me5Error("--from, --epochs, --steps, --teacher and the columns belong to --data FILE; a scale's own "
-                           "dials are set as --set finetune.steps=100")
+        if symmetric or encoding != "utf8" or any(value not in ("", None) for value in (instruction, *of_file)):
+            raise Me5Error("--from, --epochs, --steps, --teacher, --instruction and the columns belong to --data FILE; "
+                           "a scale's own dials are set as --set finetune.steps=100")
         cfg = config.load(scale, overrides)
-        if not _instead("stage2", cfg, seed, out, plan, tokens, use, yes, dry_run, processes):
-            _make_stage("stage2-only" if scratch else "stage2", cfg, seed, out, resume, processes)
+        instruct |= "synthetic" in cfg.data.labelled  # such rows are read with their instructions or not at all
+        if scratch and instruct:
+            raise Me5Error("--scratch does not go with instructions: that stage starts from stage 1, as in the paper")
+        name = "instruct" if instruct else "stage2-only" if scratch else "stage2"
+        if not _instead(name, cfg, seed, out, plan, tokens, use, yes, dry_run, processes):
+            _make_stage(name, cfg, seed, out, resume, processes)
         return
-    if wrong := "--scratch" if scratch else "--dry-run" if dry_run else "--scale" if scale != "tiny" else "":
-        raise Me5Error(f"{wrong} does not go with --data: your own file has its own dials, shown by --plan")
+    scaled = scale != "tiny"
+    if wrong := "--scratch" * scratch or "--dry-run" * dry_run or "--instruct" * instruct or "--scale" * scaled:
+        raise Me5Error(f"{wrong} does not go with --data: its dials are shown by --plan; an --instruction is another")
     from me5lib.data import userdata
+    from me5lib.model.save_load import instruct_prompts
     from me5lib.train import fit
 
     fit.check_length(epochs, steps)
     columns = {"query": query_column, "passage": passage_column, "negatives": split_names(negative_columns),
                "language": language_column}
     corpus = userdata.read_corpus(data, **columns, encoding=encoding, symmetric=symmetric)
+    if instruction:
+        corpus = dataclasses.replace(corpus, instruction=instruction, prompts=instruct_prompts(instruction))
     settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
     _tune_on_file(corpus, start or START, settings, seed, out, plan, resume, processes)
 
@@ -108,18 +121,19 @@ def finetune_command(
 def _instead(name: str, cfg: config.Scale, seed: int, out: str, plan: bool, tokens: float | None, use: float | None,
              yes: bool, dry_run: bool, processes: int | None) -> bool:
     """Say what a stage will take, or rehearse it, and whether that was asked for; refuse a long one without --yes."""
-    command, stage = ("pretrain", cfg.train) if name == "stage1" else ("finetune", cfg.finetune)
+    command, stage = io.STAGES[name], cfg.train if name == "stage1" else cfg.finetune
     if plan:
         from me5lib.train.cost import USE, estimate
 
         if speaks():
             print(*estimate(cfg, name, tokens, use or USE).lines(), sep="\n")
     elif dry_run:
+        from me5lib.instruct.template import instructed
         from me5lib.train.dry_run import rehearse
 
         folder = io.run_folder(cfg.name, seed, out) / "dry-run"
         with _launched(processes) as team:
-            rehearse(cfg, seed, folder, name, team, lambda line: _say(team, line))
+            rehearse(cfg, seed, folder, name, team, lambda line: _say(team, line), instructed)
     elif not cfg.offline and not yes:
         raise Me5Error(f"scale {cfg.name} trains {cfg.model.backbone} for {stage.steps:,} steps of {stage.batch:,}: "
                        f"look at `me5 {command} --scale {cfg.name} --plan`, then add --yes; or choose smoke or tiny")
@@ -127,13 +141,15 @@ def _instead(name: str, cfg: config.Scale, seed: int, out: str, plan: bool, toke
 
 
 def _make_stage(name: str, cfg: config.Scale, seed: int, out: str, resume: bool | None, processes: int | None) -> None:
-    """Train stage1, stage2 or stage2-only of a scale."""
+    """Train stage1, stage2, stage2-only or instruct of a scale."""
     folder, start = io.out(cfg.name, seed, out), None
-    if name == "stage2":
+    if name in ("stage2", "instruct"):
         from me5lib.lessons.lesson import Lesson
 
         start = Lesson("", cfg, seed, folder).checkpoint("stage1")
     with _launched(processes) as team:
+        from me5lib.data.corpus import open_corpus
+        from me5lib.instruct.template import instructed
         from me5lib.train import stages
 
         more = {"team": team, "progress": team.main}
@@ -142,7 +158,10 @@ def _make_stage(name: str, cfg: config.Scale, seed: int, out: str, resume: bool 
             _say(team, stages.pretrain(cfg, seed, folder, **more))
         else:
             _resume_or_begin(team, folder, name, cfg.finetune.steps, resume)
-            _say(team, stages.finetune(cfg, seed, folder, start=start, name=name, **more))
+            if instructs := name == "instruct":
+                corpus = team.main_process_first(lambda: open_corpus(cfg, team.main))
+                cfg, more["corpus"] = instructed(cfg, corpus)
+            _say(team, stages.finetune(cfg, seed, folder, start=start, name=name, teacher=not instructs, **more))
 
 
 def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict, seed: int, out: str, plan: bool, resume: bool | None,

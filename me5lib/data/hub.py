@@ -464,6 +464,7 @@ class HubCorpus:
     """
 
     task_names: tuple[str, ...] = ()  # nothing to look at during training but the loss
+    tempered = True  # what was drawn has the paper's sizes, and its languages were tempered then
 
     def __init__(self, cfg: Scale) -> None:
         """Raises `Me5Error` where neither the built shards nor the drawings of all sources are there."""

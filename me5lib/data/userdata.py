@@ -22,7 +22,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -51,6 +51,7 @@ QUERY = ("query", "queries", "question", "questions", "anchor", "q")
 PASSAGE = ("positive", "positives", "passage", "passages", "answer", "answers", "document", "documents", "pos", "doc")
 NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_passages?)?_?\d*")
 LANGUAGE = ("language", "lang", "locale")
+PROMPTS = {"query": "query: ", "passage": "passage: ", "document": "passage: "}  # mE5's own
 UNKNOWN = "und"  # ISO 639's code of a language that nobody said
 NO_PAGE = "https://me5.invalid/your-own-file"  # `.invalid` is reserved: a card has an address, such a file has none
 
@@ -118,6 +119,8 @@ class OwnCorpus:
     rows: list[Labelled]  # an example for each query and positive, in the file's order
     unused: list[Unused]
     symmetric: bool = False
+    instruction: str = ""  # of an instruct model, which has other `prompts`
+    prompts: dict[str, str] = field(default_factory=PROMPTS.copy)
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, bool]:
@@ -132,8 +135,8 @@ class OwnCorpus:
         return self._split[0]
 
     def prefixes(self, source: str = "") -> tuple[str, str]:
-        """What is put before queries and passages: of a symmetric task "query: " on both (the authors' card)."""
-        return "query: ", "query: " if self.symmetric else "passage: "
+        """What is put before queries and passages: of a symmetric task that of queries on both (the authors' card)."""
+        return self.prompts["query"], self.prompts["query" if self.symmetric else "passage"]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -186,15 +189,15 @@ class OwnCorpus:
         met = self.unused_lines
         queries = len({row.query for row in self.labelled("dev")})
         dev = f"{queries:,} queries, by hash; near-copies and queries of one passage stay together"
-        query_prefix, passage_prefix = self.prefixes()
         return cards.Card(
             name=self.name, title=f"your own file {self.path.name}", role="train and evaluate", homepage=NO_PAGE,
             licence="not stated: write it here", translated_by="not stated: write it here",
-            languages=sorted({row.language for row in self.rows}), pair=str(self.columns), query_prefix=query_prefix,
-            passage_prefix=passage_prefix, faults=["nobody has looked for faults yet: write them here"], prose=PROSE,
+            languages=sorted({row.language for row in self.rows}), pair=str(self.columns),
+            query_prefix="query: ", passage_prefix="query: " if self.symmetric else "passage: ",
+            instruction=self.instruction or None, faults=["nobody has looked for faults yet: write them here"],
             counts={"labelled": len(self.rows), "dev": int(self.dev.sum()),
                     **{f"dropped: {words}": len(met[why]) for why, words in REASONS.items() if why in met}},
-            ours={"dev": CHAINED if self._split[1] else dev},
+            ours={"dev": CHAINED if self._split[1] else dev}, prose=PROSE,
         )  # fmt: skip
 
     def write(self, folder: Path) -> Path:

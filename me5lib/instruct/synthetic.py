@@ -17,6 +17,7 @@ from me5lib.io import PACKAGE, Me5Error
 from me5lib.pairs import Labelled
 
 SOURCE = "synthetic"
+VERSION_1 = PACKAGE / "instruct" / "synthetic-v1.jsonl"
 TASK_TYPES = ("short-long", "long-short", "short-short", "long-long", "sts", "bitext")  # E5-mistral's
 SYMMETRIC = ("sts", "bitext")  # task types whose both sides are of one kind: both carry the instruction
 DRAFTS = frozenset("am bn eu ha ka so sw ta te tl ur yo zu".split())  # ours: the least certain ones
@@ -36,12 +37,13 @@ class Example(NamedTuple):
     group: int  # rows that share a text or ask the same have one group: split by it
 
     def labelled(self) -> Labelled:
-        """The row as an example of stage 2, with its instruction."""
-        return Labelled(self.query, (self.positive,), (self.negative,) if self.negative else (), SOURCE, self.language,
-                        instruction=self.instruction)
+        """The row as an example of stage 2, with its instruction; each task type is a source of its own, so that a
+        batch, which is of one source, holds texts of one kind."""
+        return Labelled(self.query, (self.positive,), (self.negative,) if self.negative else (),
+                        f"{SOURCE}-{self.task_type}", self.language, instruction=self.instruction)
 
 
-def read_examples(path: Path = PACKAGE / "instruct" / "synthetic-v1.jsonl", drafts: bool = False) -> list[Example]:
+def read_examples(path: Path = VERSION_1, drafts: bool = False) -> list[Example]:
     """The rows of a file, without those of the languages in `DRAFTS` unless they are wanted.
 
     Raises `Me5Error` with the line that is no such object; keys that are no field are left out.

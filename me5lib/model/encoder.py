@@ -45,6 +45,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.prompts = save_load.PROMPTS  # that it is saved with
         words = backbone.get_input_embeddings()
         if words.padding_idx not in (None, tokenizer.pad_token_id):
             words.padding_idx = None  # mE5-small's configuration names `<s>`, which torch would then never train (ours)
@@ -98,9 +99,10 @@ class Encoder(nn.Module):
         for part in [self.backbone.embeddings, *self.backbone.encoder.layer][:depth]:
             part.requires_grad_(False)
 
-    def save(self, folder: str | Path, prompts: Mapping[str, str] = save_load.PROMPTS,
+    def save(self, folder: str | Path, prompts: Mapping[str, str] | None = None,
              also: Callable[[Path], None] | None = None) -> None:
         """Write a folder that `SentenceTransformer` and `AutoModel` load: see `save_load.write_model`."""
+        prompts = prompts or self.prompts
         save_load.write_model(self.backbone, self.tokenizer, self.max_tokens, Path(folder), prompts, also)
 
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:

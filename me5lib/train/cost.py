@@ -62,7 +62,7 @@ class Estimate:
     """What a stage will take. `tokens` are those of a pair, or of a labelled example with its negatives."""
 
     scale: str
-    name: str  # "stage1" or "stage2"
+    name: str  # "stage1", "stage2" or "instruct", which has no teacher
     shape: Model
     stage: Stage
     size: Size
@@ -72,7 +72,7 @@ class Estimate:
     @property
     def texts(self) -> int:
         """Texts of a pair, or of a labelled example."""
-        return 2 + self.stage.hard_negatives * (self.name == "stage2")
+        return 2 + self.stage.hard_negatives * (self.name != "stage1")
 
     def operations(self, cached: bool) -> float:
         """FLOP of the stage: 2 for each weight and token forwards, 4 backwards, and again 2 for every replay.
@@ -81,7 +81,7 @@ class Estimate:
         """
         longest = self.tokens / self.texts
         forward = 2 * self.size.worked_on + 4 * self.shape.layers * self.shape.width * longest
-        replays = cached + bool(self.stage.gradient_checkpointing) + 2 * (self.name == "stage2")
+        replays = cached + bool(self.stage.gradient_checkpointing) + {"stage1": 0, "instruct": 1}.get(self.name, 2)
         return self.stage.steps * self.stage.batch * self.tokens * forward * (3 + replays)
 
     def fleet(self, gpu: str, count: int) -> Fleet:
@@ -113,7 +113,8 @@ class Estimate:
             f"assumed (ours): {self.tokens:g} tokens of {one} (--tokens), {self.use:.0%} of the data sheet's 16-bit "
             "peak (--use; a run logs its own as mfu)",
             "not reckoned: reading data, evaluation, checkpoints, the network between GPUs",
-            *([] if first else ["in it: mining and the teacher's scores, each text at most twice more (estimated)"]),
+            *{"stage2": ["in it: mining and the teacher's scores, each text at most twice more (estimated)"],
+              "instruct": ["in it: mining, each text at most once more (estimated)"]}.get(self.name, []),
             f"{PAPER.format(gpus)} ({source})" if gpus else "the paper has no such scale",
         ]
 
@@ -151,7 +152,7 @@ class Estimate:
 def estimate(scale: Scale, name: str = "stage1", tokens: float | None = None, use: float = USE) -> Estimate:
     """What stage `name` of a scale will take; `tokens` of a pair (of an example), `use` the share of a GPU's peak."""
     stage = scale.train if name == "stage1" else scale.finetune
-    negatives = stage.hard_negatives if name == "stage2" else 0
+    negatives = stage.hard_negatives if name != "stage1" else 0
     tokens = tokens or FILL * (stage.query_tokens + (1 + negatives) * stage.passage_tokens)
     return Estimate(scale.name, name, scale.model, stage, size(scale.model), tokens, use)
 

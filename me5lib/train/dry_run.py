@@ -67,12 +67,12 @@ _TELLS_SCORE = re.compile(r"(\w+_)?score")
 Say = Callable[[str], object]
 
 
-def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: Team | None = None,
-             say: Say = print) -> loop.TrainingLog:
+def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: Team | None = None, say: Say = print,
+             instructed: Callable[[Scale, Any], tuple[Scale, Any]] | None = None) -> loop.TrainingLog:
     """Rehearse stage `name` of a scale of the hub in `folder` (emptied before and after); the history of its steps.
 
-    Every rank of a `team` calls this, in the main thread. Raises `Me5Error` for a scale without a hub, for a machine
-    that is too small, and where a leg did not do what it should.
+    Every rank of a `team` calls this, in the main thread; `instruct` needs `template.instructed`. Raises `Me5Error`
+    for a scale without a hub, for a machine that is too small, and where a leg did not do what it should.
     """
     if scale.offline:
         raise Me5Error(f"--dry-run is for the scales of the hub: {scale.name} needs none and takes minutes, so run it")
@@ -98,7 +98,9 @@ def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: 
             say(f"backbone   {scale.model.backbone}, {shape.layers} × {shape.width}, "
                 f"{cost.size(shape).all / 1e6:.1f} M weights: {which}")
             team.by_main(lambda: write_backbone(shape, fill_cache(small, say), folder / "backbone"))
-            log = _play(small, seed, folder / "run", name, team, say)
+            both = small, open_corpus(small, progress=False)
+            both = instructed(*both) if name == "instruct" else both
+            log = _play(*both, seed, folder / "run", name, team, say)
     finally:
         if team.main:
             shutil.rmtree(folder, ignore_errors=True)
@@ -130,9 +132,9 @@ def free_memory() -> int:
     return max(0, free)
 
 
-def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -> loop.TrainingLog:
+def _play(small: Scale, corpus: Any, seed: int, out: Path, name: str, team: Team, say: Say) -> loop.TrainingLog:
     """Both legs of one stage; what was logged."""
-    part, corpus, stops, began = out / f"{name}.part", open_corpus(small, progress=False), [True], time.perf_counter()
+    part, stops, began = out / f"{name}.part", [True], time.perf_counter()
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
         """The evaluation; in the first leg it is where the SIGTERM comes from."""
@@ -146,7 +148,8 @@ def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -
         common = {"corpus": corpus, "team": team, "evaluate": look, "progress": False}
         if name == "stage1":
             return stages.pretrain(small, seed, out, every=STEPS, **common)
-        return stages.finetune(small, seed, out, start=Path(small.model.backbone), name=name, **common)
+        common |= {"start": Path(small.model.backbone), "teacher": name == "stage2"}
+        return stages.finetune(small, seed, out, name=name, **common)
 
     with contextlib.suppress(loop.Preempted):
         leg()
@@ -165,14 +168,15 @@ def _play(small: Scale, seed: int, out: Path, name: str, team: Team, say: Say) -
         f"({time.perf_counter() - began:.0f} s)")
     if team.main and (norm := look(Encoder.load(final), STEPS)["norm"]) != 1:
         raise Me5Error(f"the model published in {final} gives vectors of length {norm}, not 1")
-    say("published  a model that loads and gives unit vectors")
+    prompt = io.read_json(final / "config_sentence_transformers.json")["prompts"]["query"]
+    say(f"published  a model that loads, gives unit vectors and reads queries as {prompt + '…'!r}")
     return log
 
 
 def _change(part: Path, name: str, seed: int) -> None:
     """Before the second leg: small pieces; and in stage 2 a made-up teacher's scores of every group."""
     io.put_json(part / stages.BUDGET, stages.Budget(piece=PIECE, whole=0)._asdict())
-    if name != "stage1":
+    if name == "stage2":
         draw, groups = np.random.default_rng(seed), labelled.read_groups(part / labelled.GROUPS)
         scored = {i: row._replace(teacher_scores=tuple(draw.normal(size=1 + len(row.negatives)).round(4).tolist()))
                   for i, row in groups.items()}

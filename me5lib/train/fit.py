@@ -47,7 +47,7 @@ def open_start(model: str | Path, say: Callable[[str], object] = print) -> str |
     folder = model_folder(ref)
     own = set(readable_files(ref, folder).prompts.values())
     if own - {QUERY, PASSAGE}:
-        say(f"{ref.name} has prompts of its own ({', '.join(map(repr, sorted(own)))}): mE5's are used instead")
+        say(f"{ref.name} has prompts of its own ({', '.join(map(repr, sorted(own)))}): they are not used")
     return folder if ref.kind == "folder" else pinned(ref)
 
 

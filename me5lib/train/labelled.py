@@ -72,10 +72,11 @@ class SamplingPlan:
     """Which examples make the batch of a step: stage 1's construction (`Mixture`) over the labelled examples.
 
     Sources and languages are both weighted by rows ** `temperature`, so that a large set does not drown a small one
-    (ours: how mE5 mixed its labelled sets is known only by their sampled sizes).
+    (ours: how mE5 mixed its labelled sets is known only by their sampled sizes); `weigh` alters the sources' weights.
     """
 
-    def __init__(self, rows: Sequence[Labelled], stage: Stage, seed: int, temperature: float) -> None:
+    def __init__(self, rows: Sequence[Labelled], stage: Stage, seed: int, temperature: float,
+                 weigh: Callable[[dict[str, float]], dict[str, float]] = dict) -> None:
         streams, self.steps = defaultdict(list), stage.steps
         for i, row in enumerate(rows):
             streams[row.source, row.language].append(i)
@@ -84,8 +85,10 @@ class SamplingPlan:
         self._mixture = Mixture(
             {key: SimpleNamespace(columns=("query", "passage"), rows=len(own)) for key, own in streams.items()},
             steps=stage.steps, batch=stage.batch, seed=seed, temperature=temperature,
-            weights={source: size**temperature for source, size in sizes.items()},
+            weights=weigh({source: size**temperature for source, size in sizes.items()}),
         )  # fmt: skip
+        self.turns = {source: round(steps * stage.batch / sizes[source], 3)  # passes over a source's examples
+                      for source, steps in self._mixture.quotas.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -276,8 +279,11 @@ def _mined(
     for what, counts in ("labelled examples", faults or {}), (f"of {there:,} negatives", filling):
         if counts and task.progress:
             print(f"{what}: {', '.join(f'{n:,} {name}' for name, n in sorted(counts.items()))}")
+    if task.progress:
+        print("passes over the data:", ", ".join(f"{name} {turns:.2g}" for name, turns in task.plan.turns.items()))
     return dict(zip(passes, found, strict=True)), {
-        "negatives": kind, "input": dict(faults or {}), "filling": {"asked for": wanted, "there": there, **filling},
+        "negatives": kind, "input": dict(faults or {}), "passes": task.plan.turns,
+        "filling": {"asked for": wanted, "there": there, **filling},
         "mining": report._replace(examples=report.examples[:5])._asdict(), "teacher": None,
     }  # fmt: skip
 

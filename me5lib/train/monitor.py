@@ -62,11 +62,12 @@ def watch(corpus: Corpus) -> Evaluator | None:
     """
     if not corpus.task_names or not (sets := watched(corpus)):
         return None
+    prefix = getattr(corpus, "bitext_prefix", QUERY)  # where it trains with instructions, that of translations
 
     def look(encoder: Encoder, step: int) -> dict[str, float]:
         """The figures of this moment."""
         fast = precision(encoder.device).name
-        both = [[encoder.encode(side, QUERY, precision=fast) for side in pair] for pair in sets.values()]
+        both = [[encoder.encode(side, prefix, precision=fast) for side in pair] for pair in sets.values()]
         by_language = {code: top1_accuracy(text, english) for code, (english, text) in zip(sets, both, strict=True)}
         english, texts = (torch.from_numpy(np.concatenate(side)) for side in zip(*both, strict=True))
         results = {
