@@ -151,9 +151,9 @@ def test_a_rehearsal_stops_resumes_publishes_and_leaves_nothing(stage, tmp_path,
     monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
     scale = config.load("workshop", ["data.sources=nllb,wikipedia", "data.labelled=nli,synthetic", "model.layers=1",
                                      "model.width=32", "model.heads=2", "model.feedforward=64"])
-    said, read, options = [], [], {"instructed": instructed} if stage == "instruct" else {}
+    said, read = [], []
     monkeypatch.setattr(losses, "make_batch", lambda rows, make=losses.make_batch: read.extend(rows) or make(rows))
-    log = dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append, **options)
+    log = dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append, instructed=instructed)
     assert all(row.query.startswith("Instruct: ") == (stage == "instruct") for row in read) and read
     assert ("'Instruct: Given a web" if stage == "instruct" else "'query: …'") in said[-2]
     assert [line.split()[0] for line in said] == ["dry", "backbone", "rows", "stopped", "resumed", "published", "took"]
@@ -162,7 +162,7 @@ def test_a_rehearsal_stops_resumes_publishes_and_leaves_nothing(stage, tmp_path,
     monkeypatch.setattr(stages, "pretrain", lambda *_, **__: tmp_path)
     monkeypatch.setattr(stages, "finetune", lambda *_, **__: tmp_path)
     with pytest.raises(Me5Error, match="SIGTERM did not stop"):
-        dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append)
+        dry_run.rehearse(scale, 0, tmp_path / "dry-run", stage, say=said.append, instructed=instructed)
     assert list(tmp_path.iterdir()) == []
 
 
