@@ -1,11 +1,12 @@
-"""`me5 mixture`: build the shards of a card, show what the mixture of all is, check it for leaks; and `me5 fetch`: what
-a scale needs of the hub, for a machine without a network.
+"""`me5 mixture`: build the shards of a card, show what the mixture of all is, check it for leaks; `me5 fetch`: what a
+scale needs of the hub, for a machine without a network; and `me5 synthesise`: examples that a language model writes.
 
 Rows of the cards go to `<cache>/hub`, the backbone and its tokenizer to the hub client's own cache (`HF_HOME`).
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 RATE = 20.0  # MB/s that `--plan` reckons with unless told: ours, an assumption that is printed with its result
 ROWS_A_SECOND = 4_000  # read, built, filtered; 3,000 to 9,000 of four cards from the loopback hub, on one slow core
+MANY = 1_000  # ours: requests that may be sent unread
 SAFE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # *.model: SentencePiece, which holds no code
 
 app = typer.Typer(
@@ -138,6 +140,48 @@ def _print_plan(pairs: dict[str, int], temperature: float, rate: float) -> None:
     print(f"{'together':18}{sums[0]:>12,}{'':7}{sums[1] / 1e3:>9.2f}{sums[2]:>9.1f}")
     print(f"Estimates from the hub's listing (~), or bounds where a card does not know its rows (≤), at {rate:g} MB/s "
           f"and {ROWS_A_SECOND:,} rows/s. On top come rows that filters drop, and the rest of each file's last block.")
+
+
+def synthesise_command(
+    out: Annotated[Path, typer.Option(help="Folder; the same command goes on with it.")] = Path("synthetic"),
+    count: Annotated[int, typer.Option(min=1, help="Requests; more may be asked for later.")] = 1_000,
+    brainstorm: Annotated[bool, typer.Option("--brainstorm", help="Ask for tasks instead, 20 a request.")] = False,
+    tasks: Annotated[Path | None, typer.Option(help="Tasks (default: --brainstorm's, or synthetic-v1's).")] = None,
+    documents: Annotated[Path | None, typer.Option(help="Ask questions of the passages of a file or folder.")] = None,
+    languages: Annotated[str, typer.Option(help="As sw,yo (default: the paper's 93, or the documents').")] = "",
+    seed: Annotated[int, typer.Option(callback=io.valid_seed, help="Of the requests.")] = 0,
+    endpoint: Annotated[str, typer.Option(help="Send to it: http://127.0.0.1:8000/v1 (its key: ME5_API_KEY).")] = "",
+    model: Annotated[str, typer.Option(help="The model's name there, or in the batch.")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 600.0,
+    body: Annotated[str, typer.Option(help="JSON to put into each request; null takes a value out.")] = "{}",
+    answers: Annotated[list[Path], typer.Option(help="What a batch gave back; may be given again.")] = [],  # noqa: B006
+    licence: Annotated[str, typer.Option(help="The model's licence and terms, for the card.")] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it would take.")] = False,
+    price: Annotated[tuple[float, float], typer.Option(help="Of a million tokens read, and written.")] = (0.0, 0.0),
+    rate: Annotated[float, typer.Option(min=1, help="Tokens written a second, of all threads.")] = 1_000.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Send more than 1,000, after reading the plan.")] = False,
+) -> None:
+    """Synthetic examples with instructions, as E5-mistral's: asked of an endpoint, or written for a batch."""
+    from me5lib.instruct import synthesise, taxonomy
+
+    try:
+        settings = {"model": model, **json.loads(body)}
+    except (ValueError, TypeError):
+        raise Me5Error("--body: a JSON object is wanted, as '{\"temperature\": 0.7}'") from None
+    folder, thought = (out / "brainstorm" if brainstorm else out), out / "brainstorm" / "tasks.jsonl"
+    known = () if brainstorm or documents else taxonomy.read_tasks(tasks or (thought if thought.is_file() else None))
+    passages = taxonomy.read_documents(documents) if documents else ()
+    asked = taxonomy.Plan(seed, known, passages, tuple(split_names(languages)))
+    todo, _ = synthesise.unanswered(folder, count)
+    unread = bool(endpoint) and len(todo) > MANY and not yes
+    if plan or unread:
+        print("\n".join(synthesise.estimate(asked, todo, settings, rate, price)))
+    if not plan and (unread or (todo and not model)):
+        raise Me5Error("add --yes, after reading this" if unread else "which model is to answer? Say --model")
+    lines = synthesise.run(asked, count, folder, settings, endpoint, threads, timeout, answers, licence)
+    for line in () if plan else lines:
+        print(line, flush=True)
 
 
 def backbone(name: str, pickle: bool = False, revision: str | None = None) -> str:

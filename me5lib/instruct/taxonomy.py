@@ -1,0 +1,131 @@
+"""What a language model is asked for: E5-mistral's task types and dials (taxonomy.csv), in our words (taxonomy.yaml).
+
+    next(requests(Plan(seed=0, tasks=read_tasks()), [17]))      # a function of the plan and the number
+
+A plan without tasks asks for tasks; with tasks, for an example of one; with documents, for a question that a person's
+passage answers (grounded: for languages in which models make up facts). Cost: 40 µs a request.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import yaml
+from babel import Locale
+
+from me5lib.instruct.synthetic import read_examples
+from me5lib.io import PACKAGE, Me5Error
+
+VERSION = 1  # of the requests; raise it with any change that gives others
+SHORTEST, LONGEST = 80, 4_000  # ours: signs of a passage; what is shorter is left out, what is longer is cut
+UNKNOWN = "und"  # ISO 639's code of a language that nobody said
+WORDS: dict[str, dict[str, str]] = yaml.safe_load((PACKAGE / "instruct" / "taxonomy.yaml").read_text(encoding="utf8"))
+LISTS: dict[str, dict[str, int]] = defaultdict(dict)  # a dial → its values and their weights
+for _row in csv.DictReader((PACKAGE / "instruct" / "taxonomy.csv").read_text(encoding="utf8").splitlines()):
+    LISTS[_row["list"]][_row["value"]] = int(_row["weight"])
+
+
+class Plan(NamedTuple):
+    """What requests follow from."""
+
+    seed: int = 0
+    tasks: tuple[tuple[str, str], ...] = ()  # type and instruction
+    documents: tuple[tuple[str, str], ...] = ()  # text and language
+    languages: tuple[str, ...] = ()  # twice: of twice the weight; none: the paper's, or a document's own
+
+    @property
+    def key(self) -> str:
+        """The hash of all of it: 16 hexadecimal digits."""
+        return hashlib.blake2b(json.dumps([VERSION, *self]).encode(), digest_size=8).hexdigest()
+
+
+class Request(NamedTuple):
+    """One thing to ask for."""
+
+    number: int
+    prompt: str
+    keys: list[str]  # of the JSON object that is wanted
+    row: dict[str, Any]  # what is known of the row before it is written, its dials among it
+    seed: int  # of the model's own draws
+
+
+def requests(plan: Plan, numbers: Iterable[int]) -> Iterator[Request]:
+    """The requests of these numbers."""
+    key, weights = plan.key, Counter(plan.languages) or LISTS["language"]
+    codes, dials = [*weights], {dial: [*LISTS[dial]] for dial in LISTS if dial not in ("task_type", "language")}
+    tasks = [("document", "")] if plan.documents else plan.tasks or [(kind, "") for kind in WORDS["kinds"]]
+    types = {name: [words for kind, words in tasks if kind == name] for name in dict(tasks)
+             if name != "bitext" or len(codes) > 1}
+    shares = [LISTS["task_type"].get(name, 1) for name in types]
+    for number in numbers:
+        draw = Random(f"{key}/{number}")
+        (name,), (language,) = draw.choices([*types], shares), draw.choices(codes, weights.values())
+        instruction, text, passage = draw.choice(types[name]), "", language
+        while name == "bitext" and passage == language:
+            (passage,) = draw.choices(codes, weights.values())
+        if plan.documents:
+            instruction, (text, passage) = WORDS["fixed"][name], plan.documents[number % len(plan.documents)]
+            language = language if plan.languages else passage
+        row = {"task_type": "short-long" if text else name, "instruction": instruction, "language": language,
+               "passage_language": passage, "positive": text}
+        drawn = {dial: draw.choice(values) for dial, values in dials.items()}
+        names = {"language": language_name(language), "passage_language": language_name(passage),
+                 "kind": WORDS["kinds"].get(name)}
+        words = WORDS["prompts"][name if instruction else "brainstorm"]
+        keys = re.findall(r'"(\w+)"', words)
+        prompt = f"{words.format_map(drawn | row | names)}Answer with one JSON object, of the keys {', '.join(keys)}."
+        row["dials"] = {dial: value for dial, value in drawn.items() if f"{{{dial}}}" in words}
+        yield Request(number, prompt, keys, row, draw.getrandbits(31))
+
+
+@cache
+def language_name(code: str) -> str:
+    """The English name of a language, as Serbian (Latin) for sr-latn. Raises `Me5Error` for a code of none."""
+    (base, _, script), english = code.partition("-"), Locale("en")
+    if base not in english.languages or (script and script.title() not in english.scripts):
+        raise Me5Error(f"no language has the code {code!r}: one as sw, or sr-latn, is wanted")
+    name = "the language of the passage" if code == UNKNOWN else english.languages[base]
+    return f"{name} ({english.scripts[script.title()]})" if script else name
+
+
+def read_tasks(path: Path | None = None) -> tuple[tuple[str, str], ...]:
+    """The tasks of a file (of none: synthetic-v1's, without bitext, which name languages), and for sts and bitext the
+    fixed one if there is no other. Raises `Me5Error` with the line that is no task."""
+    number, found = 0, [(row.task_type, row.instruction) for row in ([] if path else read_examples(drafts=True))
+                        if row.task_type != "bitext"]
+    try:
+        for number, line in enumerate(path.read_text("utf8").splitlines() if path else (), 1):  # noqa: B007
+            task = json.loads(line)
+            found += [(name, str(task["instruction"])) for name in (task["task_type"],) if LISTS["task_type"][name]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise Me5Error(f"{path}, line {number}: no task, as tasks.jsonl has one in a line ({error})") from None
+    fixed = [(name, WORDS["fixed"][name]) for name in ("sts", "bitext") if name not in dict(found)]
+    return tuple(dict.fromkeys(found + fixed))
+
+
+def read_documents(path: Path) -> tuple[tuple[str, str], ...]:
+    """Passages and languages: the column `text` (or what `userdata` takes for passages) of a table, what stands between
+    empty lines of a .txt or .md file; of a folder, those of its files. Raises `Me5Error`."""
+    from me5lib.data import userdata
+    from me5lib.data.text import resolve_language
+
+    found, plain, tables = {}, (".txt", ".md"), (".csv", ".tsv", ".jsonl", ".parquet")
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path] * path.exists():
+        parts = re.split(r"\n\s*\n", file.read_text("utf8", "replace")) if file.suffix in plain else []
+        rows = [row for _, row in userdata.read_table(file)[2]] if file.suffix in tables else []
+        for row in [*rows, *({"text": part} for part in parts)]:
+            text = next((row[name] for name in ("text", *userdata.PASSAGE) if isinstance(row.get(name), str)), "")
+            if len(text := " ".join(text.encode("utf8", "replace").decode().split())) >= SHORTEST:
+                found[text[:LONGEST]] = resolve_language(str(row.get("language") or UNKNOWN)) or UNKNOWN
+    if not found:
+        raise Me5Error(f"--documents {path}: no passage of {SHORTEST} signs in a column `text`, a .txt or an .md file")
+    return tuple(found.items())
