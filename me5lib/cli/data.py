@@ -172,7 +172,8 @@ def synthesise_command(
     folder, thought = (out / "brainstorm" if brainstorm else out), out / "brainstorm" / "tasks.jsonl"
     known = () if brainstorm or documents else taxonomy.read_tasks(tasks or (thought if thought.is_file() else None))
     passages = taxonomy.read_documents(documents) if documents else ()
-    asked = taxonomy.Plan(seed, known, passages, tuple(split_names(languages)))
+    codes = tuple(code for code in split_names(languages) if taxonomy.language_name(code))
+    asked = taxonomy.Plan(seed, known, passages, codes)
     todo, _ = synthesise.unanswered(folder, count)
     unread = bool(endpoint) and len(todo) > MANY and not yes
     if plan or unread:

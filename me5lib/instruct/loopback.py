@@ -19,9 +19,9 @@ from random import Random
 from me5lib.instruct.synthetic import read_examples
 from me5lib.instruct.taxonomy import WORDS, language_name
 
-ONCE = ("429", "500", "time-out", "half")  # faults of a request's first try; the others are for good, as "fenced"
+ONCE = ("429", "500", "time-out", "half")  # faults of a request's first try; the others are for good
 SPOILT = {"cut": '{"query": "How do', "prose": "Here is what you asked for.", "refusal": "I'm sorry, I can't do that.",
-          "key": '{"query": "alone"}', "twice": '{"query": "a", "query": "b"}'}
+          "key": '{"query": "alone"}', "twice": '{"query": "a", "query": "b"}', "fenced": "```json\n%s\n```"}
 
 
 class Loopback(ThreadingHTTPServer):
@@ -39,6 +39,9 @@ class Loopback(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, *_: object) -> None:
+        """Nothing: a client may be gone before its answer."""
+
     def text(self, prompt: str, draw: Random) -> str:
         """The answer to a prompt."""
         name = next(name for name, words in WORDS["prompts"].items() if prompt.startswith(words.split("{")[0]))
@@ -51,34 +54,30 @@ class Loopback(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
 
     def do_POST(self) -> None:
         asked, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
         key, draw = self.headers.get("Authorization", "").removeprefix("Bearer "), Random(asked["seed"])
-        if key != server.key or asked["model"] != server.model:
-            wrong = f"no key {key!r}" if key != server.key else f"no model {asked['model']!r}"
-            return self.answer(401 if key != server.key else 404, {"error": {"message": wrong}})
         server.asked[asked["seed"]] += 1
         place, faults = draw.random(), server.faults
         fault = next((name for name in faults if (place := place - faults[name]) < 0), "")
         fault = "" if fault in ONCE and server.asked[asked["seed"]] > 1 else fault
         time.sleep(server.seconds[fault == "time-out"])
-        text = SPOILT.get(fault) or server.text(asked["messages"][0]["content"], draw)
-        choice = {"message": {"content": f"```json\n{text}\n```" if fault == "fenced" else text},
-                  "finish_reason": "length" if fault == "cut" else "stop"}
+        text = server.text(asked["messages"][0]["content"], draw)
+        text = SPOILT.get(fault, "%s").replace("%s", text)
+        choice = {"message": {"content": text}, "finish_reason": "length" if fault == "cut" else "stop"}
         usage = {"prompt_tokens": len(str(asked["messages"]).split()), "completion_tokens": len(text.split())}
-        body = {"model": server.model, "choices": [choice], "usage": usage}
-        self.answer(int(fault) if fault.isdigit() else 200, body, fault == "half")
-
-    def answer(self, status: int, body: dict, half: bool = False) -> None:
-        """Send it, or half of it."""
+        status, body = fault if fault.isdigit() else 200, {"model": server.model, "choices": [choice], "usage": usage}
+        if key != server.key or asked["model"] != server.model:
+            status = 401 if key != server.key else 404
+            body = {"error": {"message": f"no key {key!r}" if status == 401 else f"no model {asked['model']!r}"}}
         raw = json.dumps(body).encode()
-        self.send_response(status)
+        self.send_response(int(status))
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
-        self.wfile.write(raw[: len(raw) // 2] if half else raw)
-        self.close_connection = half
+        self.close_connection = fault == "half"
+        self.wfile.write(raw[: len(raw) // 2] if fault == "half" else raw)
 
     def log_message(self, *_: object) -> None:
         """Nothing on the screen."""

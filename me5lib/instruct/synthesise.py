@@ -38,7 +38,7 @@ KEY = "ME5_API_KEY"  # of the environment
 SIGNS, WRITTEN = 4, 360  # a token: signs of English (ours); an example: tokens (E5-mistral: 180 M for 500,000)
 BODY = {"temperature": 1.0, "top_p": 1.0,  # E5-mistral's; the rest ours: two passages of 500 words, 3 tokens a word
         "max_tokens": 3_000, "response_format": {"type": "json_object"}}
-PATIENCE = urllib3.Retry(8, connect=2, allowed_methods=None, backoff_factor=0.5, raise_on_status=False,
+PATIENCE = urllib3.Retry(8, connect=2, read=3, allowed_methods=None, backoff_factor=0.5, raise_on_status=False,
                          status_forcelist=[408, 409, 425, 429, *range(500, 600)])  # ours; Retry-After goes before
 REFUSAL = re.compile(r"\W*((I'?m |I am )?(very )?sorry|I (can'?t|can ?not|won't)|As an AI)", re.IGNORECASE)
 CARD = """---
@@ -116,7 +116,7 @@ def send(lines: Iterator[dict[str, Any]], folder: Path, url: str, threads: int, 
 
     def work() -> None:
         nonlocal silent
-        pool = urllib3.PoolManager(retries=PATIENCE, timeout=timeout)
+        pool = urllib3.PoolManager(retries=PATIENCE, timeout=urllib3.Timeout(connect=min(timeout, 10.0), read=timeout))
         try:
             while not errors:
                 with lock:
@@ -150,12 +150,13 @@ def send(lines: Iterator[dict[str, Any]], folder: Path, url: str, threads: int, 
 
 def _post(pool: urllib3.PoolManager, url: str, body: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
     """The answer to a request, or None, and what was met on the way. Raises `Me5Error` for what no wait mends."""
-    key = os.environ.get(KEY, "").strip()
+    if not re.fullmatch(r"[!-~]*", key := os.environ.get(KEY, "").strip()):
+        raise Me5Error(f"{KEY} holds signs that no key has")
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         response = pool.request("POST", url, body=json.dumps(body), headers=headers, redirect=False)
     except urllib3.exceptions.MaxRetryError as error:
-        if isinstance(error.reason, urllib3.exceptions.NewConnectionError):
+        if isinstance(error.reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError):
             raise Me5Error(f"no connection to {url}: is the server up? The same command goes on") from None
         return None, [f"given up: {type(error.reason).__name__}"]
     met = [str(past.status or type(past.error).__name__) for past in response.retries.history]
@@ -213,7 +214,7 @@ def rows_of(plan: Plan, request: Request, texts: dict[str, Any], seen: dict[Any,
 def collect(plan: Plan, count: int, folder: Path, licence: str) -> list[str]:
     """Write the examples (or tasks) in the order of their numbers, and the card: what it says of them."""
     path, seen, met = folder / "answers.jsonl", {}, defaultdict(Counter)
-    places = {number: place for number, place, _ in answers(path) if number < count}
+    places = {number: place for number, place, _ in answers(path) if 0 <= number < count}
 
     def rows() -> Iterator[dict[str, Any]]:
         with path.open("rb") as lines:
@@ -262,7 +263,7 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
             print(f"me5: the documents leave this machine, for {urlsplit(url).hostname}", file=sys.stderr)
         if url and todo:
             met = send(batch(plan, todo, body), folder, url.rstrip("/") + "/chat/completions", threads, timeout)
-            yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.items()) or "nothing")
+            yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.most_common(9)) or "nothing")
             todo, _ = unanswered(folder, count)
         elif todo:
             write_lines(folder / "requests.jsonl", batch(plan, todo, body))
