@@ -41,15 +41,7 @@ BODY = {"temperature": 1.0, "top_p": 1.0,  # E5-mistral's; the rest ours: two pa
 PATIENCE = urllib3.Retry(8, connect=2, read=3, allowed_methods=None, backoff_factor=0.5, raise_on_status=False,
                          status_forcelist=[408, 409, 425, 429, *range(500, 600)])  # ours; Retry-After goes before
 REFUSAL = re.compile(r"\W*((I'?m |I am )?(very )?sorry|I (can'?t|can ?not|won't)|As an AI)", re.IGNORECASE)
-CARD = """---
-license: other
-tags: [synthetic]
----
-# Synthetic examples
-
-A language model wrote them. Nobody has checked them: `me5 synthesise --check FILE` finds some of their faults.
-
-"""
+CARD = "# Synthetic examples\n\nBy a language model; nobody checked them: see `me5 synthesise --check FILE`.\n\n"
 
 
 def batch(plan: Plan, numbers: Sequence[int], body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -88,7 +80,7 @@ def answers(path: Path) -> Iterator[tuple[int, int, bytes]]:
         for line in lines:
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 found = json.loads(line)
-                if found["response"]["status_code"] == 200 and found["response"]["body"]["choices"][0]["message"]:
+                if found["response"]["status_code"] == 200 and dict(found["response"]["body"]["choices"][0]["message"]):
                     yield int(found["custom_id"]), place, line
             place += len(line)
 
@@ -163,7 +155,7 @@ def _post(pool: urllib3.PoolManager, url: str, body: dict[str, Any]) -> tuple[di
     said = response.data.decode("utf8", "replace")
     with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         found = json.loads(said)
-        if response.status == 200 and found["choices"][0]["message"]:
+        if response.status == 200 and dict(found["choices"][0]["message"]):
             return found, met
         said = str(found["error"]["message"])
     said = " ".join(said.replace(key or "\n", "…").split())[:200]  # some servers repeat the key
@@ -240,33 +232,34 @@ def collect(plan: Plan, count: int, folder: Path, licence: str) -> list[str]:
 
 def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "", threads: int = 8,
         timeout: float = 600.0, batches: Sequence[Path] = (), licence: str = "") -> Iterator[str]:
-    """Take what batches gave back, send the rest to `url` or write it for a batch, collect; what came of it, in words.
-    Raises `Me5Error`."""
+    """Take what batches gave back, send the rest or write it for one, collect: what came of it. Raises `Me5Error`."""
     if url and not re.fullmatch(r"https?://[^\s/@?]+(/[^\s@?]*)?", url):
         raise Me5Error(f"--endpoint: an address as http://127.0.0.1:8000/v1 is wanted; a key goes into {KEY}")
     with io.locked(folder / ".lock"):
-        held = io.read_json(folder / "plan.json", {"plan": plan.key, "licence": "not stated: write it here"})
-        if held["plan"] != plan.key:
-            raise Me5Error(f"{folder} has answers to other requests (the seed, tasks, documents or languages differ): "
-                           "choose another --out")
-        held["licence"] = licence or held["licence"]
-        io.put_json(folder / "plan.json", held)
-        todo, again = unanswered(folder, count)
+        about = io.read_json(folder / "plan.json", {"plan": plan.key, "licence": "not stated: write it here"})
+        if about["plan"] != plan.key:
+            raise Me5Error(f"{folder} has answers to other requests (by seed, tasks, documents or languages): choose "
+                           "another --out")
+        about["licence"] = licence or about["licence"]
+        io.put_json(folder / "plan.json", about)
         for file in batches:
+            if not file.is_file():
+                raise Me5Error(f"--answers {file}: there is no such file")
+            wanted = set(unanswered(folder, count)[0])
             with appended(folder / "answers.jsonl") as kept:
-                wanted = set(todo)
                 kept.writelines(line.rstrip() + b"\n" for number, _, line in answers(file) if number in wanted)
-            todo, _ = unanswered(folder, count)
+        todo, again = unanswered(folder, count)
         if again:
             yield f"{again} in flight when the last run ended: they go again"
-        if plan.documents and url and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
-            print(f"me5: the documents leave this machine, for {urlsplit(url).hostname}", file=sys.stderr)
         if url and todo:
+            if plan.documents and (host := urlsplit(url).hostname) not in ("localhost", "127.0.0.1", "::1"):
+                print(f"me5: the documents leave this machine, for {host}", file=sys.stderr)
             met = send(batch(plan, todo, body), folder, url.rstrip("/") + "/chat/completions", threads, timeout)
             yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.most_common(9)) or "nothing")
             todo, _ = unanswered(folder, count)
         elif todo:
             write_lines(folder / "requests.jsonl", batch(plan, todo, body))
-        yield f"{len(todo):,} of {count:,} requests without an answer" + f": {folder / 'requests.jsonl'}" * (not url)
+        where = f": {folder / 'requests.jsonl'}" if todo and not url else ""
+        yield f"{len(todo):,} of {count:,} requests without an answer{where}"
         if len(todo) < count:
-            yield from collect(plan, count, folder, held["licence"])
+            yield from collect(plan, count, folder, about["licence"])

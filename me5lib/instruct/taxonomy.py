@@ -27,6 +27,7 @@ from me5lib.io import PACKAGE, Me5Error
 
 VERSION = 1  # of the requests; raise it with any change that gives others
 SHORTEST, LONGEST = 80, 4_000  # ours: signs of a passage; what is shorter is left out, what is longer is cut
+QUESTION = "Given a question, retrieve passages that answer it."  # ours: the instruction of a question to a document
 UNKNOWN = "und"  # ISO 639's code of a language that nobody said
 WORDS: dict[str, dict[str, str]] = yaml.safe_load((PACKAGE / "instruct" / "taxonomy.yaml").read_text(encoding="utf8"))
 LISTS: dict[str, dict[str, int]] = defaultdict(dict)  # a dial → its values and their weights
@@ -62,7 +63,7 @@ def requests(plan: Plan, numbers: Iterable[int]) -> Iterator[Request]:
     """The requests of these numbers."""
     key, weights = plan.key, Counter(plan.languages) or LISTS["language"]
     codes, dials = [*weights], {dial: [*LISTS[dial]] for dial in LISTS if dial not in ("task_type", "language")}
-    tasks = [("document", "")] if plan.documents else plan.tasks or [(kind, "") for kind in WORDS["kinds"]]
+    tasks = [("document", QUESTION)] if plan.documents else plan.tasks or [(kind, "") for kind in WORDS["kinds"]]
     types = {name: [words for kind, words in tasks if kind == name] for name in dict(tasks)
              if name != "bitext" or len(codes) > 1}
     shares = [LISTS["task_type"].get(name, 1) for name in types]
@@ -73,7 +74,7 @@ def requests(plan: Plan, numbers: Iterable[int]) -> Iterator[Request]:
         while name == "bitext" and passage == language:
             (passage,) = draw.choices(codes, weights.values())
         if plan.documents:
-            instruction, (text, passage) = WORDS["fixed"][name], plan.documents[number % len(plan.documents)]
+            text, passage = plan.documents[number % len(plan.documents)]
             language = language if plan.languages else passage
         row = {"task_type": "short-long" if text else name, "instruction": instruction, "language": language,
                "passage_language": passage, "positive": text}
@@ -89,43 +90,43 @@ def requests(plan: Plan, numbers: Iterable[int]) -> Iterator[Request]:
 
 @cache
 def language_name(code: str) -> str:
-    """The English name of a language, as Serbian (Latin) for sr-latn. Raises `Me5Error` for a code of none."""
-    (base, _, script), english = code.partition("-"), Locale("en")
-    if base not in english.languages or (script and script.title() not in english.scripts):
+    """The English name of a language, as Serbian (latn) for sr-latn. Raises `Me5Error` for a code of none."""
+    (base, _, script), names = code.partition("-"), Locale("en").languages
+    if base not in names:
         raise Me5Error(f"no language has the code {code!r}: one as sw, or sr-latn, is wanted")
-    name = "the language of the passage" if code == UNKNOWN else english.languages[base]
-    return f"{name} ({english.scripts[script.title()]})" if script else name
+    return "the language of the passage" if base == UNKNOWN else names[base] + f" ({script})" * bool(script)
 
 
 def read_tasks(path: Path | None = None) -> tuple[tuple[str, str], ...]:
     """The tasks of a file (of none: synthetic-v1's, without bitext, which name languages), and for sts and bitext the
-    fixed one if there is no other. Raises `Me5Error` with the line that is no task."""
-    number, found = 0, [(row.task_type, row.instruction) for row in ([] if path else read_examples(drafts=True))
-                        if row.task_type != "bitext"]
+    fixed one if there is no other. Raises `Me5Error`."""
     try:
-        for number, line in enumerate(path.read_text("utf8").splitlines() if path else (), 1):  # noqa: B007
-            task = json.loads(line)
-            found += [(name, str(task["instruction"])) for name in (task["task_type"],) if LISTS["task_type"][name]]
+        rows = path.read_text("utf8").splitlines() if path else ()
+        found = [(task["task_type"], str(task["instruction"])) for task in map(json.loads, rows)]
+        [LISTS["task_type"][name] for name, _ in found]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise Me5Error(f"{path}, line {number}: no task, as tasks.jsonl has one in a line ({error})") from None
-    fixed = [(name, WORDS["fixed"][name]) for name in ("sts", "bitext") if name not in dict(found)]
-    return tuple(dict.fromkeys(found + fixed))
+        raise Me5Error(f"{path} is no list of tasks, as tasks.jsonl is one ({type(error).__name__} {error})") from None
+    if path is None:
+        found = [(row.task_type, row.instruction) for row in read_examples(drafts=True) if row.task_type != "bitext"]
+    return tuple(dict.fromkeys(found + [task for task in WORDS["fixed"].items() if task[0] not in dict(found)]))
 
 
 def read_documents(path: Path) -> tuple[tuple[str, str], ...]:
-    """Passages and languages: the column `text` (or what `userdata` takes for passages) of a table, what stands between
-    empty lines of a .txt or .md file; of a folder, those of its files. Raises `Me5Error`."""
+    """Passages and languages: the column `text` of a table (or what `userdata` takes for passages); of a folder, what
+    stands between empty lines of its .txt and .md files. Raises `Me5Error`."""
     from me5lib.data import userdata
     from me5lib.data.text import resolve_language
 
-    found, plain, tables = {}, (".txt", ".md"), (".csv", ".tsv", ".jsonl", ".parquet")
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path] * path.exists():
-        parts = re.split(r"\n\s*\n", file.read_text("utf8", "replace")) if file.suffix in plain else []
-        rows = [row for _, row in userdata.read_table(file)[2]] if file.suffix in tables else []
-        for row in [*rows, *({"text": part} for part in parts)]:
-            text = next((row[name] for name in ("text", *userdata.PASSAGE) if isinstance(row.get(name), str)), "")
-            if len(text := " ".join(text.encode("utf8", "replace").decode().split())) >= SHORTEST:
-                found[text[:LONGEST]] = resolve_language(str(row.get("language") or UNKNOWN)) or UNKNOWN
+    if path.is_dir():
+        texts = [file.read_text("utf8", "replace") for kind in ("*.txt", "*.md") for file in sorted(path.rglob(kind))]
+        rows = [{"text": part} for text in texts for part in re.split(r"\n\s*\n", text)]
+    else:
+        rows = [row for _, row in userdata.read_table(path)[2]]
+    found = {}
+    for row in rows:
+        text = next((row[name] for name in ("text", *userdata.PASSAGE) if isinstance(row.get(name), str)), "")
+        if len(text := " ".join(text.encode("utf8", "replace").decode().split())) >= SHORTEST:
+            found[text[:LONGEST]] = resolve_language(str(row.get("language") or UNKNOWN)) or UNKNOWN
     if not found:
-        raise Me5Error(f"--documents {path}: no passage of {SHORTEST} signs in a column `text`, a .txt or an .md file")
+        raise Me5Error(f"--documents {path}: no passage of {SHORTEST} signs in a column `text`, or in .txt files")
     return tuple(found.items())
