@@ -90,7 +90,7 @@ def test_killed_at_20_moments_it_loses_nothing_and_asks_for_no_answer_twice(tmp_
             process.send_signal(signal.SIGKILL)
             said = process.communicate()[0]
             assert not [number for number in done if server.asked[SEEDS[number]] != before[SEEDS[number]]]
-            if "in flight" in said:
+            if "sent and not answered" in said:
                 assert 0 < int(said.split()[0]) <= THREADS
                 again += int(said.split()[0])
         last = subprocess.run(command, capture_output=True, text=True)
@@ -106,7 +106,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_asked_for_again(tmp_path):
         ran(tmp_path, server, threads=1)
         whole = {name: (tmp_path / name).read_bytes() for name in ("answers.jsonl", "examples.jsonl")}
         (tmp_path / "answers.jsonl").write_bytes(whole["answers.jsonl"][:-40])
-        assert "1 in flight when the last run ended: they go again" in ran(tmp_path, server, threads=1)
+        assert "1 sent and not answered when the last run ended" in ran(tmp_path, server, threads=1)
         assert server.asked.total() == 41
     assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
 

@@ -178,7 +178,7 @@ def synthesise_command(
     unread = bool(endpoint) and len(todo) > MANY and not yes
     if plan or unread:
         print("\n".join(synthesise.estimate(asked, todo, settings, rate, price)))
-    if not plan and (unread or (todo and not model)):
+    if not plan and (unread or (todo and not model and not answers)):
         raise Me5Error("add --yes, after reading this" if unread else "which model is to answer? Say --model")
     lines = synthesise.run(asked, count, folder, settings, endpoint, threads, timeout, answers, licence)
     for line in () if plan else lines:

@@ -250,16 +250,16 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
                 kept.writelines(line.rstrip() + b"\n" for number, _, line in answers(file) if number in wanted)
         todo, again = unanswered(folder, count)
         if again:
-            yield f"{again} in flight when the last run ended: they go again"
+            yield f"{again} sent and not answered when the last run ended: they go again"
         if url and todo:
             if plan.documents and (host := urlsplit(url).hostname) not in ("localhost", "127.0.0.1", "::1"):
                 print(f"me5: the documents leave this machine, for {host}", file=sys.stderr)
             met = send(batch(plan, todo, body), folder, url.rstrip("/") + "/chat/completions", threads, timeout)
             yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.most_common(9)) or "nothing")
             todo, _ = unanswered(folder, count)
-        elif todo:
+        elif todo and body.get("model"):
             write_lines(folder / "requests.jsonl", batch(plan, todo, body))
-        where = f": {folder / 'requests.jsonl'}" if todo and not url else ""
+        where = f": {folder / 'requests.jsonl'}" if todo and body.get("model") and not url else ""
         yield f"{len(todo):,} of {count:,} requests without an answer{where}"
         if len(todo) < count:
             yield from collect(plan, count, folder, about["licence"])
