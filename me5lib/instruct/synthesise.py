@@ -80,7 +80,7 @@ def answers(path: Path) -> Iterator[tuple[int, int, bytes]]:
         for line in lines:
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 found = json.loads(line)
-                if found["response"]["status_code"] == 200 and dict(found["response"]["body"]["choices"][0]["message"]):
+                if dict(found["response"]["body"]["choices"][0]["message"]):
                     yield int(found["custom_id"]), place, line
             place += len(line)
 
