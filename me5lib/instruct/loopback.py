@@ -28,6 +28,7 @@ class Loopback(ThreadingHTTPServer):
     """The server. `key`: the one that it wants; `seconds`: that an answer takes, and that one hangs that times out."""
 
     model, daemon_threads = "synthetic-v1", True
+    handle_error = staticmethod(lambda *_: None)  # a client may be gone before its answer
 
     def __init__(self, faults: Mapping[str, float] | None = None, key: str = "", seconds: tuple[float, float] = (0, 2)):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -38,9 +39,6 @@ class Loopback(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
-
-    def handle_error(self, *_: object) -> None:
-        """Nothing: a client may be gone before its answer."""
 
     def text(self, prompt: str, draw: Random) -> str:
         """The answer to a prompt."""
@@ -55,6 +53,7 @@ class Loopback(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+    log_message = staticmethod(lambda *_: None)
 
     def do_POST(self) -> None:
         asked, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
@@ -64,8 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = next((name for name in faults if (place := place - faults[name]) < 0), "")
         fault = "" if fault in ONCE and server.asked[asked["seed"]] > 1 else fault
         time.sleep(server.seconds[fault == "time-out"])
-        text = server.text(asked["messages"][0]["content"], draw)
-        text = SPOILT.get(fault, "%s").replace("%s", text)
+        text = SPOILT.get(fault, "%s").replace("%s", server.text(asked["messages"][0]["content"], draw))
         choice = {"message": {"content": text}, "finish_reason": "length" if fault == "cut" else "stop"}
         usage = {"prompt_tokens": len(str(asked["messages"]).split()), "completion_tokens": len(text.split())}
         status, body = fault if fault.isdigit() else 200, {"model": server.model, "choices": [choice], "usage": usage}
@@ -78,6 +76,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = fault == "half"
         self.wfile.write(raw[: len(raw) // 2] if fault == "half" else raw)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on the screen."""

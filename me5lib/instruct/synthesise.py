@@ -21,6 +21,7 @@ import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -65,12 +66,10 @@ def estimate(plan: Plan, numbers: Sequence[int], body: dict, rate: float, price:
             f"{read * price[0] + written * price[1]:,.2f} at {price[0]:g} and {price[1]:g} a million (--price)"]
 
 
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Make a file of lines of JSON, whole or not at all."""
-    def write(beside: Path) -> None:
-        with beside.open("w", encoding="utf8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    io.put(path, write)
+def write_lines(beside: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write lines of JSON."""
+    with beside.open("w", encoding="utf8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def answers(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -221,7 +220,8 @@ def collect(plan: Plan, count: int, folder: Path, licence: str) -> list[str]:
                     met["kept"][row["task_type"]] += 1
                     yield row
 
-    write_lines(folder / ("examples.jsonl" if plan.tasks or plan.documents else "tasks.jsonl"), rows())
+    name = "examples.jsonl" if plan.tasks or plan.documents else "tasks.jsonl"
+    io.put(folder / name, partial(write_lines, rows=rows()))
     about = [f"{name}: " + ", ".join(f"{n:,} × {what}" for what, n in sorted(met[name].items()))
              for name in ("kept", "left out", "written by", "tokens") if met[name]]
     card = [f"licence and terms of the model, as who ran it states them: {licence}", *about,
@@ -258,7 +258,7 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
             yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.most_common(9)) or "nothing")
             todo, _ = unanswered(folder, count)
         elif todo and body.get("model"):
-            write_lines(folder / "requests.jsonl", batch(plan, todo, body))
+            io.put(folder / "requests.jsonl", partial(write_lines, rows=batch(plan, todo, body)))
         where = f": {folder / 'requests.jsonl'}" if todo and body.get("model") and not url else ""
         yield f"{len(todo):,} of {count:,} requests without an answer{where}"
         if len(todo) < count:
