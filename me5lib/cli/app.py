@@ -113,7 +113,7 @@ def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> 
 
 
 def experiment_command(
-    names: Annotated[list[str], typer.Argument(help="stages, negatives, forgetting, near-misses.")],
+    names: Annotated[list[str], typer.Argument(help="stages, negatives, forgetting, instructions, near-misses.")],
     scale: Annotated[str, typer.Option("--scale", help="Default: random for stages, tiny for the others.")] = "",
     seeds: Annotated[int, typer.Option(min=0, help="How many seeds (0: as many as the experiment wants).")] = 0,
     pilot: Annotated[bool, typer.Option("--pilot", help="Only the pilot, and the plan that follows from it.")] = False,

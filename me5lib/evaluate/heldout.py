@@ -27,7 +27,7 @@ from me5lib.data.corpus import Corpus
 from me5lib.device import precision
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
-from me5lib.model.text import PASSAGE, QUERY
+from me5lib.model.text import PASSAGE, QUERY, instruct
 from me5lib.pairs import Labelled, text_key
 from me5lib.train.search import Pool
 from me5lib.train.stages import card_prefixes
@@ -153,6 +153,14 @@ class Search(NamedTuple):
     relevant: np.ndarray  # bool [n, m]
     prefixes: tuple[str, str]
     meanings: list[str]  # n: the same in every language that asks the same
+    instructions: Sequence[str] = ()  # n, where it can be asked with them, too
+    language: str = ""  # of the queries
+
+    def instructed(self) -> Search:
+        """With the template on its queries; where passages are queries, too, on both sides."""
+        task = self.instructions[0] if self.prefixes[1] == QUERY else ""
+        return self._replace(queries=list(map(instruct, self.instructions, self.queries)), prefixes=("", ""),
+                             passages=[instruct(task, text) for text in self.passages])  # fmt: skip
 
 
 class Question(NamedTuple):

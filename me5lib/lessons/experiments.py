@@ -13,14 +13,14 @@
     <base>/<experiment>/results.json    means, intervals and verdicts of all arms, whether the controls came out, and
                                         the coordinates of the run; table.csv and figure.png beside it
 
-What is asked, by which arms and on which tests: `labs`, `tune`. How differences are judged: `evaluate.stats`.
+What is asked, by which arms and on which tests: `labs`, `tune`, `instructed`. How it is judged: `evaluate.stats`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,16 @@ from me5lib.data.corpus import open_corpus
 from me5lib.evaluate import benchmarks, stats
 from me5lib.io import Me5Error
 from me5lib.lessons.figures import COLOURS, GREY, canvas, keep, span
+from me5lib.lessons.instructed import Instructions
 from me5lib.lessons.labs import Arm, Lab, Stages, tasks_of
 from me5lib.lessons.tune import Forgetting, NearMisses, Negatives, code_lines
 from me5lib.train.checkpoint import fingerprint
 
 LABS: dict[str, type[Lab]] = {"stages": Stages, "negatives": Negatives, "forgetting": Forgetting,
-                              "near-misses": NearMisses}
+                              "near-misses": NearMisses, "instructions": Instructions}
 PILOT = 1000  # the first of the pilot's two seeds
 KEPT, FORGOTTEN = 0.8, 0.2  # of gain and of forgetting: what a good point of the frontier has
-LABELS = {"eng-mini": "mean main score, 11 tasks of English MTEB"}
+LABELS = {"eng-mini": "mean main score, 11 tasks of English MTEB", "twins": "twins, both right"}
 WORDS = {"ahead": "came out ahead of", "behind": "came out behind", "equal": "is within a point of",
          "undecided": "could not be told apart from"}  # fmt: skip
 TEST = ("difference of means, paired by seed and by meaning; 95 % percentile intervals over meanings, each with all "
@@ -149,7 +150,7 @@ def piloted(plan: Plan, base: Path, progress: bool = True) -> Plan:
         found = io.read_json(path, None)
         if found is None:
             jobs = [(seed, arm) for arm in pair for seed in seeds]
-            runs = list(_records(lab, jobs, path.with_name("pilot"), mark, progress).values())
+            runs = list(_records(lab.measured, jobs, path.with_name("pilot"), mark, progress).values())
             found = {"seeds": seeds, "seconds": float(np.mean([run["seconds"] for run in runs])),
                      "teacher": lab.teacher_lead(PILOT) if lab.with_teacher else None, "metrics": {}}  # fmt: skip
             for metric, meanings in lab.meanings().items():
@@ -171,7 +172,9 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
     folder, jobs = base / plan.experiment, [(seed, arm) for seed in plan.seeds for arm in plan.arms]
     with io.locked(base / ".lock"):
         lab, mark = _opened(plan, base, "plan.json", progress)
-        records = _records(lab, jobs, folder / "arms", mark, progress)
+        records = _records(lab.measured, jobs, folder / "arms", mark, progress)
+        more = lab.beside(plan.arms, records, lambda measure, jobs, name: _records(measure, jobs, folder / name, mark,
+                                                                                  progress))
         conditions = {json.dumps(record["conditions"], sort_keys=True) for record in records.values()}
         minutes = {arm.name: round(sum(records[seed, arm.name]["seconds"] for seed in plan.seeds) / 60, 2)
                    for arm in plan.arms}
@@ -179,7 +182,7 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
             "experiment": plan.experiment, "question": plan.lab.question, "plan": mark, "pilot": plan.pilot,
             "corpus": lab.corpus.fingerprint, "scale": plan.scale.name, "seeds": list(plan.seeds),
             "metrics": list(plan.metrics), "conditions": [json.loads(text) for text in sorted(conditions)],
-            **summarise_arms(plan, records, lab.meanings()), "minutes": minutes,
+            **summarise_arms(plan, records, lab.meanings()), **_rounded(more), "minutes": minutes,
         }  # fmt: skip
         io.put_json(folder / "results.json", results)
         arm_table(results).to_csv(folder / "table.csv", index=False)
@@ -190,7 +193,8 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
 
 
 def _records(
-    lab: Lab, jobs: Sequence[tuple[int, Arm]], folder: Path, mark: str, progress: bool
+    measure: Callable[[Arm, int], dict[str, Any]], jobs: Sequence[tuple[int, Arm]], folder: Path, mark: str,
+    progress: bool,
 ) -> dict[tuple[int, str], dict[str, Any]]:
     """(seed, arm's name) → what it scored, of all `jobs`; kept in `folder`, and run where it is not there yet."""
     records = {}
@@ -199,7 +203,7 @@ def _records(
             bar.set_postfix_str(f"seed {seed}, {arm.name}")
             path = folder / f"seed-{seed}.{arm.folder}.json"
             if not path.is_file():
-                io.put_json(path, {"plan": mark, **lab.measured(arm, seed)})
+                io.put_json(path, {"plan": mark, **measure(arm, seed)})
             records[seed, arm.name] = io.read_json(path)
             if (other := records[seed, arm.name]["plan"]) != mark:
                 raise Me5Error(f"{path} is of another plan ({other}, now {mark}): give another folder with --out, or "
@@ -385,7 +389,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         good = [point["name"] for point in results["frontier"] if point["good"]]
         lines.append(f"more than {KEPT:.0%} of plain's gain at less than {FORGOTTEN:.0%} of its forgetting, by both "
                      f"intervals: {', '.join(good) or 'none'}")
-    return lines
+    return lines + LABS[results["experiment"]].lines(results)
 
 
 def heading(results: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What an experiment is, how its arms are measured, and the first of them, `Stages`; the others are in `tune`.
+"""What an experiment is, how its arms are measured, and the first of them, `Stages`; the others: `tune`, `instructed`.
 
     lab = Stages(scale, base, corpus)
     lab.measured(arm, seed=0)                 # {"scores": {metric: [of every query]}, "conditions": …, "seconds": …}
@@ -52,6 +52,8 @@ class Arm:
     replay: float = 0.0  # share of steps on pairs of stage 1's sources
     rate: float = 1.0  # of the learning rate
     alpha: float = 1.0  # weight of what was tuned in a mean with the start's weights
+    instructed: bool = False  # instructions are read, in training and in tests
+    synthetic: float = 0.0  # share of a batch
 
     @property
     def folder(self) -> str:
@@ -67,7 +69,8 @@ class Lab:
     """An experiment's question, design and tests, and what its arms share. Each arm is made, measured and forgotten.
 
     A kind of it has `arms(scale, teacher)` (the reference first; with a teacher only where one is worth listening to),
-    `tests` (metric → searches), and `encoder(arm, seed)` (the model of an arm).
+    `tests` (metric → searches), and `encoder(arm, seed)` (the model of an arm); perhaps `beside(arms, records, run)`,
+    more of the results, which runs what no arm has, and `lines(results)`, sentences about it.
     """
 
     question: str
@@ -78,6 +81,8 @@ class Lab:
     trains = ("train", "finetune")  # stages of the scale: texts are read as far as in training
     values: Mapping[str, Any] = {}  # its own of stage 2's settings
     with_teacher: tuple[str, ...] = ()  # arms that come with KD, too
+    beside = staticmethod(lambda arms, records, run: {})
+    lines = staticmethod(lambda results: [])
 
     def __init__(self, scale: Scale, base: Path, corpus: Any, suite: str = "") -> None:
         self.scale, self.base, self.corpus, self.suite = scale, base, corpus, suite
@@ -98,6 +103,10 @@ class Lab:
         """What every query is about; each task of a suite stands for itself."""
         return {self.suite: list(self.tasks)} if self.suite else heldout.query_meanings(self.tests)
 
+    def scores(self, arm: Arm, encoder: Encoder) -> dict[str, np.ndarray]:
+        """The score of every query, by metric."""
+        return heldout.query_scores(self.tests, encoder, self.longest)
+
     def measured(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Make the model of `arm` and measure it: `scores`, `conditions` and `seconds`; JSON types."""
         began = time.perf_counter()
@@ -105,7 +114,7 @@ class Lab:
         if self.suite:
             found = {self.suite: on_mteb(encoder, arm.name, self.tasks, self.base / "mteb")}
         else:
-            found = heldout.query_scores(self.tests, encoder, self.longest)
+            found = self.scores(arm, encoder)
         conditions = checkpoint.conditions(best_device()) | {"precision": precision(best_device()).name}
         return {"scores": {name: [round(float(value), 5) for value in values] for name, values in found.items()},
                 "conditions": conditions, "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip

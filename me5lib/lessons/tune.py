@@ -137,6 +137,7 @@ class Tuned(Lab):
 
     values = TUNED
     trains = ("finetune",)  # so that no state has to be kept twice
+    layers = TRAINED_LAYERS
     _last: Mapping[Any, Any] = {}
 
     @cached_property
@@ -145,7 +146,7 @@ class Tuned(Lab):
         real = self.scale.evaluate.model != config.UNTRAINED
         whole = (Encoder.load(self.scale.evaluate.model) if real
                  else stages.initial_encoder(self.scale, 0, self.base, self.corpus))  # fmt: skip
-        return UpperLayers(whole.to(best_device()), TRAINED_LAYERS)
+        return UpperLayers(whole.to(best_device()), self.layers)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, for as long as nothing with another `key` is asked for: weights are large."""
