@@ -149,11 +149,11 @@ def twin_tests(name: str, sets: Mapping[str, Any], first: int = 0) -> tuple[list
                 here.append(Search([query] * 2, pool, np.eye(2, dtype=bool), (QUERY, PASSAGE),
                                    [f"{name}: {about}"] * 2, asked, code))  # fmt: skip
         if here := here[first:]:
-            queries, passages, meanings, asked = (list(side) for side in zip(*(
-                (own.queries[0], own.passages[0], own.meanings[0], own.instructions[0]) for own in here), strict=True))
+            passages = [test.passages[0] for test in here]
             pool = list(dict.fromkeys(passages))
             relevant = np.array(passages)[:, None] == np.array(pool)
-            single.append(Search(queries, pool, relevant, (QUERY, PASSAGE), meanings, asked, code))
+            single.append(Search([test.queries[0] for test in here], pool, relevant, (QUERY, PASSAGE),
+                                 [test.meanings[0] for test in here], ASKED[name][:1] * len(here), code))  # fmt: skip
         pairs += here
     return pairs, single
 
@@ -269,14 +269,8 @@ class Instructions(Tuned):
         return self.by_metric(lambda test: test.meanings)
 
     def scores(self, arm: Arm, encoder: Encoder) -> dict[str, np.ndarray]:
-        """As `heldout.query_scores`; but of twins which rows are right, and of which pairs both. The start's stay."""
-        if arm.start:
-            return self.once("start", lambda: [self.read(both, encoder) for both in (False, True)])[arm.instructed]
-        return self.read(arm.instructed, encoder)
-
-    def read(self, instructed: bool, encoder: Encoder) -> dict[str, np.ndarray]:
-        """The scores of a model that is asked with instructions, or without."""
-        tests = {name: [test.instructed() if instructed else test for test in own]
+        """As `heldout.query_scores`; but of twins which rows are right, and of which pairs both."""
+        tests = {name: [test.instructed() if arm.instructed else test for test in own]
                  for name, own in self.tests.items()}  # fmt: skip
         found = heldout.query_scores(tests, encoder, self.longest)
         right = found["twins"] == 1
