@@ -110,6 +110,8 @@ def test_hours_follow_from_what_is_assumed():
     assert eight.hours == pytest.approx(one.hours / 8)
     assert cost.estimate(dial, use=cost.USE / 2).fleet("A100", 8).hours == pytest.approx(2 * eight.hours)
     assert cost.estimate(dial, tokens=256).fleet("A100", 8).hours > 2 * eight.hours  # attention grows faster
+    instruct, stage2 = (cost.estimate(dial, name).operations(True) for name in ("instruct", "stage2"))
+    assert instruct == pytest.approx(stage2 * 5 / 6)  # no teacher reads
     many = cost.estimate(dial).fleet("A100", 64)
     assert many.hours < one.hours / 64 * 0.8  # what fits at once needs no second forward
     known = 30_000 * 32_768 * 128 * 8 * cost.size(dial.model).worked_on / (312e12 * 0.35 * 8) / 3600

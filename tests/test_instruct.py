@@ -61,10 +61,10 @@ def test_training_and_evaluation_read_the_same_text():
     rules = [paper_rule("Retrieval", "MIRACLRetrieval", True), paper_rule("BitextMining", "gsm", True)]
     for row, (query, document, *_) in zip(templated(rows), rules, strict=True):
         assert row[:3] == (f"{query}Wie?", (f"{document}So.",), (f"{document}Nie.",))
-    own = rows[0]._replace(instruction="Find.", positives=(" ",))
-    assert templated([own]) == [own._replace(query="Instruct: Find.\nQuery: Wie?", instruction=None)]
+    own, blank = rows[0]._replace(instruction="Find."), rows[1]._replace(query="", positives=(" ",), negatives=())
     bare = own._replace(source="my-file", instruction=None)
-    assert templated([bare]) == [bare]
+    assert templated([own, blank, bare]) == [bare._replace(query="Instruct: Find.\nQuery: Wie?", source="mrtydi"),
+                                             blank, bare]
 
 
 def test_synthetic_rows_of_symmetric_tasks_have_it_on_both_sides_and_twins_are_two_queries():

@@ -263,8 +263,12 @@ def with_instructions(out, corpus, *more):
                            progress=False)
 
 
-def test_a_stage_with_instructions_that_was_interrupted_ends_equal(out, corpus, tmp_path):
+def test_a_stage_with_instructions_that_was_interrupted_ends_equal(out, corpus, tmp_path, monkeypatch):
+    read, real = set(), Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, prefix="query: ", **more: read.add(prefix) or real(
+        self, texts, prefix, **more))
     whole = with_instructions(shutil.copytree(out, tmp_path / "whole"), corpus)
+    assert read == {"", "Instruct: Retrieve parallel sentences.\nQuery: "}  # mined with, and watched with
     with interrupted_at(6), pytest.raises(KeyboardInterrupt):
         with_instructions(out, corpus)
     assert open_model(str(checkpoint.latest(out / "instruct.part" / "checkpoints")), device="cpu").instruct
