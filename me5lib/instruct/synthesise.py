@@ -100,7 +100,7 @@ def appended(path: Path) -> BinaryIO:
     return file
 
 
-def send(lines: Iterator[dict[str, Any]], folder: Path, url: str, threads: int, timeout: float) -> Counter[str]:
+def send(lines: Iterator[dict], total: int, folder: Path, url: str, threads: int, timeout: float) -> Counter[str]:
     """Post a batch's lines and append the answers; what was met, by name. Raises `Me5Error` where no more will come."""
     met, errors, lock, silent = Counter(), [], threading.Lock(), 0  # requests given up since the last answer
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it warns of is counted
@@ -130,7 +130,8 @@ def send(lines: Iterator[dict[str, Any]], folder: Path, url: str, threads: int, 
             errors.append(error)
 
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
-    with appended(folder / "sent.txt") as sent, appended(folder / "answers.jsonl") as kept, tqdm(disable=None) as bar:
+    bar = tqdm(total=total, desc="answers", disable=None)  # where a person looks on
+    with appended(folder / "sent.txt") as sent, appended(folder / "answers.jsonl") as kept, bar:
         for step in (threading.Thread.start, threading.Thread.join):
             for worker in workers:
                 step(worker)
@@ -254,7 +255,8 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
         if url and todo:
             if plan.documents and (host := urlsplit(url).hostname) not in ("localhost", "127.0.0.1", "::1"):
                 print(f"me5: the documents leave this machine, for {host}", file=sys.stderr)
-            met = send(batch(plan, todo, body), folder, url.rstrip("/") + "/chat/completions", threads, timeout)
+            chat = url.rstrip("/") + "/chat/completions"
+            met = send(batch(plan, todo, body), len(todo), folder, chat, threads, timeout)
             yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.most_common(9)) or "nothing")
             todo, _ = unanswered(folder, count)
         elif todo and body.get("model"):
