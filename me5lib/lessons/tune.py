@@ -24,6 +24,8 @@ from me5lib.data import split
 from me5lib.device import best_device
 from me5lib.evaluate import heldout, stats
 from me5lib.evaluate.heldout import Question, Search, row_searches
+from me5lib.instruct.synthetic import Example, read_examples
+from me5lib.instruct.template import templated
 from me5lib.lessons.labs import Arm, Lab, mixed, shuffled
 from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
@@ -340,6 +342,7 @@ def code_lines(arm: Arm) -> int:
         (arm.negatives == "bm25", [*mined, search.BM25Index, search.lexical, search.words]),
         (arm.negatives == "mined", [*mined, search.DenseIndex, search.dense, search.top_k]),
         (arm.filtered, [mining.near_positive, search.margin_ratio_of]),
+        (arm.instructed, [templated]), (arm.synthetic, [Example, read_examples]),
         (arm.teacher, [teacher, Negatives.half, Negatives.teachers, Negatives.teacher_scores]),
     ]
     return sum(len(inspect.getsource(part).splitlines()) for used, parts in needed if used for part in parts)
