@@ -58,6 +58,7 @@ _ALIKE = ({"nb", "nn", "da"}, {"bs", "hr", "sr", "sr-latn", "sh"}, {"id", "ms", 
           {"bn", "as"}, {"nso", "st", "tn"}, {"fr", "gcf", "gcr", "ht", "wa"}, {"de", "lb"}, {"nl", "af"})
 _NONE = "zxx"  # of py3langid: no language at all (addresses, numbers)
 SURE = 0.9  # probability with which a text is in a language (ours)
+UNSURE: frozenset[str] = frozenset()  # languages whose human texts it knows in fewer than nine of ten cases
 
 
 @cache
@@ -75,12 +76,13 @@ def _identifier() -> tuple[LanguageIdentifier, frozenset[str]]:
 def in_language(item: Item, side: Side = "passage", least_chars: Natural = 40) -> str | None:
     """Drop where py3langid gives another language, with its close relatives, a probability of `SURE` or more.
 
-    Kept: texts under `least_chars`; languages that it does not know; those that it takes for a close relative. The side
+    Kept: texts under `least_chars`; languages that it does not know, or knows badly (`UNSURE`), and texts that it takes
+    for a close relative's. The side
     `both` is for translations, of which one side is in the item's language and the other is not: dropped where neither
     is, or both are in one language.
     """
     base = item.language.split("-")[0]
-    if base not in _identifier()[1]:
+    if not _trusted(base):
         return None
     found = [_language_of(text) if len(text) >= least_chars else None for _, text in sides(item, side)]
     other = [code is not None and not _alike(base, code) for code in found]
@@ -89,6 +91,17 @@ def in_language(item: Item, side: Side = "passage", least_chars: Natural = 40) -
     if all(other):
         return "neither side in its language"
     return "both sides in one language" if None not in found and len(set(found)) == 1 else None
+
+
+def foreign(text: str, language: str) -> str | None:
+    """The language that a text surely is in, where that is neither `language` nor a close relative of it, as a code."""
+    base = language.split("-")[0]
+    found = _language_of(text) if _trusted(base) else None
+    return None if found is None or _alike(base, found) else found
+
+
+def _trusted(base: str) -> bool:
+    return base in _identifier()[1] and base not in UNSURE
 
 
 def _language_of(text: str) -> str | None:

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from me5lib.data import text
 from me5lib.io import PACKAGE, Me5Error
 from me5lib.pairs import Labelled
 
@@ -43,19 +44,42 @@ class Example(NamedTuple):
                         f"{SOURCE}-{self.task_type}", self.language, instruction=self.instruction)
 
 
+def parse_example(line: str) -> Example:
+    """The example of a line; keys that are no field are left out. Raises ValueError saying why it is none."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("no JSON object")
+    for name in Example._fields:
+        value = row.get(name)
+        right = type(value) is (int if name == "group" else str) and (value or name in ("negative", "group"))
+        if name == "task_type":
+            right = value in TASK_TYPES
+        elif right and name in ("language", "passage_language"):
+            right = text.language(value) is not None
+        if not right:
+            raise ValueError(f"{name} is {value!r:.60}")
+    return Example(*(row[name] for name in Example._fields))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of examples. Raises `Me5Error` where it cannot be read."""
+    try:
+        return path.read_text("utf8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise Me5Error(f"{path} cannot be read ({why}): give a file that me5 synthesise wrote") from None
+
+
 def read_examples(path: Path = VERSION_1, drafts: bool = False) -> list[Example]:
     """The rows of a file, without those of the languages in `DRAFTS` unless they are wanted.
 
-    Raises `Me5Error` with the line that is no such object; keys that are no field are left out.
+    Raises `Me5Error` with the line that is no example.
     """
-    rows, number = [], 0
-    try:
-        for number, line in enumerate(path.read_text("utf8").rstrip("\n").split("\n"), 1):  # noqa: B007
-            found = json.loads(line)
-            rows.append(Example(*(found[name] for name in Example._fields)))
-    except OSError as error:
-        raise Me5Error(f"{path} cannot be read ({error.strerror}): give a file that me5 synthesise wrote") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise Me5Error(f"{path}, line {number}: no synthetic example ({type(error).__name__} {error}); me5 synthesise "
-                       f"--check {path} says more") from None
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            rows.append(parse_example(line))
+        except ValueError as error:
+            raise Me5Error(f"{path}, line {number}: no synthetic example ({error}); me5 synthesise --check {path} says "
+                           "more") from None
     return [row for row in rows if drafts or row.language not in DRAFTS]

@@ -5,7 +5,7 @@ Figures are made as in `figures`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import pandas as pd
@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from me5lib.data.cards import Card
 from me5lib.data.hub import StageMixture
+from me5lib.instruct.quality import count_words
 from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, names_down
 from me5lib.pairs import Pair
 
@@ -106,6 +107,19 @@ def mixture_figure(stage: StageMixture, threshold: float) -> Figure:
     right.set_title(f"{len(codes)} languages{hidden}; starved: under {threshold:.1%} (ours)", fontsize=9)
     figure.suptitle(stage.title, fontsize=11)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def query_lengths(queries: Mapping[str, Sequence[str]]) -> Figure:
+    """A box per source of queries: their words, whiskers at the 5th and 95th in a hundred; synthetic ones come first."""
+    figure, axis = canvas(7.0, 0.9 + 0.35 * len(queries))
+    words = [[count_words(query) for query in own] for own in queries.values()]
+    boxes = axis.boxplot(words, positions=range(len(words)), orientation="horizontal", whis=(5, 95), showfliers=False,
+                         patch_artist=True, widths=0.6, medianprops={"color": "black"})
+    for i, box in enumerate(boxes["boxes"]):
+        box.set_facecolor(COLOURS[i > 0])
+    names_down(axis, queries)
+    axis.set(xscale="log", xlabel="words of a query (where a script sets no spaces, two characters count as one)")
     return figure
 
 

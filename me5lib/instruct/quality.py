@@ -1,0 +1,339 @@
+"""Checks of synthetic examples (`me5 synthesise --check FILE`): counts by rule, with samples for human eyes.
+
+    report = check_file(Path("mine.jsonl"), evaluation_texts(corpus), encode)
+    print(*report.lines(), sep="\n")
+    instruction_failures(report)      # why a model that is tuned on these rows would not follow instructions
+
+Rules look at the form of a row and may filter: `report.broken()` are the lines that break one. What a model says stands
+in `tables`, by task type and language, and never filters: where the wrong text is the nearer one, above all in twins
+(one query, two instructions, each one's right text is the other's wrong one), is what is to be learnt. Every threshold
+is ours. Cost on one core: the rules 2 ms a row; the model every text once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from me5lib.data import filters, split, text
+from me5lib.instruct.synthetic import TASK_TYPES, Example, parse_example, read_lines
+from me5lib.io import Me5Error
+from me5lib.model.text import instruct
+from me5lib.pairs import normalise, text_key
+
+Encode = Callable[[Sequence[str]], np.ndarray]  # texts as they stand → unit vectors [n, d]
+Queries = Sequence[tuple[str, str]]  # language and text
+Held = Mapping[tuple[str, str], Iterable[str]]  # (task, language) → texts that evaluate
+Fault = tuple[str, int, str, str]  # rule, place of a row, its field, what is wrong with it
+
+IDENTIFIED = 10  # words: in shorter texts no language is identified
+LEAST_COPY = 20  # characters: equal texts of fewer are the same words, and no copies
+SAMPLES, SHOWN = 3, 90  # printed of a rule, and characters of each
+FAILING, FITTING = 0.05, 0.6  # a larger share of faulty rows, or a worse fit, is why instructions are not learnt
+LEARNT = ("twins", "sts")  # what a model that was not tuned has no reason to get right
+SHORT, LONG, LABEL, SENTENCE = range(1, 46), range(25, 800), range(1, 16), range(3, 61)
+WORDS = {"short-long": (SHORT, LONG), "long-short": (LONG, LABEL), "short-short": (SHORT, SHORT),
+         "long-long": (LONG, LONG), "sts": (SENTENCE, SENTENCE), "bitext": (SENTENCE, SENTENCE)}  # query, passages
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # no space between words
+_UNSTOPPED = re.compile("[\u0e00-\u0eff\u1780-\u17ff]")  # nor a stop after sentences
+REFUSAL = re.compile(
+    r"""\bas\ an?\ (AI|artificial\ intelligence|(large\ )?language\ model)\b | \b(AI|large)\ language\ model\b
+    | ^(I['’]m|I\ am)\ (sorry|afraid|unable).{0,20}\b(I|to)\b | ^(Sorry|Unfortunately),?\ (but\ )?I\ (can|am)
+    | \bI\ can(['’]t|not|\ not)\ (help|assist|provide|create|generate|fulfil|comply|write)\b | (KI|AI)-Sprachmodell
+    | en\ tant\ qu(e|['’])\s*(IA|modèle) | como\ (un\ |uma\ )?(IA\b|model[oe]\ de\ l) | языковая\ модель | 言語モデル
+    | 作为.{0,6}(AI|人工智能|语言模型) | 언어\ 모델 | dil\ modeli | نموذج\ لغوي | भाषा\ मॉडल | lorem\ ipsum
+    | ^(Sure|Certainly|Of\ course)[!,.]\ +(Here|I\b) | ^Here(['’]s|\ is|\ are)\ (an?|the|your|some)\b.{0,60}:
+    | \[(insert|your|name|date|company|placeholder)\b[^\]]*\] | \b(hard\ negative|positive\ document|user_query)\b
+    | ^(user\ )?(query|positive|negative|passage|document|answer|label)(\ document|\ passage)?\s*[:：]""",
+    re.VERBOSE | re.IGNORECASE)
+MARKUP = re.compile(
+    r"""```|\*\*\S[^*]*\*\*|^\#{1,6}\ \S|^\s*[-*+]\ .*\n\s*[-*+]\ |\]\(https?:|</?[a-z][^<>]*>|&(amp|lt|gt|quot|nbsp);
+    |\\[nt"u/]|"\s*:\s*["\[{]|"\s*,\s*"\w+"|^\s*[\[{]|[\]}"]\s*,?\s*[\]}]\s*$""", re.VERBOSE | re.MULTILINE)
+_CUT = re.compile("[^.!?。！？…।॥؟۔።։\"'”»’“)）」』\\]\u2600-\u27bf\U0001f000-\U0001faff]$")
+RULES = ("schema", "refusal", "markup", "length", "cut", "language", "copied", "duplicate", "evaluated")
+VERDICTS = ["positive_right", "negative_wrong", "negative_hard", "language_good"]  # of a reviewer
+
+
+class Finding(NamedTuple):
+    """A row that breaks a rule."""
+
+    line: int  # of the file, from 1
+    id: str
+    field: str
+    why: str
+    text: str
+
+
+class Report(NamedTuple):
+    """What the checks found; `evaluated`, and what a model says, are absent where there was nothing to go by."""
+
+    rows: int  # lines of the file
+    rules: dict[str, list[Finding]]
+    tables: dict[str, dict[str, float]]
+
+    def broken(self, *rules: str) -> set[int]:
+        """The lines that break one of these rules, or any."""
+        return {each.line for rule in rules or self.rules for each in self.rules.get(rule, ())}
+
+    def share(self, rule: str) -> float:
+        """Of the rows, how many break a rule."""
+        return len(self.broken(rule)) / max(self.rows, 1)
+
+    def lines(self) -> list[str]:
+        """The report to be read."""
+        said = [f"{self.rows:,} rows, {len(self.broken()):,} of them break a rule"]
+        for rule, found in self.rules.items():
+            said.append(f"  {rule:12}{len(self.broken(rule)):>7,}{self.share(rule):>8.1%}")
+            said += [f"      {each.id} {each.field} {each.why}: {each.text[:SHOWN]!r}" for each in found[:SAMPLES]]
+        for title, table in self.tables.items():
+            said += [f"  {title}:", "      " + ", ".join(f"{name} {value:.2f}" for name, value in table.items())]
+        return said
+
+
+def check_file(path: Path, held: Held | None = None, encode: Encode | None = None,
+               human: Mapping[str, Queries] | None = None) -> Report:
+    """The report on a file. `human`: queries that people wrote, by source, which a model holds beside the rows'."""
+    rows, broken, lines = {}, [], read_lines(path)
+    for number, line in enumerate(lines, 1):
+        try:
+            rows[number] = parse_example(line)
+        except ValueError as error:
+            broken.append(Finding(number, "", "line", str(error), line[:SHOWN]))
+    report = check_rows(list(rows.values()), held, encode, human, list(rows))
+    return report._replace(rows=len(lines), rules=report.rules | {"schema": broken})
+
+
+def check_rows(rows: Sequence[Example], held: Held | None = None, encode: Encode | None = None,
+               human: Mapping[str, Queries] | None = None, lines: Sequence[int] = ()) -> Report:
+    """The report on examples; `lines`: of a file (none: they are counted from 1)."""
+    rules: dict[str, list[Finding]] = {rule: [] for rule in RULES[: None if held else -1]}
+    for rule, i, field, why in chain(faults(rows), duplicates(rows), evaluated(rows, held or {})):
+        rules[rule].append(Finding(lines[i] if lines else i + 1, rows[i].id, field, why, getattr(rows[i], field)))
+    tables = {"different pairs of words": distinct_bigrams(rows)}
+    if encode is not None:
+        tables |= nearer(rows, margins(rows, encode)) | {"own instruction nearer": instruction_fit(rows, encode)}
+        sets = {"synthetic": short_queries(rows), **(human or {})}
+        tables["told apart"] = {f"{one} | {other}": told_apart(sets[one], sets[other], encode)
+                                for one, other in combinations(sets, 2)}
+    return Report(len(rows), rules, tables)
+
+
+FAILURES = {
+    "language": "texts in another language than the row says: mend the field, or have them written again",
+    "copied": "the query stands in its right text, which is found without the instruction: leave these out",
+    "length": "texts of another kind than the task type asks for; labels as wrong texts teach nothing: leave these out",
+    "duplicate": "the same question again: leave these out, and ask for other tasks",
+    "refusal": "the model speaks of itself: leave these out, and look at the prompt",
+    "evaluated": "evaluation texts: leave these out, or no figure on them holds",
+}
+
+
+def instruction_failures(report: Report) -> dict[str, str]:
+    """Check → why instruction tuning on such rows would not help, and what to do; empty where none sees a reason."""
+    said = {rule: f"{report.share(rule):.0%} of the rows: {why}" for rule, why in FAILURES.items()
+            if report.share(rule) > FAILING}
+    kinds = report.tables.get("negative nearer, by task type", {})
+    if wrong := [f"{kind} {kinds[kind]:.2f}" for kind in kinds if kind not in LEARNT and kinds[kind] > 0.5]:
+        said["nearer"] = f"the wrong text is mostly the nearer one ({', '.join(wrong)}): are the two confused?"
+    fit = report.tables.get("own instruction nearer", {})
+    if wrong := [f"{kind} {fit[kind]:.2f}" for kind in fit if fit[kind] < FITTING]:
+        said["instruction"] = f"instructions say nothing of their rows ({', '.join(wrong)}): were they mixed up?"
+    return said
+
+
+# ── rules ──
+
+
+def count_words(passage: str) -> int:
+    """Words of a text: between spaces; where a script sets none, two characters make one."""
+    return len(_UNSPACED.sub(" ", passage).split()) + (len(_UNSPACED.findall(passage)) + 1) // 2
+
+
+def faults(rows: Sequence[Example]) -> Iterator[Fault]:
+    """What is wrong with single texts, and with a query and its passages side by side."""
+    for i, row in enumerate(rows):
+        for field, passage, words, code in _texts(row):
+            yield from ((rule, i, field, why) for rule, why in _text_faults(passage, words, code))
+        query, positive, negative = map(normalise, (row.query, row.positive, row.negative))
+        if query == positive or (query in positive and count_words(query) > 2):
+            yield "copied", i, "positive", "has the query word for word"
+        if negative in (query, positive):
+            yield "copied", i, "negative", f"is the {'positive' if negative == positive else 'query'}"
+
+
+def _texts(row: Example) -> Iterator[tuple[str, str, range, str]]:
+    """(field, text, how many words it should have, language) of a row's texts."""
+    query, passages = WORDS[row.task_type]
+    yield "query", row.query, query, text.language(row.language) or ""
+    for field in ("positive", "negative") if row.negative else ("positive",):
+        yield field, getattr(row, field), passages, text.language(row.passage_language) or ""
+
+
+def _text_faults(passage: str, words: range, code: str) -> Iterator[tuple[str, str]]:
+    """(rule, what is wrong) of one text."""
+    n = count_words(passage)
+    for rule, pattern in (("refusal", REFUSAL), ("markup", MARKUP)):
+        if found := pattern.search(passage):
+            yield rule, f"has {found[0]!r:.30}"
+    if n not in words:
+        yield "length", f"has {n} words, not {words.start} to {words.stop - 1}"
+    if words is LONG and not _UNSTOPPED.search(passage) and _CUT.search(passage.rstrip()):
+        yield "cut", "ends inside a sentence"
+    if n >= IDENTIFIED and (found := filters.foreign(passage, code)):
+        yield "language", f"is {found}, not {code}"
+    elif n >= IDENTIFIED and not text.in_script(passage, code):
+        yield "language", f"is in another script than {code}"
+
+
+def duplicates(rows: Sequence[Example]) -> Iterator[Fault]:
+    """A row whose query and positive are those of an earlier row, or near-copies of them; an id that was there."""
+    forms = [split.clusters([getattr(row, side) for row in rows]).tolist() for side in ("query", "positive")]
+    seen: dict[tuple, Example] = {}
+    ids: set[str] = set()
+    for i, row in enumerate(rows):
+        first = seen.setdefault((row.task_type, row.language, row.passage_language, forms[0][i], forms[1][i]), row)
+        if first is not row:
+            same = [text_key(each) for each in row[4:6]] == [text_key(each) for each in first[4:6]]
+            yield "duplicate", i, "query", f"{'equals' if same else 'is near'} {first.id}"
+        if row.id in ids:
+            yield "duplicate", i, "id", "was there"
+        ids.add(row.id)
+
+
+def evaluated(rows: Sequence[Example], held: Held) -> Iterator[Fault]:
+    """A text that equals one that evaluates, or is a near-copy of one in its language."""
+    kept_out, texts = split.HeldOut(), defaultdict(list)
+    for (_, code), own in held.items():
+        kept_out.add(own, code)
+    for i, row in enumerate(rows):
+        for field, passage, _, code in _texts(row):
+            texts[code] += [(i, field, passage)] * (len(passage) >= LEAST_COPY)
+    for code, own in texts.items():
+        fine = kept_out.admits([passage for *_, passage in own], code)
+        yield from (("evaluated", *own[j][:2], "is an evaluation text, or nearly") for j in np.flatnonzero(~fine))
+
+
+# ── what is counted, and what a model says ──
+
+
+def distinct_bigrams(rows: Sequence[Example], words: int = 500) -> dict[str, float]:
+    """Language → share of different pairs of neighbouring words in the first `words` of its positives.
+
+    Low where one sentence is written again and again. Languages with fewer words are left out.
+    """
+    texts: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        texts[row.passage_language][row.positive] = None
+    said = {code: _UNSPACED.sub(r" \g<0> ", " ".join(own).casefold()).split()[:words] for code, own in texts.items()}
+    return {code: len(set(zip(own, own[1:], strict=False))) / (words - 1)
+            for code, own in sorted(said.items()) if len(own) == words}
+
+
+def swapped_pairs(rows: Sequence[Example]) -> list[tuple[int, int]]:
+    """Twins: places of two rows of one query whose positive and negative change places with the instruction."""
+    places: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    pairs = []
+    for i, row in enumerate(rows):
+        query, positive, negative = map(text_key, (row.query, row.positive, row.negative))
+        pairs += [(j, i) for j in places[query, negative, positive] if row.negative]
+        places[query, positive, negative].append(i)
+    return pairs
+
+
+def margins(rows: Sequence[Example], encode: Encode) -> np.ndarray:
+    """By how much the positive is nearer to instruction and query than the negative, as cosines: [n]; NaN without one.
+
+    The query carries the template of the instruct model, the passages are bare.
+    """
+    queries, positives, negatives = _vectors(
+        encode, [instruct(row.instruction, row.query) for row in rows], [row.positive for row in rows],
+        [row.negative or row.positive for row in rows])
+    return np.where([bool(row.negative) for row in rows], (queries * (positives - negatives)).sum(1), np.nan)
+
+
+def nearer(rows: Sequence[Example], margin: np.ndarray) -> dict[str, dict[str, float]]:
+    """The share of rows whose negative is nearer than the positive, by task type (twins apart) and by language."""
+    twins = {i for pair in swapped_pairs(rows) for i in pair}
+    kinds, codes = defaultdict(list), defaultdict(list)
+    for i, row in enumerate(rows):
+        if row.negative:
+            kinds["twins" if i in twins else row.task_type].append(margin[i] < 0)
+            codes[row.language].append(margin[i] < 0)
+    return {f"negative nearer, by {name}": {key: float(np.mean(own)) for key, own in sorted(groups.items())}
+            for name, groups in (("task type", kinds), ("language", codes))}
+
+
+def instruction_fit(rows: Sequence[Example], encode: Encode) -> dict[str, float]:
+    """Task type → how often a row's instruction is nearer to its query and positive than another one of the type is.
+
+    0.5 where instructions say nothing of their rows.
+    """
+    instructions, queries, positives = _vectors(encode, *([getattr(row, name) for row in rows]
+                                                          for name in ("instruction", "query", "positive")))
+    fit = {}
+    for kind in TASK_TYPES:
+        own = [i for i, row in enumerate(rows) if row.task_type == kind]
+        names, first, of = np.unique([rows[i].instruction for i in own], return_index=True, return_inverse=True)
+        if len(names) > 1:
+            cosines = (queries[own] + positives[own]) @ instructions[np.array(own)[first]].T
+            below = cosines < cosines[np.arange(len(own)), of][:, None]
+            fit[kind] = float(below.sum() / (len(own) * (len(names) - 1)))
+    return fit
+
+
+def short_queries(rows: Sequence[Example]) -> list[tuple[str, str]]:
+    """Language and text of the queries that are searched with."""
+    return [(text.language(row.language) or "", row.query) for row in rows if row.task_type == "short-long"]
+
+
+def told_apart(one: Queries, other: Queries, encode: Encode) -> float:
+    """How often the text nearest to one is of its own set, both cut to their common languages and equally many of each.
+
+    0.5 where two sets are alike. Two sets that people wrote are no closer than their topics: hold it beside those.
+    """
+    groups: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list)]
+    for of, own in zip(groups, (one, other), strict=True):
+        for code, query in sorted(own, key=lambda each: split.fraction(each[1])):
+            of[code].append(query)
+    sizes = {code: min(len(own), len(groups[1][code]), 20) for code, own in groups[0].items() if code in groups[1]}
+    vectors = encode([query for of in groups for code, n in sizes.items() for query in of[code][:n]])
+    cosines, first = vectors @ vectors.T, np.arange(len(vectors)) < len(vectors) // 2
+    np.fill_diagonal(cosines, -np.inf)
+    return float((first[cosines.argmax(1)] == first).mean()) if len(vectors) else np.nan
+
+
+def _vectors(encode: Encode, *sides: Sequence[str]) -> list[np.ndarray]:
+    place = {each: i for i, each in enumerate(dict.fromkeys(each for side in sides for each in side))}
+    vectors = encode(list(place))  # each text once
+    return [vectors[[place[each] for each in side]] for side in sides]
+
+
+# ── what a person says ──
+
+
+def write_sheet(path: Path, rows: Sequence[Example], family: Callable[[str], str], each: int = 10) -> None:
+    """A CSV for a reviewer: `each` rows of every language family, by hash, with empty columns for verdicts (y or n)."""
+    table = pd.DataFrame(sorted(rows, key=lambda row: split.fraction(row.id)))
+    table.insert(0, "family", [family(text.language(code) or code) for code in table["language"]])
+    table[[*VERDICTS, "note"]] = ""
+    few = table.groupby("family").head(each).sort_values("family", kind="stable")
+    few.to_csv(path, index=False, encoding="utf-8-sig")  # the mark tells spreadsheets that it is UTF-8
+
+
+def read_sheet(path: Path) -> dict[str, dict[str, float]]:
+    """Tables for a report, of a sheet that was filled in: verdict → family, with its number of rows → share of yes."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    said = table.melt("family", VERDICTS, "verdict", "said")
+    said = said[said["said"] != ""]
+    if wrong := set(said["said"]) - {"y", "n"}:
+        raise Me5Error(f"{path}: a verdict is {min(wrong)!r}: write y, n or nothing")
+    return {f"reviewed, {verdict}": {f"{family} ({len(of)})": float((of["said"] == "y").mean())
+                                     for family, of in own.groupby("family")}
+            for verdict, own in said.groupby("verdict", sort=False)}

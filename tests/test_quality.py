@@ -1,0 +1,153 @@
+"""Checks of synthetic examples: what is planted is found, the rest is let alone; reasons of a failure; the sheet."""
+
+import csv
+import json
+from collections.abc import Iterator
+from itertools import cycle
+
+import numpy as np
+import pytest
+
+from me5lib.data.split import fraction
+from me5lib.instruct import quality
+from me5lib.instruct.synthetic import VERSION_1, TASK_TYPES, Example, read_examples
+from me5lib.io import PACKAGE, Me5Error, read_json
+
+ROWS = read_examples(drafts=True)
+EACH = 50
+REFUSALS = cycle(["I'm sorry, but I can't help with that request.", "As an AI language model, I have no opinion.",
+                  "Positive document: {}", "Sure! Here is a passage in the language that you asked for: {}",
+                  "En tant que modèle de langage, je ne peux pas répondre.", "Als KI-Sprachmodell kann ich das nicht.",
+                  "{} [insert name here]", "作为一个人工智能语言模型，我不能回答。", "Hard negative: {}"])
+MARKUPS = cycle(["**{}**", "```json\n{}\n```", "# {}\n", '{{"positive": "{}"}}', "<p>{}</p>", "- {}\n- x\n",
+                 '{}", "negative": "', "{}\\n\\n{}", "see [{}](https://example.org)"])
+FOREIGN = {code: next(row.positive for row in ROWS if row.passage_language == code and row.task_type == "short-long")
+           for code in ("en", "de", "fr", "ru", "ja", "ar", "hi", "ko", "fi", "vi")}
+
+
+def shelf() -> dict[str, list[str]]:
+    """Texts that evaluate, by language."""
+    with (PACKAGE / "data" / "shelf.csv").open(encoding="utf8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    codes = {row["language"] for row in rows}
+    return {code: [row["answer"] for row in rows if row["language"] == code] for code in codes}
+
+
+HELD = shelf()
+
+
+def of_other_length(row: Example) -> str:
+    """The positive in a number of words that its task type does not have."""
+    long = row.task_type in ("short-long", "long-long")
+    return " ".join(row.positive.split()[:6])[:24] if long else " ".join([row.positive] * 70)
+
+
+PLANTS = {  # rule → (which rows, a row spoilt)
+    "refusal": (lambda row: True, lambda row: row._replace(positive=next(REFUSALS).format(row.positive))),
+    "markup": (lambda row: True, lambda row: row._replace(positive=next(MARKUPS).format(*[row.positive] * 2))),
+    "length": (lambda row: True, lambda row: row._replace(positive=of_other_length(row))),
+    "cut": (lambda row: row.task_type in ("short-long", "long-long"),
+            lambda row: row._replace(positive=row.positive[: len(row.positive) * 3 // 4])),
+    "language": (lambda row: True, lambda row: row._replace(positive=next(
+        text for code, text in sorted(FOREIGN.items(), key=lambda each: fraction(row.id + each[0]))
+        if code != row.passage_language))),
+    "copied": (lambda row: True, lambda row: row._replace(positive=f"{row.query} {row.positive}")),
+    "duplicate": (lambda row: True, lambda row: row if len(row.query) % 2 else row._replace(
+        query=row.query.upper() + "!", positive=row.positive[:-1])),
+    "evaluated": (lambda row: row.passage_language in HELD, lambda row: row._replace(
+        positive=HELD[row.passage_language][int(40 * fraction(row.id))][:-1])),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> quality.Report:
+    """Of synthetic-v1 with `EACH` spoilt rows of every kind behind it: their ids begin with the rule."""
+    lines = VERSION_1.read_text("utf8").splitlines()
+    for rule, (fits, spoil) in PLANTS.items():
+        chosen = sorted((row for row in ROWS if fits(row)), key=lambda row, rule=rule: fraction(rule + row.id))[:EACH]
+        rows = (spoil(row)._replace(id=f"{rule} {row.id}") for row in chosen)
+        lines += [json.dumps(row._asdict(), ensure_ascii=False) for row in rows]
+    lines += list(broken_lines(lines[:EACH]))
+    path = tmp_path_factory.mktemp("quality") / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n", "utf8")
+    return quality.check_file(path, {("shelf", code): texts for code, texts in HELD.items()})
+
+
+def broken_lines(lines: list[str]) -> Iterator[str]:
+    """Lines that are no examples, each in another way."""
+    ways = cycle([lambda line: line[: len(line) // 2], lambda line: line.replace('"positive"', '"right"'),
+                  lambda line: line.replace('"group": ', '"group": "x'), lambda line: f"[{line}]",
+                  lambda line: json.dumps(json.loads(line) | {"task_type": "long"}),
+                  lambda line: json.dumps(json.loads(line) | {"language": "English"}),
+                  lambda line: json.dumps(json.loads(line) | {"query": " "})])  # fmt: skip
+    return (way(line) for way, line in zip(ways, lines, strict=False))
+
+
+@pytest.mark.parametrize("rule", [*PLANTS, "schema"])
+def test_nineteen_of_twenty_planted_faults_are_found(report, rule):
+    broken = report.rows - EACH  # lines behind this one
+    planted = {each.line for each in report.rules[rule] if each.id.startswith(f"{rule} ") or each.line > broken}
+    assert len(planted) >= 0.95 * EACH, len(planted)
+
+
+def test_synthetic_v1_is_let_alone_but_for_what_its_report_says(report):
+    flagged = {rule: sorted(line for line in report.broken(rule) if line <= len(ROWS)) for rule in report.rules}
+    assert len({line for lines in flagged.values() for line in lines}) <= 0.02 * len(ROWS)
+    kept = read_json(VERSION_1.with_suffix(".check.json"))
+    assert kept["rows"] == len(ROWS)
+    for rule in set(flagged) - {"evaluated"}:  # the committed report asked for more than the shelf
+        assert flagged[rule] == sorted({line for line, *_ in kept["rules"][rule]}), rule
+
+
+def spoilt(rows: list[Example]) -> dict[str, tuple[list[Example], set[str]]]:
+    """A set by what is wrong with it, and the checks that should see that."""
+    by_kind = {kind: [row for row in rows if row.task_type == kind] for kind in TASK_TYPES}
+    mixed = [row._replace(instruction=other.instruction) for own in by_kind.values()
+             for row, other in zip(own, own[len(own) // 2:] + own[: len(own) // 2], strict=True)]
+    return {
+        "nothing": (rows, set()),
+        "wrong language": ([row._replace(language="vi", passage_language="vi") for row in rows], {"language"}),
+        "copied queries": ([row._replace(positive=f"{row.query} {row.positive}") for row in rows], {"copied"}),
+        "permuted instructions": (mixed, {"instruction"}),
+        "labels as negatives": ([row._replace(negative="mixed") for row in rows], {"length"}),
+        "positive and negative exchanged": (
+            [row._replace(positive=row.negative, negative=row.positive) for row in rows], {"nearer"}),
+    }
+
+
+def test_which_check_sees_why_instructions_are_not_learnt(packs):
+    from me5lib.model.encoder import Encoder
+
+    model, vectors = Encoder.load("me5-small-q4"), {}
+
+    def encode(texts):
+        new = [text for text in texts if text not in vectors]
+        vectors.update(zip(new, model.encode(new, "") if new else (), strict=True))
+        return np.stack([vectors[text] for text in texts])
+
+    rows = sorted((row for row in ROWS if row.language == row.passage_language == "en"
+                   and row.task_type in ("short-long", "long-long")), key=lambda row: fraction(row.id))[:60]
+    seen = {what: set(quality.instruction_failures(quality.check_rows(own, encode=encode)))
+            for what, (own, _) in spoilt(rows).items()}
+    assert seen == {what: checks for what, (_, checks) in spoilt(rows).items()}
+
+
+def test_verdicts_of_a_sheet_come_back_by_family(tmp_path):
+    path = tmp_path / "sheet.csv"
+    quality.write_sheet(path, ROWS, {"de": "Germanic", "nl": "Germanic", "ja": "Japonic"}.get, each=4)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["family"] for row in rows] == ["Germanic"] * 4 + ["Japonic"] * 4
+    assert all(row["positive_right"] == "" and row["query"] for row in rows)
+    for row, said in zip(rows, "yynyy", strict=False):
+        row["positive_right"] = said
+    for verdicts, problem in (({}, None), ({"negative_hard": "maybe"}, "'maybe': write y, n or nothing")):
+        with path.open("w", encoding="utf8", newline="") as file:
+            out = csv.DictWriter(file, list(rows[0]))
+            out.writeheader()
+            out.writerows([rows[0] | verdicts, *rows[1:]])
+        if problem:
+            with pytest.raises(Me5Error, match=problem):
+                quality.read_sheet(path)
+        else:
+            assert quality.read_sheet(path) == {"reviewed, positive_right": {"Germanic (4)": 0.75, "Japonic (1)": 1.0}}
