@@ -10,7 +10,7 @@ import pytest
 
 from me5lib.data.split import fraction
 from me5lib.instruct import quality
-from me5lib.instruct.synthetic import VERSION_1, TASK_TYPES, Example, read_examples
+from me5lib.instruct.synthetic import TASK_TYPES, VERSION_1, Example, read_examples
 from me5lib.io import PACKAGE, Me5Error, read_json
 
 ROWS = read_examples(drafts=True)

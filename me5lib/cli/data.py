@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -311,6 +312,44 @@ def check_command(
         table.to_csv(report, index=False, lineterminator="\r\n")
     if found:
         raise typer.Exit(1)
+
+
+def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None = None) -> None:
+    """Print what the checks say of synthetic examples, and write it beside them, with a picture (.check.json, .png).
+
+    Without the packs no row is held against evaluation texts, and no model reads one. `sheet`: only write one for a
+    reviewer; `reviewed`: take the verdicts of such a sheet into the report.
+    """
+    from me5lib.data.corpus import evaluation_texts, open_corpus
+    from me5lib.instruct import quality
+    from me5lib.instruct.synthetic import read_examples
+    from me5lib.lessons import data_figures, figures
+    from me5lib.lessons.paper_figures import kin
+    from me5lib.model.encoder import Encoder
+
+    if sheet is not None:
+        quality.write_sheet(sheet, read_examples(path, drafts=True), lambda code: kin(code)[1])
+        print(f"{sheet}: write y or n into {', '.join(quality.VERDICTS)}, then add --reviewed {sheet}")
+        return
+    held, encode, human = None, None, {}
+    try:
+        corpus, encoder = open_corpus(config.load("tiny")), Encoder.load("me5-small-q4")
+    except Me5Error as error:
+        print(f"me5: looked at no evaluation texts and asked no model: {error}", file=sys.stderr)
+    else:
+        held, encode = evaluation_texts(corpus), partial(encoder.encode, prefix="", progress=sys.stderr.isatty())
+        for name in ("xquad", "fastapi", "intents"):
+            sets = corpus.task(name).sets
+            human[name] = [(code, query) for code, own in sets.items()
+                           for query in (own[2] if name == "intents" else own.queries.values())]
+        human["exams"] = [(row.language, row.query) for row in corpus.labelled() if row.source == "exams"]
+    report = quality.check_file(path, held, encode, human)
+    report = report._replace(tables=report.tables | (quality.read_sheet(reviewed) if reviewed else {}))
+    print(*report.lines(), sep="\n")
+    io.put_json(path.with_suffix(".check.json"), report._asdict())
+    figures.keep(data_figures.query_lengths(report.tables), path.with_suffix(".check.png"),
+                 "Words of synthetic queries, and of queries that people wrote.")
+    print(f"{path.with_suffix('.check.json')}, {path.with_suffix('.check.png').name}")
 
 
 def stage_table(stage: hub.StageMixture, most: int = 20) -> list[str]:

@@ -99,7 +99,7 @@ class Report(NamedTuple):
 
 def check_file(path: Path, held: Held | None = None, encode: Encode | None = None,
                human: Mapping[str, Queries] | None = None) -> Report:
-    """The report on a file. `human`: queries that people wrote, by source, which a model holds beside the rows'."""
+    """The report on a file. `human`: queries that people wrote, by source, to be held beside the rows'."""
     rows, broken, lines = {}, [], read_lines(path)
     for number, line in enumerate(lines, 1):
         try:
@@ -116,12 +116,14 @@ def check_rows(rows: Sequence[Example], held: Held | None = None, encode: Encode
     rules: dict[str, list[Finding]] = {rule: [] for rule in RULES[: None if held else -1]}
     for rule, i, field, why in chain(faults(rows), duplicates(rows), evaluated(rows, held or {})):
         rules[rule].append(Finding(lines[i] if lines else i + 1, rows[i].id, field, why, getattr(rows[i], field)))
-    tables = {"different pairs of words": distinct_bigrams(rows)}
+    queries = {"synthetic": [(text.language(row.language) or "", row.query) for row in rows
+                             if row.task_type == "short-long"]} | dict(human or {})
+    tables = {f"words of a query, {name}": query_words([query for _, query in own]) for name, own in queries.items()}
+    tables["different pairs of words"] = distinct_bigrams(rows)
     if encode is not None:
         tables |= nearer(rows, margins(rows, encode)) | {"own instruction nearer": instruction_fit(rows, encode)}
-        sets = {"synthetic": short_queries(rows), **(human or {})}
-        tables["told apart"] = {f"{one} | {other}": told_apart(sets[one], sets[other], encode)
-                                for one, other in combinations(sets, 2)}
+        tables["told apart"] = {f"{one} | {other}": told_apart(queries[one], queries[other], encode)
+                                for one, other in combinations(queries, 2)}
     return Report(len(rows), rules, tables)
 
 
@@ -223,6 +225,12 @@ def evaluated(rows: Sequence[Example], held: Held) -> Iterator[Fault]:
 # ── what is counted, and what a model says ──
 
 
+def query_words(queries: Sequence[str]) -> dict[str, float]:
+    """Percentile → words of a query."""
+    words = [count_words(query) for query in queries] or [0]
+    return {f"{at} %": float(np.percentile(words, at)) for at in (5, 25, 50, 75, 95)}
+
+
 def distinct_bigrams(rows: Sequence[Example], words: int = 500) -> dict[str, float]:
     """Language → share of different pairs of neighbouring words in the first `words` of its positives.
 
@@ -286,11 +294,6 @@ def instruction_fit(rows: Sequence[Example], encode: Encode) -> dict[str, float]
             below = cosines < cosines[np.arange(len(own)), of][:, None]
             fit[kind] = float(below.sum() / (len(own) * (len(names) - 1)))
     return fit
-
-
-def short_queries(rows: Sequence[Example]) -> list[tuple[str, str]]:
-    """Language and text of the queries that are searched with."""
-    return [(text.language(row.language) or "", row.query) for row in rows if row.task_type == "short-long"]
 
 
 def told_apart(one: Queries, other: Queries, encode: Encode) -> float:

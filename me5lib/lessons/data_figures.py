@@ -14,7 +14,6 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from me5lib.data.cards import Card
 from me5lib.data.hub import StageMixture
-from me5lib.instruct.quality import count_words
 from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, names_down
 from me5lib.pairs import Pair
 
@@ -110,16 +109,15 @@ def mixture_figure(stage: StageMixture, threshold: float) -> Figure:
     return figure
 
 
-def query_lengths(queries: Mapping[str, Sequence[str]]) -> Figure:
-    """A box per source of queries: their words, whiskers at the 5th and 95th in a hundred; synthetic ones come first."""
-    figure, axis = canvas(7.0, 0.9 + 0.35 * len(queries))
-    words = [[count_words(query) for query in own] for own in queries.values()]
-    boxes = axis.boxplot(words, positions=range(len(words)), orientation="horizontal", whis=(5, 95), showfliers=False,
-                         patch_artist=True, widths=0.6, medianprops={"color": "black"})
-    for i, box in enumerate(boxes["boxes"]):
-        box.set_facecolor(COLOURS[i > 0])
-    names_down(axis, queries)
-    axis.set(xscale="log", xlabel="words of a query (where a script sets no spaces, two characters count as one)")
+def query_lengths(tables: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A box per source of queries, of a report's `tables`: words, with whiskers at the 5th and 95th in a hundred."""
+    title = "words of a query, "
+    found = {name.removeprefix(title): list(own.values()) for name, own in tables.items() if name.startswith(title)}
+    figure, axis = canvas(7.0, 0.9 + 0.35 * len(found))
+    boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), own, strict=True)) for own in found.values()]
+    axis.bxp(boxes, range(len(boxes)), orientation="horizontal", showfliers=False, widths=0.6)
+    names_down(axis, found)
+    axis.set(xscale="log", xlabel="words (where a script sets no spaces, two characters count as one)")
     return figure
 
 
