@@ -12,6 +12,7 @@ is ours. Cost on one core: the rules 2 ms a row; the model every text once.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +39,11 @@ LEAST_COPY = 20  # characters: equal texts of fewer are the same words, and no c
 SAMPLES, SHOWN = 3, 90  # printed of a rule, and characters of each
 FAILING, FITTING = 0.05, 0.6  # a larger share of faulty rows, or a worse fit, is why instructions are not learnt
 LEARNT = ("twins", "sts")  # what a model that was not tuned has no reason to get right
-SHORT, LONG, LABEL, SENTENCE = range(1, 46), range(25, 800), range(1, 16), range(3, 61)
+SHORT, LONG, LABEL, EITHER = range(1, 46), range(25, 1_500), range(1, 16), range(2, 400)
 WORDS = {"short-long": (SHORT, LONG), "long-short": (LONG, LABEL), "short-short": (SHORT, SHORT),
-         "long-long": (LONG, LONG), "sts": (SENTENCE, SENTENCE), "bitext": (SENTENCE, SENTENCE)}  # query, passages
+         "long-long": (LONG, LONG), "sts": (EITHER, EITHER), "bitext": (EITHER, EITHER)}  # of queries, of passages
+DIALS = {"query_length": ("query",), "text_words": ("query",), "num_words": ("positive", "negative")}  # of taxonomy
+LEAST_LONG = 20  # words that are asked for: such a text ends with a stop
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # no space between words
 _UNSTOPPED = re.compile("[\u0e00-\u0eff\u1780-\u17ff]")  # nor a stop after sentences
 REFUSAL = re.compile(
@@ -100,26 +103,29 @@ class Report(NamedTuple):
 def check_file(path: Path, held: Held | None = None, encode: Encode | None = None,
                human: Mapping[str, Queries] | None = None) -> Report:
     """The report on a file. `human`: queries that people wrote, by source, to be held beside the rows'."""
-    rows, broken, lines = {}, [], read_lines(path)
+    rows, dials, broken, lines = {}, [], [], read_lines(path)
     for number, line in enumerate(lines, 1):
         try:
             rows[number] = parse_example(line)
+            dials.append(json.loads(line).get("dials") or {})
         except ValueError as error:
             broken.append(Finding(number, "", "line", str(error), line[:SHOWN]))
-    report = check_rows(list(rows.values()), held, encode, human, list(rows))
+    report = check_rows(list(rows.values()), held, encode, human, list(rows), dials)
     return report._replace(rows=len(lines), rules=report.rules | {"schema": broken})
 
 
 def check_rows(rows: Sequence[Example], held: Held | None = None, encode: Encode | None = None,
-               human: Mapping[str, Queries] | None = None, lines: Sequence[int] = ()) -> Report:
-    """The report on examples; `lines`: of a file (none: they are counted from 1)."""
+               human: Mapping[str, Queries] | None = None, lines: Sequence[int] = (),
+               dials: Sequence[Mapping[str, str]] = ()) -> Report:
+    """The report on examples; `lines`: of a file (none: they are counted from 1); `dials`: what was asked for."""
+    dials = dials or [{}] * len(rows)
     rules: dict[str, list[Finding]] = {rule: [] for rule in RULES[: None if held else -1]}
-    for rule, i, field, why in chain(faults(rows), duplicates(rows), evaluated(rows, held or {})):
+    for rule, i, field, why in chain(faults(rows, dials), duplicates(rows), evaluated(rows, held or {})):
         rules[rule].append(Finding(lines[i] if lines else i + 1, rows[i].id, field, why, getattr(rows[i], field)))
     queries = {"synthetic": [(text.language(row.language) or "", row.query) for row in rows
                              if row.task_type == "short-long"]} | dict(human or {})
     tables = {f"words of a query, {name}": query_words([query for _, query in own]) for name, own in queries.items()}
-    tables["different pairs of words"] = distinct_bigrams(rows)
+    tables |= {"different pairs of words": distinct_bigrams(rows), "dials obeyed": obeyed(rows, dials)}
     if encode is not None:
         tables |= nearer(rows, margins(rows, encode)) | {"own instruction nearer": instruction_fit(rows, encode)}
         tables["told apart"] = {f"{one} | {other}": told_apart(queries[one], queries[other], encode)
@@ -158,10 +164,10 @@ def count_words(passage: str) -> int:
     return len(_UNSPACED.sub(" ", passage).split()) + (len(_UNSPACED.findall(passage)) + 1) // 2
 
 
-def faults(rows: Sequence[Example]) -> Iterator[Fault]:
+def faults(rows: Sequence[Example], dials: Sequence[Mapping[str, str]]) -> Iterator[Fault]:
     """What is wrong with single texts, and with a query and its passages side by side."""
     for i, row in enumerate(rows):
-        for field, passage, words, code in _texts(row):
+        for field, passage, words, code in _texts(row, dials[i]):
             yield from ((rule, i, field, why) for rule, why in _text_faults(passage, words, code))
         query, positive, negative = map(normalise, (row.query, row.positive, row.negative))
         if query == positive or (query in positive and count_words(query) > 2):
@@ -170,12 +176,22 @@ def faults(rows: Sequence[Example]) -> Iterator[Fault]:
             yield "copied", i, "negative", f"is the {'positive' if negative == positive else 'query'}"
 
 
-def _texts(row: Example) -> Iterator[tuple[str, str, range, str]]:
-    """(field, text, how many words it should have, language) of a row's texts."""
+def _texts(row: Example, dials: Mapping[str, str] | None = None) -> Iterator[tuple[str, str, range, str]]:
+    """(field, text, how many words it should have, language) of a row's texts; half and double a dial's are well."""
     query, passages = WORDS[row.task_type]
-    yield "query", row.query, query, text.language(row.language) or ""
-    for field in ("positive", "negative") if row.negative else ("positive",):
-        yield field, getattr(row, field), passages, text.language(row.passage_language) or ""
+    words = {"query": query, "positive": passages, "negative": passages}
+    for dial in DIALS.keys() & (dials or {}):
+        asked = asked_words(dials[dial])
+        words |= dict.fromkeys(DIALS[dial], range(asked.start // 2, 2 * asked.stop))
+    for field in ("query", "positive", "negative") if row.negative else ("query", "positive"):
+        code = row.language if field == "query" else row.passage_language
+        yield field, getattr(row, field), words[field], text.language(code) or ""
+
+
+def asked_words(dial: str) -> range:
+    """What a dial asks for: "less than 5 words", "5 to 15 words", "at least 10 words", "100"."""
+    first, *last = map(int, re.findall(r"\d+", str(dial)) or [0])
+    return range(first) if "less" in str(dial) else range(first, last[0] + 1 if last else 5_000)
 
 
 def _text_faults(passage: str, words: range, code: str) -> Iterator[tuple[str, str]]:
@@ -186,7 +202,7 @@ def _text_faults(passage: str, words: range, code: str) -> Iterator[tuple[str, s
             yield rule, f"has {found[0]!r:.30}"
     if n not in words:
         yield "length", f"has {n} words, not {words.start} to {words.stop - 1}"
-    if words is LONG and not _UNSTOPPED.search(passage) and _CUT.search(passage.rstrip()):
+    if words.start >= LEAST_LONG and not _UNSTOPPED.search(passage) and _CUT.search(passage.rstrip()):
         yield "cut", "ends inside a sentence"
     if n >= IDENTIFIED and (found := filters.foreign(passage, code)):
         yield "language", f"is {found}, not {code}"
@@ -223,6 +239,16 @@ def evaluated(rows: Sequence[Example], held: Held) -> Iterator[Fault]:
 
 
 # ── what is counted, and what a model says ──
+
+
+def obeyed(rows: Sequence[Example], dials: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Dial and its value → share of the texts that have as many words as it asks for."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for row, asked in zip(rows, dials, strict=True):
+        for dial in DIALS.keys() & asked:
+            words = asked_words(asked[dial])
+            found[f"{dial} {asked[dial]}"] += [count_words(getattr(row, field)) in words for field in DIALS[dial]]
+    return {name: float(np.mean(own)) for name, own in sorted(found.items())}
 
 
 def query_words(queries: Sequence[str]) -> dict[str, float]:
