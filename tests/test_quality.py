@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from me5lib.data.split import fraction
@@ -135,19 +136,13 @@ def test_which_check_sees_why_instructions_are_not_learnt(packs):
 def test_verdicts_of_a_sheet_come_back_by_family(tmp_path):
     path = tmp_path / "sheet.csv"
     quality.write_sheet(path, ROWS, {"de": "Germanic", "nl": "Germanic", "ja": "Japonic"}.get, each=4)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["family"] for row in rows] == ["Germanic"] * 4 + ["Japonic"] * 4
-    assert all(row["positive_right"] == "" and row["query"] for row in rows)
-    for row, said in zip(rows, "yynyy", strict=False):
-        row["positive_right"] = said
-    for verdicts, problem in (({}, None), ({"negative_hard": "maybe"}, "'maybe': write y, n or nothing")):
-        with path.open("w", encoding="utf8", newline="") as file:
-            out = csv.DictWriter(file, list(rows[0]))
-            out.writeheader()
-            out.writerows([rows[0] | verdicts, *rows[1:]])
-        if problem:
-            with pytest.raises(Me5Error, match=problem):
-                quality.read_sheet(path)
-        else:
-            assert quality.read_sheet(path) == {"reviewed, positive_right": {"Germanic (4)": 0.75, "Japonic (1)": 1.0}}
+    table = pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig")
+    assert [*table["family"]] == ["Germanic"] * 4 + ["Japonic"] * 4
+    assert all(table["positive_right"] == "") and all(table["query"] != "")
+    table.loc[:4, "positive_right"] = list("yynyy")
+    table.to_csv(path, index=False)
+    assert quality.read_sheet(path) == {"reviewed, positive_right": {"Germanic (4)": 0.75, "Japonic (1)": 1.0}}
+    table.loc[0, "negative_hard"] = "maybe"
+    table.to_csv(path, index=False)
+    with pytest.raises(Me5Error, match="'maybe': write y, n or nothing"):
+        quality.read_sheet(path)

@@ -25,6 +25,7 @@ from me5lib.evaluate.paper import languages
 from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, legend_below
 
 UNKNOWN = ("unknown", "unknown")
+_FAMILIES = {"ha": "Chadic", "so": "Cushitic", "yo": "Volta-Niger", "zu": "Bantu"}  # of synthetic-v1, not of Tatoeba
 _TAGS = {"latn": "Latin", "cyrl": "Cyrillic", "arab": "Arabic"}
 _WIDEST = 45  # languages in one panel, for codes that can be read on a page
 _NARROW = 3  # a family of fewer bars gets no name of its own below the panel
@@ -79,7 +80,7 @@ def kin(language: str) -> tuple[str, str]:
         script, family = kin(base)
         return _TAGS.get(tag, script), family
     likely = get_global("likely_subtags").get(language, "").split("_")[1:2]
-    return (likely[0].replace("Latn", "Latin"), UNKNOWN[1]) if likely else UNKNOWN
+    return (likely[0].replace("Latn", "Latin"), _FAMILIES.get(language, UNKNOWN[1])) if likely else UNKNOWN
 
 
 def language_bars(rows: pd.DataFrame, title: str, score: str) -> Figure:
