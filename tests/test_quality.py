@@ -47,7 +47,7 @@ PLANTS = {  # rule → (which rows, a row spoilt)
     "refusal": (lambda row: True, lambda row: row._replace(positive=next(REFUSALS).format(row.positive))),
     "markup": (lambda row: True, lambda row: row._replace(positive=next(MARKUPS).format(*[row.positive] * 2))),
     "length": (lambda row: True, lambda row: row._replace(positive=of_other_length(row))),
-    "cut": (lambda row: row.task_type in ("short-long", "long-long"),
+    "cut": (lambda row: row.task_type in ("short-long", "long-long") and row.passage_language != "th",  # has no stops
             lambda row: row._replace(positive=row.positive[: len(row.positive) * 3 // 4])),
     "language": (lambda row: True, lambda row: row._replace(positive=next(
         text for code, text in sorted(FOREIGN.items(), key=lambda each: fraction(row.id + each[0]))
@@ -109,7 +109,7 @@ def spoilt(rows: list[Example]) -> dict[str, tuple[list[Example], set[str]]]:
         "nothing": (rows, set()),
         "wrong language": ([row._replace(language="vi", passage_language="vi") for row in rows], {"language"}),
         "copied queries": ([row._replace(positive=f"{row.query} {row.positive}") for row in rows], {"copied"}),
-        "permuted instructions": (mixed, {"instruction"}),
+        "permuted instructions": (mixed, {"instruction", "nearer"}),
         "labels as negatives": ([row._replace(negative="mixed") for row in rows], {"length"}),
         "positive and negative exchanged": (
             [row._replace(positive=row.negative, negative=row.positive) for row in rows], {"nearer"}),

@@ -58,7 +58,7 @@ _ALIKE = ({"nb", "nn", "da"}, {"bs", "hr", "sr", "sr-latn", "sh"}, {"id", "ms", 
           {"bn", "as"}, {"nso", "st", "tn"}, {"fr", "gcf", "gcr", "ht", "wa"}, {"de", "lb"}, {"nl", "af"})
 _NONE = "zxx"  # of py3langid: no language at all (addresses, numbers)
 SURE = 0.9  # probability with which a text is in a language (ours)
-UNSURE: frozenset[str] = frozenset()  # languages whose human texts it knows in fewer than nine of ten cases
+UNSURE = {"oc"}  # what people wrote in it, it knows in fewer than nine of ten cases (tests/benchmarks/language_id.py)
 
 
 @cache
@@ -76,10 +76,9 @@ def _identifier() -> tuple[LanguageIdentifier, frozenset[str]]:
 def in_language(item: Item, side: Side = "passage", least_chars: Natural = 40) -> str | None:
     """Drop where py3langid gives another language, with its close relatives, a probability of `SURE` or more.
 
-    Kept: texts under `least_chars`; languages that it does not know, or knows badly (`UNSURE`), and texts that it takes
-    for a close relative's. The side
-    `both` is for translations, of which one side is in the item's language and the other is not: dropped where neither
-    is, or both are in one language.
+    Kept: texts under `least_chars`; languages that it does not know, or knows badly (`UNSURE`); those that it takes for
+    a close relative. The side `both` is for translations, of which one side is in the item's language and the other is
+    not: dropped where neither is, or both are in one language.
     """
     base = item.language.split("-")[0]
     if not _trusted(base):

@@ -38,7 +38,7 @@ IDENTIFIED = 10  # words: in shorter texts no language is identified
 LEAST_COPY = 20  # characters: equal texts of fewer are the same words, and no copies
 SAMPLES, SHOWN = 3, 90  # printed of a rule, and characters of each
 FAILING, FITTING = 0.05, 0.6  # a larger share of faulty rows, or a worse fit, is why instructions are not learnt
-LEARNT = ("twins", "sts")  # what a model that was not tuned has no reason to get right
+LEARNT, OTHERS = ("twins", "sts"), "all others"  # what a model that was not tuned has no reason to get right
 SHORT, LONG, LABEL, EITHER = range(1, 46), range(25, 1_500), range(1, 16), range(2, 400)
 WORDS = {"short-long": (SHORT, LONG), "long-short": (LONG, LABEL), "short-short": (SHORT, SHORT),
          "long-long": (LONG, LONG), "sts": (EITHER, EITHER), "bitext": (EITHER, EITHER)}  # of queries, of passages
@@ -95,7 +95,7 @@ class Report(NamedTuple):
         for rule, found in self.rules.items():
             said.append(f"  {rule:12}{len(self.broken(rule)):>7,}{self.share(rule):>8.1%}")
             said += [f"      {each.id} {each.field} {each.why}: {each.text[:SHOWN]!r}" for each in found[:SAMPLES]]
-        for title, table in self.tables.items():
+        for title, table in ((title, table) for title, table in self.tables.items() if table):
             said += [f"  {title}:", "      " + ", ".join(f"{name} {value:.2f}" for name, value in table.items())]
         return said
 
@@ -147,9 +147,8 @@ def instruction_failures(report: Report) -> dict[str, str]:
     """Check → why instruction tuning on such rows would not help, and what to do; empty where none sees a reason."""
     said = {rule: f"{report.share(rule):.0%} of the rows: {why}" for rule, why in FAILURES.items()
             if report.share(rule) > FAILING}
-    kinds = report.tables.get("negative nearer, by task type", {})
-    if wrong := [f"{kind} {kinds[kind]:.2f}" for kind in kinds if kind not in LEARNT and kinds[kind] > 0.5]:
-        said["nearer"] = f"the wrong text is mostly the nearer one ({', '.join(wrong)}): are the two confused?"
+    if (share := report.tables.get("negative nearer, by task type", {}).get(OTHERS, 0)) > 0.5:
+        said["nearer"] = f"in {share:.0%} of the rows the wrong text is the nearer one: are the two confused?"
     fit = report.tables.get("own instruction nearer", {})
     if wrong := [f"{kind} {fit[kind]:.2f}" for kind in fit if fit[kind] < FITTING]:
         said["instruction"] = f"instructions say nothing of their rows ({', '.join(wrong)}): were they mixed up?"
@@ -298,7 +297,9 @@ def nearer(rows: Sequence[Example], margin: np.ndarray) -> dict[str, dict[str, f
     kinds, codes = defaultdict(list), defaultdict(list)
     for i, row in enumerate(rows):
         if row.negative:
-            kinds["twins" if i in twins else row.task_type].append(margin[i] < 0)
+            kind = "twins" if i in twins else row.task_type
+            for key in (kind, OTHERS) if kind not in LEARNT else (kind,):
+                kinds[key].append(margin[i] < 0)
             codes[row.language].append(margin[i] < 0)
     return {f"negative nearer, by {name}": {key: float(np.mean(own)) for key, own in sorted(groups.items())}
             for name, groups in (("task type", kinds), ("language", codes))}

@@ -51,8 +51,10 @@ def parse_example(line: str) -> Example:
         raise ValueError("no JSON object")
     for name in Example._fields:
         value = row.get(name)
-        right = type(value) is (int if name == "group" else str) and (value or name in ("negative", "group"))
-        if name == "task_type":
+        right = type(value) is (int if name == "group" else str)
+        if name in ("instruction", "query", "positive"):
+            right = right and bool(value.strip())
+        elif name == "task_type":
             right = value in TASK_TYPES
         elif right and name in ("language", "passage_language"):
             right = text.language(value) is not None

