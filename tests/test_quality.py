@@ -8,6 +8,7 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import me5
 
 from me5lib.data.split import fraction
 from me5lib.instruct import quality
@@ -146,3 +147,13 @@ def test_verdicts_of_a_sheet_come_back_by_family(tmp_path):
     table.to_csv(path, index=False)
     with pytest.raises(Me5Error, match="'maybe': write y, n or nothing"):
         quality.read_sheet(path)
+
+
+def test_the_command_checks_a_file_without_packs_and_writes_its_report(tmp_path, unplugged):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*VERSION_1.read_text("utf8").splitlines()[:20], "{"]), "utf8")
+    done = me5("synthesise", "--check", str(path), **unplugged)
+    assert done.returncode == 0, done.stderr
+    assert "21 rows, 1 of them break a rule" in done.stdout and "asked no model" in done.stderr
+    assert read_json(tmp_path / "rows.check.json")["rules"]["schema"][0][0] == 21
+    assert (tmp_path / "rows.check.png").is_file()

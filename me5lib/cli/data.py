@@ -162,10 +162,16 @@ def synthesise_command(
     price: Annotated[tuple[float, float], typer.Option(help="Of a million tokens read, and written.")] = (0.0, 0.0),
     rate: Annotated[float, typer.Option(min=1, help="Tokens written a second, of all threads.")] = 1_000.0,
     yes: Annotated[bool, typer.Option("--yes", help="Send more than 1,000, after reading the plan.")] = False,
+    check: Annotated[Path | None, typer.Option(help="Only check a file of examples, and write the report.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="With --check: a sample of it as CSV, for a reviewer.")] = None,
+    reviewed: Annotated[Path | None, typer.Option(help="With --check: such a CSV, filled in.")] = None,
 ) -> None:
     """Synthetic examples with instructions, as E5-mistral's: asked of an endpoint, or written for a batch."""
     from me5lib.instruct import synthesise, taxonomy
 
+    if check is not None:
+        check_synthetic(check, sheet, reviewed)
+        return
     try:
         settings = {"model": model, **json.loads(body)}
     except (ValueError, TypeError):

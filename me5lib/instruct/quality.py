@@ -270,14 +270,10 @@ def distinct_bigrams(rows: Sequence[Example], words: int = 500) -> dict[str, flo
 
 
 def swapped_pairs(rows: Sequence[Example]) -> list[tuple[int, int]]:
-    """Twins: places of two rows of one query whose positive and negative change places with the instruction."""
-    places: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    pairs = []
-    for i, row in enumerate(rows):
-        query, positive, negative = map(text_key, (row.query, row.positive, row.negative))
-        pairs += [(j, i) for j in places[query, negative, positive] if row.negative]
-        places[query, positive, negative].append(i)
-    return pairs
+    """Twins: places of rows with one query, of which the right text of each is the wrong one of the other."""
+    texts = {(row.query, row.language, row.positive, row.negative): i for i, row in enumerate(rows)}
+    both = ((i, texts.get((*key[:2], key[3], key[2]), -1)) for key, i in texts.items())
+    return [(i, j) for i, j in both if i < j]
 
 
 def margins(rows: Sequence[Example], encode: Encode) -> np.ndarray:

@@ -24,6 +24,7 @@ from me5lib.config import Scale
 from me5lib.data import cldr, split
 from me5lib.evaluate import baselines, heldout, stats
 from me5lib.evaluate.heldout import Search
+from me5lib.instruct.quality import swapped_pairs
 from me5lib.instruct.synthetic import SOURCE, Example, read_examples
 from me5lib.instruct.template import SYMMETRIC_SOURCES, templated
 from me5lib.lessons.labs import Arm
@@ -187,13 +188,6 @@ def components(rows: Sequence[Example]) -> np.ndarray:
     places = np.tile(np.arange(n), 2), n + np.concatenate([near, groups])
     links = sparse.coo_matrix((np.ones(2 * n), places), shape=[n + int(groups.max()) + 1] * 2)
     return csgraph.connected_components(links, directed=False)[1][:n]
-
-
-def swapped_pairs(rows: Sequence[Example]) -> list[tuple[int, int]]:
-    """Places of rows with one query, of which the right text of each is the wrong one of the other."""
-    texts = {(row.query, row.language, row.positive, row.negative): i for i, row in enumerate(rows)}
-    both = ((i, texts.get((*key[:2], key[3], key[2]), -1)) for key, i in texts.items())
-    return [(i, j) for i, j in both if i < j]
 
 
 def folds(component: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
