@@ -55,6 +55,7 @@ LENGTH, BOTH = {"least": 3, "most": 10, "passage_least": 5}, {"side": "both"}
       for kin, text in RELATIVES.items() for code in kin for write in (str, str.upper)),
     ("language", {"least_chars": 200}, pair("q", PLAIN["en"], "de"), None),  # short
     ("language", {}, pair("q", PLAIN["en"], "wo"), None),  # Wolof is not among what py3langid knows
+    ("language", {}, pair("q", PLAIN["en"], "oc"), None),  # Occitan it knows too badly
     ("language", {}, pair("q", PLAIN["zh"], "zh-hant"), None),
     ("language", {}, pair("q", PLAIN["en"], "zh-hant"), "passage in another language"),
     ("language", {}, pair("q", "https://example.org/a/b?c=1 1234567 https://example.org/7/8/9", "de"), None),
