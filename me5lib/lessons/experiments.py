@@ -173,8 +173,8 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
     with io.locked(base / ".lock"):
         lab, mark = _opened(plan, base, "plan.json", progress)
         records = _records(lab.measured, jobs, folder / "arms", mark, progress)
-        more = lab.beside(plan.arms, records, lambda measure, jobs, name: _records(measure, jobs, folder / name, mark,
-                                                                                  progress))
+        more = lab.beside(plan.arms, records,
+                          lambda measure, jobs, name: _records(measure, jobs, folder / name, mark, progress))
         conditions = {json.dumps(record["conditions"], sort_keys=True) for record in records.values()}
         minutes = {arm.name: round(sum(records[seed, arm.name]["seconds"] for seed in plan.seeds) / 60, 2)
                    for arm in plan.arms}
@@ -193,8 +193,7 @@ def run_experiment(plan: Plan, base: Path, progress: bool = True) -> dict[str, A
 
 
 def _records(
-    measure: Callable[[Arm, int], dict[str, Any]], jobs: Sequence[tuple[int, Arm]], folder: Path, mark: str,
-    progress: bool,
+    measure: Callable[..., dict[str, Any]], jobs: Sequence[tuple[int, Arm]], folder: Path, mark: str, progress: bool
 ) -> dict[tuple[int, str], dict[str, Any]]:
     """(seed, arm's name) → what it scored, of all `jobs`; kept in `folder`, and run where it is not there yet."""
     records = {}
