@@ -78,7 +78,7 @@ def report(tmp_path_factory) -> quality.Report:
 def broken_lines(lines: list[str]) -> Iterator[str]:
     """Lines that are no examples, each in another way."""
     ways = cycle([lambda line: line[: len(line) // 2], lambda line: line.replace('"positive"', '"right"'),
-                  lambda line: line.replace('"group": ', '"group": "x'), lambda line: f"[{line}]",
+                  lambda line: json.dumps(json.loads(line) | {"group": "7"}), lambda line: f"[{line}]",
                   lambda line: json.dumps(json.loads(line) | {"task_type": "long"}),
                   lambda line: json.dumps(json.loads(line) | {"language": "English"}),
                   lambda line: json.dumps(json.loads(line) | {"query": " "})])  # fmt: skip
