@@ -71,7 +71,7 @@ from me5lib.data.shards import splitmix64
 from me5lib.io import Me5Error
 from me5lib.pairs import Pair, normalise, text_key
 
-VERSION = 2  # of the build; raise it with any change that gives other shards
+VERSION = 3  # of the build; raise it with any change that gives other shards
 MANIFEST, SEALED = "manifest.json", "sealed.json"  # SEALED, in .build: key of the build whose shards are in place
 READ = 20  # rows a drawing reads at most for a pair that is wanted: a filter that refuses all must not read all
 PART = 256_000_000  # bytes of text after which a part of a shard is written (ours)
