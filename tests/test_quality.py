@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import me5
+from test_cli import invoke, one_line
 
 from me5lib.data.split import fraction
 from me5lib.instruct import quality
@@ -147,6 +148,37 @@ def test_verdicts_of_a_sheet_come_back_by_family(tmp_path):
     table.to_csv(path, index=False)
     with pytest.raises(Me5Error, match="'maybe': write y, n or nothing"):
         quality.read_sheet(path)
+    for content in (b"", b"family,query\na,b\n", b"family;positive_right\na;y\n", b"family\n\xe9\n", b'family\n"\n',
+                    None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(Me5Error, match="sheet.csv is no sheet as --sheet writes one"):
+            quality.read_sheet(path)
+
+
+def test_a_sheet_is_never_written_over_what_is_there(tmp_path):
+    rows, sheet = tmp_path / "rows.jsonl", tmp_path / "new" / "sheet.csv"
+    rows.write_text(VERSION_1.read_text("utf8").splitlines()[550] + "\n", "utf8")
+    command = ("synthesise", "--check", str(rows), "--sheet")
+    assert invoke(*command, str(sheet)).exit_code == 0
+    for path in (sheet, rows):
+        before = path.read_bytes()
+        one_line(invoke(*command, str(path)), str(path), "is there")
+        assert path.read_bytes() == before
+
+
+def test_rows_that_no_file_could_hold_and_odd_dials_are_told(tmp_path):
+    row, path = ROWS[0]._asdict(), tmp_path / "rows.jsonl"
+    odd = ["[" * 99_999, json.dumps(row | {"query": "a \ud800 b"}), json.dumps(row | {"id": "\ud800"})]
+    fine = [json.dumps(row | {"dials": dials, "id": str(i)}) for i, dials in enumerate(
+        (5, ["num_words"], "num_words", None, {"num_words": None}, {"num_words": "9" * 5_000}))]
+    path.write_text("\n".join(odd + fine), "utf8")
+    report = quality.check_file(path)
+    assert report.broken("schema") == {1, 2, 3} and report.rows == 9
+    assert "\n".join(report.lines()).encode("utf8")
+    for line in odd:
+        path.write_text(line, "utf8")
+        with pytest.raises(Me5Error, match="line 1: no synthetic example"):
+            read_examples(path)
 
 
 def test_the_command_checks_a_file_without_packs_and_writes_its_report(tmp_path, unplugged):

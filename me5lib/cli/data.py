@@ -154,7 +154,7 @@ def synthesise_command(
     endpoint: Annotated[str, typer.Option(help="Send to it: http://127.0.0.1:8000/v1 (its key: ME5_API_KEY).")] = "",
     model: Annotated[str, typer.Option(help="The model's name there, or in the batch.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 600.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=1e6, help="Seconds to wait for an answer.")] = 600.0,
     body: Annotated[str, typer.Option(help="JSON to put into each request; null takes a value out.")] = "{}",
     answers: Annotated[list[Path], typer.Option(help="What a batch gave back; may be given again.")] = [],  # noqa: B006
     licence: Annotated[str, typer.Option(help="The model's licence and terms, for the card.")] = "",
@@ -172,9 +172,11 @@ def synthesise_command(
     if check is not None:
         check_synthetic(check, sheet, reviewed)
         return
+    if sheet or reviewed:
+        raise Me5Error("--sheet and --reviewed go with --check FILE")
     try:
         settings = {"model": model, **json.loads(body)}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise Me5Error("--body: a JSON object is wanted, as '{\"temperature\": 0.7}'") from None
     folder, thought = (out / "brainstorm" if brainstorm else out), out / "brainstorm" / "tasks.jsonl"
     known = () if brainstorm or documents else taxonomy.read_tasks(tasks or (thought if thought.is_file() else None))
@@ -188,8 +190,11 @@ def synthesise_command(
     if not plan and (unread or (todo and not model and not answers)):
         raise Me5Error("add --yes, after reading this" if unread else "which model is to answer? Say --model")
     lines = synthesise.run(asked, count, folder, settings, endpoint, threads, timeout, answers, licence)
-    for line in () if plan else lines:
-        print(line, flush=True)
+    try:
+        for line in () if plan else lines:
+            print(line, flush=True)
+    except OSError as error:
+        raise io.unwritten(Path(error.filename or folder), error) from None
 
 
 def backbone(name: str, pickle: bool = False, revision: str | None = None) -> str:
@@ -334,10 +339,12 @@ def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None
     from me5lib.model.encoder import Encoder
 
     if sheet is not None:
-        quality.write_sheet(sheet, read_examples(path, drafts=True), lambda code: kin(code)[1])
+        if sheet.exists():
+            raise Me5Error(f"{sheet} is there, perhaps with verdicts: name another file for --sheet")
+        io.put(sheet, lambda at: quality.write_sheet(at, read_examples(path, drafts=True), lambda code: kin(code)[1]))
         print(f"{sheet}: write y or n into {', '.join(quality.VERDICTS)}, then add --reviewed {sheet}")
         return
-    held, encode, human = None, None, {}
+    verdicts, held, encode, human = quality.read_sheet(reviewed) if reviewed else {}, None, None, {}
     try:
         corpus, encoder = open_corpus(config.load("tiny")), Encoder.load("me5-small-q4")
     except Me5Error as error:
@@ -350,7 +357,7 @@ def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None
                            for query in (own[2] if name == "intents" else own.queries.values())]
         human["exams"] = [(row.language, row.query) for row in corpus.labelled() if row.source == "exams"]
     report = quality.check_file(path, held, encode, human)
-    report = report._replace(tables=report.tables | (quality.read_sheet(reviewed) if reviewed else {}))
+    report = report._replace(tables=report.tables | verdicts)
     print(*report.lines(), sep="\n")
     io.put_json(path.with_suffix(".check.json"), report._asdict())
     figures.keep(data_figures.query_lengths(report.tables), path.with_suffix(".check.png"),

@@ -107,8 +107,8 @@ def check_file(path: Path, held: Held | None = None, encode: Encode | None = Non
     for number, line in enumerate(lines, 1):
         try:
             rows[number] = parse_example(line)
-            dials.append(json.loads(line).get("dials") or {})
-        except ValueError as error:
+            dials.append(asked if isinstance(asked := json.loads(line).get("dials"), dict) else {})
+        except (ValueError, RecursionError) as error:
             broken.append(Finding(number, "", "line", str(error), line[:SHOWN]))
     report = check_rows(list(rows.values()), held, encode, human, list(rows), dials)
     return report._replace(rows=len(lines), rules=report.rules | {"schema": broken})
@@ -189,7 +189,7 @@ def _texts(row: Example, dials: Mapping[str, str] | None = None) -> Iterator[tup
 
 def asked_words(dial: str) -> range:
     """What a dial asks for: "less than 5 words", "5 to 15 words", "at least 10 words", "100"."""
-    first, *last = map(int, re.findall(r"\d+", str(dial)) or [0])
+    first, *last = map(int, re.findall(r"\d{1,9}", str(dial)) or [0])
     return range(first) if "less" in str(dial) else range(first, last[0] + 1 if last else 5_000)
 
 
@@ -355,8 +355,11 @@ def write_sheet(path: Path, rows: Sequence[Example], family: Callable[[str], str
 
 def read_sheet(path: Path) -> dict[str, dict[str, float]]:
     """Tables for a report, of a sheet that was filled in: verdict → family, with its number of rows → share of yes."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    said = table.melt("family", VERDICTS, "verdict", "said")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        said = table.melt("family", VERDICTS, "verdict", "said")
+    except (OSError, ValueError, LookupError) as error:
+        raise Me5Error(f"{path} is no sheet as --sheet writes one, with commas and in UTF-8 ({error})") from None
     said = said[said["said"] != ""]
     if wrong := set(said["said"]) - {"y", "n"}:
         raise Me5Error(f"{path}: a verdict is {min(wrong)!r}: write y, n or nothing")

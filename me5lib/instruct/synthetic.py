@@ -47,6 +47,7 @@ class Example(NamedTuple):
 def parse_example(line: str) -> Example:
     """The example of a line; keys that are no field are left out. Raises ValueError saying why it is none."""
     row = json.loads(line)
+    json.dumps(row, ensure_ascii=False).encode()  # half a character, which no file can hold, is a ValueError
     if not isinstance(row, dict):
         raise ValueError("no JSON object")
     for name in Example._fields:
@@ -81,7 +82,7 @@ def read_examples(path: Path = VERSION_1, drafts: bool = False) -> list[Example]
     for number, line in enumerate(read_lines(path), 1):
         try:
             rows.append(parse_example(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Me5Error(f"{path}, line {number}: no synthetic example ({error}); me5 synthesise --check {path} says "
                            "more") from None
     return [row for row in rows if drafts or row.language not in DRAFTS]
