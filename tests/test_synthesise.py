@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler
 
 from conftest import me5
 from test_cli import invoke, one_line
@@ -65,7 +67,8 @@ def test_a_plan_says_what_it_takes_and_is_the_same_twice(tmp_path):
     written = tmp_path / "x" / "requests.jsonl"
     assert hashlib.sha256(written.read_bytes()).hexdigest() in first.stdout
     for number, line in enumerate(lines(written)):
-        assert (line["custom_id"], line["url"], line["body"]["model"]) == (str(number), "/v1/chat/completions", "m")
+        name = f"{PLAN.key:.6}-{number}"
+        assert (line["custom_id"], line["url"], line["body"]["model"]) == (name, "/v1/chat/completions", "m")
 
 
 def test_killed_at_20_moments_it_loses_nothing_and_asks_for_no_answer_twice(tmp_path):
@@ -164,11 +167,70 @@ def test_a_batch_gives_the_same_examples_as_an_endpoint(tmp_path):
     write_lines(part, [given[0] | {"response": None, "error": {"code": "batch_expired"}}, {"custom_id": "x"},
                given[1] | {"response": {"status_code": 429, "body": {}}}, *given[2:], given[2]])
     assert "2 of 60 requests without an answer" in ran(batch, count=60, batches=[part])
-    assert [line["custom_id"] for line in lines(batch / "requests.jsonl")] == ["58", "59"]
+    assert [line["custom_id"][7:] for line in lines(batch / "requests.jsonl")] == ["58", "59"]
     write_lines(part, given)
     assert "0 of 60" in ran(batch, count=60, batches=[part]) and answered(batch).total() == 61  # one came twice
     for name in ("examples.jsonl", "README.md"):
         assert (batch / name).read_bytes() == (endpoint / name).read_bytes()
+
+
+def test_answers_to_another_plan_are_refused_and_those_taken_are_counted(tmp_path):
+    given, endpoint, plain = (tmp_path / name for name in ("output.jsonl", "endpoint", "plain.jsonl"))
+    with Loopback() as server:
+        ran(endpoint, server, count=9)
+    done = lines(endpoint / "answers.jsonl")
+    write_lines(given, done)
+    words = ("synthesise", "--out", str(tmp_path / "out"), "--count", "9", "--model", "m", "--answers", str(given))
+    one_line(invoke(*words, "--seed", "1"), str(given), "other requests")
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
+    write_lines(plain, [line | {"custom_id": line["custom_id"][7:]} for line in done])  # as older versions wrote them
+    assert "9 answers\n0 of 9" in ran(tmp_path / "old", count=9, batches=[plain])
+    plain.write_bytes(os.urandom(3_000))
+    assert "plain.jsonl: 0 answers" in ran(tmp_path / "none", count=9, batches=[plain])
+
+
+def test_answers_of_odd_forms_are_read_or_left_out(tmp_path):
+    odd = [{"message": [["content", "x"]]}, {"message": {"content": "{}"}}, {"message": {"content": "{}"}}]
+    bodies = [{"choices": [choice], "usage": [1], "model": "\ud800"} for choice in odd]
+    names = ["0", "1", float("inf")]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"custom_id": name, "response": {"body": body}})
+                                                for name, body in zip(names, bodies, strict=True)))
+    assert "2 of 3 requests without an answer" in ran(tmp_path / "out", count=3, batches=[tmp_path / "a.jsonl"])
+    assert "written by: 1 × ?\n" in (tmp_path / "out" / "README.md").read_text("utf8")
+
+
+def test_an_odd_address_or_reply_is_one_line(tmp_path, monkeypatch):
+    words = ("synthesise", "--out", str(tmp_path), "--count", "3", "--threads", "2", "--model", Loopback.model)
+    for host in ("127.0.0.1:999999", "[::1", "a" * 80 + ".invalid"):
+        one_line(invoke(*words, "--endpoint", f"http://{host}/v1"), "is the server up", "same command")
+        (tmp_path / "sent.txt").unlink()
+    with Loopback() as server:
+        monkeypatch.setattr(server.RequestHandlerClass, "end_headers", lambda self: self.send_header(
+            "Content-Encoding", "gzip") or BaseHTTPRequestHandler.end_headers(self))  # which it is not
+        one_line(invoke(*words, "--endpoint", server.url), "2 times in a row (given up: DecodeError)")
+
+
+def test_what_cannot_be_read_or_written_is_one_line(tmp_path):
+    words = ("synthesise", "--out", str(tmp_path / "out"), "--count", "3", "--model", "m")
+    tasks = tmp_path / "tasks.jsonl"
+    good = {"task_type": "sts", "instruction": "a"}
+    for text in ("[" * 99_999, "", *(json.dumps(good | {"instruction": words}) for words in (" ", None, "\ud800"))):
+        tasks.write_text(text, "utf8")
+        one_line(invoke(*words, "--tasks", str(tasks)), "no list of tasks")
+    tasks.write_text(json.dumps(good | {"instruction": "a\u2028b"}, ensure_ascii=False), "utf8")
+    assert ("sts", "a\u2028b") in taxonomy.read_tasks(tasks)
+    one_line(invoke(*words, "--body", '{"a":' * 99_999), "--body")
+    one_line(invoke(*words, "--sheet", "x.csv"), "--check")
+    (tmp_path / "own" / "a.txt").mkdir(parents=True)  # a folder of such a name
+    (tmp_path / "own" / "b.txt").write_bytes(b"caf\xe9 " * 30)
+    one_line(invoke(*words, "--documents", str(tmp_path / "own")), "b.txt is not UTF-8")
+    (tmp_path / "out" / "answers.jsonl").mkdir(parents=True)
+    one_line(invoke(*words, "--endpoint", "http://127.0.0.1:9/v1"), "answers.jsonl cannot be written")
+
+
+def test_null_takes_any_value_out_of_a_request():
+    body = next(synthesise.batch(PLAN, [0], {"seed": None, "top_p": None, "model": "m"}))["body"]
+    assert set(body) == {"messages", "temperature", "max_tokens", "response_format", "model"}
 
 
 def test_tasks_are_thought_of_then_used_and_their_list_is_frozen(tmp_path):

@@ -1,7 +1,7 @@
 """Requests of a plan to a language model, and its answers as examples. A folder holds, by lines of JSON:
 
     requests.jsonl    those without an answer, as batch APIs and `vllm run-batch` take them (in parts: `split -l 50000`)
-    answers.jsonl     as a batch gives them back, in the order in which they came; `custom_id` is the request's number
+    answers.jsonl     as a batch gives them back, in the order in which they came; `custom_id` is the plan and number
     examples.jsonl    what can be read of them, by number (tasks.jsonl of a plan without tasks); README.md is its card
 
 Resume is the set difference. A number stands in sent.txt before its request is sent, an answer in its file before its
@@ -47,10 +47,10 @@ CARD = "# Synthetic examples\n\nBy a language model; nobody checked them: see `m
 
 def batch(plan: Plan, numbers: Sequence[int], body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The lines of requests.jsonl. `body`: the model, and what goes beside or before `BODY`; None takes a value out."""
-    body = {name: value for name, value in (BODY | body).items() if value is not None}
-    for request in requests(plan, numbers):
-        asked = {"messages": [{"role": "user", "content": request.prompt}], "seed": request.seed} | body
-        yield {"custom_id": str(request.number), "method": "POST", "url": "/v1/chat/completions", "body": asked}
+    for one in requests(plan, numbers):
+        asked = {"messages": [{"role": "user", "content": one.prompt}], "seed": one.seed} | BODY | body
+        yield {"custom_id": f"{plan.key:.6}-{one.number}", "method": "POST", "url": "/v1/chat/completions",
+               "body": {name: value for name, value in asked.items() if value is not None}}
 
 
 def estimate(plan: Plan, numbers: Sequence[int], body: dict, rate: float, price: Sequence[float]) -> list[str]:
@@ -79,8 +79,8 @@ def answers(path: Path) -> Iterator[tuple[int, int, bytes]]:
         for line in lines:
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 found = json.loads(line)
-                if dict(found["response"]["body"]["choices"][0]["message"]):
-                    yield int(found["custom_id"]), place, line
+                if dict(**found["response"]["body"]["choices"][0]["message"]):
+                    yield int(str(found["custom_id"]).rpartition("-")[2]), place, line
             place += len(line)
 
 
@@ -113,7 +113,7 @@ def send(lines: Iterator[dict], total: int, folder: Path, url: str, threads: int
                 with lock:
                     if (line := next(lines, None)) is None:
                         return
-                    sent.write(f"{line['custom_id']}\n".encode())
+                    sent.write(f"{line['custom_id'].rpartition('-')[2]}\n".encode())
                     sent.flush()
                 found, names = _post(pool, url, line["body"])
                 with lock:
@@ -147,15 +147,16 @@ def _post(pool: urllib3.PoolManager, url: str, body: dict[str, Any]) -> tuple[di
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         response = pool.request("POST", url, body=json.dumps(body), headers=headers, redirect=False)
-    except urllib3.exceptions.MaxRetryError as error:
-        if isinstance(error.reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError):
-            raise Me5Error(f"no connection to {url}: is the server up? The same command goes on") from None
-        return None, [f"given up: {type(error.reason).__name__}"]
+    except urllib3.exceptions.HTTPError as error:
+        reason, failed = getattr(error, "reason", error), urllib3.exceptions
+        if isinstance(reason, failed.NewConnectionError | failed.ConnectTimeoutError | failed.LocationParseError):
+            raise Me5Error(f"no connection to {url}. Is it right, is the server up? The same command goes on") from None
+        return None, [f"given up: {type(reason).__name__}"]
     met = [str(past.status or type(past.error).__name__) for past in response.retries.history]
     said = response.data.decode("utf8", "replace")
     with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         found = json.loads(said)
-        if response.status == 200 and dict(found["choices"][0]["message"]):
+        if response.status == 200 and dict(**found["choices"][0]["message"]):
             return found, met
         said = str(found["error"]["message"])
     said = " ".join(said.replace(key or "\n", "…").split())[:200]  # some servers repeat the key
@@ -213,8 +214,9 @@ def collect(plan: Plan, count: int, folder: Path, licence: str) -> list[str]:
             for request in requests(plan, sorted(places)):
                 lines.seek(places[request.number])
                 body = json.loads(lines.readline())["response"]["body"]
-                met["written by"][str(body.get("model"))] += 1
-                met["tokens"].update({name: n for name, n in (body.get("usage") or {}).items() if isinstance(n, int)})
+                met["written by"][_clean(str(body.get("model")))] += 1
+                used = body["usage"].items() if isinstance(body.get("usage"), dict) else ()
+                met["tokens"].update({_clean(name): n for name, n in used if isinstance(n, int)})
                 texts, why = read_answer(body, request.keys)
                 met["left out"].update([why] * bool(why))
                 for row in rows_of(plan, request, texts, seen):
@@ -237,7 +239,7 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
     if url and not re.fullmatch(r"https?://[^\s/@?]+(/[^\s@?]*)?", url):
         raise Me5Error(f"--endpoint: an address as http://127.0.0.1:8000/v1 is wanted; a key goes into {KEY}")
     with io.locked(folder / ".lock"):
-        about = io.read_json(folder / "plan.json", {"plan": plan.key, "licence": "not stated: write it here"})
+        about = io.read_json(folder / "plan.json", {"plan": plan.key, "licence": "not stated: say it with --licence"})
         if about["plan"] != plan.key:
             raise Me5Error(f"{folder} has answers to other requests (by seed, tasks, documents or languages): choose "
                            "another --out")
@@ -247,6 +249,10 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
             if not file.is_file():
                 raise Me5Error(f"--answers {file}: there is no such file")
             wanted = set(unanswered(folder, count)[0])
+            whose = Counter(str(json.loads(line)["custom_id"])[: -len(str(n))] for n, _, line in answers(file))
+            if not whose.keys() <= {"", f"{plan.key:.6}-"}:  # bare numbers: of requests that older versions wrote
+                raise Me5Error(f"--answers {file} has answers to other requests than those of {folder}")
+            yield f"{file}: {whose.total():,} answers"
             with appended(folder / "answers.jsonl") as kept:
                 kept.writelines(line.rstrip() + b"\n" for number, _, line in answers(file) if number in wanted)
         todo, again = unanswered(folder, count)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 from babel import Locale
 
-from me5lib.instruct.synthetic import read_examples
+from me5lib.instruct.synthetic import read_examples, read_lines
 from me5lib.io import PACKAGE, Me5Error
 
 VERSION = 1  # of the requests; raise it with any change that gives others
@@ -101,10 +101,10 @@ def read_tasks(path: Path | None = None) -> tuple[tuple[str, str], ...]:
     """The tasks of a file (of none: synthetic-v1's, without bitext, which name languages), and for sts and bitext the
     fixed one if there is no other. Raises `Me5Error`."""
     try:
-        rows = path.read_text("utf8").splitlines() if path else ()
-        found = [(task["task_type"], str(task["instruction"])) for task in map(json.loads, rows)]
-        [LISTS["task_type"][name] for name, _ in found]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        found = [(task["task_type"], task["instruction"]) for task in map(json.loads, read_lines(path) if path else ())]
+        if not all(LISTS["task_type"][name] and str.encode(words).strip() for name, words in found):
+            raise ValueError("an instruction is empty")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise Me5Error(f"{path} is no list of tasks, as tasks.jsonl is one ({type(error).__name__} {error})") from None
     if path is None:
         found = [(row.task_type, row.instruction) for row in read_examples(drafts=True) if row.task_type != "bitext"]
@@ -118,7 +118,10 @@ def read_documents(path: Path) -> tuple[tuple[str, str], ...]:
     from me5lib.data.text import resolve_language
 
     if path.is_dir():
-        texts = [file.read_text("utf8", "replace") for kind in ("*.txt", "*.md") for file in sorted(path.rglob(kind))]
+        files = [file for kind in ("*.txt", "*.md") for file in sorted(path.rglob(kind)) if file.is_file()]
+        texts = [file.read_text("utf-8-sig", "replace") for file in files]
+        if odd := next((file for file, text in zip(files, texts, strict=True) if "\ufffd" in text), None):
+            raise Me5Error(f"--documents: {odd} is not UTF-8: save it as such, or take it out of the folder")
         rows = [{"text": part} for text in texts for part in re.split(r"\n\s*\n", text)]
     else:
         rows = [row for _, row in userdata.read_table(path)[2]]
