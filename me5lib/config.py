@@ -105,6 +105,10 @@ class Instruct:
     drafts: int = 0  # 1: also those in the languages that are marked as drafts
     tokens: int = 0  # by which a query may be longer than in stage 2
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.synthetic < 1 or self.tokens < 0:
+            raise Me5Error("instruct.synthetic is a share, from 0 to below 1; instruct.tokens is 0 or more")
+
 
 @dataclass(frozen=True)
 class Scale:

@@ -38,6 +38,8 @@ def test_an_override_is_taken_and_is_marked_ours():
         ("tiny", "train.step=3", r"did you mean train.steps\?"),
         ("tiny", "steps", "unknown setting 'steps'"),
         ("tiny", "train.steps=many", "train.steps wants int, not 'many'"),
+        ("tiny", "instruct.synthetic=2", "instruct.synthetic is a share"),
+        ("tiny", "instruct.tokens=-500", "instruct.tokens is 0 or more"),
     ],
 )
 def test_bad_input_is_one_clear_line(name, override, message):

@@ -56,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     log_message = staticmethod(lambda *_: None)
 
     def do_POST(self) -> None:
+        """An answer, or the planted fault whose turn it is."""
         asked, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
         key, draw = self.headers.get("Authorization", "").removeprefix("Bearer "), Random(asked["seed"])
         server.asked[asked["seed"]] += 1

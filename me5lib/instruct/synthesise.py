@@ -106,6 +106,7 @@ def send(lines: Iterator[dict], total: int, folder: Path, url: str, threads: int
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it warns of is counted
 
     def work() -> None:
+        """One thread's requests, until there is none left or one thread has failed."""
         nonlocal silent
         pool = urllib3.PoolManager(retries=PATIENCE, timeout=urllib3.Timeout(connect=min(timeout, 10.0), read=timeout))
         try:
@@ -210,6 +211,7 @@ def collect(plan: Plan, count: int, folder: Path, licence: str) -> list[str]:
     places = {number: place for number, place, _ in answers(path) if 0 <= number < count}
 
     def rows() -> Iterator[dict[str, Any]]:
+        """Of every answer that can be read, counted on the way."""
         with path.open("rb") as lines:
             for request in requests(plan, sorted(places)):
                 lines.seek(places[request.number])
