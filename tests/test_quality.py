@@ -190,3 +190,7 @@ def test_the_command_checks_a_file_without_packs_and_writes_its_report(tmp_path,
     rules = read_json(tmp_path / "rows.check.json")["rules"]
     assert {rule: found[0][0] for rule, found in rules.items() if found} == {"schema": 1, "copied": 2}
     assert (tmp_path / "rows.check.png").is_file()
+
+
+def test_a_file_that_is_not_there_is_told_before_a_model_is_opened(tmp_path):
+    one_line(invoke("synthesise", "--check", str(tmp_path / "rows.jsonl")), "rows.jsonl: there is no such file")

@@ -338,6 +338,8 @@ def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None
     from me5lib.lessons.paper_figures import kin
     from me5lib.model.encoder import Encoder
 
+    if not path.is_file():
+        raise Me5Error(f"{path}: there is no such file to check")
     if sheet is not None:
         if sheet.exists():
             raise Me5Error(f"{sheet} is there, perhaps with verdicts: name another file for --sheet")
