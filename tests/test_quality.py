@@ -194,3 +194,16 @@ def test_the_command_checks_a_file_without_packs_and_writes_its_report(tmp_path,
 
 def test_a_file_that_is_not_there_is_told_before_a_model_is_opened(tmp_path):
     one_line(invoke("synthesise", "--check", str(tmp_path / "rows.jsonl")), "rows.jsonl: there is no such file")
+
+
+def test_the_model_reads_each_text_once():
+    read = []
+
+    def encode(texts):
+        read.extend(texts)
+        return np.eye(8)[[len(each) % 8 for each in texts]]
+
+    human = {"people": [(row.language, row.query) for row in ROWS[:40]], "others": [(row.language, row.positive)
+                                                                                    for row in ROWS[:40]]}
+    quality.check_rows(ROWS[:40], encode=encode, human=human)
+    assert len(read) == len(set(read)) > 100

@@ -127,6 +127,7 @@ def check_rows(rows: Sequence[Example], held: Held | None = None, encode: Encode
     tables = {f"words of a query, {name}": query_words([query for _, query in own]) for name, own in queries.items()}
     tables |= {"different pairs of words": distinct_bigrams(rows), "dials obeyed": obeyed(rows, dials)}
     if encode is not None:
+        encode = _once(encode)
         tables |= nearer(rows, margins(rows, encode)) | {"own instruction nearer": instruction_fit(rows, encode)}
         tables["told apart"] = {f"{one} | {other}": told_apart(queries[one], queries[other], encode)
                                 for one, other in combinations(queries, 2)}
@@ -281,9 +282,9 @@ def margins(rows: Sequence[Example], encode: Encode) -> np.ndarray:
 
     The query carries the template of the instruct model, the passages are bare.
     """
-    queries, positives, negatives = _vectors(
-        encode, [instruct(row.instruction, row.query) for row in rows], [row.positive for row in rows],
-        [row.negative or row.positive for row in rows])
+    queries, positives, negatives = map(_once(encode), (
+        [instruct(row.instruction, row.query) for row in rows], [row.positive for row in rows],
+        [row.negative or row.positive for row in rows]))
     return np.where([bool(row.negative) for row in rows], (queries * (positives - negatives)).sum(1), np.nan)
 
 
@@ -306,8 +307,8 @@ def instruction_fit(rows: Sequence[Example], encode: Encode) -> dict[str, float]
 
     0.5 where instructions say nothing of their rows.
     """
-    instructions, queries, positives = _vectors(encode, *([getattr(row, name) for row in rows]
-                                                          for name in ("instruction", "query", "positive")))
+    instructions, queries, positives = map(_once(encode), ([getattr(row, name) for row in rows]
+                                                           for name in ("instruction", "query", "positive")))
     fit = {}
     for kind in TASK_TYPES:
         own = [i for i, row in enumerate(rows) if row.task_type == kind]
@@ -335,10 +336,16 @@ def told_apart(one: Queries, other: Queries, encode: Encode) -> float:
     return float((first[cosines.argmax(1)] == first).mean()) if len(vectors) else np.nan
 
 
-def _vectors(encode: Encode, *sides: Sequence[str]) -> list[np.ndarray]:
-    place = {each: i for i, each in enumerate(dict.fromkeys(each for side in sides for each in side))}
-    vectors = encode(list(place))  # each text once
-    return [vectors[[place[each] for each in side]] for side in sides]
+def _once(encode: Encode) -> Encode:
+    """`encode`, which keeps what it gave: each text is read once."""
+    known: dict[str, np.ndarray] = {}
+
+    def _read(texts: Sequence[str]) -> np.ndarray:
+        if new := [each for each in dict.fromkeys(texts) if each not in known]:
+            known.update(zip(new, encode(new), strict=True))
+        return np.stack([known[each] for each in texts]) if len(texts) else encode([])
+
+    return _read
 
 
 # ── what a person says ──

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from me5lib import io
 from me5lib.instruct.synthetic import Example
-from me5lib.instruct.taxonomy import Plan, Request, requests
+from me5lib.instruct.taxonomy import Plan, Request, one_line, requests
 from me5lib.io import Me5Error
 from me5lib.pairs import normalise, text_key
 
@@ -180,15 +180,10 @@ def read_answer(body: dict[str, Any], keys: Sequence[str]) -> tuple[dict[str, An
         return {}, "a refusal" if refused else "no JSON object"
     if len(dict(pairs)) < len(pairs):
         return {}, "a key comes twice"
-    texts: dict[str, Any] = {key: _clean(value) for key, value in pairs if key in keys and key != "tasks"}
+    texts: dict[str, Any] = {key: one_line(value) for key, value in pairs if key in keys and key != "tasks"}
     if keys == ["tasks"] and isinstance(tasks := dict(pairs).get("tasks"), list):
-        texts["tasks"] = [text for each in tasks if (text := _clean(each))]
+        texts["tasks"] = [text for each in tasks if (text := one_line(each))]
     return (texts, "") if all(map(texts.get, keys)) else ({}, "a key is missing, or holds no text")
-
-
-def _clean(value: Any) -> str:
-    """A text without needless white space and halves of characters; "" of anything else."""
-    return " ".join(value.encode("utf8", "replace").decode().split()) if isinstance(value, str) else ""
 
 
 def rows_of(plan: Plan, request: Request, texts: dict[str, Any], seen: dict[Any, int]) -> Iterator[dict[str, Any]]:
@@ -216,9 +211,9 @@ def collect(plan: Plan, count: int, folder: Path, licence: str) -> list[str]:
             for request in requests(plan, sorted(places)):
                 lines.seek(places[request.number])
                 body = json.loads(lines.readline())["response"]["body"]
-                met["written by"][_clean(str(body.get("model")))] += 1
+                met["written by"][one_line(str(body.get("model")))] += 1
                 used = body["usage"].items() if isinstance(body.get("usage"), dict) else ()
-                met["tokens"].update({_clean(name): n for name, n in used if isinstance(n, int)})
+                met["tokens"].update({one_line(name): n for name, n in used if isinstance(n, int)})
                 texts, why = read_answer(body, request.keys)
                 met["left out"].update([why] * bool(why))
                 for row in rows_of(plan, request, texts, seen):

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 from babel import Locale
 
+from me5lib.data.text import resolve_language
 from me5lib.instruct.synthetic import read_examples, read_lines
 from me5lib.io import PACKAGE, Me5Error
 
@@ -97,6 +98,11 @@ def language_name(code: str) -> str:
     return "the language of the passage" if base == UNKNOWN else names[base] + f" ({script})" * bool(script)
 
 
+def one_line(value: Any) -> str:
+    """A text without needless white space and halves of characters; "" of anything else."""
+    return " ".join(value.encode("utf8", "replace").decode().split()) if isinstance(value, str) else ""
+
+
 def read_tasks(path: Path | None = None) -> tuple[tuple[str, str], ...]:
     """The tasks of a file (of none: synthetic-v1's, without bitext, which name languages), and for sts and bitext the
     fixed one if there is no other. Raises `Me5Error`."""
@@ -115,7 +121,6 @@ def read_documents(path: Path) -> tuple[tuple[str, str], ...]:
     """Passages and languages: the column `text` of a table (or what `userdata` takes for passages); of a folder, what
     stands between empty lines of its .txt and .md files. Raises `Me5Error`."""
     from me5lib.data import userdata
-    from me5lib.data.text import resolve_language
 
     if path.is_dir():
         files = [file for kind in ("*.txt", "*.md") for file in sorted(path.rglob(kind)) if file.is_file()]
@@ -128,7 +133,7 @@ def read_documents(path: Path) -> tuple[tuple[str, str], ...]:
     found = {}
     for row in rows:
         text = next((row[name] for name in ("text", *userdata.PASSAGE) if isinstance(row.get(name), str)), "")
-        if len(text := " ".join(text.encode("utf8", "replace").decode().split())) >= SHORTEST:
+        if len(text := one_line(text)) >= SHORTEST:
             found[text[:LONGEST]] = resolve_language(str(row.get("language") or UNKNOWN)) or UNKNOWN
     if not found:
         raise Me5Error(f"--documents {path}: no passage of {SHORTEST} signs in a column `text`, or in .txt files")

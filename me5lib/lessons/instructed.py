@@ -26,8 +26,8 @@ from me5lib.data import cldr, split
 from me5lib.evaluate import baselines, heldout, stats
 from me5lib.evaluate.heldout import Search
 from me5lib.instruct.quality import swapped_pairs
-from me5lib.instruct.synthetic import SOURCE, Example, read_examples
-from me5lib.instruct.template import SYMMETRIC_SOURCES, templated
+from me5lib.instruct.synthetic import DRAFTS, SOURCE, SYMMETRIC, Example, read_examples
+from me5lib.instruct.template import templated
 from me5lib.lessons.labs import Arm
 from me5lib.lessons.paper_figures import kin
 from me5lib.lessons.tune import Tuned, train_on
@@ -103,10 +103,11 @@ def permuted(rows: Sequence[Labelled], seed: int) -> list[Labelled]:
     """Each row with the instruction of a random one of its task type (of human text, of any), never one that its query
     has anywhere: what an instruction says is then of no use, and all else is as it was."""
     rng, by_type, known = np.random.default_rng(seed), defaultdict(list), {(row.query, row.instruction) for row in rows}
-    for row in rows:
-        by_type[row.source * row.source.startswith(SOURCE)].append(row.instruction)
-    free = ([text for text in by_type[row.source * row.source.startswith(SOURCE)] if (row.query, text) not in known]
-            for row in rows)  # fmt: skip
+    types = [row.source * row.source.startswith(SOURCE) for row in rows]
+    for kind, row in zip(types, rows, strict=True):
+        by_type[kind].append(row.instruction)
+    free = ([text for text in by_type[kind] if (row.query, text) not in known]
+            for kind, row in zip(types, rows, strict=True))  # fmt: skip
     return [row._replace(instruction=texts[rng.integers(len(texts))]) for row, texts in zip(rows, free, strict=True)]
 
 
@@ -241,7 +242,7 @@ class Instructions(Tuned):
     def tests(self) -> dict[str, list[Search]]:
         """By name; "twins" has two queries of each."""
         task, own = self.corpus.task, [(row, str(number)) for row, number, fold in zip(*self.rows, strict=True)
-                                       if fold == 0 and row.labelled().source not in SYMMETRIC_SOURCES]  # fmt: skip
+                                       if fold == 0 and row.task_type not in SYMMETRIC]  # fmt: skip
         pool = list(dict.fromkeys(text for row, _ in own for text in (row.positive, row.negative) if text))
         relevant = np.array([[text == row.positive for text in pool] for row, _ in own])
         held = Search([row.query for row, _ in own], pool, relevant, (QUERY, PASSAGE), [number for _, number in own],
@@ -274,8 +275,8 @@ class Instructions(Tuned):
     def parts(self, arm: Arm, seed: int, fold: int = 0) -> list[tuple[list[Labelled], int]]:
         """What an arm learns from, in twos, as it reads it: human text, and the synthetic rows outside `fold`; and how
         many rows of a batch are of it."""
-        trains, found = {row.id for row in read_examples()}, []
-        synthetic = [row.labelled() for row, _, own in zip(*self.rows, strict=True) if own != fold and row.id in trains]
+        found, synthetic = [], [row.labelled() for row, _, own in zip(*self.rows, strict=True)
+                                if own != fold and row.language not in DRAFTS]  # fmt: skip
         for rows, share in ((self.human, 1 - arm.synthetic), (in_twos(synthetic), arm.synthetic)):
             rows = permuted(rows, seed) if arm.role == "permuted" else rows
             rows = templated(rows) if arm.instructed else without_instructions(rows)
