@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from me5lib import pairs
-from me5lib.lessons import alignment, atlas, figures
+from me5lib.evaluate import alignment
+from me5lib.lessons import atlas, figures
 
 
 def test_a_missing_glyph_is_an_error(tmp_path):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from me5lib.lessons.alignment import agreement_by_language, unit
+from me5lib.evaluate.alignment import agreement_by_language, unit
 from me5lib.lessons.figures import COLOURS, GREY, canvas, interactive
 
 MARKERS = "osD^vP*Xh<>pd"
