@@ -103,7 +103,8 @@ def packs() -> dict[str, list[Path]]:
     if "the package index cannot be reached" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr
-    return {name: archives(name) for name, card in cards.all_cards().items() if card.files}
+    return {name: archives(name) for name, card in cards.all_cards().items()
+            if card.files and all(file.registry == "pip" for file in card.files)}
 
 
 @pytest.fixture(scope="session")

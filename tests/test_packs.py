@@ -238,6 +238,38 @@ def test_a_classroom_copies_without_network(server, deck, files, tmp_path, monke
         packs.fetch(source=tmp_path / "usb")
 
 
+NPM = """#!/bin/sh
+echo "$@" >> {log}
+cp {served} .
+"""
+
+
+def test_npm_brings_what_is_its_own_and_all_else_goes_on_without_it(server, deck, tmp_path, monkeypatch, capsys):
+    tarball, served, log = "plain-3.0.0.tgz", tmp_path / "served", tmp_path / "log"
+    pin = {"package": "plain", "version": "3.0.0", "file": tarball, "size": 5, "registry": "npm",
+           "sha256": hashlib.sha256(b"right").hexdigest()}
+    (tmp_path / "assets/data_cards/third.md").write_text(CARD.format(name="third", files=json.dumps([pin])))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tarball not in packs.fetch() and len(left(deck)) == 3  # no npm: one line, and the others are there
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(Me5Error, match="npm, which is not on this machine"):
+        packs.fetch(["third"])
+    served.mkdir()
+    (tmp_path / "npm").write_text(NPM.format(log=log, served=served / "*"))
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.defpath}")
+    for content, says in ((b"", "npm did not bring"), (b"wrong", "SHA-256|has .*, expected")):
+        if content:
+            (served / tarball).write_bytes(content)
+        with pytest.raises(Me5Error, match=says):
+            packs.fetch(["third"])
+    (served / tarball).write_bytes(b"right")
+    assert packs.fetch()[tarball].read_bytes() == b"right"
+    assert set(log.read_text().splitlines()) == {"pack plain@3.0.0 --ignore-scripts --silent"}
+    usb = tmp_path / "usb"
+    assert set(packs.fetch(source=deck, folder=usb)) == set(packs.fetch()) and (usb / tarball).is_file()
+
+
 def test_a_disk_without_space_is_told_and_nothing_is_left_half_written(server, deck, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))

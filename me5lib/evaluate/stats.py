@@ -16,7 +16,7 @@ normal (ours; tests measure the coverage). With one seed it is an interval over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +97,28 @@ def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
         raise ValueError("no values: an interval needs at least one")
     chosen = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
     return interval(values[chosen].mean(axis=1), values.mean())
+
+
+def clustered_draws(clusters: Sequence[Any], seed: int = 0, draws: int = 2_000) -> Iterator[np.ndarray]:
+    """Places of values, drawn in two stages with replacement: clusters (language families), then members of each."""
+    rng, group = np.random.default_rng(seed), np.unique(np.asarray(clusters), return_inverse=True)[1]
+    members = [np.flatnonzero(group == cluster) for cluster in range(group.max() + 1)]
+    for _ in range(draws):
+        chosen = (members[i] for i in rng.integers(0, len(members), len(members)))
+        yield np.concatenate([own[rng.integers(0, len(own), len(own))] for own in chosen])
+
+
+def clustered_spearman(x: Any, y: Any, clusters: Sequence[Any], seed: int = 0, draws: int = 2_000) -> Interval:
+    """Spearman's ρ of `x` and `y` [n] and its interval over `clustered_draws`; a draw without a spread says nothing."""
+    from scipy.stats import rankdata
+
+    def rho(places: np.ndarray) -> float:
+        ranks = rankdata(x[places]), rankdata(y[places])
+        return float(np.corrcoef(*ranks)[0, 1]) if min(map(np.ptp, ranks)) else np.nan
+
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    drawn = np.array([rho(places) for places in clustered_draws(clusters, seed, draws)])
+    return interval(drawn[~np.isnan(drawn)], rho(np.arange(len(x))))
 
 
 # Several comparisons, no difference, and how small a difference can be seen
