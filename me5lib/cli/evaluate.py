@@ -1,4 +1,5 @@
 """`me5 evaluate`: a model on tables of the paper or on mteb's tasks, by the paper's protocol; what a run will take.
+`me5 calibrate`: what its cosines mean. `me5 diagnose`: what is wrong with a run, and what to try.
 
 A killed run is gone on with by the same command. Results lie under --out in mteb's format (see `evaluate.runs`).
 """
@@ -17,6 +18,7 @@ import typer
 
 from me5lib import config, io
 from me5lib.cli import Out, ScaleName, Seed, Set, split_names
+from me5lib.cli.train import Encoding, Language, Passage, Query
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
@@ -141,6 +143,37 @@ def _offline_tables(name: str, seed: int, overrides: list[str], out: str) -> Non
     means = offline_table.language_means(scores).pivot_table(index="model", columns="task", values="mean", sort=False)
     print(means.to_string(float_format="{:.3f}".format, na_rep=""))
     print(f"means over languages, between 0 and 1; every language and direction: {path}")
+
+
+def calibrate_command(
+    model: Annotated[str, typer.Option(help="Checkpoint folder, hub id or released model.")] = config.RELEASED[0],
+    data: Annotated[str, typer.Option(help="Your own pairs: .csv, .jsonl or .parquet (default: held-out "
+                                           "translations).")] = "",
+    scale: ScaleName = "tiny",
+    query_column: Query = "", passage_column: Passage = "", language_column: Language = "", encoding: Encoding = "utf8",
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="Both columns are queries.")] = False,
+    out: Annotated[str, typer.Option(help="A file for the table, as CSV.")] = "",
+) -> None:
+    """What a cosine of 0.85 means: how many wrong pairs reach it, language by language, and how many right ones."""
+    from me5lib.data import userdata
+    from me5lib.data.corpus import open_corpus
+    from me5lib.device import best_device, precision
+    from me5lib.evaluate import calibrate
+    from me5lib.model.encoder import Encoder
+
+    if data:
+        file = userdata.read_userdata(data, query=query_column, passage=passage_column, language=language_column,
+                                      encoding=encoding, symmetric=symmetric)
+        print(*file.reasons(), sep="\n", end="")
+        rows, prefixes = file.rows, file.prefixes()
+    else:
+        rows, prefixes = calibrate.heldout_pairs(open_corpus(config.load(scale)).task("heldout").sets), ("query: ",) * 2
+    encoder = Encoder.load(model).to(best_device())
+    table = calibrate.calibrate(encoder, rows, prefixes, precision=precision(encoder.device).name,
+                                progress=sys.stderr.isatty())
+    if out:
+        io.put_text(Path(out).expanduser(), table.to_csv(index=False))
+    print(*calibrate.lines(table), sep="\n")
 
 
 def _command() -> str:
