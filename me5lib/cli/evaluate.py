@@ -1,5 +1,5 @@
 """`me5 evaluate`: a model on tables of the paper or on mteb's tasks, by the paper's protocol; what a run will take.
-`me5 calibrate`: what its cosines mean. `me5 diagnose`: what is wrong with a run, and what to try.
+`me5 calibrate`: what its cosines mean.
 
 A killed run is gone on with by the same command. Results lie under --out in mteb's format (see `evaluate.runs`).
 """
