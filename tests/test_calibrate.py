@@ -34,7 +34,8 @@ def data():
 
 def shares(stub, rows, language, cosine):
     """Wrong and right pairs that reach a cosine, counted one by one; `across` languages or within one."""
-    queries, passages = (stub.encode(side, "") for side in zip(*((row.query, row.positives[0]) for row in rows)))
+    texts = [row.query for row in rows], [row.positives[0] for row in rows]
+    queries, passages = (stub.encode(side, "") for side in texts)
     cosines, wrong = queries @ passages.T, []
     for i, one in enumerate(rows):
         for j, other in enumerate(rows):
