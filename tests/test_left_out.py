@@ -70,6 +70,11 @@ def test_a_planted_language_takes_every_hit_until_it_is_taken_off():
     itself = left_out.language_bias(biased, biased, names)
     assert itself["own"] == pytest.approx([1, 1, 1]) and itself["chance"] == pytest.approx(19 / 59)
     assert left_out.language_bias(biased, biased, names, centre=True)["own"][2] < 0.5
+    some = planted(2.0)
+    space, code = np.concatenate(list(some.values())), np.repeat(range(3), 20)
+    near = [sorted(set(range(60)) - {i}, key=lambda j: -space[i] @ space[j])[:10] for i in range(60)]
+    expected = np.mean([code[row] == code[i] for i, row in enumerate(near)])
+    assert left_out.language_bias(some, some, names)["own"][0] == pytest.approx(expected) and 0.4 < expected < 0.9
     across = left_out.language_bias(fair, dict(fair), names)["matrix"]  # all three translations lie on one point
     assert across[..., 0].sum(axis=1) == pytest.approx(np.ones(3)) and abs(across[..., 0] - 1 / 3).max() < 0.05
     assert (across[..., 1] <= across[..., 0]).all() and (across[..., 0] <= across[..., 2]).all()
@@ -88,14 +93,15 @@ def test_families_that_agree_within_count_as_few():
 
 def test_scores_and_predictors_of_a_language_by_hand():
     english = "one house,two dogs,red,we go,my name,good day,cold snow,big trees,no milk,old man,sea,night".split(",")
-    german = "ein Haus,zwei Hunde,rot,wir gehen,mein Name,guten Tag,Schnee,Wald,keine Milch,Greis,Meer,Nacht".split(",")
-    sets = {"deu": left_out.Parallel(english, german, "de", "deu"), "copy": left_out.Parallel(english, english, "xx",
-                                                                                              "eus", "machine")}
+    german = ("ein neues Haus,zwei neue Hunde,ganz rot,wir gehen weg,mein eigener Name,einen guten Tag,viel Schnee,"
+              "sehr viel Wald,gar keine Milch,Greis,Meer,Nacht").split(",")
+    sets = {"deu": left_out.Parallel(english, german, "de", "deu"),
+            "copy": left_out.Parallel(english, english, "xx", "eus", "machine")}
 
     class Words:
         unk_token_id = 0
 
-        def __call__(self, texts, add_special_tokens):
+        def __call__(self, texts, **_):
             return {"input_ids": [[0 if word == "rot" else 1 for word in text.split() for _ in word[:2]]
                                   for text in texts]}
 

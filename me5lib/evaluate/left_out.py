@@ -90,7 +90,7 @@ def describe_languages(sets: Mapping[str, Parallel], tokenizer: Any) -> pd.DataF
     families = ISO_TO_FAM_LEVEL0 | load_csv("families").set_index("iso")["family"].to_dict()
     web, rows = load_csv("cc100").set_index("language")["gib"], {}
     for name, own in sets.items():
-        english, ids = (tokenizer(side, add_special_tokens=False)["input_ids"] for side in own[:2])
+        english, ids = (tokenizer(side, add_special_tokens=False, verbose=False)["input_ids"] for side in own[:2])
         flat, ratios = np.concatenate(ids), [len(b) / len(a) for a, b in zip(english, ids, strict=True)]
         rows[name] = (own.language, own.iso, families.get(own.iso, f"isolate {own.iso}"), script(own.texts),
                       own.translated, np.median(ratios), len(flat) / sum(len(text.split()) for text in own.texts),
@@ -108,23 +108,22 @@ def correlations(rows: pd.DataFrame, predictors: Sequence[str] = PREDICTORS) -> 
     return pd.DataFrame(found, columns=["predictor", "rho", "low", "high", "languages", "families"])
 
 
-def language_bias(queries: Mapping[str, Any], texts: Mapping[str, Any], meanings: Mapping[str, Sequence[Any]],
-                  centre: bool = False) -> dict[str, Any]:  # fmt: skip
-    """What languages the ten nearest texts are in, all languages' `texts` in one pool; both sides: language → vectors.
+def language_bias(queries: Mapping[str, np.ndarray], texts: Mapping[str, np.ndarray],
+                  meanings: Mapping[str, Sequence[Any]], centre: bool = False) -> dict[str, Any]:  # fmt: skip
+    """What languages the ten nearest texts are in, all languages' `texts` in one pool; both: language → unit vectors.
 
     `matrix` [languages, languages, 3]: the share of each language among the hits of each language's queries, with the
     ends of its interval over `meanings`; `own`: the share of the asker's own language, over all queries; `chance`: its
     share of the pool. With `centre`, each language's mean is taken off either side. Where `texts` are `queries`, a text
     does not find itself.
     """
-    itself, place = texts is queries, np.repeat(np.arange(len(texts)), [own.shape[0] for own in texts.values()])
+    itself, place = texts is queries, np.repeat(np.arange(len(texts)), [*map(len, texts.values())])
     if centre:
         queries, texts = ({code: unit(own - own.mean(axis=0)) for code, own in side.items()}
                           for side in (queries, texts))
-    counts = sparse.issparse(next(iter(texts.values())))
-    pool, shares = (sparse.vstack if counts else np.concatenate)(list(texts.values())), []
+    pool, shares = np.concatenate(list(texts.values())), []
     for i, asked in enumerate(queries.values()):
-        table = cosines(asked, pool)
+        table = asked @ pool.T
         if itself:
             table[np.arange(len(table)), np.flatnonzero(place == i)] = -np.inf
         shares.append(hit_languages(table, place))
