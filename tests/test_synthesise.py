@@ -1,4 +1,4 @@
-"""`me5 synthesise`: requests by number, an endpoint with every fault, kills, batches, documents."""
+"""`me5 synthesise`: requests by number, an endpoint with every fault, kills, batches."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler
+from random import Random
 
 from conftest import me5
 from test_cli import invoke, one_line
@@ -20,10 +21,35 @@ from me5lib.instruct.synthetic import TASK_TYPES, Example, read_examples
 
 FAULTS = {"429": 0.1, "500": 0.1, "time-out": 0.02, "half": 0.1, "cut": 0.05, "prose": 0.05, "refusal": 0.05,
           "key": 0.05, "twice": 0.05, "fenced": 0.1}
+ONCE = ("429", "500", "time-out", "half")  # faults of a request's first try; the others are for good
+SPOILT = {"cut": '{"query": "How do', "prose": "Here is what you asked for.", "refusal": "I'm sorry, I can't do that.",
+          "key": '{"query": "alone"}', "twice": '{"query": "a", "query": "b"}', "fenced": "```json\n%s\n```"}
 PLAN = taxonomy.Plan(0, taxonomy.read_tasks())
 COUNT, THREADS = 150, 4
 SEEDS = [one.seed for one in taxonomy.requests(PLAN, range(COUNT))]
 BODY = {"model": Loopback.model}
+
+
+class Faulty(Loopback):
+    """Faults, and their shares of the requests; the seconds that an answer takes, and that one hangs that times out."""
+
+    def __init__(self, faults, seconds=(0, 2), key=""):
+        super().__init__(key=key)
+        self.faults, self.seconds = faults, seconds
+
+    def respond(self, asked, key):
+        status, body = super().respond(asked, key)
+        place, again = Random(asked["seed"]).random(), self.asked[asked["seed"]] > 1
+        fault = next((name for name in self.faults if (place := place - self.faults[name]) < 0), "")
+        fault = "" if status != 200 or (fault in ONCE and again) else fault
+        time.sleep(self.seconds[fault == "time-out"])
+        if fault == "half":
+            raise ConnectionAbortedError
+        for choice in body.get("choices", ()):
+            text = choice["message"]["content"]
+            choice |= {"message": {"content": SPOILT.get(fault, "%s").replace("%s", text)},
+                       "finish_reason": "length" if fault == "cut" else "stop"}
+        return int(fault) if fault.isdigit() else status, body
 
 
 def lines(path):
@@ -73,10 +99,10 @@ def test_a_plan_says_what_it_takes_and_is_the_same_twice(tmp_path):
 
 def test_killed_at_20_moments_it_loses_nothing_and_asks_for_no_answer_twice(tmp_path):
     straight, folder, again = tmp_path / "straight", tmp_path / "killed", 0
-    with Loopback(FAULTS, seconds=(0.02, 1.5)) as server:
+    with Faulty(FAULTS, seconds=(0.02, 1.5)) as server:
         ran(straight, server, count=COUNT, threads=THREADS, timeout=1.0)
     moments = [("asked", n) for n in range(8, 164, 13)] + [("seconds", 0.1 * n) for n in range(1, 9)]
-    with Loopback(FAULTS, seconds=(0.02, 1.5)) as server:
+    with Faulty(FAULTS, seconds=(0.02, 1.5)) as server:
         command = [sys.executable, "-m", "me5lib", "synthesise", "--out", folder, "--count", str(COUNT), "--threads",
                    str(THREADS), "--timeout", "1", "--model", Loopback.model, "--endpoint", server.url]
         for kind, moment in moments:
@@ -120,7 +146,7 @@ def test_answers_are_counted_by_what_is_wrong_with_them(tmp_path):
         found, said = synthesise.read_answer(body, ["query", "positive", "negative"])
         assert bool(why) == bool(said) != bool(found) and why in said and found.get("query", "a b") == "a b", text[:60]
         assert "".join(found.values()).encode("utf8") is not None  # no half of a character
-    with Loopback(FAULTS, seconds=(0, 0.7)) as server:
+    with Faulty(FAULTS, seconds=(0, 0.7)) as server:
         said = ran(tmp_path, server, count=120, timeout=0.5)
     for name in "429", "500", "ReadTimeout", "Protocol", "cut by", "no JSON", "a refusal", "a key comes", "a key is":
         assert f"× {name}" in said
@@ -131,7 +157,7 @@ def test_answers_are_counted_by_what_is_wrong_with_them(tmp_path):
 def test_the_key_comes_from_the_environment_and_stays_out_of_files_and_words(tmp_path):
     secret, wrong = "sk-of-the-house-1234", "sk-of-another-5678"
     words = ("synthesise", "--out", str(tmp_path), "--count", "12", "--model", Loopback.model, "--endpoint")
-    with Loopback({"500": 0.3}, key=secret) as server:
+    with Faulty({"500": 0.3}, key=secret) as server:
         bad = me5(*words, server.url, ME5_API_KEY=wrong)
         one_line(bad, "401", "no key '…'", "ME5_API_KEY")
         good = me5(*words, server.url, "--licence", "MIT", ME5_API_KEY=secret)
@@ -143,7 +169,7 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_files_and_words(tmp
 def test_what_cannot_go_on_is_one_line(tmp_path, monkeypatch):
     words = ("synthesise", "--out", str(tmp_path), "--count", "20", "--threads", "3")
     monkeypatch.setattr(synthesise, "PATIENCE", synthesise.PATIENCE.new(total=0))
-    with Loopback({"500": 1.0}) as server:
+    with Faulty({"500": 1.0}) as server:
         one_line(invoke(*words, "--model", "other", "--endpoint", server.url), "404", "no model 'other'", "--model")
         (tmp_path / "sent.txt").unlink()
         one_line(invoke(*words, "--model", server.model, "--endpoint", server.url), "3 times in a row (given up: 500")
@@ -152,14 +178,14 @@ def test_what_cannot_go_on_is_one_line(tmp_path, monkeypatch):
             ("--endpoint", server.url, "is the server up"), ("--endpoint", "127.0.0.1:8000", "ME5_API_KEY"),
             ("--endpoint", "https://name:key@host/v1", "ME5_API_KEY"), ("--languages", "klingon", "'klingon'"),
             ("--endpoint", "https://host/v1?key=secret", "ME5_API_KEY"), ("--seed", "1", "other requests"),
-            ("--body", "x", "--body"), ("--answers", "x", "no such file"), ("--documents", "x.csv", "x.csv")):
+            ("--body", "x", "--body"), ("--answers", "x", "no such file")):
         one_line(invoke(*words, "--model", "m", option, value), said)
     one_line(invoke(*words), "--model")
 
 
 def test_a_batch_gives_the_same_examples_as_an_endpoint(tmp_path):
     endpoint, batch, part = tmp_path / "endpoint", tmp_path / "batch", tmp_path / "output.jsonl"
-    with Loopback(FAULTS, seconds=(0, 0.7)) as server:
+    with Faulty(FAULTS, seconds=(0, 0.7)) as server:
         ran(endpoint, server, count=60, timeout=0.5)
     ran(batch, count=60)
     done = {line["custom_id"]: line for line in lines(endpoint / "answers.jsonl")}
@@ -221,9 +247,6 @@ def test_what_cannot_be_read_or_written_is_one_line(tmp_path):
     assert ("sts", "a\u2028b") in taxonomy.read_tasks(tasks)
     one_line(invoke(*words, "--body", '{"a":' * 99_999), "--body")
     one_line(invoke(*words, "--sheet", "x.csv"), "--check")
-    (tmp_path / "own" / "a.txt").mkdir(parents=True)  # a folder of such a name
-    (tmp_path / "own" / "b.txt").write_bytes(b"caf\xe9 " * 30)
-    one_line(invoke(*words, "--documents", str(tmp_path / "own")), "b.txt is not UTF-8")
     (tmp_path / "out" / "answers.jsonl").mkdir(parents=True)
     one_line(invoke(*words, "--endpoint", "http://127.0.0.1:9/v1"), "answers.jsonl cannot be written")
 
@@ -247,21 +270,3 @@ def test_tasks_are_thought_of_then_used_and_their_list_is_frozen(tmp_path):
     one_line(invoke(*words, "--count", "30"), "answers to other requests")
     write_lines(listed, [{"task_type": "none", "instruction": "?"}])
     one_line(invoke(*words), "tasks.jsonl", "'none'")
-
-
-def test_questions_are_asked_of_documents_which_are_announced_to_leave(tmp_path, monkeypatch, capsys):
-    texts = [f"Aya ya {n} inasema kwa urefu jinsi kijiji kinavyotunza visima vyake vyote, na kwa nini." for n in "123"]
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "a.txt").write_text("\n \n".join([*texts[:2], "fupi"]), encoding="utf8")
-    assert taxonomy.read_documents(tmp_path / "own") == ((texts[0], "und"), (texts[1], "und"))
-    write_lines(tmp_path / "own.jsonl", [{"text": text, "language": "Swahili"} for text in texts])
-    plan = taxonomy.Plan(documents=taxonomy.read_documents(tmp_path / "own.jsonl"))
-    with Loopback() as server:
-        ran(tmp_path / "out", server, plan, count=6)
-    rows = lines(tmp_path / "out" / "examples.jsonl")
-    assert [(row["positive"], row["language"]) for row in rows] == [(text, "sw") for text in texts] * 2
-    assert rows[0]["group"] == rows[3]["group"] != rows[1]["group"] and "summary" not in rows[0]
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(synthesise, "send", lambda *_: Counter())
-    list(synthesise.run(plan, 6, tmp_path / "far", BODY, "https://llm.invalid/v1"))
-    assert capsys.readouterr().err == "me5: the documents leave this machine, for llm.invalid\n"

@@ -148,8 +148,7 @@ def synthesise_command(
     count: Annotated[int, typer.Option(min=1, help="Requests; more may be asked for later.")] = 1_000,
     brainstorm: Annotated[bool, typer.Option("--brainstorm", help="Ask for tasks instead, 20 a request.")] = False,
     tasks: Annotated[Path | None, typer.Option(help="Tasks (default: --brainstorm's, or synthetic-v1's).")] = None,
-    documents: Annotated[Path | None, typer.Option(help="Ask questions of the passages of a file or folder.")] = None,
-    languages: Annotated[str, typer.Option(help="As sw,yo (default: the paper's 93, or the documents').")] = "",
+    languages: Annotated[str, typer.Option(help="As sw,yo (default: the paper's 93).")] = "",
     seed: Annotated[int, typer.Option(callback=io.valid_seed, help="Of the requests.")] = 0,
     endpoint: Annotated[str, typer.Option(help="Send to it: http://127.0.0.1:8000/v1 (its key: ME5_API_KEY).")] = "",
     model: Annotated[str, typer.Option(help="The model's name there, or in the batch.")] = "",
@@ -179,10 +178,9 @@ def synthesise_command(
     except (ValueError, TypeError, RecursionError):
         raise Me5Error("--body: a JSON object is wanted, as '{\"temperature\": 0.7}'") from None
     folder, thought = (out / "brainstorm" if brainstorm else out), out / "brainstorm" / "tasks.jsonl"
-    known = () if brainstorm or documents else taxonomy.read_tasks(tasks or (thought if thought.is_file() else None))
-    passages = taxonomy.read_documents(documents) if documents else ()
+    known = () if brainstorm else taxonomy.read_tasks(tasks or (thought if thought.is_file() else None))
     codes = tuple(code for code in split_names(languages) if taxonomy.language_name(code))
-    asked = taxonomy.Plan(seed, known, passages, codes)
+    asked = taxonomy.Plan(seed, known, codes)
     todo, _ = synthesise.unanswered(folder, count)
     unread = bool(endpoint) and len(todo) > MANY and not yes
     if plan or unread:

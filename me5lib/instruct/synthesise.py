@@ -17,19 +17,18 @@ import json
 import logging
 import os
 import re
-import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import urllib3
 from tqdm import tqdm
 
 from me5lib import io
+from me5lib.instruct.quality import REFUSAL
 from me5lib.instruct.synthetic import Example
 from me5lib.instruct.taxonomy import Plan, Request, one_line, requests
 from me5lib.io import Me5Error
@@ -41,7 +40,6 @@ BODY = {"temperature": 1.0, "top_p": 1.0,  # E5-mistral's; the rest ours: two pa
         "max_tokens": 3_000, "response_format": {"type": "json_object"}}
 PATIENCE = urllib3.Retry(8, connect=2, read=3, allowed_methods=None, backoff_factor=0.5, raise_on_status=False,
                          status_forcelist=[408, 409, 425, 429, *range(500, 600)])  # ours; Retry-After goes before
-REFUSAL = re.compile(r"\W*((I'?m |I am )?(very )?sorry|I (can'?t|can ?not|won't)|As an AI)", re.IGNORECASE)
 CARD = "# Synthetic examples\n\nBy a language model; nobody checked them: see `me5 synthesise --check FILE`.\n\n"
 
 
@@ -176,7 +174,7 @@ def read_answer(body: dict[str, Any], keys: Sequence[str]) -> tuple[dict[str, An
     try:
         pairs, _ = json.JSONDecoder(object_pairs_hook=list).raw_decode(text, text.index("{"))
     except (ValueError, RecursionError):
-        refused = choice["message"].get("refusal") or end == "content_filter" or REFUSAL.match(text)
+        refused = choice["message"].get("refusal") or end == "content_filter" or REFUSAL.search(text)
         return {}, "a refusal" if refused else "no JSON object"
     if len(dict(pairs)) < len(pairs):
         return {}, "a key comes twice"
@@ -193,7 +191,7 @@ def rows_of(plan: Plan, request: Request, texts: dict[str, Any], seen: dict[Any,
             seen[key] = request.number
             yield {"task_type": request.row["task_type"], "instruction": words, **request.row["dials"]}
     if "query" in texts:
-        row = dict.fromkeys(Example._fields, "") | request.row | {key: texts[key] for key in texts if key != "summary"}
+        row = dict.fromkeys(Example._fields, "") | request.row | texts
         keys = [text_key(row["query"]), *[text_key(row["positive"])] * (row["task_type"] != "long-short")]  # no labels
         group = min((seen[key] for key in keys if key in seen), default=request.number)
         seen |= dict.fromkeys(keys, group)
@@ -220,12 +218,12 @@ def collect(plan: Plan, count: int, folder: Path, licence: str) -> list[str]:
                     met["kept"][row["task_type"]] += 1
                     yield row
 
-    name = "examples.jsonl" if plan.tasks or plan.documents else "tasks.jsonl"
+    name = "examples.jsonl" if plan.tasks else "tasks.jsonl"
     io.put(folder / name, partial(write_lines, rows=rows()))
     about = [f"{name}: " + ", ".join(f"{n:,} × {what}" for what, n in sorted(met[name].items()))
              for name in ("kept", "left out", "written by", "tokens") if met[name]]
     card = [f"licence and terms of the model, as who ran it states them: {licence}", *about,
-            f"plan {plan.key}, seed {plan.seed}, {len(places):,} answers, {len(plan.documents):,} documents"]
+            f"plan {plan.key}, seed {plan.seed}, {len(places):,} answers"]
     io.put_text(folder / "README.md", CARD + "".join(f"- {line}\n" for line in card))
     return about
 
@@ -238,8 +236,8 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
     with io.locked(folder / ".lock"):
         about = io.read_json(folder / "plan.json", {"plan": plan.key, "licence": "not stated: say it with --licence"})
         if about["plan"] != plan.key:
-            raise Me5Error(f"{folder} has answers to other requests (by seed, tasks, documents or languages): choose "
-                           "another --out")
+            raise Me5Error(f"{folder} has answers to other requests (by seed, tasks or languages): choose another "
+                           "--out")
         about["licence"] = licence or about["licence"]
         io.put_json(folder / "plan.json", about)
         for file in batches:
@@ -256,8 +254,6 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
         if again:
             yield f"{again} sent and not answered when the last run ended: they go again"
         if url and todo:
-            if plan.documents and (host := urlsplit(url).hostname) not in ("localhost", "127.0.0.1", "::1"):
-                print(f"me5: the documents leave this machine, for {host}", file=sys.stderr)
             chat = url.rstrip("/") + "/chat/completions"
             met = send(batch(plan, todo, body), len(todo), folder, chat, threads, timeout)
             yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.most_common(9)) or "nothing")

@@ -2,8 +2,7 @@
 
     next(requests(Plan(seed=0, tasks=read_tasks()), [17]))      # a function of the plan and the number
 
-A plan without tasks asks for tasks; with tasks, for an example of one; with documents, for a question that a person's
-passage answers (grounded: for languages in which models make up facts). Cost: 40 µs a request.
+A plan without tasks asks for tasks; with tasks, for an example of one. Cost: 40 µs a request.
 """
 
 from __future__ import annotations
@@ -22,14 +21,10 @@ from typing import Any, NamedTuple
 import yaml
 from babel import Locale
 
-from me5lib.data.text import resolve_language
 from me5lib.instruct.synthetic import read_examples, read_lines
 from me5lib.io import PACKAGE, Me5Error
 
 VERSION = 1  # of the requests; raise it with any change that gives others
-SHORTEST, LONGEST = 80, 4_000  # ours: signs of a passage; what is shorter is left out, what is longer is cut
-QUESTION = "Given a question, retrieve passages that answer it."  # ours: the instruction of a question to a document
-UNKNOWN = "und"  # ISO 639's code of a language that nobody said
 WORDS: dict[str, dict[str, str]] = yaml.safe_load((PACKAGE / "instruct" / "taxonomy.yaml").read_text(encoding="utf8"))
 LISTS: dict[str, dict[str, int]] = defaultdict(dict)  # a dial → its values and their weights
 for _row in csv.DictReader((PACKAGE / "instruct" / "taxonomy.csv").read_text(encoding="utf8").splitlines()):
@@ -41,13 +36,13 @@ class Plan(NamedTuple):
 
     seed: int = 0
     tasks: tuple[tuple[str, str], ...] = ()  # type and instruction
-    documents: tuple[tuple[str, str], ...] = ()  # text and language
-    languages: tuple[str, ...] = ()  # twice: of twice the weight; none: the paper's, or a document's own
+    languages: tuple[str, ...] = ()  # twice: of twice the weight; none: the paper's
 
     @property
     def key(self) -> str:
         """The hash of all of it: 16 hexadecimal digits."""
-        return hashlib.blake2b(json.dumps([VERSION, *self]).encode(), digest_size=8).hexdigest()
+        known = [VERSION, self.seed, self.tasks, (), self.languages]  # (): what earlier versions had besides
+        return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
 class Request(NamedTuple):
@@ -64,21 +59,17 @@ def requests(plan: Plan, numbers: Iterable[int]) -> Iterator[Request]:
     """The requests of these numbers."""
     key, weights = plan.key, Counter(plan.languages) or LISTS["language"]
     codes, dials = [*weights], {dial: [*LISTS[dial]] for dial in LISTS if dial not in ("task_type", "language")}
-    tasks = [("document", QUESTION)] if plan.documents else plan.tasks or [(kind, "") for kind in WORDS["kinds"]]
+    tasks = plan.tasks or [(kind, "") for kind in WORDS["kinds"]]
     types = {name: [words for kind, words in tasks if kind == name] for name in dict(tasks)
              if name != "bitext" or len(codes) > 1}
     shares = [LISTS["task_type"].get(name, 1) for name in types]
     for number in numbers:
         draw = Random(f"{key}/{number}")
         (name,), (language,) = draw.choices([*types], shares), draw.choices(codes, weights.values())
-        instruction, text, passage = draw.choice(types[name]), "", language
+        instruction, passage = draw.choice(types[name]), language
         while name == "bitext" and passage == language:
             (passage,) = draw.choices(codes, weights.values())
-        if plan.documents:
-            text, passage = plan.documents[number % len(plan.documents)]
-            language = language if plan.languages else passage
-        row = {"task_type": "short-long" if text else name, "instruction": instruction, "language": language,
-               "passage_language": passage, "positive": text}
+        row = {"task_type": name, "instruction": instruction, "language": language, "passage_language": passage}
         drawn = {dial: draw.choice(values) for dial, values in dials.items()}
         names = {"language": language_name(language), "passage_language": language_name(passage),
                  "kind": WORDS["kinds"].get(name)}
@@ -95,7 +86,7 @@ def language_name(code: str) -> str:
     (base, _, script), names = code.partition("-"), Locale("en").languages
     if base not in names:
         raise Me5Error(f"no language has the code {code!r}: one as sw, or sr-latn, is wanted")
-    return "the language of the passage" if base == UNKNOWN else names[base] + f" ({script})" * bool(script)
+    return names[base] + f" ({script})" * bool(script)
 
 
 def one_line(value: Any) -> str:
@@ -115,26 +106,3 @@ def read_tasks(path: Path | None = None) -> tuple[tuple[str, str], ...]:
     if path is None:
         found = [(row.task_type, row.instruction) for row in read_examples(drafts=True) if row.task_type != "bitext"]
     return tuple(dict.fromkeys(found + [task for task in WORDS["fixed"].items() if task[0] not in dict(found)]))
-
-
-def read_documents(path: Path) -> tuple[tuple[str, str], ...]:
-    """Passages and languages: the column `text` of a table (or what `userdata` takes for passages); of a folder, what
-    stands between empty lines of its .txt and .md files. Raises `Me5Error`."""
-    from me5lib.data import userdata
-
-    if path.is_dir():
-        files = [file for kind in ("*.txt", "*.md") for file in sorted(path.rglob(kind)) if file.is_file()]
-        texts = [file.read_text("utf-8-sig", "replace") for file in files]
-        if odd := next((file for file, text in zip(files, texts, strict=True) if "\ufffd" in text), None):
-            raise Me5Error(f"--documents: {odd} is not UTF-8: save it as such, or take it out of the folder")
-        rows = [{"text": part} for text in texts for part in re.split(r"\n\s*\n", text)]
-    else:
-        rows = [row for _, row in userdata.read_table(path)[2]]
-    found = {}
-    for row in rows:
-        text = next((row[name] for name in ("text", *userdata.PASSAGE) if isinstance(row.get(name), str)), "")
-        if len(text := one_line(text)) >= SHORTEST:
-            found[text[:LONGEST]] = resolve_language(str(row.get("language") or UNKNOWN)) or UNKNOWN
-    if not found:
-        raise Me5Error(f"--documents {path}: no passage of {SHORTEST} signs in a column `text`, or in .txt files")
-    return tuple(found.items())

@@ -41,7 +41,6 @@ from me5lib.train import search
 from me5lib.train.search import BM25Index, DenseIndex, Pool, SearchResult, texts_by_key
 
 SAME_TEXT, NOT_NEEDED = "same text", "not needed"  # what `choose` itself drops, before and after the filters
-COMPARED_AT_ONCE = 1024  # queries whose candidates' texts are compared at a time
 DEFAULT_NEAR = 1.06  # where CCMatrix (Schwenk et al. 2021) takes two sentences for translations
 QUERIES_A_SHARD = 10_000  # ours
 EXAMPLES, SHOWN = 20, 3  # of what a filter dropped: in a report, and in its lines
@@ -61,7 +60,6 @@ class MiningReport(NamedTuple):
     examples: Sequence[dict[str, Any]] = ()  # some that the filters dropped: `_dropped_examples`
     by_language: Mapping[str, dict[str, Any]] = {}  # language of the query → the five counts above
     above: int = 0  # negatives kept that score above the positive
-    recall: float | None = None  # lowest of the searches; None: all exact
 
 
 class Mining(NamedTuple):
@@ -124,18 +122,11 @@ def choose(
 def _same_text(found: np.ndarray, rows: Sequence[Labelled], keys: np.ndarray) -> np.ndarray:
     """bool [Q, depth]: candidates that read like the query, a passage of its row or an earlier candidate."""
     same = np.zeros(found.shape, bool)
-    for start in range(0, len(found), COMPARED_AT_ONCE):
-        part = slice(start, start + COMPARED_AT_ONCE)
-        theirs = keys[found[part]]
-        known = [[text_key(text) for text in (row.query, *row.positives, *row.negatives)] for row in rows[part]]
-        wide = max(map(len, known))
-        order = theirs.argsort(axis=1, kind="stable")
-        ranked = np.take_along_axis(theirs, order, axis=1)
-        again = np.zeros(theirs.shape, bool)
-        np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], axis=1)
-        for column in np.array([own + own[:1] * (wide - len(own)) for own in known], dtype=np.int64).T:
-            again |= theirs == column[:, None]
-        same[part] = again
+    for i, row in enumerate(rows):
+        known = {text_key(text) for text in (row.query, *row.positives, *row.negatives)}
+        for j, key in enumerate(keys[found[i]].tolist()):
+            same[i, j] = key in known
+            known.add(key)
     return same
 
 
@@ -189,9 +180,9 @@ def _account(
                 "kept": int(kept[own].sum()), "short": int((kept < room)[own].sum()),
                 "dropped": {name: int(mask[own].sum()) for name, mask in dropped.items()}}
 
-    return MiningReport(**counts(np.ones(len(rows), bool)), recall=results.recall,
-                        above=int((taken & (results.scores > results.positive[:, None])).sum()),
-                        by_language={one: counts(languages == one) for one in sorted(set(languages.tolist()))})
+    above = taken & (results.scores > results.positive[:, None])
+    by_language = {one: counts(languages == one) for one in sorted(set(languages.tolist()))}
+    return MiningReport(**counts(np.ones(len(rows), bool)), above=int(above.sum()), by_language=by_language)
 
 
 def _dropped_examples(
@@ -224,16 +215,13 @@ def merge(reports: Sequence[MiningReport]) -> MiningReport:
     """One report of several searches, its examples spread over them."""
     if not reports:
         return MiningReport()
-    added = functools.reduce(_added, ({name: getattr(report, name) for name in (
-        "queries", "candidates", "kept", "short", "dropped", "above", "by_language")} for report in reports))
-    added["by_language"] = dict(sorted(added["by_language"].items()))
-    recall = min((report.recall for report in reports if report.recall is not None), default=None)
-    shown = _some([one for report in reports for one in report.examples], EXAMPLES)
-    return MiningReport(**added, examples=shown, recall=recall)
+    added = functools.reduce(_added, (report._asdict() for report in reports))
+    return MiningReport(**added | {"by_language": dict(sorted(added["by_language"].items())),
+                                   "examples": _some(added["examples"], EXAMPLES)})
 
 
 def _added(one: Any, other: Any) -> Any:
-    """Counts, nested alike, added up."""
+    """Counts and lists, nested alike, added up."""
     if isinstance(one, Mapping):
         return {**one, **other, **{name: _added(one[name], other[name]) for name in one if name in other}}
     return one + other
@@ -246,8 +234,6 @@ def report_lines(report: MiningReport) -> list[str]:
         dropped = ", ".join(f"{rule} {times:,}" for rule, times in counts["dropped"].items())
         found.append(f"{name:8} {counts['queries']:,} queries, {counts['candidates']:,} candidates: "
                      f"{counts['kept']:,} kept; {dropped}; {counts['short']:,} queries are short of negatives")
-    if report.recall is not None:
-        found.append(f"approximate search: recall {report.recall:.3f} against the exact one")
     for example in _some(report.examples, SHOWN):
         found.append(f"{example['rule']}: {example['score']:.3f}, the right answer {example['positive_score']:.3f}")
         found += [f"  {name:8} {' '.join(example[field].split())[:100]}" for name, field in (
@@ -359,7 +345,8 @@ def mine_shards(
         io.put_text(starts[start].with_suffix(".jsonl"), jsonl)
         io.put_json(starts[start], report._asdict())
     kept.unlink(missing_ok=True)
-    report = merge([MiningReport(**io.read_json(path)) for path in starts.values()])
+    made = [io.read_json(path) for path in starts.values()]  # one of an older version may have a field more
+    report = merge([MiningReport(*map(one.get, MiningReport._fields)) for one in made])
     io.put_json(out / "report.json", report._asdict() | {"not_used": not_used})
     return report
 

@@ -3,10 +3,9 @@
     pool = Pool.of(rows)                                                   # all passages of labelled rows, once each
     right = [pool.positives(row) for row in rows]
     results = dense(query_vectors, right, DenseIndex(passage_vectors), depth=30)    # or lexical(…), or random(…)
-    rows, scores = top_k(query_vectors, passage_vectors, k=50)             # exact, BLOCK × BLOCK products at a time
+    rows, scores = top_k(query_vectors, passage_vectors, k=50)             # exact, a block of products at a time
 
-Cost: memory does not grow with queries × passages. Past `LARGE` passages an approximate index of faiss stands in, whose
-recall against the exact search is measured each time. BM25 takes about a millisecond a query.
+Cost: memory does not grow with queries × passages; a GPU multiplies, where there is one. BM25: a millisecond a query.
 """
 
 from __future__ import annotations
@@ -20,20 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from me5lib import device
 from me5lib.data.shards import splitmix64
+from me5lib.device import best_device
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, text_key
 
-LARGE = 2_000_000  # ours: passages from which an index is approximate
 NEIGHBOURS = 4  # as Artetxe and Schwenk have it; a pool with many copies of every answer wants more
-SAMPLED = 200  # ours: queries on which the recall of an approximate index is measured
-BLOCK_QUERIES, BLOCK_PASSAGES = 1024, 4096
-RESCORED_AT_ONCE = 64  # queries whose candidates' vectors are held at once
-WIDE = 16  # ours: candidates that bf16 may leave open, in times k, before all products are taken in fp32
-FOLDS = 16  # ours: passages of a block that share a maximum, by which most of them are passed over
+BLOCK_QUERIES, BLOCK_PASSAGES = 1024, 8192  # whose products are held at once
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai … Han
 HIDDEN = re.compile("[\u00ad\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # soft hyphens and variation selectors
 WORDS_VERSION = 2  # of `words`: what was kept of another version is stale
@@ -79,51 +72,19 @@ class SearchResult(NamedTuple):
     scores: np.ndarray  # fp32 [Q, depth]
     positive: np.ndarray  # fp32 [Q], of the best-scoring positive; NaN when the search does not score (random)
     margin_ratio: np.ndarray | None = None  # fp32 [Q, depth], of the candidate to the nearest positive
-    recall: float | None = None  # of an approximate index against the exact search, on a sample; None: exact
 
 
 class DenseIndex:
-    """Vectors of passages fp32 [P, d], to be searched exactly; from `LARGE` passages on by faiss, in inverted lists."""
+    """Vectors of passages, fp32 [P, d]."""
 
     def __init__(self, vectors: np.ndarray) -> None:
-        self.vectors, self._faiss = vectors, None
-        if len(vectors) < LARGE:
-            return
-        import faiss
-
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        refuse_vectors(vectors[:0], vectors)
-        width, lists = vectors.shape[1], int(4 * len(vectors) ** 0.5)
-        self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-        self._faiss.cp.min_points_per_centroid = 1  # or it prints a warning for a small one
-        self._faiss.train(vectors)
-        self._faiss.nprobe = max(1, lists // 16)  # ours, after faiss' guidelines; `recall` measures what it is worth
-        self._faiss.add(vectors)
+        self.vectors = vectors
 
     @cached_property
     def knn_mean(self) -> np.ndarray:
         """Mean score of each passage with its `NEIGHBOURS` nearest, fp32 [P]: the best hit is the passage itself."""
-        scores = self.search(self.vectors, NEIGHBOURS + 1)[1][:, 1:]
-        return np.nan_to_num(scores.mean(axis=1) if scores.size else np.zeros(len(self.vectors)), neginf=0.0)
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `top_k`; an approximate index may give fewer (row -1, score -inf)."""
-        if self._faiss is None:
-            return top_k(queries, self.vectors, k)
-        refuse_vectors(queries, self.vectors[:1])
-        scores, rows = self._faiss.search(np.ascontiguousarray(queries, np.float32), min(k, len(self.vectors)))
-        scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
-        order = np.lexsort((rows, -scores))  # faiss gives equal scores from the highest row down
-        return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-
-    def recall(self, queries: np.ndarray, k: int) -> float | None:
-        """Share of the exact `k` best that the index finds, on `SAMPLED` queries spread evenly; None: it is exact."""
-        if self._faiss is None or not len(queries):
-            return None
-        some = queries[np.linspace(0, len(queries) - 1, min(SAMPLED, len(queries))).astype(int)]
-        exact, near = top_k(some, self.vectors, k)[0], self.search(some, k)[0]
-        hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, near, strict=True))
-        return hits / exact.size
+        scores = top_k(self.vectors, self.vectors, NEIGHBOURS + 1)[1][:, 1:]
+        return scores.mean(axis=1) if scores.size else np.zeros(len(self.vectors))
 
 
 def dense(
@@ -135,16 +96,10 @@ def dense(
     `margin_ratio`: compare the candidates with the positives too, as `mining.near_positive` needs it; that takes one
     more search, of all passages among themselves.
     """
-    rows, scores = index.search(queries, depth)
-    owner = np.repeat(np.arange(len(queries)), [len(own) for own in right])
-    positives = np.array([j for own in right for j in own], dtype=np.int64)
-    best = np.full(len(queries), -np.inf, np.float32)
-    for start in range(0, len(owner), BLOCK_PASSAGES):
-        part = owner[start : start + BLOCK_PASSAGES]
-        theirs = index.vectors[positives[start : start + BLOCK_PASSAGES]]
-        np.maximum.at(best, part, np.einsum("nd,nd->n", queries[part], theirs).astype(np.float32))
+    rows, scores = top_k(queries, index.vectors, depth)
+    best = [(index.vectors[own] @ query).max() for query, own in zip(queries, right, strict=True)]
     ratio = margin_ratio_of(rows, right, index) if margin_ratio else None
-    return SearchResult(rows, scores, best, ratio, index.recall(queries, depth))
+    return SearchResult(rows, scores, np.array(best, np.float32), ratio)
 
 
 def margin_ratio_of(rows: np.ndarray, right: Sequence[Sequence[int]], index: DenseIndex) -> np.ndarray:
@@ -243,136 +198,25 @@ def random(queries: Sequence[str], passages: int, depth: int, seed: int) -> Sear
 
 
 def top_k(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The exact `k` largest dot products of each query: (rows int64, scores fp32), [Q, min(k, P)], best first.
+    """The exact `k` largest dot products of each query in fp32: (rows int64, scores), both [Q, min(k, P)], best first.
 
-    Equal scores: the lower row comes first. Where the CPU multiplies bf16 natively, all products are first taken in
-    bf16, and those whose rounding leaves them a chance are taken again in fp32: same result, a fraction of the time.
-    Raises `Me5Error` for vectors of different width and for NaN.
+    Of equal scores that are found the lower row comes first. Raises `Me5Error` for vectors of different width and for
+    NaN.
     """
     refuse_vectors(queries, passages)
-    k = min(k, len(passages))
-    rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    if not rows.size:
-        return rows, scores
-    passages = torch.from_numpy(np.ascontiguousarray(passages, dtype=np.float32))
-    coarse = _in_bf16(passages) if device.precision(torch.device("cpu")).name == "bf16" else None
-    for start in range(0, len(queries), BLOCK_QUERIES):
-        part = slice(start, start + BLOCK_QUERIES)
-        block = torch.from_numpy(np.ascontiguousarray(queries[part], dtype=np.float32))
-        near = _left_open(block, coarse, k) if coarse else None
-        best, found = _sweep(block, passages, k) if near is None else _rescored(block, passages, near, k)
-        rows[part], scores[part] = found.numpy(), best.numpy()
-    return rows, scores
-
-
-def _in_bf16(passages: Tensor) -> tuple[Tensor, float, float]:
-    """Passages in bf16, less their mean; the length of the longest rounding error, and of the longest vector.
-
-    The mean adds the same to all scores of a query, and rounding is as coarse as the vectors are long: without it,
-    cosines between 0.7 and 1 are told apart as well as those between -0.5 and 0.5.
-    """
-    mean = torch.from_numpy(passages.numpy().mean(axis=0, dtype=np.float64).astype(np.float32))
-    rounded = torch.empty(passages.shape, dtype=torch.bfloat16)
-    lost = longest = 0.0
-    for start in range(0, len(passages), BLOCK_PASSAGES):
-        part = slice(start, start + BLOCK_PASSAGES)
-        exact = passages[part] - mean
-        rounded[part] = exact
-        lost = max(lost, float((rounded[part] - exact).norm(dim=1).max()))
-        longest = max(longest, float(exact.norm(dim=1).max()))
-    return rounded, lost, longest
-
-
-def _left_open(queries: Tensor, coarse: tuple[Tensor, float, float], k: int) -> Tensor | None:
-    """Rows [B, more than k] among which each query's exact best k are, -1 for none; None where they are too many.
-
-    q·p differs from what bf16 gives for it, before the result is rounded, by at most |q̃| |p − p̃| + |q − q̃| |p|
-    (Cauchy-Schwarz), and by what is lost when d products are summed up in fp32.
-    """
-    passages, lost, longest = coarse
-    rounded = queries.bfloat16()
-    error = rounded.float().norm(dim=1) * lost + (queries - rounded).norm(dim=1) * longest
-    error += queries.shape[1] * 2.0**-23 * queries.norm(dim=1) * longest
-    found = _sweep(rounded, passages, k, 1.01 * error, 2.0**-8)
-    return found[1] if found else None
-
-
-def _sweep(
-    queries: Tensor, passages: Tensor, k: int, error: Tensor | float = 0.0, unit: float = 0.0
-) -> tuple[Tensor, Tensor] | None:
-    """Scores fp32 and rows [B, k] of the best passages of a block of queries [B, d], as the dtype gives them.
-
-    With the largest `error` [B] of a product, and the `unit` roundoff of its result, more than k: all that may be among
-    the best k. None where these are more than `WIDE` times k. A query's floor is the score below which nothing has a
-    chance: of a block of passages only what reaches it is looked at.
-    """
-    def floor_of(kth: Tensor) -> Tensor:
-        """What a passage must score at least when the k-th best score is `kth`: either may be off."""
-        return kth - 2 * (error + unit * 1.01 * (kth.abs() + error)) if unit else kth
-
-    scores, rows = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
-    floor = scores[:, -1]
-    width = -(-min(BLOCK_PASSAGES, len(passages)) // FOLDS) * FOLDS
-    products = torch.empty(len(queries), width, dtype=queries.dtype)
-    for start in range(0, len(passages), width):
-        part = passages[start : start + width]
-        torch.mm(queries, part.T, out=products[:, : len(part)])
-        products[:, len(part) :] = -torch.inf
-        query, column = _reaching(products, len(part), floor, k, floor_of)
-        scores, rows = _merged(scores, rows, query, products[query, column].float(), column + start)
-        floor = floor_of(scores[:, k - 1])
-        wide = max(k, int((scores >= floor[:, None]).sum(1).max())) if unit else k
-        if wide > WIDE * k and len(passages) > WIDE * k:
-            return None
-        scores, rows = scores[:, :wide], rows[:, :wide]
-    return scores, rows
-
-
-def _reaching(
-    products: Tensor, real: int, floor: Tensor, k: int, floor_of: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """(row, column) of the scores in the first `real` columns that reach the floor of their row, in that order.
-
-    Every column shares a maximum with `FOLDS` − 1 others: one pass over the block, and most of it is out. In the
-    first block, where there is no floor, one lies below the k-th largest of the maxima: k scores reach that.
-    """
-    stride = products.shape[1] // FOLDS
-    if stride < k:
-        return (products[:, :real] >= floor[:, None]).nonzero(as_tuple=True)
-    folded = products.view(len(products), FOLDS, stride)
-    maxima = folded.amax(1)
-    if floor[0] == -np.inf:
-        floor = floor_of(maxima.float().topk(k).values[:, -1])
-    row, column = (maxima >= floor[:, None]).nonzero(as_tuple=True)
-    which, fold = (folded[row, :, column] >= floor[row, None]).nonzero(as_tuple=True)
-    row, column = row[which], fold * stride + column[which]
-    order = (row * products.shape[1] + column).argsort()
-    return row[order], column[order]
-
-
-def _merged(scores: Tensor, rows: Tensor, query: Tensor, more: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """`scores`, `rows` [B, n] with `more` scores of the passages `found`, sorted by query and row: best first."""
-    counts = torch.bincount(query, minlength=len(scores))
-    place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
-    table = torch.full((len(scores), int(counts.max())), -torch.inf)
-    places = torch.full(table.shape, -1)
-    table[query, place], places[query, place] = more, found
-    both, order = torch.cat([scores, table], 1).sort(dim=1, descending=True, stable=True)
-    return both, torch.cat([rows, places], 1).gather(1, order)
-
-
-def _rescored(queries: Tensor, passages: Tensor, near: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Scores in fp32 and rows [B, k] of the best among the rows `near` [B, some]; -1: none."""
-    near = near.sort(dim=1).values  # so that the lower row comes first of equal scores
-    scores, rows = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
-    for start in range(0, len(queries), RESCORED_AT_ONCE):
-        part = slice(start, start + RESCORED_AT_ONCE)
-        vectors = passages[near[part].clamp(min=0)].numpy()
-        exact = torch.from_numpy(np.einsum("qpd,qd->qp", vectors, queries[part].numpy()))
-        exact[near[part] < 0] = -torch.inf
-        best, order = exact.sort(dim=1, descending=True, stable=True)
-        scores[part], rows[part] = best[:, :k], near[part].gather(1, order[:, :k])
-    return scores, rows
+    k, device = min(k, len(passages)), best_device()
+    asked, pool = (torch.from_numpy(np.ascontiguousarray(side, np.float32)) for side in (queries, passages))
+    rows, scores = torch.full((len(asked), k), -1), torch.full((len(asked), k), -torch.inf)
+    for first in range(0, len(pool) * bool(k), BLOCK_PASSAGES):
+        block = pool[first : first + BLOCK_PASSAGES].to(device)
+        for start in range(0, len(asked), BLOCK_QUERIES):
+            part = slice(start, start + BLOCK_QUERIES)
+            best, places = (asked[part].to(device) @ block.T).topk(min(k, len(block)))
+            scores[part], order = torch.cat([scores[part], best.cpu()], 1).topk(k)
+            rows[part] = torch.cat([rows[part], first + places.cpu()], 1).gather(1, order)
+    rows, scores = rows.numpy(), scores.numpy()
+    order = np.lexsort((rows, -scores))
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def refuse_vectors(queries: np.ndarray, passages: np.ndarray) -> None:
