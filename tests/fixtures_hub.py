@@ -50,21 +50,22 @@ def rows(hub: cards.Hub, n: int, seed: int) -> list[dict[str, Any]]:
     return [{name: value(kind, source, name) for name, kind in kinds.items()} for _ in range(n)]
 
 
-def value(kind: schema.Kind, source: random.Random, name: str) -> Any:
+def value(field: pa.Field, source: random.Random, name: str) -> Any:
     """One random value of a type; `name` is its column's."""
-    if kind.nullable and source.random() < 0.1:
+    kind = field.type
+    if field.nullable and source.random() < 0.1:
         return None
-    if kind.word == "list":
-        return [value(kind.parts[0][1], source, name) for _ in range(source.choice((0, 1, 1, 2, 3, 5)))]
-    if kind.word == "struct":
-        return {part: value(inner, source, part) for part, inner in kind.parts}
-    if kind.word == "string" and re.fullmatch(r"lang(uage)?(_code)?\d?", name):
+    if pa.types.is_list(kind):
+        return [value(kind.value_field, source, name) for _ in range(source.choice((0, 1, 1, 2, 3, 5)))]
+    if pa.types.is_struct(kind):
+        return {part.name: value(part, source, part.name) for part in kind}
+    if kind == "string" and re.fullmatch(r"lang(uage)?(_code)?\d?", name):
         return source.choice(CODES)
-    if kind.word == "string" and re.fullmatch(r"(\w+_)?score", name):
+    if kind == "string" and re.fullmatch(r"(\w+_)?score", name):
         return source.choice((str(source.randint(-1, 20)), str(source.randint(-1, 20)), "", "?"))
-    if kind.word == "string":
+    if kind == "string":
         return text(source)
-    return {"bool": source.random() < 0.5, "int64": source.randint(-3, 60), "float64": source.uniform(-1, 2)}[kind.word]
+    return {"bool": source.random() < 0.5, "int64": source.randint(-3, 60), "double": source.uniform(-1, 2)}[str(kind)]
 
 
 def text(source: random.Random) -> str:
@@ -105,20 +106,11 @@ def hashes(folder: Path) -> dict[str, str]:
             if file.is_file() and ".build" not in file.parts}
 
 
-def arrow_type(kind: schema.Kind) -> pa.DataType:
-    """The pyarrow type that a Parquet file of such a column has."""
-    if kind.word == "list":
-        return pa.list_(arrow_type(kind.parts[0][1]))
-    if kind.word == "struct":
-        return pa.struct([(name, arrow_type(part)) for name, part in kind.parts])
-    return pa.type_for_alias(kind.word)
-
-
 def write(path: Path, hub: cards.Hub, given: Iterable[dict[str, Any]]) -> None:
     """Write rows to a file of the kind that its name says: Parquet with the card's types, or (packed) JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        types = pa.schema([(name, arrow_type(schema.parse_type(text))) for name, text in hub.columns.items()])
+        types = pa.schema([(name, schema.parse_type(text).type) for name, text in hub.columns.items()])
         pq.write_table(pa.Table.from_pylist(list(given), schema=types), path)
         return
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in given).encode("utf8")

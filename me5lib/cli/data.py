@@ -69,7 +69,7 @@ def fetch_command(
     print(f"{cfg.model.backbone}: {backbone(cfg.model.backbone, pickle)}")
     teacher, _, at = cfg.finetune.teacher.partition("@")
     if teacher != "trained" and not Path(teacher).exists():
-        print(f"{teacher}: {backbone(teacher, revision=at or None)}")
+        print(f"{teacher}: {backbone(teacher, revision=at)}")
 
 
 def _lost(about: dict, what: str) -> int:
@@ -110,7 +110,7 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
                 part.unload_data()
         print(f"{task.metadata.name}: {size}")
     if model and not plan:
-        print(f"{model}: {backbone(full_id(model), pickle, revision or None)}")
+        print(f"{model}: {backbone(full_id(model), pickle, revision)}")
 
 
 def _print_plan(pairs: dict[str, int], temperature: float, rate: float) -> None:
@@ -195,24 +195,20 @@ def synthesise_command(
         raise io.unwritten(Path(error.filename or folder), error) from None
 
 
-def backbone(name: str, pickle: bool = False, revision: str | None = None) -> str:
+def backbone(name: str, pickle: bool = False, revision: str = "") -> Path:
     """Have a model and its tokenizer in the hub client's cache: safetensors, JSON and vocabulary files; its folder.
 
-    `revision`: a branch, tag or commit (None: the main branch). Weights that are only there as a pickle are left unless
+    `revision`: a branch, tag or commit ("": the main branch). Weights that are only there as a pickle are left unless
     `pickle`. Raises `Me5Error` where there are none then.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from me5lib.model.resolve import snapshot
 
-    from me5lib.data import hub
-
-    who = f"model {name}"
-    about = hub.ask_hub(who, name, lambda: HfApi().model_info(name, revision=revision))
-    safe = any(file.rfilename.endswith(".safetensors") for file in about.siblings or ())
-    patterns = [*SAFE_FILES, *(("pytorch_model*.bin",) if pickle and not safe else ())]
-    folder = hub.ask_hub(who, name, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns))
-    if not safe and not pickle:
-        raise Me5Error(f"{name} has no weights as safetensors, and a pickle is not fetched unasked: its tokenizer and "
-                       "configuration are there; add --allow-pickle to take *.bin (read as plain tensors only)")
+    folder = snapshot(name, revision, SAFE_FILES)
+    if not any(folder.rglob("*.safetensors")):
+        if not pickle:
+            raise Me5Error(f"{name} has no weights as safetensors, and a pickle is not fetched unasked: its tokenizer "
+                           "and configuration are there; add --allow-pickle to take *.bin (read as plain tensors only)")
+        snapshot(name, revision, ("pytorch_model*.bin",))
     return folder
 
 

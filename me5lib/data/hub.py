@@ -7,8 +7,8 @@
 
 One path for `me5 fetch` (a drawing: so many pairs of a card) and `me5 mixture build` (all of it): `pipeline` runs it.
 Folders are those of fsspec: `hf://datasets/<repository>@<commit>` (honours `HF_ENDPOINT`), or `<mirror>/<repository>`.
-Files are read as Parquet or JSON lines: no script of a repository is run. A connection that breaks is taken up again at
-the row where it broke. Cost: about 50 µs a row beside the filters; memory of one Parquet batch or one line.
+Files are read as Parquet or JSON lines: no script of a repository is run. Cost: about 50 µs a row beside the filters;
+memory of one Parquet batch or one line.
 
 A drawing apportions its pairs to streams (one entry of the card in one language) by bytes ** temperature: lay its
 shards out with `Mixture(temperature=1)`, or the law of languages is applied twice. A stream reads the heads of at least
@@ -27,7 +27,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property, partial
-from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
@@ -54,7 +53,7 @@ TOO_LARGE = f"row over {ROW // 1_000_000} MB"
 BATCH = 256  # rows of Parquet at once
 FILES, ROWS_A_FILE = 4, 50_000  # a drawing reads at least so many files of a stream, one more for every so many rows
 SPARE = 4  # files in reserve, per file drawn from
-TRIES, WAIT = 3, 2.0  # how often a broken connection is taken up again without a row in between; seconds, times the try
+PAUSES = (2.0, 4.0)  # seconds after which a question is asked again
 DEV_SHARE = 1 / 1_000  # ours: of labelled examples, see `is_held_out`; some 1,600 of the paper's
 STARVED = 0.001  # ours: a language with less gets under 33 rows of an average batch of 32,768
 TITLES = {1: "stage 1 (Table 1)", 2: "stage 2 (Table 2)", None: "instruct"}  # by the paper's table of a card
@@ -191,32 +190,28 @@ def ask_hub(who: str, repository: str, question: Callable[[], Any]) -> Any:
 
     if constants.is_offline_mode():
         raise unreachable("HF_HUB_OFFLINE is set")
-    for tries in count(1):
+    for pause in (*PAUSES, None):
         try:
             return question()
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise Me5Error(f"{who}: the hub has no {repository} at that revision for you ({type(error).__name__}): "
                            "private and gated ones want `hf auth login`") from None
         except Exception as error:
-            if not waited(error, tries):
+            if not is_away(error):
                 raise
-
-
-def waited(error: BaseException, tries: int) -> bool:
-    """Whether only the way to the hub broke (408, 429, 5xx, a timeout, no route), and to ask again, now that this has
-    waited. Raises `Me5Error` after `TRIES`.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        status, names = _status(cause), {base.__name__ for base in type(cause).__mro__}  # of whichever httpx there is
-        routeless = isinstance(cause, ConnectionError | TimeoutError) or "TransportError" in names
-        if status in (408, 429) or status >= 500 or (routeless and not status):
-            if tries >= TRIES:
+            if pause is None:
                 raise unreachable(error) from None
-            time.sleep(WAIT * tries)
-            return True
-        cause = None if status else cause.__cause__
-    return False
+            time.sleep(pause)
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether only the way to the hub broke, here or in what caused this: 408, 429, 5xx, a timeout, no route."""
+    if error is None:
+        return False
+    if status := _status(error):
+        return status in (408, 429) or status >= 500
+    names = {base.__name__ for base in type(error).__mro__}  # of whichever httpx there is
+    return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names or is_away(error.__cause__)
 
 
 def _status(error: BaseException) -> int:
@@ -254,61 +249,52 @@ def _evenly_spaced(files: list[HubFile], pairs: int) -> list[HubFile]:
 def read_rows(here: str, path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
     """(number from 0, row) of a file in the folder `here`; a `Drop` for a line that is no row. An empty file has none.
 
-    After the last row that can be read raises `Broken` for a file that is damaged, `Me5Error` where the hub stays
-    away, `Me5Error` where it refuses, and any other error as it is.
+    The hub's client asks again where a connection breaks. After the last row that can be read raises `Broken` for a
+    file that is damaged, `Me5Error` where the hub stays away or refuses, and any other error as it is.
     """
-    last, tries = -1, 0
     system, root = url_to_fs(here)
-    while True:
-        try:
-            with system.open(f"{root}/{path}", "rb") as stream:
-                for number, row in (_parquet if path.endswith(".parquet") else _json_lines)(stream, path, columns):
-                    if number > last:
-                        yield number, row
-                        last, tries = number, 0
-            return
-        except Exception as error:
-            tries += 1
-            if waited(error, tries):
-                continue
-            if status := _status(error):  # 401, 403, 404: no fault of the file, and login may mend it
-                raise Me5Error(f"{here}: the hub refuses {path} ({status}): gated sets want `hf auth login`") from None
-            of_arrow = type(error) is OSError and error.errno is None
-            if of_arrow or isinstance(error, pa.ArrowInvalid | UnicodeDecodeError):
-                raise Broken(" ".join(str(error).split())[:200]) from error
-            raise
+    try:
+        with system.open(f"{root}/{path}", "rb") as stream:
+            rows = (_parquet if path.endswith(".parquet") else _json_lines)(stream, path, columns)
+            yield from ((number, row) for number, row in enumerate(rows) if row is not None)
+    except Exception as error:
+        if is_away(error):
+            raise unreachable(error) from None
+        if status := _status(error):  # 401, 403, 404: no fault of the file, and login may mend it
+            raise Me5Error(f"{here}: the hub refuses {path} ({status}): gated sets want `hf auth login`") from None
+        of_arrow = type(error) is OSError and error.errno is None
+        if of_arrow or isinstance(error, pa.ArrowInvalid | UnicodeDecodeError):
+            raise Broken(" ".join(str(error).split())[:200]) from error
+        raise
 
 
-def _parquet(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
+def _parquet(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[Row]:
     if not stream.read(1):
         return
     stream.seek(0)
     file = pq.ParquetFile(stream)
-    names, number = [name for name in columns if name in file.schema_arrow.names], 0
+    names = [name for name in columns if name in file.schema_arrow.names]
     for batch in file.iter_batches(BATCH, columns=names):
-        for row in batch.to_pylist() if names else [{}] * batch.num_rows:
-            yield number, row
-            number += 1
+        yield from batch.to_pylist() if names else [{}] * batch.num_rows
 
 
-def _json_lines(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Drop]]:
-    """Blank lines are no rows, but count: an editor counts them too."""
+def _json_lines(stream: IO[bytes], path: str, columns: Mapping[str, str]) -> Iterator[Row | Drop | None]:
+    """A row for each line; None for a blank one, which is no row, but counts: an editor counts it too."""
     packed = {"gz": "gzip", "zst": "zstd"}.get(path.rpartition(".")[2])
     lines = streams.BufferedReader(pa.input_stream(stream, compression=packed))
-    number = 0
     while line := lines.readline(LINE + 1):
         long = len(line) > LINE
         while long and not line.endswith(b"\n") and (line := lines.readline(LINE)):
             pass
-        if long:
-            yield number, Drop(TOO_LARGE)
-        elif not line.isspace():
-            try:
-                row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-            except (ValueError, RecursionError):
-                row = None
-            yield number, row if isinstance(row, dict) else Drop("bad JSON line")
-        number += 1
+        yield Drop(TOO_LARGE) if long else None if line.isspace() else _json_object(line)
+
+
+def _json_object(line: bytes) -> Row | Drop:
+    try:
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        row = None
+    return row if isinstance(row, dict) else Drop("bad JSON line")
 
 
 def _why_unfit(columns: Mapping[str, str], row: Row | Drop) -> str | None:

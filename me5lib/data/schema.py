@@ -1,6 +1,6 @@
 """The types of a hub source's columns, as its data card writes them: one line of Arrow words.
 
-    parse_type("list<struct<docid: string, text: string?>>")     # → Kind
+    parse_type("list<struct<docid: string, text: string?>>")     # → pyarrow.Field
     row_fault({"title": "string"}, {"title": None})              # "title: null"; None where nothing is wrong
 
 Words: string, int64, float64, bool, `list<T>`, `struct<name: T, …>`; a `?` behind any of them allows null.
@@ -11,69 +11,61 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-_PYTHON = {"string": str, "int64": int, "float64": (float, int), "bool": bool, "list": list, "struct": Mapping}
-_TOKEN = re.compile(r"\s*([A-Za-z_][\w .()-]*?(?=\s*[:<>,?]|\s*$)|[<>:,?])")
+import pyarrow as pa
 
-
-class Kind(NamedTuple):
-    """A type: `word` is string, int64, float64, bool, list or struct; `parts` are its inner types by name."""
-
-    word: str
-    parts: tuple[tuple[str, Kind], ...] = ()  # of a list: one, named "item"
-    nullable: bool = False
+SCALARS = ("string", "int64", "float64", "bool")
+_PYTHON = {"string": str, "int64": int, "double": (float, int), "bool": bool, "list": list, "struct": Mapping}
 
 
 @cache
-def parse_type(text: str) -> Kind:
-    """The type written as `text`. Raises ValueError saying where it cannot be read."""
-    tokens = _TOKEN.findall(text)
-    if "".join(tokens).replace(" ", "") != text.replace(" ", ""):
-        raise ValueError(f"type {text!r} has signs that no type is written with")
-
-    def take(expected: str = "") -> str:
-        if not tokens or (expected and tokens[0] != expected):
-            raise ValueError(f"type {text!r} lacks {expected or 'a type'!r} before {' '.join(tokens) or 'its end'}")
-        return tokens.pop(0).strip()
-
-    def kind() -> Kind:
-        """The type at the head of the tokens."""
-        word, parts = take(), []
-        if word not in _PYTHON:
-            raise ValueError(f"type {text!r} has the unknown word {word!r}: use {', '.join(_PYTHON)}")
-        if word in ("list", "struct"):
-            take("<")
-            while not parts or (word == "struct" and tokens[:1] == [","] and take()):
-                name = take() if word == "struct" else "item"
-                parts.append((name, kind() if word == "list" or take(":") else None))
-            take(">")
-        return Kind(word, tuple(parts), tokens[:1] == ["?"] and bool(take()))
-
-    found = kind()
-    if tokens:
-        raise ValueError(f"type {text!r} goes on after its end: {' '.join(tokens)}")
-    return found
+def parse_type(text: str, name: str = "item") -> pa.Field:
+    """The field `name` of the type written as `text`. Raises ValueError for one that cannot be read."""
+    word = text.strip().removesuffix("?")
+    if inner := re.fullmatch(r"list<(.+)>", word):
+        kind = pa.list_(parse_type(inner[1]))
+    elif inner := re.fullmatch(r"struct<(.+)>", word):
+        members = (member.partition(":") for member in _members(inner[1]))
+        kind = pa.struct([parse_type(each, name.strip()) for name, _, each in members])
+    elif word in SCALARS:
+        kind = pa.type_for_alias(word)
+    else:
+        raise ValueError(f"type {text!r} cannot be read: use {', '.join(SCALARS)}, list<T>, struct<name: T, …>")
+    return pa.field(name, kind, text.strip().endswith("?"))
 
 
-def type_fault(kind: Kind, value: Any) -> str | None:
+def _members(text: str) -> list[str]:
+    """The members of a struct: `text`, cut at the commas that stand in no brackets."""
+    members = [""]
+    for piece in text.split(","):
+        if members[-1].count("<") > members[-1].count(">"):
+            members[-1] += f",{piece}"
+        else:
+            members.append(piece)
+    return members[1:]
+
+
+def type_fault(field: pa.Field, value: Any) -> str | None:
     """Why `value`, as pyarrow or JSON gives it, is not of this type; None where it is."""
     if value is None:
-        return None if kind.nullable else "null"
-    if not isinstance(value, _PYTHON[kind.word]) or (isinstance(value, bool) and kind.word != "bool"):
-        return f"not {kind.word} but {type(value).__name__}"
-    if kind.word == "list":
-        return next((f"{found} in it" for item in value if (found := type_fault(kind.parts[0][1], item))), None)
-    faults = ((name, type_fault(part, value.get(name))) for name, part in kind.parts)
+        return None if field.nullable else "null"
+    word = str(field.type).partition("<")[0]
+    if not isinstance(value, _PYTHON[word]) or (isinstance(value, bool) and word != "bool"):
+        return f"not {word} but {type(value).__name__}"
+    if word == "list":
+        return next((f"{found} in it" for each in value if (found := type_fault(field.type.value_field, each))), None)
+    members = field.type if word == "struct" else ()
+    faults = ((member.name, type_fault(member, value.get(member.name))) for member in members)
     return next((f"{name}: {found}" for name, found in faults if found), None)
 
 
 def row_fault(columns: Mapping[str, str], row: Mapping[str, Any]) -> str | None:
     """The first column of `row` that is not as `columns` (name → type) says: "missing column title", "title: null"."""
     for name, text in columns.items():
-        kind = parse_type(text)
-        if name not in row and not kind.nullable:
+        field = parse_type(text)
+        if name not in row and not field.nullable:
             return f"missing column {name}"
-        if found := type_fault(kind, row.get(name)):
+        if found := type_fault(field, row.get(name)):
             return f"{name}: {found}"
     return None

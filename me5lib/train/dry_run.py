@@ -233,23 +233,21 @@ def fake_items(card: cards.Card) -> list[Pair | Labelled]:
 def fake_rows(entry: cards.Hub, language: str, most: int, seed: str) -> Iterator[dict[str, Any]]:
     """`most` rows of the entry's columns, in one of its languages (""), the same for the same seed."""
     draw = random.Random(seed)
-    kinds = {name: schema.parse_type(text) for name, text in entry.columns.items()}
+    kinds = {name: schema.parse_type(text).type for name, text in entry.columns.items()}
     forms = SHORT if entry.builder in builders.LABELLED_BUILDERS else LONG
     for _ in range(most):
         own = language or draw.choice(sorted(TAGS))
         yield {name: _value(draw, own, forms, kind, name) for name, kind in kinds.items()}
 
 
-def _value(draw: random.Random, language: str, forms: Sequence[tuple[int, ...]], kind: schema.Kind, name: str) -> Any:
+def _value(draw: random.Random, language: str, forms: Sequence[tuple[int, ...]], kind: pa.DataType, name: str) -> Any:
     """A value of a type, of a column called `name`; a text has so many names in each line as one of `forms` says."""
-    if kind.word == "list":
-        return [_value(draw, language, forms, kind.parts[0][1], name) for _ in range(draw.randint(1, 3))]
-    if kind.word == "struct":
-        return {part: _value(draw, language, forms, inner, part) for part, inner in kind.parts}
-    if kind.word == "bool":
-        return draw.random() < 0.5
-    if kind.word != "string":
-        return draw.randint(1, 9) if kind.word == "int64" else draw.random()
+    if pa.types.is_list(kind):
+        return [_value(draw, language, forms, kind.value_type, name) for _ in range(draw.randint(1, 3))]
+    if pa.types.is_struct(kind):
+        return {part.name: _value(draw, language, forms, part.type, part.name) for part in kind}
+    if kind != pa.string():
+        return {"bool": draw.random() < 0.5, "int64": draw.randint(1, 9), "double": draw.random()}[str(kind)]
     if _TELLS_LANGUAGE.fullmatch(name):
         return draw.choice([*TAGS, *TAGS.values()])
     if _TELLS_SCORE.fullmatch(name):
