@@ -207,25 +207,16 @@ def _bands(signatures: np.ndarray) -> np.ndarray:
 
 
 def _candidates(signatures: np.ndarray, block: int = 100_000) -> np.ndarray:
-    # int64 [pairs, 2], smaller first: texts that agree on all rows of some band, each joined to the bucket's others,
-    # and on so many rows in all that a similarity of NEAR is not out of the question (five standard deviations)
-    n, found = len(signatures), [np.zeros(0, dtype=np.int64)]
-    for keys in _bands(signatures).T:
-        order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1], True])
-        sizes = np.diff(starts)
-        for size in np.unique(sizes[sizes > 1]):  # all buckets of one size at once
-            bucket = order[starts[:-1][sizes == size][:, None] + np.arange(size)]
-            i, j = np.triu_indices(size, 1)
-            found.append((bucket[:, i] * n + bucket[:, j]).ravel())
-    codes = np.sort(np.concatenate(found))
-    codes = codes[np.r_[True, codes[1:] != codes[:-1]]] if len(codes) else codes
-    likely, least = [codes[:0]], NEAR - 5 * (NEAR * (1 - NEAR) / (BANDS * ROWS)) ** 0.5
-    for some in (codes[start : start + block] for start in range(0, len(codes), block)):
-        agreeing = (signatures[some // n] == signatures[some % n]).mean(axis=1)
-        likely.append(some[agreeing >= least])
-    codes = np.concatenate(likely)
-    return np.stack([codes // n, codes % n], axis=1)
+    # int64 [pairs, 2], smaller first: texts that agree on all rows of some band, and on so many rows in all that a
+    # similarity of NEAR is not out of the question (five standard deviations)
+    bucket = np.unique(_bands(signatures), return_inverse=True)[1].ravel()
+    start = np.arange(len(signatures) + 1) * BANDS
+    within = sparse.csr_matrix((np.ones(len(bucket), dtype=np.int8), bucket, start))
+    joined = sparse.triu(within @ within.T, k=1).tocoo()
+    pairs = np.stack([joined.row, joined.col], axis=1)
+    least = NEAR - 5 * (NEAR * (1 - NEAR) / (BANDS * ROWS)) ** 0.5
+    some = (pairs[start : start + block] for start in range(0, len(pairs) + 1, block))
+    return np.concatenate([each[(signatures[each[:, 0]] == signatures[each[:, 1]]).mean(1) >= least] for each in some])
 
 
 # Leaks ----------------------------------------------------------------------------------------------------------------
