@@ -141,7 +141,7 @@ HEAD = "query,positive\n"
 def test_a_file_that_cannot_be_read_is_refused_in_one_line_that_says_where(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
     with refused(*words) as caught:
-        userdata.read_corpus(tmp_path / name)
+        userdata.read_corpus(tmp_path / name).labelled()
     assert "\n" not in str(caught.value)
 
 

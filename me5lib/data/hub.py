@@ -52,7 +52,6 @@ LINE = 8 * ROW  # bytes of one line of JSON, where signs may be escaped: beyond 
 TOO_LARGE = f"row over {ROW // 1_000_000} MB"
 BATCH = 256  # rows of Parquet at once
 FILES, ROWS_A_FILE = 4, 50_000  # a drawing reads at least so many files of a stream, one more for every so many rows
-SPARE = 4  # files in reserve, per file drawn from
 PAUSES = (2.0, 4.0)  # seconds after which a question is asked again
 DEV_SHARE = 1 / 1_000  # ours: of labelled examples, see `is_held_out`; some 1,600 of the paper's
 STARVED = 0.001  # ours: a language with less gets under 33 rows of an average batch of 32,768
@@ -237,10 +236,8 @@ def _evenly_spaced(files: list[HubFile], pairs: int) -> list[HubFile]:
     count = min(len(files), pairs, max(FILES, -(-pairs // ROWS_A_FILE)))
     chosen = [files[i * len(files) // count] for i in range(count)]
     due = np.cumsum(largest_remainder([file.size + 1 for file in chosen], pairs)).tolist()
-    others = [file for file in files if file not in chosen]
-    some = min(len(others), SPARE * count)
-    spare = [others[i * len(others) // some] for i in range(some)]
-    return [file._replace(due=n) for file, n in zip(chosen + spare, due + [pairs] * some, strict=True)]
+    spare = [file for file in files if file not in chosen]
+    return [file._replace(due=n) for file, n in zip(chosen + spare, due + [pairs] * len(spare), strict=True)]
 
 
 # ── rows ──

@@ -242,15 +242,12 @@ def reread_items(build: CardBuild, _: Documents, rank: int) -> Documents:
                     yield Document(text=row["positives"][0], id="", metadata=row)
 
 
-class Excluded(hub.Ledger):
+class Excluded(hub.Ledger, contextlib.AbstractContextManager):
     """Where datatrove's filters write the documents that they leave out: here they are counted."""
 
     def __init__(self, reason: str, build: CardBuild):
         super().__init__()
         self.reason, self.folder, self.path = reason, build.folder / "counts" / reason.replace(" ", "-"), None
-
-    def __enter__(self) -> Excluded:
-        return self
 
     def write(self, left_out: Document, rank: int = 0) -> None:
         """Count one."""

@@ -215,15 +215,8 @@ class OwnCorpus:
         return path
 
 
-def read_corpus(path: str | Path, **options: Any) -> OwnCorpus:
-    """`read_userdata`, and an error where there are too few queries to keep some of them out."""
-    corpus = read_userdata(path, **options)
-    corpus.labelled("dev")
-    return corpus
-
-
-def read_userdata(path: str | Path, *, query: str = "", passage: str = "", negatives: Sequence[str] = (),
-                  language: str = "", encoding: str = "utf8", symmetric: bool = False) -> OwnCorpus:
+def read_corpus(path: str | Path, *, query: str = "", passage: str = "", negatives: Sequence[str] = (),
+                language: str = "", encoding: str = "utf8", symmetric: bool = False) -> OwnCorpus:
     """The examples of a CSV, JSON lines or Parquet file; columns that are not named are guessed (`choose_columns`).
 
     A value is a text, or (not in CSV) a list of texts. `symmetric`: both sides are queries, as of duplicate questions.

@@ -273,11 +273,11 @@ def mine_file(
 
 def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list[Labelled], userdata.OwnCorpus]:
     """One row a query, with all its positives; and the file, which knows what of it is not used. `columns`: as
-    `userdata.read_userdata` has them.
+    `userdata.read_corpus` has them.
 
     Raises `Me5Error` for a file that cannot be read, and for one without any query that has a positive.
     """
-    file = userdata.read_userdata(path, encoding=encoding, **columns)
+    file = userdata.read_corpus(path, encoding=encoding, **columns)
     rows: dict[int, Labelled] = {}
     for row in file.rows:
         first = rows.setdefault(text_key(row.query), row)
