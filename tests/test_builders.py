@@ -274,23 +274,18 @@ def test_wrong_texts_may_stand_in_several_columns_or_none():
     assert [item.negatives for item in BUILDERS["triplet"](row, RowContext("x", "en", options))] == [()]
 
 
-def sentences(one: str, two: str, text1: str = "Guten Tag", text2: str = "Hello") -> dict:
-    return {"laser_score": 1.1, "lang1": one, "text1": text1, "lang2": two, "text2": text2, "blaser_sim": 4.2}
+def sentences(one: str, two: str) -> dict:
+    return {"laser_score": 1.1, "lang1": one, "text1": "Guten Tag", "lang2": two, "text2": "Hello", "blaser_sim": 4.2}
 
 
 def test_translations_are_read_in_both_directions_in_the_languages_of_their_card():
     there, back = of_card("nllb-finetune", sentences("deu_Latn", "eng_Latn"))
     assert there == Labelled("Guten Tag", ("Hello",), (), "nllb-finetune", "de")
     assert back == Labelled("Hello", ("Guten Tag",), (), "nllb-finetune", "de")
-    between = of_card("nllb-finetune", sentences("deu_Latn", "zho_Hant", text2="你好"))
-    assert [item.language for item in between] == ["zh-hant", "de"], "of the passage, where neither side is English"
     tags = "arb_Arab crh_Latn deu_Latn kas_Deva kmr_Latn knc_Arab pbt_Arab plt_Latn prs_Arab quy_Latn twi_Latn zho_Hant"
     found = {item.language for tag in tags.split() for item in of_card("nllb-finetune", sentences(tag, "eng_Latn"))}
     assert len(found) == len(tags.split()) and found <= set(cards.load_card("nllb-finetune").languages)
     assert of_card("nllb-finetune", sentences("xx", "eng_Latn")) == [Drop("unknown language")]
-    assert of_card("nllb-finetune", sentences("kas_Arab", "kas_Deva")) == [Drop("same language")]
-    assert of_card("nllb-finetune", sentences("deu_Latn", "eng_Latn", text1="\n")) == [
-        Drop("empty query"), Drop("empty passage")]
 
 
 def test_a_negative_is_left_out_for_being_right_and_a_document_without_text_is_none():

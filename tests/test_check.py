@@ -1,16 +1,13 @@
-"""`me5 mixture check`: the command over built shards and over an offline corpus; streams opened from a folder."""
+"""`me5 mixture check`: the command over built shards and over an offline corpus."""
 
 import csv
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from me5lib.cli.app import app
 from me5lib.data import shards
-from me5lib.data.mixture import Mixture
-from me5lib.io import Me5Error
 
 
 def check(*options):
@@ -25,21 +22,6 @@ def built(tmp_path):
         table = pa.table({"query": [f"heading {text}" for text in texts], "passage": texts})
         shards.write_shard(table, tmp_path / "built" / "wikipedia" / language / f"part-{part:05d}-0000")
     return tmp_path / "built"
-
-
-def test_built_parts_are_one_stream_that_a_mixture_draws_from(built):
-    streams = shards.open_streams(built)
-    assert {key: stream.rows for key, stream in streams.items()} == {("wikipedia", "de"): 7, ("wikipedia", "sw"): 2}
-    mixture = Mixture(streams, steps=9, batch=4, seed=0, temperature=1.0)
-    drawn = [pair.passage for step in range(9) for pair in mixture.batch(step)]
-    assert sorted(set(drawn)) == sorted(text for stream in streams.values() for text in
-                                        stream.read(np.arange(stream.rows))[1])
-    assert all(drawn.count(text) == 4 for text in drawn)  # 36 rows of 9: four passes
-
-
-def test_an_empty_folder_says_how_to_build(tmp_path):
-    with pytest.raises(Me5Error, match="no built shards in .*me5 mixture build"):
-        shards.open_streams(tmp_path)
 
 
 def test_a_leak_into_built_shards_is_told_written_and_fails(built, tmp_path):

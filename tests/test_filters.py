@@ -127,10 +127,7 @@ def test_signatures_estimate_the_jaccard_of_character_ngrams(tmp_path, changed):
     ("कुल कल केल कूल", "कल कूल कुल केल"),  # Hindi: the vowel is a mark
     ("12 of 345 cost 67 euros, 8 of 90 cost 11", "98 of 765 cost 43 euros, 2 of 10 cost 99"),
 ])
-def test_marks_and_numbers_tell_texts_apart_where_datatroves_own_form_does_not(one, other, tmp_path):
-    from datatrove.utils.text import TextNormConfig, simplify_text
-
-    assert simplify_text(one, TextNormConfig()).split()[0] == simplify_text(other, TextNormConfig()).split()[0]
+def test_marks_and_numbers_tell_texts_apart(one, other, tmp_path):
     sign = pipeline.NearSignature(str(tmp_path), *filters.minhash_bands(0.8))
     first, second = (set(map(int, sign.get_shingles(text)[:, 0])) for text in (one, other))
     assert len(first & second) < 0.5 * len(first | second)

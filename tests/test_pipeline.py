@@ -218,12 +218,6 @@ def test_a_finished_build_does_nothing_and_a_changed_one_starts_anew(mirror, tmp
     assert prepared(tmp_path, tmp_path / "copy", SIMPLE).folder != copied  # a changed file is another build
 
 
-def test_limit_reads_the_head_of_every_file(mirror, tmp_path):
-    some = built_of(tmp_path, mirror, SIMPLE, limit=26)
-    assert some.per_file == 2 and manifest(some)["read"] <= 26
-    assert {"title 200", "title 201"} == {query for query, _ in texts(some)["sw"]}
-
-
 @pytest.mark.parametrize("bound", ["PART", "HELD"])
 def test_parts_end_at_their_size_and_stale_ones_go(mirror, tmp_path, monkeypatch, bound):
     monkeypatch.setattr(pipeline, bound, 8_000)

@@ -52,6 +52,7 @@ def interface_strings(n: int, seed: int) -> list[str]:
 
 
 def test_clusters_are_single_linkage_by_brute_force():
+    assert (1 - split.NEAR**split.ROWS) ** split.BANDS < 1e-5  # of pairs at the threshold that MinHash misses
     rng = random.Random(9)
     letters = ["".join(rng.choice("ab ") for _ in range(rng.randint(0, 14))) for _ in range(150)]
     for texts in (interface_strings(120, 0), interface_strings(120, 1), letters, [], ["", "x", ""]):
@@ -131,17 +132,6 @@ def test_admits_refuses_equal_texts_everywhere_and_near_copies_in_their_language
     assert held.admits(german, "de").tolist() == [False, False, True]
     assert held.admits(german, "fr").tolist() == [False, True, True]  # equal in any language, near in its own
     assert held.admits([], "de").tolist() == []
-
-
-def test_a_pair_at_the_threshold_is_all_but_never_missed():
-    assert (1 - split.NEAR**split.ROWS) ** split.BANDS < 1e-5
-    rng, missed = random.Random(3), 0
-    for _ in range(60):  # pairs with a Jaccard similarity just above the threshold
-        stem = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(34))
-        twin = stem[:27] + "".join(rng.choice("ABCDEFG") for _ in range(6)).lower()
-        if jaccard(stem, twin) >= split.NEAR:
-            missed += clusters([stem, twin]).tolist() != [0, 0]
-    assert missed == 0
 
 
 # Leaks ----------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from me5lib.io import Me5Error
 if TYPE_CHECKING:
     from me5lib.data import hub
 
-RATE = 20.0  # MB/s that `--plan` reckons with unless told: ours, an assumption that is printed with its result
+RATE = 20.0  # MB/s that `--plan` reckons with: ours, an assumption that is printed with its result
 ROWS_A_SECOND = 4_000  # read, built, filtered; 3,000 to 9,000 of four cards from the loopback hub, on one slow core
 MANY = 1_000  # ours: requests that may be sent unread
 SAFE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # *.model: SentencePiece, which holds no code
@@ -37,7 +37,6 @@ def fetch_command(
                                        "evaluate`.")] = "workshop",
     rows: Annotated[int | None, typer.Option(min=1, help="Rows per card (default: what the scale draws).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be fetched.")] = False,
-    rate: Annotated[float, typer.Option(min=0.01, help="MB/s that --plan reckons with.")] = RATE,
     overrides: Set = [],  # noqa: B006
     pickle: Annotated[bool, typer.Option("--allow-pickle", help="Take *.bin where there are no safetensors.")] = False,
     model: Annotated[str, typer.Option("--model", help="For a table: the model to evaluate, a hub id.")] = "",
@@ -57,7 +56,7 @@ def fetch_command(
     pairs = {name: rows or hub.pairs_wanted(cfg, name) for name in names}  # every card is read first
     temperature = cfg.data.language_temperature
     if plan:
-        _print_plan(pairs, temperature, rate)
+        _print_plan(pairs, temperature)
         return
     for name, number in pairs.items():
         place = pipeline.draw_card(cards.load_card(name), number, temperature)
@@ -113,7 +112,7 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
         print(f"{model}: {backbone(full_id(model), pickle, revision)}")
 
 
-def _print_plan(pairs: dict[str, int], temperature: float, rate: float) -> None:
+def _print_plan(pairs: dict[str, int], temperature: float) -> None:
     """A line for each card of what would be read: rows, files, GB (rows times an entry's mean bytes a row, never more
     than a file has; a bound for a card that does not say how many rows there are), minutes."""
     from me5lib.data import cards, hub
@@ -135,11 +134,11 @@ def _print_plan(pairs: dict[str, int], temperature: float, rate: float) -> None:
                 files += file.due > due
                 due = file.due
             rows += due
-        minutes = (megabytes / rate + rows / ROWS_A_SECOND) / 60
+        minutes = (megabytes / RATE + rows / ROWS_A_SECOND) / 60
         print(f"{card.name:18}{rows:>12,}{files:>7}{sign:>2}{megabytes / 1e3:>7.2f}{sign:>2}{minutes:>7.1f}")
         sums = [a + b for a, b in zip(sums, (rows, megabytes, minutes), strict=True)]
     print(f"{'together':18}{sums[0]:>12,}{'':7}{sums[1] / 1e3:>9.2f}{sums[2]:>9.1f}")
-    print(f"Estimates from the hub's listing (~), or bounds where a card does not know its rows (≤), at {rate:g} MB/s "
+    print(f"Estimates from the hub's listing (~), or bounds where a card does not know its rows (≤), at {RATE:g} MB/s "
           f"and {ROWS_A_SECOND:,} rows/s. On top come rows that filters drop, and the rest of each file's last block.")
 
 
@@ -216,29 +215,26 @@ def backbone(name: str, pickle: bool = False, revision: str = "") -> Path:
 def build_command(
     card: Annotated[list[str], typer.Option(help="Name of a hub card, as nllb; may be given again.")],
     executor: Annotated[str, typer.Option(help="local (this machine), slurm or ray.")] = "local",
-    tasks: Annotated[int, typer.Option(help="Parts that a build is cut into; the shards follow from it.")] = 16,
+    tasks: Annotated[int, typer.Option(min=1, help="Parts of a build; the shards follow from their number.")] = 16,
     workers: Annotated[int | None, typer.Option(help="Tasks at a time (local: processors; else no limit).")] = None,
     out: MixtureOut = None,
     source: Annotated[Path | None, typer.Option("--from", help="Read a copy of the hub: DIR/<repository>/…")] = None,
-    limit: Annotated[int | None, typer.Option(help="Rows to read of a card, spread evenly over its files.")] = None,
     time: Annotated[str, typer.Option(help="Slurm: limit of a task.")] = "24:00:00",
     partition: Annotated[str, typer.Option(help="Slurm: partition.")] = "",
-    account: Annotated[str, typer.Option(help="Slurm: account.")] = "",
     mem: Annotated[int, typer.Option(help="GB of memory of a task (Slurm, Ray).")] = 4,
     env_command: Annotated[str, typer.Option(help="Slurm: run first, as: source .venv/bin/activate")] = "",
-    sbatch: Annotated[list[str], typer.Option(help="Slurm: further option, key=value; may be given again.")] = [],  # noqa: B006
+    sbatch: Annotated[list[str], typer.Option(help="Slurm: a further option, as account=lab7; may be given again.")] = [],  # noqa: B006
 ) -> None:
     """Build the shards of a card. The same command goes on after a crash with the tasks that were not finished."""
     from me5lib.data import cards, hub, pipeline
 
     if wrong := [each for each in sbatch if "=" not in each]:
         raise Me5Error(f"--sbatch {wrong[0]!r}: give key=value")
-    more = ({"account": account} if account else {}) | dict(each.split("=", 1) for each in sbatch)
     slurm = {"time": time, "partition": partition, "mem_per_cpu_gb": mem, "env_command": env_command,
-             "sbatch_args": more}
+             "sbatch_args": dict(each.split("=", 1) for each in sbatch)}
     mirror = source.expanduser().resolve() if source else None
     folder = out or hub.built_home()
-    builds = [pipeline.prepare_build(cards.load_card(name), folder, tasks, mirror, limit) for name in card]
+    builds = [pipeline.prepare_build(cards.load_card(name), folder, tasks, mirror) for name in card]
     for each in builds:
         warnings = [f"no files {absent}" for absent in each.facts["absent"]]
         if idle := each.shares.count([]):

@@ -95,7 +95,6 @@ class CardBuild(NamedTuple):
     builders: dict[str, Builder]
     facts: dict[str, Any]  # what the manifest says beside the counts
     mirror: Path | None = None
-    per_file: int | None = None  # rows read of each file at most
     pairs: int | None = None  # of a drawing: how many are wanted
 
     @property
@@ -111,22 +110,17 @@ class CardBuild(NamedTuple):
         return False
 
 
-def prepare_build(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None, limit: int | None = None,
+def prepare_build(card: Card, out: Path, tasks: int = 8, mirror: Path | None = None,
                   builders: Mapping[str, Builder] = BUILDERS) -> CardBuild:
-    """Look at card, options and files before any work. Raises `Me5Error`, one line, where something is wrong.
-
-    `mirror`: a copy of the hub's files; `limit`: rows of the card, about.
-    """
+    """Look at card and files (`mirror`: a copy of the hub's) before any work. Raises `Me5Error`, one line, where
+    something is wrong."""
     hub.refuse_nonsense(card, builders)
-    if tasks < 1 or (limit is not None and limit < 1):
-        raise Me5Error(f"--tasks {tasks} and --limit {limit}: both must be at least 1")
     files, commits, absent = hub.list_files(card, mirror)
-    given = [VERSION, __version__, card.sha256, tasks, limit, files, commits]
+    given = [VERSION, __version__, card.sha256, tasks, None, files, commits]  # None: a limit that there once was
     key = hashlib.sha256(json.dumps(given).encode("utf8")).hexdigest()[:16]
-    facts = _described(card, files, commits) | {"absent": absent, "tasks": tasks, "limit": limit}
-    per_file = None if limit is None else -(-limit // len(files))
+    facts = _described(card, files, commits) | {"absent": absent, "tasks": tasks}
     place = (Path(out) / card.name).expanduser().resolve()
-    return CardBuild(card, place, key, share(files, tasks), commits, dict(builders), facts, mirror, per_file)
+    return CardBuild(card, place, key, share(files, tasks), commits, dict(builders), facts, mirror)
 
 
 def draw_card(card: Card, pairs: int, temperature: float = 0.5, builders: Mapping[str, Builder] = BUILDERS) -> Path:
@@ -199,7 +193,7 @@ def keep_items(build: CardBuild, _: Documents, rank: int) -> None:
     bar = tqdm(total=build.pairs, unit="pair", desc=f"{build.card.name} {rank + 1}/{len(build.shares)}", leave=False,
                file=sys.__stderr__, disable=None if build.pairs else True)  # None: no bar where there is no terminal
     for number, file in enumerate(build.shares[rank]):
-        most, lacking = build.per_file, None
+        most = lacking = None
         if file.due is not None:
             most, lacking = max(READ * file.due - read, 0), max(file.due - kept, 0)
         if 0 in (most, lacking):

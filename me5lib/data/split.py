@@ -85,7 +85,7 @@ def clusters(english: Sequence[str]) -> np.ndarray:
     if not number:
         return form_of
     grams = shingles(list(number))
-    edges = _candidates(_signatures(grams))
+    edges = _candidates(grams)
     edges = edges[jaccard(grams, edges) >= NEAR]
     links = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(number), len(number)))
     component = csgraph.connected_components(links, directed=False)[1][form_of]
@@ -190,27 +190,17 @@ def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -
     return result
 
 
-def _signatures(grams: sparse.csr_matrix) -> np.ndarray:
-    # uint32 [texts, BANDS * ROWS]; datasketch mixes the numbers of the columns itself
+def _candidates(grams: sparse.csr_matrix, block: int = 100_000) -> np.ndarray:
+    # int64 [pairs, 2], smaller first: texts whose MinHash signatures agree on all rows of some band, and on so many rows
+    # in all that a similarity of NEAR is not out of the question (five standard deviations)
     sets = (grams.indices[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
-    hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, hashfunc=int, scheme="affine32")
-    return np.array([one.hashvalues for one in hashes], dtype=np.uint32)
-
-
-def _bands(signatures: np.ndarray) -> np.ndarray:
-    # uint64 [texts, BANDS]: every band in one number; a chance collision costs a comparison, no more
-    found = np.zeros((len(signatures), BANDS), dtype=np.uint64)
+    hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, hashfunc=int, scheme="affine32")  # mixes the columns itself
+    signatures = np.array([one.hashvalues for one in hashes], dtype=np.uint32)
+    bands = np.zeros((len(signatures), BANDS), dtype=np.uint64)  # each in one number: a collision costs a comparison
     for row in range(ROWS):
-        found = (found ^ signatures[:, row::ROWS]) * np.uint64(GOLDEN)
-        found ^= found >> np.uint64(32)
-    return found
-
-
-def _candidates(signatures: np.ndarray, block: int = 100_000) -> np.ndarray:
-    # int64 [pairs, 2], smaller first: texts that agree on all rows of some band, and on so many rows in all that a
-    # similarity of NEAR is not out of the question (five standard deviations)
-    bucket = np.unique(_bands(signatures), return_inverse=True)[1].ravel()
-    start = np.arange(len(signatures) + 1) * BANDS
+        bands = (bands ^ signatures[:, row::ROWS]) * np.uint64(GOLDEN)
+        bands ^= bands >> np.uint64(32)
+    bucket, start = np.unique(bands, return_inverse=True)[1].ravel(), np.arange(len(bands) + 1) * BANDS
     within = sparse.csr_matrix((np.ones(len(bucket), dtype=np.int8), bucket, start))
     joined = sparse.triu(within @ within.T, k=1).tocoo()
     pairs = np.stack([joined.row, joined.col], axis=1)
