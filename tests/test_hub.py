@@ -184,7 +184,7 @@ def test_a_plan_of_many_files_reads_evenly_spaced_ones(monkeypatch):
     drawn = -(-rows["en"] // 50_000)
     places = [int(file.path[-12:-8]) for file in found["en"]]
     assert max(places[:drawn]) >= 400 and len({b - a for a, b in itertools.pairwise(places[:drawn])}) <= 2
-    assert sorted(places) == list(range(len(places))) and found["en"][drawn - 1].due == found["en"][-1].due  # in reserve
+    assert sorted(places) == list(range(len(places))) and found["en"][drawn - 1].due == found["en"][-1].due
 
 
 def test_a_killed_drawing_goes_on_at_its_commits_with_the_next_file_and_gives_the_same_shards(online, root, tmp_path,

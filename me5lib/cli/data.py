@@ -223,7 +223,7 @@ def build_command(
     partition: Annotated[str, typer.Option(help="Slurm: partition.")] = "",
     mem: Annotated[int, typer.Option(help="GB of memory of a task (Slurm, Ray).")] = 4,
     env_command: Annotated[str, typer.Option(help="Slurm: run first, as: source .venv/bin/activate")] = "",
-    sbatch: Annotated[list[str], typer.Option(help="Slurm: a further option, as account=lab7; may be given again.")] = [],  # noqa: B006
+    sbatch: Annotated[list[str], typer.Option(help="Slurm: further option, as account=lab7; repeatable.")] = [],  # noqa: B006
 ) -> None:
     """Build the shards of a card. The same command goes on after a crash with the tasks that were not finished."""
     from me5lib.data import cards, hub, pipeline

@@ -191,8 +191,8 @@ def jaccard(grams: sparse.csr_matrix, edges: np.ndarray, block: int = 200_000) -
 
 
 def _candidates(grams: sparse.csr_matrix, block: int = 100_000) -> np.ndarray:
-    # int64 [pairs, 2], smaller first: texts whose MinHash signatures agree on all rows of some band, and on so many rows
-    # in all that a similarity of NEAR is not out of the question (five standard deviations)
+    # int64 [pairs, 2], smaller first: texts whose MinHash signatures agree on all rows of some band, and on so many
+    # rows in all that a similarity of NEAR is not out of the question (five standard deviations)
     sets = (grams.indices[a:b].tolist() for a, b in zip(grams.indptr, grams.indptr[1:], strict=False))
     hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, hashfunc=int, scheme="affine32")  # mixes the columns itself
     signatures = np.array([one.hashvalues for one in hashes], dtype=np.uint32)
