@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import me5
+from scipy.stats import binomtest
+from typer.testing import CliRunner
 
+from me5lib.cli.app import app
 from me5lib.evaluate import calibrate
+from me5lib.model.encoder import Encoder
 from me5lib.pairs import Labelled
 
 
@@ -20,6 +25,11 @@ def made(sizes, seed=0):
     rows[0] = rows[0]._replace(positives=(rows[0].positives[0], rows[1].positives[0]))  # a second right answer
 
     class Stub:
+        device = torch.device("cpu")
+
+        def to(self, device):
+            return self
+
         def encode(self, texts, prefix, **_):
             return np.array([of[text] for text in texts], np.float32)
 
@@ -51,7 +61,7 @@ def test_shares_are_those_of_a_recomputation_and_one_in_a_hundred_matches_at_the
     stub, rows, table = data
     own = table[table["language"] == language]
     for row in own.itertuples():
-        assert [row.wrong, row.right] == pytest.approx(shares(stub, rows, language, row.cosine), abs=2e-3)
+        assert [row.wrong, row.right] == pytest.approx(shares(stub, rows, language, row.cosine), abs=1e-9)
         assert row[5] <= row.wrong <= row[6] and row[8] <= row.right <= row[9]
     assert row.wrong <= 0.01 < shares(stub, rows, language, row.cosine - 0.002)[0]
 
@@ -60,6 +70,23 @@ def test_an_interval_holds_the_share_of_other_rows_of_the_kind():
     drawn = [calibrate.calibrate(*made({"b": 60}, seed), thresholds=[0.95]).iloc[0] for seed in range(20)]
     truth = np.mean([row["wrong"] for row in drawn])
     assert sum(row["wrong low"] <= truth <= row["wrong high"] for row in drawn) >= 16
+
+
+def test_none_of_few_is_not_never():
+    low, high = binomtest(0, 60).proportion_ci()
+    (row, *_) = calibrate.calibrate(*made({"b": 60}), thresholds=[1.0]).itertuples()
+    assert row.wrong == row.right == 0 and (row[5], row[6]) == (row[8], row[9]) == pytest.approx((low, high))
+
+
+def test_the_command_says_what_it_did_not_use_and_then_the_table(tmp_path, monkeypatch):
+    stub, rows = made({"a": 60})
+    monkeypatch.setattr(Encoder, "load", lambda model: stub)
+    lines = ["query,answer,language", *(f"{row.query},{row.positives[0]},de" for row in rows[1:]), ",nothing,de"]
+    (tmp_path / "my.csv").write_text("\n".join(lines), "utf8")
+    done = CliRunner().invoke(app, ["calibrate", "--data", f"{tmp_path}/my.csv", "--out", f"{tmp_path}/table.csv"])
+    said = done.stdout.splitlines()
+    assert said[0].startswith("not used: 1") and "wrong ≥ 0.85" in said[1] and said[2].split()[:2] == ["de", "59"]
+    assert (tmp_path / "table.csv").read_text("utf8").startswith(",".join(calibrate.COLUMNS))
 
 
 def test_few_rows_say_nothing_and_are_said_to(data):

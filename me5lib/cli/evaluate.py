@@ -164,16 +164,16 @@ def calibrate_command(
     if data:
         file = userdata.read_userdata(data, query=query_column, passage=passage_column, language=language_column,
                                       encoding=encoding, symmetric=symmetric)
-        print(*file.reasons(), sep="\n", end="")
-        rows, prefixes = file.rows, file.prefixes()
+        rows, prefixes, unused = file.rows, file.prefixes(), file.reasons()
     else:
-        rows, prefixes = calibrate.heldout_pairs(open_corpus(config.load(scale)).task("heldout").sets), ("query: ",) * 2
+        rows = calibrate.heldout_pairs(open_corpus(config.load(scale)).task("heldout").sets)
+        prefixes, unused = ("query: ", "query: "), []
     encoder = Encoder.load(model).to(best_device())
     table = calibrate.calibrate(encoder, rows, prefixes, precision=precision(encoder.device).name,
                                 progress=sys.stderr.isatty())
     if out:
         io.put_text(Path(out).expanduser(), table.to_csv(index=False))
-    print(*calibrate.lines(table), sep="\n")
+    print(*unused, *calibrate.lines(table), sep="\n")
 
 
 def _command() -> str:

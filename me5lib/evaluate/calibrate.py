@@ -4,7 +4,8 @@
 
 A wrong pair is a query beside the passage of another row of its language (`ACROSS`: of any other language), unless that
 text is known to be right. For an interval rows are drawn again, and with them both sides of a wrong pair: the n² wrong
-pairs of n rows are far from independent.
+pairs of n rows are far from independent. Where none or all of n rows match, drawing them again says nothing: the open
+end is then Clopper and Pearson's for n rows.
 """
 
 from __future__ import annotations
@@ -67,8 +68,11 @@ def _rows(language: str, bins: np.ndarray, wrong: np.ndarray, thresholds: Sequen
         counts = np.stack([np.bincount(cells, share, len(EDGES)) for share in shares])
         curves.append(counts[:, ::-1].cumsum(axis=1)[:, ::-1] / counts.sum(axis=1, keepdims=True))
     at = np.searchsorted(EDGES, [*thresholds, EDGES[np.argmax(curves[0][0] <= FALSE)]])
-    ends = [(curve[0, at], *np.quantile(curve[1:, at], (0.025, 0.975), axis=0)) for curve in curves]
-    return [(language, n, *row) for row in zip(EDGES[at], *ends[0], *ends[1], strict=True)]
+    ends = []
+    for curve in curves:
+        mean, (low, high), certain = curve[0, at], np.quantile(curve[1:, at], (0.025, 0.975), axis=0), 0.025 ** (1 / n)
+        ends += [mean, np.where(mean == 1, certain, low), np.where(mean == 0, 1 - certain, high)]
+    return [(language, n, *row) for row in zip(EDGES[at], *ends, strict=True)]
 
 
 def lines(table: pd.DataFrame) -> list[str]:
