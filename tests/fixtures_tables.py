@@ -114,7 +114,9 @@ def me5_like(where: Path, tokenizer, seed: int = 0, xlm: bool = False) -> Path:
 
 
 def write_tables(root: Path) -> None:
-    """MIRACL's five small languages, BUCC and Tatoeba as mteb expects them on the hub, a few made-up rows each."""
+    """MIRACL's five small languages, BUCC, Tatoeba and IN22Gen as mteb expects them on the hub, a few made-up rows."""
+    import mteb
+
     datasets = root / "datasets" / "mteb"
     miracl, bucc, tatoeba = {}, {}, []
     for code in LANGUAGES:
@@ -128,6 +130,9 @@ def write_tables(root: Path) -> None:
                        "gold": [[i, i + 3] for i in range(1, 20)]}]
     for code in load_csv("tatoeba_per_language")["pair"]:  # from the paper's side of it
         tatoeba += [{"sentence1": f"{code} {i} sala", "sentence2": f"sala {i} {code}", "lang": code} for i in range(3)]
+    columns = {language for pair in mteb.get_task("IN22GenBitextMining").hf_subsets for language in pair.split("-")}
+    parallel = [{language: f"{i} {language[:3]} mor" for language in sorted(columns)} for i in range(9)]
+    write(datasets / "IN22GenBitextMining", {"default": parallel}, "test")
     write(datasets / "MIRACLRetrieval", miracl, "dev")
     write(datasets / "BUCC", bucc, "test")
     write(datasets / "tatoeba-bitext-mining", {"default": tatoeba}, "test")

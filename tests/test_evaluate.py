@@ -10,7 +10,7 @@ import mteb
 import numpy as np
 import pytest
 from conftest import client_of
-from fixtures_tables import FARM, commands, ends, tiny
+from fixtures_tables import FARM, commands, ends, files, tiny
 from loopback import Loopback
 from typer.testing import CliRunner
 
@@ -100,7 +100,9 @@ def done(tmp_path_factory, unplugged):
                      "fetch --for table5", "fetch --for table6",
                      (f"{whole} 4 --quick", logs[0], 0), (f"{whole} 5", logs[0], 0),
                      f"offline evaluate --model own/e5-tiny --tasks STSBenchmark --yes --out {folder / 'out'}",
-                     (killed, logs[1], 4), (killed, logs[2], 16), (killed, logs[3], 0))
+                     (killed, logs[1], 4), (killed, logs[2], 16), (killed, logs[3], 0),
+                     f"evaluate --model own/e5-tiny --suite lowres --languages doi --yes --out {folder / 'lowres'}"
+                     " --against small")
     with Loopback(folder / "root") as hub:
         told = client_of(unplugged, folder)(FARM, lines, endpoint=hub.endpoint, USE_TORCH="1")
         asked = [path for _, path, _ in hub.requests if "/resolve/" in path]
@@ -109,7 +111,7 @@ def done(tmp_path_factory, unplugged):
 
 
 def test_tables_are_fetched(done):
-    assert done.ends == [0, 0, 0, 2, 0, 0, 2, 9, 9, 0], done.stderr[-3000:]
+    assert done.ends == [0, 0, 0, 2, 0, 0, 2, 9, 9, 0, 0], done.stderr[-3000:]
     plan, quick, *_ = done.stdout
     assert "BUCC: 1,444,025 texts, 146.0 M characters" in plan and "Tatoeba: " in plan
     assert "MIRACLRetrieval: 1,993,171 texts" in quick and "own/e5-tiny: " in quick
@@ -150,6 +152,27 @@ def test_after_two_kills_no_text_is_encoded_twice_and_the_scores_are_the_same_to
     assert all(parts)
     history = json.loads((done.folder / "killed" / "paper-fp32" / "run.json").read_text("utf8"))["runs"]
     assert [(len(run["tasks"]), bool(run["finished"])) for run in history] == [(3, False), (3, False), (1, True)]
+
+
+def test_a_suite_stands_beside_what_others_published_of_more_subsets(done):
+    """Of all tasks of lowres only IN22Gen has Dogri, in 44 of its 506 pairs."""
+    (path,) = files(done.folder / "lowres").values()
+    scores = [row["main_score"] for row in json.loads(path.read_text("utf8"))["scores"]["test"]]
+    (line,) = [line for line in done.stdout[-2].splitlines() if "IN22Gen" in line and "506" in line]
+    assert len(scores) == 44 and 0 < np.mean(scores) < 1
+    assert line.split(maxsplit=5) == ["IN22GenBitextMining", "44", "506", f"{100 * np.mean(scores):.2f}", "72.79",
+                                      "published of revision fd1525a9, of other subsets"]
+    assert "IN22GenBitextMining.json has 44 of 506 subsets (without test/" in done.stderr
+
+
+def test_a_suite_is_planned_by_what_is_encoded_and_may_be_misspelt():
+    """Of Flores's 41,412 pairs the 204 languages' 1,012 sentences are encoded once; six in a language are alike."""
+    lines = planned("--suite", "lowres")
+    assert set(benchmarks.SUITES["lowres"]) <= lines.keys()
+    assert float(lines["FloresBitextMining"][0].replace(",", "")) == pytest.approx(204 * 1012, rel=0.001)
+    assert float(lines["IN22GenBitextMining"][0].replace(",", "")) == pytest.approx(23 * 1024, rel=0.01)
+    done = me5("--suite", "lowress")
+    assert done.exit_code == 2 and "me5: unknown suite 'lowress': choose one of eng-mini, lowres" in done.stderr
 
 
 def test_real_tasks(shared, client, tmp_path, monkeypatch):

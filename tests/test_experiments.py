@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from me5lib import config, io
 from me5lib.cli.app import experiment_command
 from me5lib.data.corpus import open_corpus
-from me5lib.evaluate import heldout, stats
+from me5lib.evaluate import benchmarks, heldout, stats
 from me5lib.evaluate.stats import Interval, interval, resampled
 from me5lib.io import Me5Error
 from me5lib.lessons import experiments, labs, tune
@@ -491,7 +491,7 @@ def test_a_scale_of_the_hub_is_told_and_not_started():
 def test_a_suite_is_measured_by_tasks_of_mteb_from_a_hub(shared, client, tmp_path, monkeypatch):
     import mteb
 
-    tasks = labs.SUITES["eng-mini"]
+    tasks = benchmarks.SUITES["eng-mini"]
     known = mteb.get_tasks(tasks=list(tasks), languages=["eng"])
     assert sorted(task.metadata.name for task in known) == sorted(tasks) and len(tasks) >= 8
     assert {"STSBenchmark", "SciFact"} <= set(tasks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +32,7 @@ def evaluate_command(
     model: Annotated[str, typer.Option(help="A model to evaluate: a hub id, or the folder of a checkpoint.")] = "",
     table: Annotated[str, typer.Option(help="With --model: a table of the paper, 3, 4, 5 or all.")] = "",
     tasks: Annotated[str, typer.Option(help="With --model: tasks by mteb's names, as STSBenchmark,SciFact.")] = "",
+    suite: Annotated[str, typer.Option(help="With --model: tasks that belong together, lowres or eng-mini.")] = "",
     protocol: Annotated[str, typer.Option(help="With --model: paper (as the authors do) or mteb's own.")] = "paper",
     dtype: Annotated[str, typer.Option(help="With --model: fp32, bf16 or fp16.")] = "fp32",
     languages: Annotated[str, typer.Option(help="With --model: only these, of several, as sw,th or deu-eng.")] = "",
@@ -46,12 +47,12 @@ def evaluate_command(
     drop_vectors: Annotated[bool, typer.Option("--drop-vectors", help="Keep no vectors of a finished task.")] = False,
 ) -> None:
     """The paper's tables with any model (--model); or every checkpoint of a run and the baselines, offline."""
-    if not (model or table or tasks):
+    if not (model or table or tasks or suite):
         _offline_tables(scale, seed, overrides, out)
         return
     if not model:
         raise Me5Error("--table and --tasks evaluate a model: name one with --model, a hub id or a folder")
-    if not table and not tasks:
+    if not (table or tasks or suite):
         raise Me5Error("say what to evaluate the model on: --table 3, 4, 5 or all, or --tasks with mteb's names")
     for name, value, known in (("protocol", protocol, ("paper", "mteb")), ("dtype", dtype, ("fp32", "bf16", "fp16"))):
         if value not in known:
@@ -62,6 +63,9 @@ def evaluate_command(
     from me5lib.evaluate.cache import on_devices
     from me5lib.evaluate.models import open_model
 
+    if suite and suite not in benchmarks.SUITES:
+        raise Me5Error(f"unknown suite {suite!r}: choose one of {', '.join(benchmarks.SUITES)}")
+    tasks = ",".join([*split_names(tasks), *benchmarks.SUITES.get(suite, ())])
     numbers = benchmarks.table_numbers(table) if table else ()
     of_tables = [task for number in numbers for task in benchmarks.table_tasks(number, quick)]
     known = {task.metadata.name for task in of_tables}
@@ -93,7 +97,7 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
          against: str = "") -> None:  # fmt: skip
     """Print, and keep in files, what the protocol is worth where both were run, and the measured values beside those
     that are published of this model; of the tables `numbers` and of single `tasks`."""
-    from me5lib.evaluate import paper, runs, verdicts
+    from me5lib.evaluate import benchmarks, paper, runs, verdicts
 
     home = out / f"{protocol}-{opened.dtype}"
     print(f"results in mteb's format: {home / 'results'}")
@@ -112,6 +116,9 @@ def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), 
         return
     measured = measured[measured["protocol"] == protocol]
     named = measured[measured["task"].isin(tasks)]
+    if len(lowres := named[named["task"].isin(benchmarks.SUITES["lowres"])]):
+        with suppress(Me5Error):  # a model whose runs nobody has published
+            print(verdicts.beside_others(lowres, whose).to_string(index=False, float_format="{:.2f}".format, na_rep=""))
     for number in paper.TABLES:
         published = paper.expected(number).query("not mean and model == @whose")
         if number not in numbers and not published["task"].isin(named["task"]).any():

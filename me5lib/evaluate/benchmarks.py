@@ -30,6 +30,17 @@ from me5lib.io import Me5Error
 from me5lib.model.released import HUB_ID
 from me5lib.model.resolve import model_folder, resolve
 
+SUITES = {
+    "eng-mini": (  # ours: eleven of the 56 tasks of English MTEB, of five types, the smaller ones
+        "ArguAna", "FiQA2018", "NFCorpus", "SciFact", "AskUbuntuDupQuestions", "STSBenchmark", "SICK-R",
+        "Banking77Classification", "ImdbClassification", "TwitterSemEval2015", "SprintDuplicateQuestions",
+    ),
+    "lowres": (  # ours: of hundreds of languages, then what MTEB(Africa, v1, lite) has besides, in all their languages
+        "BelebeleRetrieval", "NTREXBitextMining", "FloresBitextMining", "SIB200Classification", "IN22GenBitextMining",
+        "SIB200Classification.v2", "SIB200ClusteringS2S", "AfriHateClassification", "AfriSentiClassification",
+        "MasakhaNEWSClassification", "KinNewsClassification", "AfriXNLI", "EmotionAnalysisPlus", "InjongoIntent",
+    ),
+}  # fmt: skip
 MIRACL = ("ar", "bn", "en", "es", "fa", "fi", "fr", "hi", "id", "ja", "ko", "ru", "sw", "te", "th", "zh")
 MIRACL_QUICK = ("sw", "bn", "hi", "te", "th")  # the languages of 130 to 540 thousand passages; all others: millions
 LONGEST = 512  # tokens that are read of a text
@@ -60,6 +71,11 @@ def table_tasks(number: int, quick: bool = False) -> list[AbsTask]:
         languages = MIRACL_QUICK if quick else MIRACL
         return [mteb.get_task("MIRACLRetrieval", hf_subsets=list(languages), eval_splits=["dev"])]
     return [mteb.get_task(name) for name in ("BUCC", "Tatoeba")]
+
+
+def tasks_of(suite: str) -> Sequence[str]:
+    """The tasks of mteb that a suite names, or that stand in it with commas between them."""
+    return SUITES.get(suite) or [name.strip() for name in suite.split(",")]
 
 
 def named_tasks(names: Iterable[str]) -> list[AbsTask]:
@@ -95,9 +111,10 @@ def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask
 
 
 def _codes_of_subset(subset: str) -> set[str]:
-    """The codes in a subset's name, long and short; without English where there is another."""
-    codes = set(subset.split("-"))
-    codes = codes - {"en", "eng"} or codes
+    """The codes in a subset's name (`deu-eng`, `doi_Deva-eng_Latn`), long and short, with their script and without;
+    without English where there is another."""
+    names = {name for part in subset.split("-") for name in (part, part.partition("_")[0])}
+    codes = {name for name in names if name.partition("_")[0] not in ("en", "eng")} or names
     return codes | {short_code(code) for code in codes}
 
 
@@ -138,10 +155,11 @@ class Amount(NamedTuple):
 def amount(task: AbsTask) -> Amount | None:
     """Texts, characters and estimated tokens of the splits and subsets of a task; None where mteb has no statistics.
 
-    Each different text of a column counts once, because it is encoded once; of a classification the test split, since
+    Each different text of a column counts once, because it is encoded once; so do columns with as many texts of the
+    same mean length (a language's side of the many pairs that Flores has); of a classification the test split, since
     the few training texts are drawn at random.
     """
-    columns = []
+    columns = {}
     for part in parts_of(task):
         stats = part.metadata.descriptive_stats
         if not stats or not set(part.eval_splits) <= set(stats):
@@ -154,8 +172,8 @@ def amount(task: AbsTask) -> Amount | None:
                     if isinstance(column, Mapping) and "unique_texts" in column:
                         texts, mean = column["unique_texts"], column["average_text_length"]
                         tokens = min(LONGEST, mean / CHARACTERS.get(language, OTHERS) + EXTRA)
-                        columns.append((texts, texts * mean, texts * tokens, texts * tokens**2))
-    return Amount.total(columns)
+                        columns[texts, mean] = texts, texts * mean, texts * tokens, texts * tokens**2
+    return Amount.total(columns.values())
 
 
 class Shape(NamedTuple):

@@ -42,7 +42,7 @@ class CachedEncoder:
 
     `identity` (JSON types) is what vectors depend on besides the text: the model and its revision; `dtype`, what they
     are computed in, and the code's versions are added. `encode` (of `on_devices`) does the work of `encoder.encode`.
-    `seen` gets the number of characters of each chunk once it is there, for a progress bar.
+    `seen` gets the number of characters of each chunk once it is there (0 from then on), for a progress bar.
     """
 
     def __init__(self, encoder: Any, folder: Path, identity: Mapping[str, Any], dtype: str = "fp32",
@@ -69,12 +69,13 @@ class CachedEncoder:
         # a file is named by all that decides its vectors
         keys = [self._key | {"prefix": prefix, "options": options, "texts": chunk} for chunk in chunks]
         paths = [self.folder / f"{checkpoint.fingerprint(key)}.npy" for key in keys]
+        again = self._used.intersection(paths)
         self._used.update(paths)
         vectors = [io.read_array(path, self._stored, len(chunk), 2, f"its {len(chunk):,} texts are encoded again")
                    for path, chunk in zip(paths, chunks, strict=True)]
         missing = [i for i, array in enumerate(vectors) if array is None]
         for i in set(range(len(chunks))).difference(missing):
-            self.seen(sum(map(len, chunks[i])))
+            self.seen(sum(map(len, chunks[i])) * (paths[i] not in again))
         encoded = self._encode([chunks[i] for i in missing], prefix, **options)
         for i, array in zip(missing, encoded, strict=True):  # one is on disk before the next is begun
             vectors[i] = np.asarray(array).astype(self._stored)

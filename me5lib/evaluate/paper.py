@@ -103,16 +103,17 @@ def expected(number: int, model: str = "") -> pd.DataFrame:
     return table
 
 
-def repository(number: int, size: str) -> pd.DataFrame:
+def repository(which: int | str, size: str) -> pd.DataFrame:
     """What mteb's public results repository holds of a size (Table 3, by mteb 1.12, or 5), as a measured frame.
 
     Other people's runs under mteb's own rules of their day: real figures to try `verdicts` on. Their dtype is not
-    recorded ("").
+    recorded (""). Of suite "lowres" means ("mean of n"), where a file had all subsets of its task.
     """
-    if number not in (3, 5) or size not in SIZES:
-        raise Me5Error(f"no such runs are kept here: Table 3 or 5, and a size of {', '.join(SIZES)}")
-    runs = _results("runs_of_others", "set", str(number), protocol="mteb", dtype="", dataset_revision="")
-    return runs[runs["model"] == MODELS[f"mE5-{size}"]].reset_index(drop=True)
+    runs = _results("runs_of_others", "set", str(which), protocol="mteb", dtype="", dataset_revision="")
+    runs = runs[runs["model"] == model_named(size)].reset_index(drop=True)
+    if runs.empty:
+        raise Me5Error(f"no such runs are kept here: Table 3 or 5, or lowres, and a size of {', '.join(SIZES)}")
+    return runs
 
 
 def _results(name: str, column: str, value: str, **constant: str) -> pd.DataFrame:

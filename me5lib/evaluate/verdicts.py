@@ -22,7 +22,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from me5lib.evaluate import runs
-from me5lib.evaluate.paper import COORDINATES, MODELS, expected, load_csv, model_named
+from me5lib.evaluate.paper import COORDINATES, MODELS, expected, load_csv, model_named, repository
 from me5lib.io import Me5Error, checkout
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.3, "bf16": 0.3, "": 0.1}  # points; a dtype that nobody recorded gets the narrow one
@@ -242,6 +242,25 @@ def protocol_delta(measured: pd.DataFrame) -> pd.DataFrame:
         _single(both[name], name)
     table = both.groupby("task", sort=False).agg({"subsets": "sum", "paper": "mean", "mteb": "mean"}).reset_index()
     return table.assign(delta=table["mteb"] - table["paper"])
+
+
+def beside_others(measured: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Main scores of tasks of suite "lowres" beside those that others have published of a model (`paper.repository`).
+
+    A row per measured task: `task`, `subsets` (measured), `of` (published), `measured` and `published` (their means,
+    per cent), `delta` (where both have as many subsets, else NaN), `note`. No verdict: theirs are of mteb's own
+    protocol, and of the task's data of their day. Raises `Me5Error` for a model without such runs.
+    """
+    theirs = repository("lowres", model).set_index("task")[["subset", "value", "revision"]]
+    scores = measured[measured["metric"] == "main_score"].groupby("task", sort=False)
+    rows = scores.agg(subsets=("subset", "nunique"), measured=("value", "mean")).join(theirs).reset_index()
+    rows["of"] = rows["subset"].str.removeprefix("mean of ").astype("Int64")
+    same = rows["of"].eq(rows["subsets"]).fillna(False)
+    rows["delta"] = (rows["measured"] - rows["value"]).where(same)
+    rows["note"] = np.where(rows["of"].isna(), "not published", "published of revision " + rows["revision"].astype(str)
+                            + np.where(same, "", ", of other subsets"))  # fmt: skip
+    columns = ["task", "subsets", "of", "measured", "published", "delta", "note"]
+    return rows.rename(columns={"value": "published"})[columns]
 
 
 def contamination(tasks: Iterable[str]) -> pd.DataFrame:

@@ -36,12 +36,13 @@ from me5lib.evaluate import benchmarks, stats
 from me5lib.io import Me5Error
 from me5lib.lessons.figures import COLOURS, GREY, canvas, keep, span
 from me5lib.lessons.instructed import Instructions
-from me5lib.lessons.labs import Arm, Lab, Stages, tasks_of
+from me5lib.lessons.labs import Arm, Lab, Stages
+from me5lib.lessons.transfer import Transfer
 from me5lib.lessons.tune import Forgetting, NearMisses, Negatives, code_lines
 from me5lib.train.checkpoint import fingerprint
 
 LABS: dict[str, type[Lab]] = {"stages": Stages, "negatives": Negatives, "forgetting": Forgetting,
-                              "near-misses": NearMisses, "instructions": Instructions}
+                              "near-misses": NearMisses, "instructions": Instructions, "transfer": Transfer}
 PILOT = 1000  # the first of the pilot's two seeds
 KEPT, FORGOTTEN = 0.8, 0.2  # of gain and of forgetting: what a good point of the frontier has
 LABELS = {"eng-mini": "mean main score, 11 tasks of English MTEB", "twins": "twins, both right"}
@@ -122,7 +123,7 @@ def planned(experiment: str, scale: Scale, seeds: int = 0, suite: str = "") -> P
         raise Me5Error(f"{experiment} is run offline, on its own tests: choose --scale tiny, without --suite")
     suite, seeds = suite or "eng-mini" * (not scale.offline), seeds or lab.seeds
     if suite:  # a name that mteb lacks is said before anything is trained
-        benchmarks.named_tasks(tasks_of(suite))
+        benchmarks.named_tasks(benchmarks.tasks_of(suite))
     if seeds == 1:
         raise Me5Error("one seed cannot be told from its luck: choose --seeds 2 or more")
     scale = lab.settings(scale)
@@ -246,20 +247,21 @@ def summarise_arms(
         for k, row in enumerate(rows):
             found = stats.interval(draws[metric][k], means[metric][k].mean())
             row[metric] = found._asdict() | {"seeds": means[metric][k].tolist()}
-    for family in (plan.metrics[:1], plan.metrics[1:]):
-        _judge(plan, rows, family, draws, means)
+    compared = [(k, metric) for k, arm in enumerate(plan.arms) if arm.against for metric in plan.metrics]
+    for first in (True, False):
+        _judge(plan, rows, [(k, metric) for k, metric in compared
+                            if first == (metric == (plan.arms[k].own or plan.metrics[0]))], draws, means)
     frontier = _frontier(names, draws) if plan.experiment == "forgetting" else []
     return _rounded({"arms": rows, "controls": _controls(plan, rows), "frontier": frontier})
 
 
 def _judge(
-    plan: Plan, rows: list[dict[str, Any]], family: Sequence[str], draws: Mapping[str, np.ndarray],
+    plan: Plan, rows: list[dict[str, Any]], family: Sequence[tuple[int, str]], draws: Mapping[str, np.ndarray],
     means: Mapping[str, np.ndarray],
 ) -> None:
-    """Add to `rows` every arm's differences on the metrics of a `family`, and what they say together."""
+    """Add to `rows` the differences of a `family` of (arm, metric), and what they say together."""
     names = [arm.name for arm in plan.arms]
-    compared = [(k, names.index(arm.against), metric)
-                for k, arm in enumerate(plan.arms) for metric in family if arm.against]  # fmt: skip
+    compared = [(k, names.index(plan.arms[k].against), metric) for k, metric in family]
     apart = [draws[metric][k] - draws[metric][other] for k, other, metric in compared]
     p = np.array([stats.p_value(own) for own in apart])
     asked = np.array([plan.arms[k].role != "A/A" for k, *_ in compared], bool)  # a twin must fail the sharper test
@@ -376,7 +378,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     if results["pilot"]:
         lines += _pilot_lines(results["pilot"], first)
     for arm in results["arms"]:
-        if apart := arm["difference"].get(first):
+        if apart := arm["difference"].get(arm.get("own", first)):
             lines.append(f"{arm['name']} {WORDS[apart['verdict']]} {arm['against']}: {apart['mean']:+.3f}, from "
                          f"{apart['low']:+.3f} to {apart['high']:+.3f}, p {apart['adjusted']:.3f}, ahead in "
                          f"{apart['seeds ahead']} of {seeds} seeds")

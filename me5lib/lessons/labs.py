@@ -20,6 +20,7 @@ from me5lib import config, io
 from me5lib.config import Scale, Stage
 from me5lib.device import best_device, precision
 from me5lib.evaluate import heldout, runs
+from me5lib.evaluate.benchmarks import tasks_of
 from me5lib.evaluate.heldout import Search
 from me5lib.evaluate.protocol import Protocol
 from me5lib.model.encoder import Encoder
@@ -28,10 +29,6 @@ from me5lib.train import labelled as examples
 from me5lib.train.distributed import Team
 from me5lib.train.stages import card_prefixes
 
-SUITES = {"eng-mini": (  # ours: eleven of the 56 tasks of English MTEB, of five types, the smaller ones
-    "ArguAna", "FiQA2018", "NFCorpus", "SciFact", "AskUbuntuDupQuestions", "STSBenchmark", "SICK-R",
-    "Banking77Classification", "ImdbClassification", "TwitterSemEval2015", "SprintDuplicateQuestions",
-)}  # fmt: skip
 OTHER = 100  # added to a seed for the A/A twin: the same configuration, luck of its own
 
 
@@ -54,6 +51,7 @@ class Arm:
     alpha: float = 1.0  # weight of what was tuned in a mean with the start's weights
     instructed: bool = False  # instructions are read, in training and in tests
     synthetic: float = 0.0  # share of a batch
+    own: str = ""  # a language family, and the metric that is primary for the arm that leaves it out
 
     @property
     def folder(self) -> str:
@@ -79,7 +77,7 @@ class Lab:
     seeds = 5
     hub = False  # whether it runs at a scale of the hub
     trains = ("train", "finetune")  # stages of the scale: texts are read as far as in training
-    values: Mapping[str, Any] = {}  # its own of stage 2's settings
+    values: Mapping[str, Any] = {}  # its own settings of the last of these stages
     with_teacher: tuple[str, ...] = ()  # arms that come with KD, too
     beside = staticmethod(lambda arms, records, run: {})
     lines = staticmethod(lambda results: [])
@@ -93,11 +91,11 @@ class Lab:
 
     @classmethod
     def settings(cls, scale: Scale) -> Scale:
-        """The scale with stage 2 as in `values`, but for what was set by hand; at smoke as it is."""
-        by_hand = {key for key, (_, why) in scale.provenance.items() if why == config.BY_HAND}
-        values = {key: value for key, value in cls.values.items() if f"finetune.{key}" not in by_hand}
+        """The scale with its last stage as in `values`, but for what was set by hand; at smoke as it is."""
+        by_hand, name = {key for key, (_, why) in scale.provenance.items() if why == config.BY_HAND}, cls.trains[-1]
+        values = {key: value for key, value in cls.values.items() if f"{name}.{key}" not in by_hand}
         real = scale.evaluate.model != config.UNTRAINED
-        return dataclasses.replace(scale, finetune=dataclasses.replace(scale.finetune, **values)) if real else scale
+        return dataclasses.replace(scale, **{name: dataclasses.replace(getattr(scale, name), **values)} if real else {})
 
     def meanings(self) -> dict[str, list[str]]:
         """What every query is about; each task of a suite stands for itself."""
@@ -118,11 +116,6 @@ class Lab:
         conditions = checkpoint.conditions(best_device()) | {"precision": precision(best_device()).name}
         return {"scores": {name: [round(float(value), 5) for value in values] for name, values in found.items()},
                 "conditions": conditions, "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
-
-
-def tasks_of(suite: str) -> Sequence[str]:
-    """The tasks of mteb that a suite names, or that stand in it with commas between them."""
-    return SUITES.get(suite) or [name.strip() for name in suite.split(",")]
 
 
 def on_mteb(encoder: Encoder, name: str, tasks: Sequence[Any], folder: Path) -> np.ndarray:
