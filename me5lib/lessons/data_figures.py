@@ -48,7 +48,7 @@ def language_shares(rows: dict[str, int], curves: dict[str, list[float]]) -> Fig
 
 
 def batch_sources(panels: dict[str, list[dict[str, int]]]) -> Figure:
-    """A panel per entry: one stacked bar per step, rows of each source; steps in order, one colour per source."""
+    """A panel per entry: one stacked bar per step, rows of each source; steps in order, a colour and hatching each."""
     figure, axes = canvas(9.0, 1.7 * len(panels), rows=len(panels), squeeze=False, sharex=True)
     sources = sorted({source for steps in panels.values() for step in steps for source in step})
     colours = [*COLOURS, GREY]
@@ -56,7 +56,8 @@ def batch_sources(panels: dict[str, list[dict[str, int]]]) -> Figure:
         bottom = [0] * len(steps)
         for i, source in enumerate(sources):
             height = [step.get(source, 0) for step in steps]
-            axis.bar(range(len(steps)), height, 0.9, bottom, color=colours[i % len(colours)], label=source)
+            axis.bar(range(len(steps)), height, 0.9, bottom, color=colours[i % len(colours)], label=source,
+                     hatch=("", "///", "...", "\\\\\\", "xxx", "---")[i % 6], edgecolor="white", linewidth=0)
             bottom = [b + h for b, h in zip(bottom, height, strict=True)]
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_ylabel("rows")

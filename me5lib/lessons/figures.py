@@ -270,20 +270,20 @@ def padding(lengths: list[int], cut: list[list[int]], title: str = "") -> Figure
 
 
 def loss_curve(steps: list[dict], chance: float) -> Figure:
-    """The loss of every step as dots, coloured by source, and its running mean; `chance` is that of no knowledge.
+    """The loss of every step, a colour and a mark per source, and its running mean; `chance` is that of no knowledge.
 
     `steps` are rows of a stage's log (step, loss, source); the running mean forgets a tenth a step.
     """
     figure, axis = canvas(8.0, 3.8)
     for i, source in enumerate(sorted({row["source"] for row in steps})):
         own = [row for row in steps if row["source"] == source]
-        axis.plot([row["step"] for row in own], [row["loss"] for row in own], "o", markersize=3, alpha=0.6,
-                  color=COLOURS[i % len(COLOURS)], label=source)
+        axis.plot([row["step"] for row in own], [row["loss"] for row in own], "os^DvPX*"[i % 8], markersize=4,
+                  alpha=0.6, color=COLOURS[i % len(COLOURS)], label=source)
     mean = pandas.Series([row["loss"] for row in steps]).ewm(alpha=0.1).mean()
     axis.plot([row["step"] for row in steps], mean, color="black", linewidth=1.5, label="running mean")
     axis.axhline(chance, color=GREY, linestyle="--", linewidth=1, label=f"all passages alike: {chance:.2f}")
     axis.set(xlabel="step", ylabel="InfoNCE", ylim=(0, None))
-    axis.legend(frameon=False, fontsize=8, ncols=2)
+    legend_below(figure, 4, fontsize=8)
     return figure
 
 
