@@ -113,8 +113,9 @@ def report_command(scale: ScaleName = "tiny", seed: Seed = 0, out: Out = "") -> 
 
 
 def experiment_command(
-    names: Annotated[list[str], typer.Argument(help="stages, negatives, forgetting, instructions, near-misses.")],
-    scale: Annotated[str, typer.Option("--scale", help="Default: random for stages, tiny for the others.")] = "",
+    names: Annotated[list[str], typer.Argument(
+        help="stages, negatives, forgetting, instructions, near-misses, transfer.")],  # fmt: skip
+    scale: Annotated[str, typer.Option("--scale", help="Default: random for stages and transfer, else tiny.")] = "",
     seeds: Annotated[int, typer.Option(min=0, help="How many seeds (0: as many as the experiment wants).")] = 0,
     pilot: Annotated[bool, typer.Option("--pilot", help="Only the pilot, and the plan that follows from it.")] = False,
     suite: Annotated[str, typer.Option("--suite", help="Of stages: eng-mini, or names of mteb's tasks.")] = "",
@@ -126,7 +127,7 @@ def experiment_command(
     from me5lib.lessons import experiments
 
     for name in dict.fromkeys(names):
-        cfg = config.load(scale or ("random" if name == "stages" else "tiny"), overrides)
+        cfg = config.load(scale or ("random" if name in ("stages", "transfer") else "tiny"), overrides)
         plan, base = experiments.planned(name, cfg, seeds, suite), experiments.home(cfg, out)
         if not cfg.offline and not yes:
             print("\n".join(plan.lines()), flush=True)
