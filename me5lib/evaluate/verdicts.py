@@ -245,22 +245,16 @@ def protocol_delta(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside_others(measured: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Main scores of tasks of suite "lowres" beside those that others have published of a model (`paper.repository`).
-
-    A row per measured task: `task`, `subsets` (measured), `of` (published), `measured` and `published` (their means,
-    per cent), `delta` (where both have as many subsets, else NaN), `note`. No verdict: theirs are of mteb's own
-    protocol, and of the task's data of their day. Raises `Me5Error` for a model without such runs.
+    """Mean main scores of tasks of suite "lowres", per cent, beside those of others' runs (`paper.repository`; mteb's
+    own protocol, data of their day: no verdict). `delta` is NaN, and `note` says so, where they are of other subsets.
     """
     theirs = repository("lowres", model).set_index("task")[["subset", "value", "revision"]]
     scores = measured[measured["metric"] == "main_score"].groupby("task", sort=False)
     rows = scores.agg(subsets=("subset", "nunique"), measured=("value", "mean")).join(theirs).reset_index()
-    rows["of"] = rows["subset"].str.removeprefix("mean of ").astype("Int64")
-    same = rows["of"].eq(rows["subsets"]).fillna(False)
-    rows["delta"] = (rows["measured"] - rows["value"]).where(same)
-    rows["note"] = np.where(rows["of"].isna(), "not published", "published of revision " + rows["revision"].astype(str)
-                            + np.where(same, "", ", of other subsets"))  # fmt: skip
-    columns = ["task", "subsets", "of", "measured", "published", "delta", "note"]
-    return rows.rename(columns={"value": "published"})[columns]
+    rows = rows.rename(columns={"value": "published", "subset": "published as"}).fillna({"published as": ""})
+    same = rows["published as"] == "mean of " + rows["subsets"].astype(str)
+    delta = (rows["measured"] - rows["published"]).where(same)
+    return rows.assign(delta=delta, note=np.where(same | (rows["published as"] == ""), "", "of other subsets"))
 
 
 def contamination(tasks: Iterable[str]) -> pd.DataFrame:

@@ -387,15 +387,19 @@ def score_panels(
 
 
 def score_map(scores: dict[str, dict[str, float]], label: str) -> Figure:
-    """Rows of the table down, languages across (row → language → score in [0, 1]), sorted by the last row's score."""
+    """Rows of the table down, languages across (row → language → score in [0, 1]), sorted by the last row's score; in
+    panels of at most 45 languages."""
     last = next(reversed(scores.values()))
     languages = sorted(last, key=lambda code: -last[code])
-    values = [[row.get(code, math.nan) for code in languages] for row in scores.values()]
-    figure, axis = canvas(min(15.0, 2.6 + 0.23 * len(languages)), 1.3 + 0.32 * len(scores))
-    axis.grid(False)
-    image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    codes_across(axis, languages, 6 if len(languages) > 60 else 8)
-    axis.set_yticks(range(len(scores)), list(scores))
-    axis.set_title(label, fontsize=10)
-    figure.colorbar(image, fraction=0.03, pad=0.01)
+    wide = math.ceil(len(languages) / math.ceil(len(languages) / 45))
+    parts = [languages[start : start + wide] for start in range(0, len(languages), wide)]
+    figure, axes = canvas(2.6 + 0.23 * wide, (1.3 + 0.32 * len(scores)) * len(parts), rows=len(parts), squeeze=False)
+    for axis, part in zip(axes[:, 0], parts, strict=True):
+        axis.grid(False)
+        values = [[row.get(code, math.nan) for code in part] for row in scores.values()]
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        codes_across(axis, part, 8)
+        axis.set_yticks(range(len(scores)), list(scores))
+    axes[0, 0].set_title(label, fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
     return figure
