@@ -1,5 +1,5 @@
 """`me5 evaluate`: a model on tables of the paper or on mteb's tasks, by the paper's protocol; what a run will take.
-`me5 calibrate`: what its cosines mean.
+`me5 atlas`: a page on which its space is explored. `me5 calibrate`: what its cosines mean.
 
 A killed run is gone on with by the same command. Results lie under --out in mteb's format (see `evaluate.runs`).
 """
@@ -181,6 +181,35 @@ def calibrate_command(
     if out:
         io.put_text(Path(out).expanduser(), table.to_csv(index=False))
     print(*unused, *calibrate.lines(table), sep="\n")
+
+
+def atlas_command(
+    model: Annotated[str, typer.Option(help="Checkpoint folder, hub id or released model.")] = config.RELEASED[0],
+    against: Annotated[str, typer.Option(help="A second model, to go over to on the page.")] = "",
+    data: Annotated[str, typer.Option(help="heldout (interface strings), gsm (word problems in every language), or a "
+                                           "CSV with a column a language.")] = "heldout",
+    out: Annotated[Path | None, typer.Option(help="The page to write, as atlas.html.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="A table of the UMAP map for outside viewers, as "
+                                                      "atlas.parquet.")] = None,
+    scale: ScaleName = "tiny", seed: Seed = 0, overrides: Set = [],  # noqa: B006
+) -> None:
+    """A map of translations as one page that needs nothing but a browser, or as a table for outside viewers."""
+    for option, path, kind in (("--out", out, ".html"), ("--parquet", parquet, ".parquet")):
+        if path and path.suffix != kind:
+            raise Me5Error(f"{option} names the file to write, which ends in {kind}: not {path}")
+    if not (out or parquet):
+        raise Me5Error("say what to write: --out atlas.html, or --parquet atlas.parquet")
+    from me5lib.evaluate.models import open_model
+    from me5lib.lessons import atlas
+
+    texts = atlas.parallel_texts(config.load(scale, overrides), data)
+    spaces = {name: atlas.encoded(open_model(name), texts) for name in filter(None, (model, against))}
+    maps = atlas.lay_out_maps(spaces, seed)
+    if out:
+        io.put_text(out, atlas.explorer(spaces, texts, maps).html)
+    if parquet:
+        atlas.write_points(parquet, next(iter(spaces.values())), texts, maps[0])
+    print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in (out, parquet) if path), sep="\n")
 
 
 def _command() -> str:

@@ -1,17 +1,18 @@
 """How aligned languages are, in numbers: from vectors of the same meanings in several languages.
 
 Most take `vectors` [languages, meanings, width]: the same meanings, in the same order, in every language.
-Exact and dense: a few thousand texts take well under a second.
+`centred`, `translations` and `bitext_accuracy` take NaN where a language lacks a meaning. Exact: a few thousand texts
+take a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import permutations
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 
-from me5lib.train import monitor
+BLOCK = 1_024  # points whose distances to all others are held at once
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -21,18 +22,35 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def centred(vectors: np.ndarray) -> np.ndarray:
     """Each language's mean taken off, then unit length: what is left when a language's own direction is removed."""
-    return unit(vectors - vectors.mean(axis=1, keepdims=True))
+    return unit(vectors - np.nanmean(vectors, axis=1, keepdims=True))
+
+
+def translations(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every text and its translations: their cosines and ranks, both [languages, languages, meanings].
+
+    At [i, j, m]: text m of language i and its translation in j, which is the rank-th (from 1) of j's texts by cosine;
+    of equal ones the first comes first, as in mteb. Rank 0, and cosine NaN, where either is absent.
+    """
+    space, (languages, meanings) = unit(np.asarray(vectors, np.float64)), vectors.shape[:2]
+    cosines = np.full((languages, languages, meanings), np.nan)
+    ranks = np.zeros((languages, languages, meanings), dtype=np.int64)
+    earlier = np.tri(meanings, k=-1, dtype=bool)
+    for i, j in product(range(languages), repeat=2):
+        table = space[i] @ space[j].T
+        cosines[i, j] = own = np.diagonal(table)
+        ahead = (table > own[:, None]) | ((table == own[:, None]) & earlier)
+        ranks[i, j] = np.where(np.isnan(own), 0, 1 + ahead.sum(axis=1))
+    return cosines, ranks
 
 
 def bitext_accuracy(vectors: np.ndarray) -> np.ndarray:
     """[languages, languages]: how often the nearest text of language j to a text of language i is its translation.
 
-    Top-1 by cosine among that language's meanings; the diagonal is NaN. Ties count as the first, as in mteb.
+    Top-1 by cosine among that language's texts; the diagonal is NaN.
     """
-    languages = len(vectors)
-    table, space = np.full((languages, languages), np.nan), unit(vectors)
-    for i, j in permutations(range(languages), 2):
-        table[i, j] = monitor.top1_accuracy(space[i], space[j])
+    ranks = translations(vectors)[1]
+    table = (ranks == 1).sum(axis=2) / (ranks > 0).sum(axis=2)
+    np.fill_diagonal(table, np.nan)
     return table
 
 
@@ -43,7 +61,7 @@ def agreement_by_language(points: np.ndarray, k: int = 5) -> np.ndarray:
     languages - 1; a random layout scores about 1 / meanings.
     """
     languages, meanings = points.shape[:2]
-    neighbours = _nearest(points.reshape(languages * meanings, -1), k)
+    neighbours, _ = nearest(points.reshape(languages * meanings, -1), k)
     own = np.tile(np.arange(meanings), languages)
     return (own[neighbours] == own[:, None]).reshape(languages, -1).mean(axis=1)
 
@@ -87,9 +105,25 @@ def _top(similarities: np.ndarray, k: int) -> np.ndarray:
     return np.argpartition(-similarities, k - 1, axis=1)[:, :k]
 
 
-def _nearest(points: np.ndarray, k: int) -> np.ndarray:
-    """[n, k]: the nearest other points of each, nearest first."""
+def nearest(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest other points of each, nearest first: ids and squared Euclidean distances, both [n, k]."""
+    ids = np.empty((len(points), k), dtype=np.int64)
+    found = np.empty((len(points), k))
+    for rows, gaps in distance_blocks(points):
+        part = np.sort(np.argpartition(gaps, k - 1, axis=1)[:, :k], axis=1)
+        order = np.argsort(np.take_along_axis(gaps, part, axis=1), axis=1, kind="stable")
+        ids[rows] = np.take_along_axis(part, order, axis=1)
+        found[rows] = np.take_along_axis(gaps, ids[rows], axis=1)
+    return ids, found
+
+
+def distance_blocks(points: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows, and their squared Euclidean distances to all points of [n, width], `BLOCK` rows at a time; to itself a
+    point has infinite distance."""
+    points = np.asarray(points, np.float64)
     squares = (points**2).sum(axis=1)
-    gaps = squares[:, None] + squares[None] - 2 * points @ points.T
-    np.fill_diagonal(gaps, np.inf)
-    return np.argsort(gaps, axis=1, kind="stable")[:, :k]
+    for start in range(0, len(points), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(points)))
+        gaps = squares[rows, None] + squares - 2 * points[rows] @ points.T
+        gaps[np.arange(len(gaps)), np.arange(rows.start, rows.stop)] = np.inf
+        yield rows, np.maximum(gaps, 0)
