@@ -1,6 +1,7 @@
 """What the tests share: the fetched packs, the cache, the folder of reference material."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,17 @@ def smoke_run(unplugged, tmp_path_factory) -> tuple[subprocess.CompletedProcess,
     """`me5 run --scale smoke` of all notebooks, without network: the finished process and the run's folder."""
     out = tmp_path_factory.mktemp("smoke")
     return me5("run", "--scale", "smoke", "--keep-going", "--out", str(out), **unplugged), out
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, which reaches files only; skips where there is none."""
+    driver = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed: the pages were not looked at in a browser")
+    with driver.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import csv
 import html
 import json
 import re
-import shutil
 import zipfile
 
 import pytest
@@ -87,17 +86,6 @@ def test_their_pages_load_nothing_from_elsewhere_are_small_and_say_what_pictures
         assert page.stat().st_size <= 1_000_000, page.name
         captions = re.findall("<figcaption>(.*?)</figcaption>", text := page.read_text("utf8"))
         assert text.count("<img") == len(captions) and all(20 < len(html.unescape(own)) < 200 for own in captions)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, which reaches files only; skips where there is none."""
-    driver = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium is installed: the pages were not looked at in a browser")
-    with driver.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found)
 
 
 PICTURES = """[...document.images].map(image => [image.alt, image.naturalWidth > 0,

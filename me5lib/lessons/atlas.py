@@ -37,6 +37,7 @@ from me5lib.evaluate.stats import Interval, bootstrap
 from me5lib.io import Me5Error
 from me5lib.lessons.figures import COLOURS, GREY, canvas
 from me5lib.lessons.paper_figures import kin
+from me5lib.lessons.run import needs_no_hub
 from me5lib.model.text import QUERY
 
 if TYPE_CHECKING:
@@ -237,6 +238,8 @@ def parallel_texts(scale: config.Scale, data: str) -> dict[str, list[str]]:
     """
     from me5lib.data.corpus import open_corpus
 
+    if data in ("heldout", "gsm"):
+        needs_no_hub(scale)
     if data == "heldout":
         return open_corpus(scale).parallel(scale.evaluate.map_sentences)
     if data == "gsm":

@@ -61,11 +61,8 @@ def keep(figure: Figure, path: Path, caption: str) -> Figure:
     return figure
 
 
-def interactive(controls: Sequence[Any], draw: Callable[..., Figure], row: bool = False):
-    """An ipywidgets box: the picture that `draw` makes of the values of `controls`, drawn again when one changes.
-
-    The controls stand above the picture, with `row` side by side.
-    """
+def interactive(controls: Sequence[Any], draw: Callable[..., Figure]):
+    """An ipywidgets box: the picture that `draw` makes of the values of `controls`, drawn again when one changes."""
     import ipywidgets
 
     picture = ipywidgets.Image(format="png")
@@ -78,7 +75,7 @@ def interactive(controls: Sequence[Any], draw: Callable[..., Figure], row: bool 
     for control in controls:
         control.observe(show, "value")
     show()
-    return ipywidgets.VBox([*([ipywidgets.HBox(controls)] if row else controls), picture])
+    return ipywidgets.VBox([*controls, picture])
 
 
 def legend_below(figure: Figure, columns: int, **options: Any) -> None:
