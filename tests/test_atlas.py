@@ -137,7 +137,7 @@ def test_a_reader_hovers_searches_clicks_filters_and_goes_from_map_to_map(page, 
     nearest = page.locator("#chosen ol").nth(1).all_text_contents()
     page.select_option("#model", "second")
     page.check("#centred")
-    page.wait_for_function("morph === null && state.map === 5")
+    page.wait_for_function("!morph && state.map === 5")
     assert page.evaluate("place.every((x, i) => Math.abs(x - data.maps[5].points[i]) < 1e-6)")
     assert page.locator("#chosen ol").nth(1).all_text_contents() != nearest
     assert "second by UMAP, language means removed." in page.text_content("#note")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from me5lib.evaluate.models import Opened
 
 MARKERS = "osD^vP*Xh<>pd"
-PALETTE = [*(colour for colour in COLOURS if colour != "#000000"), GREY]
+PALETTE = [*COLOURS[:6], GREY]  # those that are seen on white and on black
 SHADES = ["#0072b2", "#4a86a8", "#84939b", "#a89b7a", "#c79d48", "#e69f00"]  # from none to all K
 METHODS = ("UMAP", "PCA")
 K = 5  # neighbours of a text that are looked at
@@ -291,14 +291,14 @@ def write_points(path: Path, vectors: np.ndarray, texts: Mapping[str, Sequence[s
 
 
 def turned(maps: Sequence[Map]) -> list[np.ndarray]:
-    """The points of each map, centred, in the unit square and turned (or mirrored) to lie as the first one's do:
-    an orthogonal Procrustes rotation, so that going from map to map moves what differs."""
+    """The points of each map, in the square from -1 to 1, turned (or mirrored) to lie as the first one's do: an
+    orthogonal Procrustes rotation, so that going from map to map moves what differs."""
     first, found = None, []
     for laid in maps:
         points = laid.points - np.nanmean(laid.points, axis=(0, 1))
         flat = np.nan_to_num(points).reshape(-1, 2)
         first = flat if first is None else first
         left, _, right = np.linalg.svd(flat.T @ first)
-        points = points @ left @ right
-        found.append(points / np.nanmax(np.abs(points)))
+        low, high = (end(points @ left @ right, axis=(0, 1)) for end in (np.nanmin, np.nanmax))
+        found.append((points @ left @ right - (low + high) / 2) / ((high - low).max() / 2))
     return found

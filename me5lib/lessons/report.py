@@ -126,7 +126,7 @@ def _exporter():
             nb.metadata.pop("widgets", None)
             for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
                 if data.pop("application/vnd.jupyter.widget-view+json", None) is not None:
-                    over = "%|" in data.get("text/plain", "")  # a bar
+                    over = re.search(r"\[\d+:\d\d", data.get("text/plain", ""))  # a bar, with a total or without
                     data.clear()
                     data["text/html"] = "" if over else "<i>Interactive: open the notebook in JupyterLab.</i>"
                 data.pop("application/javascript", None)
