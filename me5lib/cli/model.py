@@ -50,7 +50,7 @@ def export_command(
     opened = models.open_model(model, revision=revision, device="cpu")
     about = about_model(opened, model, name or to.name, data, license, instruction)._replace(onnx=onnx)
     if results is not None:
-        about = about._replace(results=_result_entries(results, opened))
+        about = about._replace(results=_result_rows(results, opened))
     print(export_model(opened.encoder.encoder, to, about))
     print(f"{about.name}: {to}")
 
@@ -102,8 +102,8 @@ def cited(name: str, strict: bool) -> CitedSource:
     return CitedSource(name, card.title, card.licence, card.homepage, tuple(card.languages), repositories)
 
 
-def _result_entries(folder: Path, opened: Opened) -> tuple:
-    """The measured rows of this very model and revision, as entries of a `model-index`."""
+def _result_rows(folder: Path, opened: Opened) -> tuple:
+    """The measured rows of this very model and revision, for the card."""
     from me5lib.evaluate import runs
 
     if not folder.is_dir():
@@ -115,18 +115,4 @@ def _result_entries(folder: Path, opened: Opened) -> tuple:
         there = ", ".join(f"{name} at {revision[:12]}" for name, revision in pairs) or "none at all"
         raise Me5Error(f"{folder} has no results of {opened.name} at {opened.revision[:12]} ({there}): evaluate this "
                        "model, or leave --results out")
-    try:
-        return model_card.eval_results(mine, type_and_data)
-    except ValueError as error:
-        raise Me5Error(f"the results in {folder} cannot be put on a card ({error}): evaluate again") from None
-
-
-def type_and_data(task: str) -> tuple[str, str]:
-    """mteb's type of a task, and its data set's id on the hub; for a task that mteb does not know, its own name."""
-    import mteb
-
-    try:
-        about = mteb.get_task(task).metadata
-    except (KeyError, ValueError):
-        return "sentence-similarity", task
-    return about.type, about.dataset["path"]
+    return model_card.result_rows(mine)

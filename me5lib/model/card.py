@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from me5lib.io import PACKAGE, Me5Error
 from me5lib.model.resolve import read_model_json
@@ -45,7 +44,7 @@ class About(NamedTuple):
     base_model: str = ""  # a hub id; "": random weights, or not known
     start: str = ""  # what it was trained from where that is no hub id, as "random weights"
     sources: tuple[CitedSource, ...] = ()
-    results: tuple[EvalResult, ...] = ()
+    results: tuple[tuple[str, str, int, str], ...] = ()  # `result_rows`
     onnx: bool = False
     notice: str = ""  # what the licence of the weights asks to be passed on
 
@@ -59,48 +58,28 @@ def render(about: About) -> str:
         model_name=about.name, license=about.license, library_name="sentence-transformers",
         language=["multilingual", *codes] if len(codes) > 1 else codes or None, pipeline_tag="sentence-similarity",
         tags=[*TAGS, *(["onnx"] if about.onnx else [])],
-        base_model=about.base_model or None, datasets=list(datasets) or None, eval_results=list(about.results) or None,
+        base_model=about.base_model or None, datasets=list(datasets) or None,
     )  # fmt: skip
     start = f"`{about.base_model}`" if about.base_model else about.start or "a backbone that is not stated"
     card = ModelCard.from_template(
         data, template_str=TEMPLATE.read_text(encoding="utf8"), about=about, start=start, count=len(codes),
-        query=about.prompts["query"], document=about.prompts["document"], means=_subset_means(about.results),
+        query=about.prompts["query"], document=about.prompts["document"],
         cell=lambda text: " ".join(text.split()).replace("|", "\\|"), shown=lambda text: text.replace("\n", "\\n"),
     )  # fmt: skip
     return card.content
 
 
-def eval_results(measured: pd.DataFrame, described: Callable[[str], tuple[str, str]]) -> tuple[EvalResult, ...]:
-    """One entry of a `model-index` for every row of `evaluate.runs.measured_values`, in their order.
+def result_rows(measured: pd.DataFrame) -> tuple[tuple[str, str, int, str], ...]:
+    """Task, metric, number of subsets and their mean, of the rows of `evaluate.runs.measured_values`.
 
-    `described(task)`: mteb's type of a task and the hub id of its data set. Protocol and precision go into a metric's
-    name, so that two ways to evaluate stay two results. Raises ValueError where a value is no number.
+    Protocol and precision are told with the metric, so that two ways to evaluate stay two results. Raises `Me5Error`
+    where a value is no number.
     """
     if measured["value"].isna().any():
-        raise ValueError("a row has no value")
-    entries = []
-    for row in measured.to_dict("records"):
-        kind, dataset = described(row["task"])
-        subset = "" if row["subset"] in ("", "default") else f" ({row['subset']})"
-        revision = row["dataset_revision"]
-        entries.append(EvalResult(
-            task_type=kind, dataset_type=dataset, dataset_name=f"MTEB {row['task']}{subset}",
-            dataset_config=row["subset"] or None, dataset_split=row["split"],
-            dataset_revision=revision if isinstance(revision, str) and revision else None, metric_type=row["metric"],
-            metric_name=f"{row['metric']}, {row['protocol']} protocol, {row['dtype']}",
-            metric_args={"protocol": row["protocol"], "dtype": row["dtype"], "mteb": str(row["mteb_version"])},
-            metric_value=round(float(row["value"]), 4),
-        ))  # fmt: skip
-    return tuple(entries)
-
-
-def _subset_means(entries: Sequence[EvalResult]) -> list[tuple[str, str, int, str]]:
-    """Task, metric, number of subsets and their mean; every single value is in the metadata."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for entry in entries:
-        task = entry.dataset_name.removeprefix("MTEB ").partition(" (")[0]
-        groups.setdefault((task, f"{entry.dataset_split}: {entry.metric_name}"), []).append(entry.metric_value)
-    return [(*key, len(values), f"{sum(values) / len(values):.2f}") for key, values in groups.items()]
+        raise Me5Error("results cannot be put on a card (a row has no value): evaluate again")
+    ways = measured.groupby(["task", "split", "metric", "protocol", "dtype"], sort=False)["value"]
+    return tuple((task, f"{split}: {metric}, {protocol} protocol, {dtype}", len(values), f"{values.mean():.2f}")
+                 for (task, split, metric, protocol, dtype), values in ways)
 
 
 def stage_record(folder: Path) -> dict[str, Any]:
