@@ -39,9 +39,9 @@ TOY = HEAD + """hub:
 """
 RERANKER = "BAAI/bge-reranker-v2-m3"
 SET = ("data.sources=wikipedia,nllb,s2orc,stackexchange", "data.labelled=nli,miracl", "model.layers=1",
-       "model.width=32", "model.heads=2", "model.feedforward=64", "train.steps=4", "train.batch=16", "train.warmup=1",
-       "finetune.steps=6", "finetune.batch=64", "finetune.warmup=1", "finetune.mine_depth=30",
-       "finetune.hard_negatives=2", f"finetune.teacher={RERANKER}")
+       "model.vocabulary=2000", "model.width=32", "model.heads=2", "model.feedforward=64", "train.steps=4",
+       "train.batch=16", "train.warmup=1", "finetune.steps=6", "finetune.batch=64", "finetune.warmup=1",
+       "finetune.mine_depth=30", "finetune.hard_negatives=2", f"finetune.teacher={RERANKER}")
 
 
 def toy(row, origin):

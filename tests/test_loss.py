@@ -93,27 +93,6 @@ def test_gradient_is_right_in_float64(loss, logits, monkeypatch):
     )
 
 
-def dense(queries, passages, related, temperature):
-    """One-way InfoNCE as anybody would write it: the whole table, and autograd."""
-    logits = (queries @ passages.T / temperature).masked_fill(false_negative_mask(related), -torch.inf)
-    return torch.nn.functional.cross_entropy(logits, related.positive)
-
-
-def test_tiles_have_the_gradient_of_the_dense_loss(monkeypatch):
-    monkeypatch.setattr(losses, "TILE_LOGITS", 7 * 600)
-    texts = [f"text {i % 250}" for i in range(300)]  # some queries come twice
-    rows = [labelled(text, (f"answer {i}",), (f"wrong {i % 90}",)) for i, text in enumerate(texts)]
-    batch, found = make_batch(rows), []
-    assert false_negative_mask(batch.relations).any()
-    for loss in (dense, info_nce):
-        q, p = unit(300, 16, 5).float().requires_grad_(), unit(600, 16, 6).float().requires_grad_()
-        value = loss(q, p, batch.relations, 0.05)
-        value.backward()
-        found.append((value.item(), torch.cat([q.grad.flatten(), p.grad.flatten()])))
-    (expected, right), (measured, got) = found
-    assert measured == pytest.approx(expected, rel=1e-6) and (got - right).norm() / right.norm() < 1e-5
-
-
 def test_no_table_is_kept_for_the_backward_pass():
     from me5lib.train.gradcache import GraphMeter
 

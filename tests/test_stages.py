@@ -20,7 +20,7 @@ from me5lib.model import card
 from me5lib.model.encoder import Encoder
 from me5lib.model.save_load import INSTRUCTION
 from me5lib.model.text import instruct
-from me5lib.pairs import Labelled, text_key
+from me5lib.pairs import Labelled
 from me5lib.train import checkpoint, distributed, labelled, loop, monitor, stages
 from me5lib.train import loss as losses
 from me5lib.train.distributed import Team
@@ -166,21 +166,6 @@ def test_accumulated_batches_are_averaged_each_with_its_own_negatives(base, corp
     assert loss == pytest.approx(expected, rel=1e-5) and apart(got, right) < 1e-5
 
 
-def test_with_a_teacher_the_loss_is_the_mean_kl_of_the_groups_and_the_weighted_mean_infonce():
-    stage = dataclasses.replace(config.load("smoke").finetune, temperature=0.5, contrastive_weight=0.3, loss="one-way")
-    rows = [Labelled(f"q{i}", (f"p{i}",), (f"n{i}", f"m{i}"), "s", "en", teacher_scores=(2.0 - i, 0.5 * i, 0.1))
-            for i in range(3)]  # fmt: skip
-    scores = torch.tensor([row.teacher_scores for row in rows])
-    vectors = torch.nn.functional.normalize(torch.randn(12, 8, generator=torch.manual_seed(0)), dim=1)
-    batch = stages.MicroBatch([], losses.make_batch(rows).relations, scores)
-    logits = (vectors[:3] @ vectors[3:].T / 0.5).double()
-    groups = torch.stack([logits[i, 3 * i : 3 * i + 3] for i in range(3)]).log_softmax(1)
-    right = (scores / stage.teacher_temperature).double().softmax(1)
-    kl = (right * (right.log() - groups)).sum() / 3
-    infonce = -torch.stack([logits[i].log_softmax(0)[3 * i] for i in range(3)]).mean()
-    assert float(stages.global_loss(vectors, batch, stage)) == pytest.approx(float(kl + 0.3 * infonce), rel=1e-5)
-
-
 def test_each_rank_draws_a_dropout_of_its_own_and_the_same_again(base, corpus):
     stage, encoder = small().train, Encoder.load(base / "stage1").train()
     encoder.backbone.embeddings.dropout.p = 0.5
@@ -226,17 +211,6 @@ def test_stage_2_says_what_was_mined_and_whether_the_teacher_was_better(stage2):
     rows = labelled.read_groups(stage2 / "stage2" / "groups.jsonl").values()
     assert [row.teacher_scores is not None for row in rows] == [teacher["trusted"]] * len(rows)
     assert report(stage2 / "stage2-only")["mining"]["queries"] == 0  # random weights mine nothing
-
-
-def test_every_group_has_the_same_size_and_no_right_answer_among_its_negatives(stage2, corpus):
-    rows = corpus.labelled()
-    for stage in ("stage2", "stage2-only"):
-        made = labelled.read_groups(stage2 / stage / "groups.jsonl")
-        assert made
-        for i, row in made.items():
-            assert (row.query, row.positives) == (rows[i].query, rows[i].positives)
-            assert len(row.negatives) == small().finetune.hard_negatives
-            assert not {text_key(t) for t in row.negatives} & {text_key(t) for t in (row.query, *row.positives)}
 
 
 def test_stage_2_starts_from_stage_1_or_not_at_all(stage2):

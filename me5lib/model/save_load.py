@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 NO_LIMIT = 1 << 30  # tokens
 TOKENIZER_FILES = ("config.json", "*token*.json", "vocab.json", "*.txt", "*.model")  # all that decide on one
-DRY_RUN = "dry run"  # in `derived_from` of a configuration: a table of XLM-R's size, and a vocabulary that is not
 PROMPTS = {"query": QUERY, "passage": PASSAGE, "document": PASSAGE}
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # of the authors' card
 
@@ -119,7 +118,7 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     if len(tokenizer) > rows:
         raise Me5Error(f"the tokenizer of {ref.name} has {len(tokenizer)} tokens and its table {rows} rows: the table "
                        "was not resized; take the tokenizer that its weights were saved with")
-    if rows in text.VOCABULARIES and getattr(backbone.config, "derived_from", "") != DRY_RUN:
+    if rows in text.VOCABULARIES:
         text.check_golden(tokenizer, f"the tokenizer of {ref.name}")
     limit = files.settings.get("max_seq_length") or NO_LIMIT
     return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, limit)

@@ -19,7 +19,6 @@ import torch
 
 from me5lib.config import Model, Scale, Stage
 from me5lib.device import PEAK
-from me5lib.io import Me5Error
 from me5lib.train.checkpoint import KEEP
 from me5lib.train.loop import worked_on
 from me5lib.train.loss import TILE_LOGITS
@@ -35,7 +34,6 @@ USE = 0.35  # ours, an assumption: share of the peak that all products together 
 FILL = 0.5  # ours, an assumption: texts have so much of the most tokens that they are cut to, in the mean
 ROOM = 0.9  # ours: share of a GPU's memory to be planned with; the rest is CUDA's own, and lost between pieces
 CHECKPOINTS = (KEEP + 1) * 3 * 4  # bytes on disk for each weight: those kept and the one being written; two moments
-REST = 3 * 2**29  # bytes of a rehearsal beside its weights: libraries, texts, activations of a small batch; measured
 PAPER = "the paper: says nothing of hardware or hours; English E5, which it follows, trained on {} GPUs of unknown kind"
 PAPER_GPUS = {"small": 16, "base": 32, "large": 64, "large-instruct": 64}  # of E5's stage 1 (microsoft/unilm #1448)
 PAPER_GPUS_2 = 8  # of E5's stage 2: recollection of its Table 11, unverified
@@ -165,19 +163,6 @@ def size(shape: Model) -> Size:
         model = AutoModel.from_config(configuration(shape), add_pooling_layer=False)
     table = model.get_input_embeddings().weight.numel()
     return Size(sum(p.numel() for p in model.parameters()), worked_on(model), table)
-
-
-def shape_that_fits(shape: Model, memory: int, disk: int) -> Model:
-    """The shape with as many layers as a rehearsal has bytes for. Raises `Me5Error` where not even one fits.
-
-    Memory holds weights, gradients, two moments and what a resume reads; the disk checkpoints, backbone and the result.
-    """
-    one, two = (size(dataclasses.replace(shape, layers=n)).all for n in (1, 2))
-    weights = min((memory - REST) // (5 * 4), disk // (CHECKPOINTS + 2 * 4))
-    if weights >= one:
-        return dataclasses.replace(shape, layers=min(shape.layers, 1 + int((weights - one) // (two - one))))
-    raise Me5Error(f"not even one layer of {shape.backbone} fits into {memory / 1e9:.1f} GB of free memory and "
-                   f"{disk / 1e9:.1f} GB of free disk: rehearse on a larger machine")
 
 
 def configuration(shape: Model) -> PretrainedConfig:

@@ -3,15 +3,13 @@
     rehearse(config.load("large"), seed=0, folder=Path("runs/dry-run"))      # prints what it did; leaves nothing
 
 What is real: the scale's data settings over every one of its cards, with their builders and filters; the stage with its
-loop, checkpoint, SIGTERM, resume and publication; the backbone's class and shape (without the layers for which memory
-or disk is too small, which is said); the processes and their device. What is not: the weights (random), the rows (made
-up from the columns of the cards: names of territories, as Babel has them), the vocabulary, two steps of eight.
+loop, checkpoint, SIGTERM, resume and publication; the backbone's class and width; the processes and their device. What
+is not: most layers, the weights (random), the rows (made up from the columns of the cards: names of territories, as
+Babel has them), the vocabulary, two steps of eight. What all layers take, `--plan` says.
 
 In the first leg SIGTERM comes after a step, as from Slurm; in the second the checkpoint is gone on with, the batch cut
 into small pieces, so that both ways of making the gradient are taken. In stage 2 the first leg mines and trains the
 teacher; the second learns from made-up scores, for that teacher is not trusted.
-
-Cost on two cores, at the true shapes: small 25 s and 3 GB, base 52 s and 6 GB, large 107 s and 11 GB of memory.
 """
 
 from __future__ import annotations
@@ -43,7 +41,6 @@ from me5lib.data import builders, cards, hub, schema, shards
 from me5lib.data.corpus import open_corpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
-from me5lib.model.save_load import DRY_RUN
 from me5lib.model.text import train_tokenizer
 from me5lib.pairs import Labelled, Pair
 from me5lib.train import checkpoint, cost, labelled, loop, stages
@@ -52,7 +49,7 @@ from me5lib.train.teacher import TRAINED
 
 STEPS, BATCH = 2, 8  # ours: a step in each leg, of a few pairs
 ROWS = 16  # ours: of every stream
-VOCABULARY = 2_000  # ours: pieces; the table of the backbone keeps its true size
+LAYERS, VOCABULARY = 2, 2_000  # ours: layers at most, and pieces: seconds and a GB, whatever the scale
 PIECE = 128  # ours: padded tokens of a piece in the second leg, so that a batch of eight is many
 BUILT = ("small", "base", "large", "large-instruct")  # of shards that were built; the workshop's are drawn
 
@@ -72,7 +69,7 @@ def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: 
     """Rehearse stage `name` of a scale of the hub in `folder` (emptied before and after); the history of its steps.
 
     Every rank of a `team` calls this, in the main thread; `instruct` needs `template.instructed`. Raises `Me5Error`
-    for a scale without a hub, for a machine that is too small, and where a leg did not do what it should.
+    for a scale without a hub, and where a leg did not do what it should.
     """
     if scale.offline:
         raise Me5Error(f"--dry-run is for the scales of the hub: {scale.name} needs none and takes minutes, so run it")
@@ -85,18 +82,15 @@ def rehearse(scale: Scale, seed: int, folder: Path, name: str = "stage1", team: 
     team.by_main(empty)
     try:
         with mock.patch.dict(os.environ, ME5_CACHE=str(folder / "cache")):
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-            shape = cost.shape_that_fits(scale.model, free_memory() // here, shutil.disk_usage(folder).free)
+            shape = dataclasses.replace(scale.model, layers=min(LAYERS, scale.model.layers), vocabulary=VOCABULARY)
             small = dataclasses.replace(
                 scale, model=dataclasses.replace(shape, backbone=str(folder / "backbone")),
                 train=dataclasses.replace(scale.train, **few),
                 finetune=dataclasses.replace(scale.finetune, **few, teacher=TRAINED),  # nothing of the hub is there
             )  # fmt: skip
-            left = scale.model.layers - shape.layers
-            which = f"{left} layers are left out for want of memory or disk" if left else "its true shape"
             say(f"dry run of {name} at scale {scale.name}: random weights, made-up rows, {STEPS} steps of {BATCH}")
-            say(f"backbone   {scale.model.backbone}, {shape.layers} × {shape.width}, "
-                f"{cost.size(shape).all / 1e6:.1f} M weights: {which}")
+            say(f"backbone   {scale.model.backbone}: {shape.layers} of {scale.model.layers} layers × {shape.width}, "
+                f"{VOCABULARY:,} pieces (what all of it takes: --plan)")
             team.by_main(lambda: write_backbone(shape, fill_cache(small, say), folder / "backbone"))
             both = small, open_corpus(small, progress=False)
             both = instructed(*both) if name == "instruct" else both
@@ -115,21 +109,7 @@ def write_backbone(shape: Model, texts: list[str], folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModel.from_config(cost.configuration(shape), add_pooling_layer=False)
-    model.config.derived_from = DRY_RUN
     Encoder(model, train_tokenizer(texts, VOCABULARY), shape.max_tokens).save(folder)
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process may still take: what Linux calls available (8 GB where there is no Linux), or
-    its container's rest if that is less."""
-    free = 8 * 10**9
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="utf8").splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        free = min(free, int(limit.read_text(encoding="utf8")) - int(used.read_text(encoding="utf8")))
-    return max(0, free)
 
 
 def _play(small: Scale, corpus: Any, seed: int, out: Path, name: str, team: Team, say: Say) -> loop.TrainingLog:

@@ -26,10 +26,12 @@ import numpy as np
 
 from me5lib import io
 from me5lib.config import Stage
+from me5lib.data import cards
 from me5lib.data.mixture import Mixture
 from me5lib.device import precision
 from me5lib.io import Me5Error, give_back
 from me5lib.model.encoder import Encoder
+from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
 from me5lib.train.distributed import Team
@@ -45,6 +47,13 @@ TOO_FEW, RANDOM_FILLED, ELSEWHERE, REPEATED = (
 GROUPS, REPORT = "groups.jsonl", "report.json"
 
 Prefixes = Callable[[str], tuple[str, str]]  # source → before its queries, before its passages
+
+
+def card_prefixes(source: str) -> tuple[str, str]:
+    """The prefixes of a source's two sides, from its data card: "query: " on both where they are alike (translations),
+    else "query: " and "passage: ", as where it has no card (the authors' model card; which each of their training sets
+    had is not published)."""
+    return cards.load_card(source).prefixes if source in cards.card_names() else (QUERY, PASSAGE)
 
 
 def drop_invalid(rows: Iterable[Labelled]) -> tuple[list[Labelled], dict[str, int]]:

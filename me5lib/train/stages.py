@@ -30,7 +30,6 @@ from torch import Tensor
 import me5lib
 from me5lib import io
 from me5lib.config import RELEASED, Model, Scale, Stage
-from me5lib.data import cards
 from me5lib.data.corpus import Corpus, evaluation_texts, open_corpus
 from me5lib.data.hub import HubCorpus
 from me5lib.device import autocast, best_device, precision
@@ -46,7 +45,7 @@ from me5lib.train import loss as losses
 from me5lib.train.checkpoint import StageDir, stage_settings
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, local_slice, sizes
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
-from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes
+from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes, card_prefixes
 from me5lib.train.monitor import watch
 from me5lib.train.teacher import TRAINED, group_scores, kl_divergence, teacher_fingerprint
 
@@ -235,12 +234,6 @@ def _made_once(folder: Path, corpus: Corpus, scale: Scale, write: Callable[[Path
         io.replace(beside, folder)
         io.give_back()
     return folder
-
-
-def card_prefixes(source: str) -> tuple[str, str]:
-    """The prefixes of a source's two sides, from its data card: "query: " on both where they are alike (translations),
-    else "query: " and "passage: " (the authors' model card; which each of their training sets had is not published)."""
-    return cards.load_card(source).prefixes
 
 
 class Budget(NamedTuple):

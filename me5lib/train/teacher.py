@@ -34,17 +34,17 @@ from tqdm.auto import tqdm
 
 from me5lib import io
 from me5lib.config import Stage
-from me5lib.data import cards, userdata
+from me5lib.data import userdata
 from me5lib.device import autocast, best_device, precision
 from me5lib.io import Me5Error, sha256
 from me5lib.model import encoder as encoders
 from me5lib.model import save_load
 from me5lib.model.encoder import Encoder, average_pool, by_length, piece_tokens
 from me5lib.model.resolve import resolve, snapshot
-from me5lib.model.text import PASSAGE, QUERY, clean
+from me5lib.model.text import clean
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import checkpoint, labelled, loop, mining
-from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, dev_groups
+from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, card_prefixes, dev_groups
 from me5lib.train.loss import widen
 
 VERSION = 1  # of the scores; raise it with any change here by which equal teachers and texts give others
@@ -477,10 +477,10 @@ def train_on_file(
     stage = dataclasses.replace(stage, steps=steps, teacher_steps=steps)
     plan = SamplingPlan(train, stage, seed, 1.0)
     passes = plan.passes()
-    chosen, _, filling = labelled.add_negatives([train[i] for i in passes], "labelled", None, stage, prefixes_of, seed,
-                                                list(passes.values()))  # fmt: skip
-    teacher = train_teacher(encoder, dict(zip(passes, chosen, strict=True)), plan, stage, prefixes_of, seed, progress)
-    verdict = judge(teacher, encoder, dev_groups(dev, seed), stage, prefixes_of)
+    chosen, _, filling = labelled.add_negatives([train[i] for i in passes], "labelled", None, stage, card_prefixes,
+                                                seed, list(passes.values()))
+    teacher = train_teacher(encoder, dict(zip(passes, chosen, strict=True)), plan, stage, card_prefixes, seed, progress)
+    verdict = judge(teacher, encoder, dev_groups(dev, seed), stage, card_prefixes)
     teacher.save(out, {"data": sha256(data), "start": str(start), "seed": seed, "stage": dataclasses.asdict(stage),
                        "verdict": {**verdict._asdict(), "trusted": verdict.trusted}})  # fmt: skip
     advice = "stage 2 would listen" if verdict.trusted else "no better than its start: stage 2 would not listen"
@@ -490,11 +490,6 @@ def train_on_file(
         f"{verdict.student:.3f}, chance {1 / verdict.size:.3f}; {advice}",
         f"written to {out}; for stage 2: --set finetune.teacher={out}",
     ]  # fmt: skip
-
-
-def prefixes_of(source: str) -> tuple[str, str]:
-    """The prefixes of a source's two sides: its data card's, or "query: " and "passage: " where it has none."""
-    return cards.load_card(source).prefixes if source in cards.card_names() else (QUERY, PASSAGE)
 
 
 def read_examples(path: Path) -> tuple[list[Labelled], dict[str, int]]:
