@@ -169,8 +169,8 @@ def calibrate_command(
     from me5lib.model.encoder import Encoder
 
     if data:
-        file = userdata.read_userdata(data, query=query_column, passage=passage_column, language=language_column,
-                                      encoding=encoding, symmetric=symmetric)
+        file = userdata.read_corpus(data, query=query_column, passage=passage_column, language=language_column,
+                                    encoding=encoding, symmetric=symmetric)
         rows, prefixes, unused = file.rows, file.prefixes(), file.reasons()
     else:
         rows = calibrate.heldout_pairs(open_corpus(config.load(scale)).task("heldout").sets)
