@@ -79,6 +79,8 @@ def test_a_planted_effect_is_found_in_its_cell_and_nowhere_else(lab):
     results = {**found, "experiment": "transfer", "metrics": plan.metrics, "seeds": plan.seeds, "pilot": None}
     lines = "\n".join(experiments.sentences(results))
     assert "without Slavic came out behind random for Slavic: -0." in lines
+    fell = sum(len(plan.seeds) - apart[own][own]["seeds ahead"] for own in FAMILIES)
+    assert f"own languages are behind in {fell} of 18 pairs of family and seed" in lines
     assert "of 30 cells off the diagonal 1 are decided: Turkic without Uralic (+0.195)" in lines
     framed = {(int(box.get_y() + 0.5), int(box.get_x() + 0.5)) for box in transfer.heat_map(results).axes[0].patches}
     assert framed == {(FAMILIES.index(left), FAMILIES.index(tested)) for left, tested in sure}

@@ -131,14 +131,19 @@ class Transfer(Lab):
 
     @classmethod
     def lines(cls, results: Mapping[str, Any]) -> list[str]:
-        """What each family's absence does to all others, and the cells off the diagonal that are decided."""
-        cells = {f"{tested} without {arm['own']} ({cell['mean']:+.3f})": cell["verdict"] in ("ahead", "behind")
-                 for arm in results["arms"] if arm.get("role") == "dropped"
-                 for tested, cell in arm["difference"].items() if tested in {*FAMILIES} - {arm["own"]}}  # fmt: skip
-        told = [name for name, sure in cells.items() if sure]
-        return [*(f"all others without {row['dropped']}: {row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}, "
-                  "over seeds and languages)" for row in results["matrix"] if row["tested"] == ELSEWHERE),
-                f"of {len(cells)} cells off the diagonal {len(told)} are decided: {', '.join(told) or 'none'}"]
+        """How often a family's own languages fell behind; the cells off the diagonal that are decided; what each
+        family's absence does to all others."""
+        cells = [(arm["own"], tested, cell) for arm in results["arms"] if arm.get("role") == "dropped"
+                 for tested, cell in arm["difference"].items() if tested in FAMILIES]  # fmt: skip
+        seeds = len(results["seeds"])
+        behind = sum(seeds - cell["seeds ahead"] for own, tested, cell in cells if own == tested)
+        told = [f"{tested} without {own} ({cell['mean']:+.3f})" for own, tested, cell in cells
+                if own != tested and cell["verdict"] in ("ahead", "behind")]  # fmt: skip
+        return [f"a family's own languages are behind in {behind} of {len(FAMILIES) * seeds} pairs of family and seed",
+                f"of {len(cells) - len(FAMILIES)} cells off the diagonal {len(told)} are decided: "
+                f"{', '.join(told) or 'none'}",
+                *(f"all others without {row['dropped']}: {row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}, "
+                  "over seeds and languages)" for row in results["matrix"] if row["tested"] == ELSEWHERE)]
 
 
 def lexical_score(tests: Sequence[Search]) -> float:
