@@ -19,7 +19,7 @@ from me5lib.cli import Set, split_names
 from me5lib.io import Me5Error
 
 if TYPE_CHECKING:
-    from me5lib.data import hub
+    import pandas as pd
 
 RATE = 20.0  # MB/s that `--plan` reckons with: ours, an assumption that is printed with its result
 ROWS_A_SECOND = 4_000  # read, built, filtered; 3,000 to 9,000 of four cards from the loopback hub, on one slow core
@@ -258,26 +258,20 @@ def show_command(
     temperature: Annotated[float, typer.Option(help="Of the languages inside a source (ours: 0.5).")] = 0.5,
 ) -> None:
     """What is built: rows and shares by source and language, wanted and built; a picture; and who is starved."""
-    import pandas as pd
-
     from me5lib.data import cards, hub
     from me5lib.lessons import data_figures, figures
 
     folder = (out or hub.built_home()).expanduser().resolve()
-    stages = hub.mixtures(hub.built(folder), cards.hub(), temperature)
-    if not stages:
+    table = hub.mixture_table(hub.built(folder), cards.hub(), temperature)
+    if table.empty:
         raise Me5Error(f"no card is built in {folder}: me5 mixture build --card NAME")
-    for number, stage in enumerate(stages):
-        print(*stage_table(stage), sep="\n")
-        path = folder / f"mixture-{number + 1}.png"
-        figures.keep(data_figures.mixture_figure(stage, hub.STARVED), path,
-                     "Left: rows of each source, built (bar) and wanted by the paper (mark). Right: languages.")
-        print(f"picture: {path}\n")
-    rows = [(stage.title, name, code, n, f"{stage.languages[code][1]:.6f}")
-            for stage in stages for name, languages in stage.built.items() for code, n in sorted(languages.items())]
-    header = ["stage", "source", "language", "rows built", "share of the language in its stage"]
-    pd.DataFrame(rows, columns=header).to_csv(folder / "mixture.csv", index=False, lineterminator="\r\n")
-    print(f"every source and language: {folder / 'mixture.csv'}")
+    stages = dict(list(table.groupby("stage", sort=False)))
+    for title, stage in stages.items():
+        print(title, *stage_table(stage), "", sep="\n")
+    shares = {title: stage.groupby("source").share.sum().to_dict() for title, stage in stages.items()}
+    figures.keep(data_figures.source_shares(shares), folder / "mixture.png", "Shares of the sources that are built.")
+    table[table.rows > 0].to_csv(folder / "mixture.csv", index=False, lineterminator="\r\n")
+    print(f"every source and language: {folder / 'mixture.csv'}; the sources' shares: {folder / 'mixture.png'}")
 
 
 @app.command("check")
@@ -357,23 +351,25 @@ def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None
     print(f"{path.with_suffix('.check.json')}, {path.with_suffix('.check.png').name}")
 
 
-def stage_table(stage: hub.StageMixture, most: int = 20) -> list[str]:
-    """Lines of a stage: its sources, `most` of its languages, and warnings."""
+def stage_table(stage: pd.DataFrame, most: int = 20) -> list[str]:
+    """Lines of a stage of `hub.mixture_table`: its sources, `most` of its languages, and warnings."""
     from me5lib.data.hub import STARVED
 
-    lines = [f"{stage.title}", f"  {'source':20}{'built':>14}{'wanted':>14}{'of it':>10}{'share':>8}{'languages':>11}"]
-    for name, wanted in stage.wanted.items():
-        paper, rows = f"{wanted:,}" if wanted else "unknown", sum(stage.built.get(name, {}).values())
-        part = f"{rows / wanted:.1%}" if wanted else ""
-        lines.append(f"  {name:20}{rows:>14,}{paper:>14}{part:>10}{stage.shares[name]:>8.1%}"
-                     f"{len(stage.built[name]):>11}" if rows else f"  {name:20}{'not built':>14}{paper:>14}")
+    lines = [f"  {'source':20}{'built':>14}{'wanted':>14}{'of it':>10}{'share':>8}{'languages':>11}"]
+    here = stage[stage.rows > 0]
+    for name, own in stage.groupby("source"):
+        rows, wanted = own.rows.sum(), own.wanted.iloc[0]
+        paper, part = (f"{wanted:,.0f}", f"{rows / wanted:.1%}") if wanted > 0 else ("unknown", "")
+        lines.append(f"  {name:20}{rows:>14,}{paper:>14}{part:>10}{own.share.sum():>8.1%}{(own.rows > 0).sum():>11}"
+                     if rows else f"  {name:20}{'not built':>14}{paper:>14}")
+    languages = here.groupby("language")[["rows", "share"]].sum().sort_values("share", ascending=False)
     lines.append(f"  {'language':20}{'built':>14}{'share drawn':>14}")
-    lines += [f"  {code:20}{rows:>14,}{share:>14.3%}" for code, (rows, share) in list(stage.languages.items())[:most]]
-    lines += [f"  and {len(stage.languages) - most} more"] if len(stage.languages) > most else []
-    poorest = sorted((share, code) for code, (_, share) in stage.languages.items() if share < STARVED)
+    lines += [f"  {code:20}{rows:>14,}{share:>14.3%}" for code, rows, share in languages.head(most).itertuples()]
+    lines += [f"  and {len(languages) - most} more"] if len(languages) > most else []
     warnings = {f"starved languages, under {STARVED:.1%} of what is drawn (our threshold):":
-                [f"{code} {share:.3%}" for share, code in poorest]}
-    warnings |= {f"{name} has no rows in": codes for name, codes in stage.missing.items()}
+                [f"{code} {share:.3%}" for code, share in languages.share[::-1].items() if share < STARVED]}
+    empty = stage[(stage.rows == 0) & stage.source.isin(here.source)]
+    warnings |= {f"{name} has no rows in": own.tolist() for name, own in empty.groupby("source").language}
     return lines + [f"  WARNING: {what} {', '.join(which[:most])}"
                     + (f" and {len(which) - most} more" if len(which) > most else "")
                     for what, which in warnings.items() if which]

@@ -28,7 +28,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -45,6 +45,9 @@ from me5lib.data.mixture import Mixture, largest_remainder
 from me5lib.data.text import language as language_of
 from me5lib.io import Me5Error
 from me5lib.pairs import Labelled, Pair, text_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = 2  # of drawings; raise it with any change that gives other rows
 ROW = 10_000_000  # bytes of one row (ours): beyond it is no passage but a dump
@@ -349,17 +352,6 @@ def _build_row(builder: Builder, row: Row, context: RowContext, where: str) -> l
 # ── what is built or drawn ──
 
 
-class StageMixture(NamedTuple):
-    """The mixture of one stage of which a card is built: its sources, and how often each language is drawn."""
-
-    title: str
-    wanted: dict[str, int | None]  # card → the paper's rows; None: not published. The built ones first
-    built: dict[str, dict[str, int]]  # card → language → rows
-    shares: dict[str, float]  # of the built cards
-    languages: dict[str, tuple[int, float]]  # language → (rows, share of what is drawn), the richest first
-    missing: dict[str, list[str]]  # built card → its languages without rows
-
-
 def built(out: Path) -> dict[str, dict[str, int]]:
     """Card → language → rows of the finished builds in `out`. Raises `Me5Error` for one that cannot be read."""
     found = {}
@@ -372,29 +364,27 @@ def built(out: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def mixtures(found: Mapping[str, Mapping[str, int]], known: Mapping[str, cards.Card],
-             temperature: float = 0.5) -> list[StageMixture]:
-    """The mixture of every stage, as `Mixture` draws it: sources by the paper's counts, the languages inside a source
-    by rows ** temperature. `known`: the hub cards.
+def mixture_table(found: Mapping[str, Mapping[str, int]], known: Mapping[str, cards.Card],
+                  temperature: float = 0.5) -> pd.DataFrame:
+    """What is built of the cards `known`, as `Mixture` draws it: sources by the paper's counts, the languages inside a
+    source by rows ** temperature.
+
+    Columns: stage (none of which nothing is built), source, language (all that the card has), rows, share of what the
+    stage draws, and wanted: the source's rows in the paper, NaN where they are not published.
     """
-    stages = []
-    for table, title in TITLES.items():
-        own = {name: card for name, card in known.items() if card.paper.table == table}
-        here = {name: found[name] for name in own if found.get(name)}
-        if not here:
-            continue
-        weights = {name: own[name].paper.rows or sum(rows.values()) for name, rows in here.items()}
-        shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        rows, drawn = Counter(), Counter()
-        for name, languages in here.items():
-            total = sum(n**temperature for n in languages.values())
-            rows.update(languages)
-            drawn.update({code: shares[name] * n**temperature / total for code, n in languages.items()})
-        wanted = {name: own[name].paper.rows for name in sorted(own, key=lambda name: name not in here)}
-        missing = {name: sorted(set(own[name].languages) - set(languages)) for name, languages in here.items()}
-        richest = {code: (rows[code], drawn[code]) for code in sorted(drawn, key=lambda code: (-drawn[code], code))}
-        stages.append(StageMixture(title, wanted, here, shares, richest, missing))
-    return stages
+    import pandas as pd
+
+    rows = [(title, name, code, n, card.paper.rows) for paper_table, title in TITLES.items()
+            for name, card in known.items() if card.paper.table == paper_table
+            for code, n in {**dict.fromkeys(card.languages, 0), **found.get(name, {})}.items()]
+    table = pd.DataFrame(rows, columns=["stage", "source", "language", "rows", "wanted"]).astype({"wanted": float})
+    source = table.groupby("source")
+    tempered = (table.rows**temperature).where(table.rows > 0, 0.0)
+    weight = table.wanted.fillna(source.rows.transform("sum"))
+    inside = tempered / tempered.groupby(table.source).transform("sum")  # NaN of a source that is not built
+    table["share"] = (weight * inside).fillna(0.0)
+    drawn = table.groupby("stage").share.transform("sum")
+    return table.assign(share=table.share / drawn)[drawn > 0]
 
 
 def built_home() -> Path:

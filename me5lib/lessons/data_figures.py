@@ -13,11 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from me5lib.data.cards import Card
-from me5lib.data.hub import StageMixture
 from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, names_down
 from me5lib.pairs import Pair
-
-SHOWN = 60  # languages that have room (ours)
 
 
 def source_shares(mixtures: dict[str, dict[str, float]]) -> Figure:
@@ -75,38 +72,6 @@ def nearest_trained(similarity: dict[str, list[float]], near: float) -> Figure:
     axis.set(xlabel="similarity to the nearest trained string (Jaccard, character trigrams)",
              ylabel="share of held-out strings")
     axis.legend(frameon=False)
-    return figure
-
-
-def mixture_figure(stage: StageMixture, threshold: float) -> Figure:
-    """Left, rows of each source, built (bar) and wanted by the paper (mark); right, languages by their share of draws.
-
-    Both axes are logarithmic. Languages below `threshold` are in the warning colour; beyond `SHOWN` only the poorest
-    and the richest are drawn.
-    """
-    names, codes = list(stage.wanted), list(stage.languages)
-    drawn = codes if len(codes) <= SHOWN else codes[: SHOWN // 2] + codes[-(SHOWN - SHOWN // 2):]
-    wide = max(4.2, 0.17 * len(drawn) + 1.2)
-    figure, (left, right) = canvas(5.2 + wide, max(2.6, 0.9 + 0.3 * len(names)), columns=2, width_ratios=[5.2, wide])
-
-    rows, wanted = [sum(stage.built.get(name, {}).values()) for name in names], list(stage.wanted.values())
-    left.barh(range(len(names)), rows, color=COLOURS[0], height=0.6, label="built")
-    marks = [(count, place) for place, count in enumerate(wanted) if count]
-    left.plot([count for count, _ in marks], [place for _, place in marks], "|", color=COLOURS[1], markersize=14,
-              markeredgewidth=2.5, label="drawn by the paper")
-    names_down(left, names, fontsize=8)
-    left.set(xscale="log", xlim=(1, 3 * max(filter(None, [*rows, *wanted, 1]))), xlabel="rows")
-
-    shares = [stage.languages[code][1] for code in drawn]
-    right.bar(range(len(drawn)), shares, color=[COLOURS[share < threshold] for share in shares], width=0.7)
-    right.axhline(threshold, color=GREY, linewidth=1, linestyle="--")
-    codes_across(right, drawn, 7)
-    right.set(yscale="log", ylim=(min([*shares, threshold]) / 2, 1.3), ylabel="share of the rows drawn",
-              xlim=(-0.8, len(drawn) - 0.2))
-    hidden = f", {len(codes) - len(drawn)} in the middle not drawn" if len(codes) > len(drawn) else ""
-    right.set_title(f"{len(codes)} languages{hidden}; starved: under {threshold:.1%} (ours)", fontsize=9)
-    figure.suptitle(stage.title, fontsize=11)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
