@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from test_split import trigrams
 
 from me5lib import io
 from me5lib.config import load
@@ -114,10 +115,6 @@ def held_out(one: Corpus) -> dict[str, list[str]]:
 
 def near_copies(held: list[str], trained: set[str]) -> list[tuple[str, str]]:
     """Every pair whose trigrams overlap by `split.NEAR`, counted by an inverted index over all of `trained`."""
-    def trigrams(text: str) -> frozenset[str]:
-        text = f" {split.mask(text)} "
-        return frozenset(text[i : i + 3] for i in range(len(text) - 2))
-
     texts, sizes, postings = sorted(trained), [], defaultdict(list)
     for number, text in enumerate(texts):
         sizes.append(len(grams := trigrams(text)))

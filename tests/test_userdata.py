@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
+from test_split import jaccard
 
 from me5lib.data import cards, userdata
 from me5lib.data.text import resolve_language
@@ -346,19 +347,12 @@ def test_values_that_are_no_text_are_named_and_numbers_are_texts(tmp_path):
 # The split
 
 
-def grams(text):
-    text = " " + " ".join(re.sub(r"\d+", "#", text).casefold().split()) + " "
-    return {text[i : i + 3] for i in range(len(text) - 2)}
-
-
 def crossing(rows, dev):
     """Pairs of a dev row and another one that are near-copies or share a passage, by all comparisons."""
     found = []
     for (a, row), (b, other) in itertools.combinations(enumerate(rows), 2):
         if dev[a] != dev[b]:
-            left, right = grams(row.query), grams(other.query)
-            near = len(left & right) >= 0.6 * len(left | right)
-            if near or text_key(row.positives[0]) == text_key(other.positives[0]):
+            if jaccard(row.query, other.query) >= 0.6 or text_key(row.positives[0]) == text_key(other.positives[0]):
                 found.append((row, other))
     return found
 
