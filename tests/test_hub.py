@@ -161,6 +161,27 @@ def test_a_hub_that_is_busy_is_asked_again_and_one_that_stays_so_is_one_line(onl
     assert sum(status in (503, 403, -1) for _, _, status in server.requests) == failed
 
 
+@pytest.mark.parametrize(("error", "asked"), [(ConnectionResetError(104, "reset"), 3), (TimeoutError("slow"), 3),
+                                              (OSError(5, "I/O error"), 1)])
+def test_a_question_is_asked_again_where_only_the_way_broke(monkeypatch, error, asked):
+    def question():
+        questions.append(error)
+        if len(questions) < 3 or not mended:
+            raise RuntimeError("by way of it") from error
+        return "answer"
+
+    monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for mended in (False, True):
+        questions = []
+        if mended and asked == 3:
+            assert hub.ask_hub("card toy", "own/tables", question) == "answer"
+        else:
+            with pytest.raises(Me5Error if asked == 3 else RuntimeError):
+                hub.ask_hub("card toy", "own/tables", question)
+        assert len(questions) == asked
+
+
 def test_rows_are_spread_over_languages_and_files_and_a_later_file_makes_up(online, root):
     with Loopback(root) as server:
         online(server)

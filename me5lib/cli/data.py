@@ -35,7 +35,6 @@ MixtureOut = Annotated[Path | None, typer.Option(help="Folder of the mixture (de
 def fetch_command(
     scale: Annotated[str, typer.Option("--for", help="The scale to fetch for; or table3, table4, table5, for `me5 "
                                        "evaluate`.")] = "workshop",
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows per card (default: what the scale draws).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be fetched.")] = False,
     overrides: Set = [],  # noqa: B006
     pickle: Annotated[bool, typer.Option("--allow-pickle", help="Take *.bin where there are no safetensors.")] = False,
@@ -53,7 +52,7 @@ def fetch_command(
     if cfg.offline:
         raise Me5Error(f"scale {scale} takes nothing from the hub: run `me5 packs`")
     names = dict.fromkeys((*cfg.data.sources, *cfg.data.labelled))
-    pairs = {name: rows or hub.pairs_wanted(cfg, name) for name in names}  # every card is read first
+    pairs = {name: hub.pairs_wanted(cfg, name) for name in names}  # every card is read first
     temperature = cfg.data.language_temperature
     if plan:
         _print_plan(pairs, temperature)
