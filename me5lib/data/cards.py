@@ -121,6 +121,23 @@ class Card(_Strict):
         return hashlib.sha256(self.model_dump_json(exclude={"prose", "weights"}).encode("utf8")).hexdigest()
 
 
+class CardTexts:
+    """What training asks of a corpus beside its rows. Corpora inherit from it: the answers are those of their cards."""
+
+    task_names: tuple[str, ...] = ()  # what can be evaluated while it trains
+    tempered = False  # whether its languages were tempered when the rows were drawn
+    prompts: dict[str, str] | None = None  # of the model; None: it keeps those that it has
+    bitext_prefix = "query: "  # before held-out translations
+
+    def prefixes(self, source: str) -> tuple[str, str]:
+        """Of a source's queries and passages."""
+        return load_card(source).prefixes
+
+    def weights(self, weights: dict[str, float]) -> dict[str, float]:
+        """Source → weight in stage 2, of those that its rows give it."""
+        return weights
+
+
 @cache
 def load_card(name: str) -> Card:
     """The card `name`. Raises `Me5Error` naming the field when its front matter is wrong."""

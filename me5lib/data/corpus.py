@@ -144,7 +144,7 @@ def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus
     return Corpus(folder, dial, mark)
 
 
-class Corpus:
+class Corpus(cards.CardTexts):
     """A built corpus. `fingerprint` names it; `report` holds the counts of the split."""
 
     task_names = ("heldout", "gsm", "gsm-raw", "xquad", "fastapi", "intents")

@@ -429,14 +429,13 @@ def drawings(cfg: Scale, names: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-class HubCorpus:
+class HubCorpus(cards.CardTexts):
     """What a scale of the hub trains on: shards that `me5 mixture build` made, else drawings that `me5 fetch` made.
 
     The same face as `corpus.Corpus`, without evaluation sets of its own: those of the paper's scales come from mteb.
     `fingerprint` names exactly these shards. Labelled examples are held in memory, a few GB at the paper's size.
     """
 
-    task_names: tuple[str, ...] = ()  # nothing to look at during training but the loss
     tempered = True  # what was drawn has the paper's sizes, and its languages were tempered then
 
     def __init__(self, cfg: Scale) -> None:

@@ -105,10 +105,8 @@ class Unused(NamedTuple):
 
 
 @dataclass
-class OwnCorpus:
+class OwnCorpus(cards.CardTexts):
     """The examples of one file, and what of it is not used. Lines are counted from 1, as are rows of a JSON list."""
-
-    task_names = ()  # no held-out translations to look at during training
 
     name: str  # the file's, as the name of a source: small letters, digits and dashes
     path: Path

@@ -23,7 +23,6 @@ from me5lib.data.corpus import Corpus
 from me5lib.device import precision
 from me5lib.io import STAGES, Me5Error
 from me5lib.model.encoder import Encoder
-from me5lib.model.text import QUERY
 from me5lib.pairs import script
 from me5lib.train import checkpoint
 from me5lib.train import loss as losses
@@ -62,12 +61,10 @@ def watch(corpus: Corpus) -> Evaluator | None:
     """
     if not corpus.task_names or not (sets := watched(corpus)):
         return None
-    prefix = getattr(corpus, "bitext_prefix", QUERY)  # where it trains with instructions, that of translations
-
     def look(encoder: Encoder, step: int) -> dict[str, float]:
         """The figures of this moment."""
         fast = precision(encoder.device).name
-        both = [[encoder.encode(side, prefix, precision=fast) for side in pair] for pair in sets.values()]
+        both = [[encoder.encode(side, corpus.bitext_prefix, precision=fast) for side in pair] for pair in sets.values()]
         by_language = {code: top1_accuracy(text, english) for code, (english, text) in zip(sets, both, strict=True)}
         english, texts = (torch.from_numpy(np.concatenate(side)) for side in zip(*both, strict=True))
         results = {

@@ -95,7 +95,7 @@ def finetune(
     "labelled"), "bm25", "random", or "labelled" (own ones, then random); an example that comes again has the next ones.
     With `teacher`, the cross-encoder that `finetune.teacher` names scores them, or a small one that is trained from the
     same start, and its KL term is used if it is better than the start model on held-out examples.
-    A `corpus` may also say its texts' prefixes, its sources' weights, the model's prompts (`template.Instructed`).
+    A `corpus` also says its texts' prefixes, its sources' weights, the model's prompts (`cards.CardTexts`).
     From random weights the learning rate is stage 1's (ours: stage 2's own would leave them nearly as they were).
     """
     stage, most = scale.finetune, scale.model.max_tokens
@@ -107,10 +107,10 @@ def finetune(
     team = team or Team.alone()
     corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
     stage = stage if start else dataclasses.replace(stage, lr=scale.train.lr)
-    sides = getattr(corpus, "prefixes", card_prefixes)  # one's own file says them itself
+    sides = corpus.prefixes
     rows, faults = examples.drop_invalid(corpus.labelled())
-    temperature = 1.0 if getattr(corpus, "tempered", False) else scale.data.language_temperature
-    plan = examples.SamplingPlan(rows, stage, seed, temperature, getattr(corpus, "weights", dict))
+    temperature = 1.0 if corpus.tempered else scale.data.language_temperature
+    plan = examples.SamplingPlan(rows, stage, seed, temperature, corpus.weights)
     place = StageDir(out, name, _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
         start=_identity(start), teacher_files=teacher_fingerprint(stage.teacher) if teacher else "",
@@ -118,7 +118,7 @@ def finetune(
     if place.finished(progress):
         return place.final
     encoder = start_encoder(scale, seed, out, corpus, stage, team, start)
-    encoder.prompts = getattr(corpus, "prompts", encoder.prompts)
+    encoder.prompts = corpus.prompts or encoder.prompts
     team.main_process_first(place.open)
     task = examples.GroupTask(stage, plan, sides, place.part, seed, team, progress and team.main)
     kind = "labelled" if negatives == "mined" and start is None else negatives
