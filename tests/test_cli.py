@@ -101,7 +101,7 @@ def test_missing_things_are_one_line(tmp_path):
     one_line(invoke("packs", ME5_CACHE=str(tmp_path / "file")), "cannot write to", "ME5_CACHE")
     done = invoke("packs", "--list", PIP_NO_INDEX="1", **cache)
     files = [line.split()[-1] for line in done.stdout.splitlines()]
-    assert done.exit_code == 0 and all(name.endswith((".whl", ".tar.gz")) for name in files)
+    assert done.exit_code == 0 and all(name.endswith((".whl", ".tar.gz", ".tgz")) for name in files)
     assert files and "in the cache" not in done.stdout
 
 
