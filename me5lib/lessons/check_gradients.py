@@ -28,8 +28,7 @@ from me5lib.io import Me5Error
 from me5lib.train import distributed
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, launch, local_slice, sizes
 from me5lib.train.gradcache import cached_step
-from me5lib.train.loss import Relations, info_nce
-from me5lib.train.teacher import group_scores, kl_divergence
+from me5lib.train.loss import Relations, group_scores, info_nce, kl_divergence
 
 ROWS, VOCABULARY, WIDTH, TEMPERATURE, BUDGET = 32, 64, 8, 0.05, 40
 ALPHA, STEPS, RATE = 0.2, 5, 1e-2  # the weight of InfoNCE beside KL; AdamW's steps and learning rate

@@ -1,4 +1,4 @@
-"""InfoNCE of both stages, its false-negative mask, and two numbers that say how a batch of vectors lies.
+"""InfoNCE of both stages and its false-negative mask, a teacher's KL, and two numbers on how a batch of vectors lies.
 
 Nothing here knows how many processes there are: `rows` picks the queries that this process answers for, against
 everybody's passages. The loss is worked in tiles of some anchors against all candidates: a tile's logits become its
@@ -222,6 +222,21 @@ def _add_gradient(
 def widen(vectors: Tensor) -> Tensor:
     """At least fp32: at τ = 0.01 the 4e-3 by which bf16 rounds a cosine is 0.4 of a logit."""
     return vectors if vectors.dtype == torch.float64 else vectors.float()
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher ‖ student) over each group, mean over the groups: Σ_g t_g (log t_g − log s_g), a scalar.
+
+    Both [B, G] logits; the student's are cosines over its own τ, the teacher's are divided by `temperature`.
+    """
+    target = (widen(teacher) / temperature).log_softmax(1)
+    return (target.exp() * (target - widen(student).log_softmax(1))).sum(1).mean()
+
+
+def group_scores(queries: Tensor, passages: Tensor, temperature: float) -> Tensor:
+    """The student's logits over each query's own group: [B, G] of queries [B, d], passages [B·G, d]."""
+    groups = widen(passages).view(len(queries), -1, passages.shape[-1])
+    return torch.einsum("bd,bgd->bg", widen(queries), groups) / temperature
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ from me5lib.train.distributed import Team, gather, gather_relations, global_mean
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes, card_prefixes
 from me5lib.train.monitor import watch
-from me5lib.train.teacher import TRAINED, group_scores, kl_divergence, teacher_fingerprint
+from me5lib.train.teacher import TRAINED, teacher_fingerprint
 
 Rows = Sequence[Pair] | Sequence[Labelled]
 BUDGET = "budget.json"
@@ -309,9 +309,10 @@ def global_loss(embeddings: Tensor, batch: MicroBatch, stage: Stage) -> Tensor:
                             gather_relations(related, held), stage.temperature, stage.loss,
                             rows=local_slice(held.queries), reduction="sum")
     if batch.teacher_scores is not None:
-        student = group_scores(queries, passages, stage.temperature)
+        student = losses.group_scores(queries, passages, stage.temperature)
         teacher = batch.teacher_scores.to(embeddings.device)
-        total = rows * kl_divergence(student, teacher, stage.teacher_temperature) + stage.contrastive_weight * total
+        divergence = losses.kl_divergence(student, teacher, stage.teacher_temperature)
+        total = rows * divergence + stage.contrastive_weight * total
     return global_mean(total, held.queries)
 
 

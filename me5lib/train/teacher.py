@@ -263,24 +263,6 @@ def teacher_fingerprint(name: str) -> str:
     return checkpoint.fingerprint([[file.relative_to(folder).as_posix(), sha256(file)] for file in files])
 
 
-# Losses
-
-
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher ‖ student) over each group, mean over the groups: Σ_g t_g (log t_g − log s_g), a scalar.
-
-    Both [B, G] logits; the student's are cosines over its own τ, the teacher's are divided by `temperature`.
-    """
-    target = (widen(teacher) / temperature).log_softmax(1)
-    return (target.exp() * (target - widen(student).log_softmax(1))).sum(1).mean()
-
-
-def group_scores(queries: Tensor, passages: Tensor, temperature: float) -> Tensor:
-    """The student's logits over each query's own group: [B, G] of queries [B, d], passages [B·G, d]."""
-    groups = widen(passages).view(len(queries), -1, passages.shape[-1])
-    return torch.einsum("bd,bgd->bg", widen(queries), groups) / temperature
-
-
 # Scores
 
 
