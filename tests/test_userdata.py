@@ -422,4 +422,4 @@ def test_files_that_were_sent_in_are_read_or_refused_with_the_reason(name, share
         assert len(userdata.read_corpus(shared / "cases" / name).rows) == wanted
         return
     with refused(wanted):
-        userdata.read_corpus(shared / "cases" / name)
+        userdata.read_corpus(shared / "cases" / name).labelled()
