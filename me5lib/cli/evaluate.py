@@ -63,14 +63,7 @@ def evaluate_command(
     from me5lib.evaluate.cache import on_devices
     from me5lib.evaluate.models import open_model
 
-    if suite and suite not in benchmarks.SUITES:
-        raise Me5Error(f"unknown suite {suite!r}: choose one of {', '.join(benchmarks.SUITES)}")
-    tasks = ",".join([*split_names(tasks), *benchmarks.SUITES.get(suite, ())])
-    numbers = benchmarks.table_numbers(table) if table else ()
-    of_tables = [task for number in numbers for task in benchmarks.table_tasks(number, quick)]
-    known = {task.metadata.name for task in of_tables}
-    named = benchmarks.named_tasks([name for name in split_names(tasks) if name not in known])
-    chosen = benchmarks.narrowed([*of_tables, *named], split_names(languages))
+    numbers, names, chosen = benchmarks.chosen(table, split_names(tasks), suite, split_names(languages), quick)
     gpus = torch.cuda.device_count()
     where = split_names(devices) or [f"cuda:{i}" for i in range(gpus) if gpus > 1]  # none: what torch finds
     hours, lines = benchmarks.cost_of_run(chosen, benchmarks.shape_of(model, revision), dtype, speed, where)
@@ -90,7 +83,7 @@ def evaluate_command(
     for path in paths:
         scores = [row["main_score"] for rows in runs.read_result(path).scores.values() for row in rows]
         print(f"{path.stem:40}{100 * sum(scores) / len(scores):8.2f}   mean main score of {len(scores)}")
-    tell(opened, folder, protocol, numbers, split_names(tasks), against)
+    tell(opened, folder, protocol, numbers, names, against)
 
 
 def tell(opened: Opened, out: Path, protocol: str, numbers: Sequence[int] = (), tasks: Sequence[str] = (),

@@ -91,6 +91,17 @@ def named_tasks(names: Iterable[str]) -> list[AbsTask]:
     return tasks
 
 
+def chosen(table: str, names: Sequence[str], suite: str, languages: Sequence[str], quick: bool = False,
+           ) -> tuple[tuple[int, ...], list[str], list[AbsTask]]:  # fmt: skip
+    """Numbers of tables, names of single tasks (a suite's among them), and all their tasks, once, narrowed."""
+    if suite and suite not in SUITES:
+        raise Me5Error(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
+    numbers, names = table_numbers(table) if table else (), [*names, *SUITES.get(suite, ())]
+    tasks = {task.metadata.name: task for number in numbers for task in table_tasks(number, quick)}
+    named = named_tasks(name for name in names if name not in tasks)
+    return numbers, names, narrowed([*tasks.values(), *named], languages)
+
+
 def narrowed(tasks: Sequence[AbsTask], languages: Sequence[str]) -> list[AbsTask]:
     """Of tasks that have several subsets only those of `languages`, by subset (`deu-eng`) or code (`deu`, `de`).
 

@@ -247,21 +247,18 @@ def summarise_arms(
         for k, row in enumerate(rows):
             found = stats.interval(draws[metric][k], means[metric][k].mean())
             row[metric] = found._asdict() | {"seeds": means[metric][k].tolist()}
-    compared = [(k, metric) for k, arm in enumerate(plan.arms) if arm.against for metric in plan.metrics]
     for first in (True, False):
-        _judge(plan, rows, [(k, metric) for k, metric in compared
-                            if first == (metric == (plan.arms[k].own or plan.metrics[0]))], draws, means)
+        _judge(plan, rows, first, draws, means)
     frontier = _frontier(names, draws) if plan.experiment == "forgetting" else []
     return _rounded({"arms": rows, "controls": _controls(plan, rows), "frontier": frontier})
 
 
-def _judge(
-    plan: Plan, rows: list[dict[str, Any]], family: Sequence[tuple[int, str]], draws: Mapping[str, np.ndarray],
-    means: Mapping[str, np.ndarray],
-) -> None:
-    """Add to `rows` the differences of a `family` of (arm, metric), and what they say together."""
+def _judge(plan: Plan, rows: list[dict[str, Any]], first: bool, draws: Mapping[str, np.ndarray],
+           means: Mapping[str, np.ndarray]) -> None:  # fmt: skip
+    """Add to `rows` every arm's differences on its primary metric, or on all others, and what they say together."""
     names = [arm.name for arm in plan.arms]
-    compared = [(k, names.index(plan.arms[k].against), metric) for k, metric in family]
+    compared = [(k, names.index(arm.against), metric) for k, arm in enumerate(plan.arms) for metric in plan.metrics
+                if arm.against and first == (metric == (arm.own or plan.metrics[0]))]  # fmt: skip
     apart = [draws[metric][k] - draws[metric][other] for k, other, metric in compared]
     p = np.array([stats.p_value(own) for own in apart])
     asked = np.array([plan.arms[k].role != "A/A" for k, *_ in compared], bool)  # a twin must fail the sharper test

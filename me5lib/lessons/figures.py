@@ -301,8 +301,7 @@ def forming(evaluations: list[dict], lexical: dict[str, float]) -> Figure:
         axis.set_visible(False)
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("share found among the pool", fontsize=9)
-    names = ["model", "shared character trigrams"]
-    figure.legend(names, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(["model", "shared trigrams"], loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -386,15 +385,15 @@ def score_panels(
 def score_map(scores: dict[str, dict[str, float]], label: str) -> Figure:
     """Rows of the table down, languages across (row → language → score in [0, 1]), sorted by the last row's score; in
     panels of at most 45 languages."""
-    last = next(reversed(scores.values()))
+    *_, last = scores.values()
     languages = sorted(last, key=lambda code: -last[code])
     wide = math.ceil(len(languages) / math.ceil(len(languages) / 45))
     parts = [languages[start : start + wide] for start in range(0, len(languages), wide)]
     figure, axes = canvas(2.6 + 0.23 * wide, (1.3 + 0.32 * len(scores)) * len(parts), rows=len(parts), squeeze=False)
     for axis, part in zip(axes[:, 0], parts, strict=True):
         axis.grid(False)
-        values = [[row.get(code, math.nan) for code in part] for row in scores.values()]
-        image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        image = axis.imshow([[row.get(code, math.nan) for code in part] for row in scores.values()], vmin=0, vmax=1,
+                            cmap="viridis", aspect="auto")
         codes_across(axis, part, 8)
         axis.set_yticks(range(len(scores)), list(scores))
     axes[0, 0].set_title(label, fontsize=10)
