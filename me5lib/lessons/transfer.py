@@ -33,7 +33,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.train import stages
 from me5lib.train.stages import card_prefixes
 
-# Ours: those of which three languages or more have `STRINGS` held-out strings (Italic: all of them Romance).
+# Ours: those of which three languages or more have `STRINGS` held-out strings (Italic: Romance, and Haitian).
 FAMILIES = ("Italic", "Slavic", "Germanic", "Uralic", "Turkic", "Indo-Aryan")
 STRINGS, ELSEWHERE = 100, "elsewhere"
 
