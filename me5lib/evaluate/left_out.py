@@ -50,7 +50,7 @@ def parallel_sets(corpus: Any) -> dict[str, dict[str, Parallel]]:
     sets = {name: {code: Parallel(*both, code, language_script(code)[:3], makers.get(name, {}).get(code, "people"))
                    for code, both in corpus.task(name).sets.items()} for name in ("heldout", "gsm")}  # fmt: skip
     try:
-        declarations, _ = read_declarations()
+        declarations = read_declarations()
     except Me5Error as error:
         print(f"me5: without UDHR: {error}", file=sys.stderr)
         return sets
