@@ -37,7 +37,8 @@ def read_declarations() -> dict[str, Declaration]:
     pages = {PurePosixPath(name).stem: content for name, content in members(path, "package/declaration/*.html")}
     for name in sorted(pages, key=lambda name: (name[0].isdigit(), name)):  # numbers: languages that are not settled
         page = ElementTree.fromstring(pages[name].partition(b"\n")[2])  # without the doctype it is XML
-        iso, articles = page.get("data-iso6393"), {each.get("data-number"): _text(each) for each in page.iter("article")}
+        iso = page.get("data-iso6393")
+        articles = {each.get("data-number"): _text(each) for each in page.iter("article")}
         texts = list(articles.values())
         if list(articles) == NUMBERS and all(map(has_letter, texts)) and len(set(texts)) == 30 and iso != "und":
             own = Declaration(iso, language(iso) or iso, script(texts), texts)
