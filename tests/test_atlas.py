@@ -5,14 +5,18 @@ import json
 import numpy as np
 import pandas
 import pytest
-from conftest import me5
 from sklearn.manifold import trustworthiness
 from threadpoolctl import threadpool_limits
 
+from me5lib import config
+from me5lib.cli.evaluate import atlas_command
 from me5lib.evaluate.alignment import bitext_accuracy, centred, translations
 from me5lib.evaluate.paper import languages
 from me5lib.evaluate.stats import Interval
+from me5lib.io import Me5Error
 from me5lib.lessons import atlas
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import train_tokenizer
 
 BREAK_OUT = "</script><img src=x onerror=\"document.title='broken'\">"
 
@@ -42,7 +46,7 @@ def test_a_map_says_what_it_kept_as_scikit_learn_counts_it():
 def test_a_text_that_is_absent_is_nowhere_and_counts_nowhere():
     vectors = space(5, 12)
     vectors[3, 4] = np.nan
-    laid = atlas.lay_out_map(vectors, "m", method="PCA")
+    laid = atlas.lay_out_map(vectors, "m", method="PCA", removed=True)
     cosines, ranks = translations(vectors)
     assert np.isnan(laid.points[3, 4]).all() and np.isfinite(np.delete(laid.points.reshape(60, 2), 40, axis=0)).all()
     assert (ranks[3, :, 4] == 0).all() and (ranks[:, 3, 4] == 0).all() and (ranks == 0).sum() == 9
@@ -73,7 +77,7 @@ def big(tmp_path_factory):
     maps = [atlas.Map(title, method, removed, rng.normal(size=(108, 60, 2)), *kept)
             for title in spaces for method in atlas.METHODS for removed in (False, True)]
     file = tmp_path_factory.mktemp("atlas") / "atlas.html"
-    file.write_text(atlas.explorer(spaces, texts, maps).html, encoding="utf8")
+    file.write_text(atlas.explorer(spaces["first"], texts, maps).html, encoding="utf8")
     assert file.stat().st_size < 2.5e6
     return file, spaces["first"].reshape(6480, -1), sum((texts[code] for code in codes), []), codes
 
@@ -162,16 +166,14 @@ def test_on_a_phone_or_at_four_times_the_size_nothing_is_beside_the_page(page):
         page.click("#map", position={"x": width // 2, "y": 200})
 
 
-# The command ----------------------------------------------------------------------------------------------------------
-
-
-def test_me5_atlas_writes_a_page_and_a_table_of_ones_own_texts(tmp_path, smoke_run, browser):
-    model, data = smoke_run[1] / "stage1", tmp_path / "mine.csv"
+def test_me5_atlas_writes_a_page_and_a_table_of_ones_own_texts(tmp_path, browser, monkeypatch):
+    monkeypatch.setenv("ME5_CACHE", str(tmp_path / "cache"))
+    model, data = tmp_path / "model", tmp_path / "mine.csv"
     rows = [{"en": f"word {i}", "de": f"Wort {i}", "el": "" if i == 3 else f"λέξη {i}"} for i in range(9)]
     pandas.DataFrame(rows).to_csv(data, index=False)
+    Encoder.new(config.load("smoke").model, train_tokenizer(list(rows[0].values()), 300), seed=1).save(model)
     page, table = tmp_path / "atlas.html", tmp_path / "atlas.parquet"
-    done = me5("atlas", "--model", str(model), "--data", str(data), "--out", str(page), "--parquet", str(table))
-    assert done.returncode == 0, done.stderr
+    atlas_command(str(model), data=str(data), out=page, parquet=table)
     shown = browser.new_page(offline=True)
     shown.goto(page.as_uri())
     shown.fill("#query", "ΛΕΞΗ")
@@ -179,18 +181,23 @@ def test_me5_atlas_writes_a_page_and_a_table_of_ones_own_texts(tmp_path, smoke_r
     frame = pandas.read_parquet(table)
     assert list(frame) == ["x", "y", "text", "language", "meaning", "neighbors"] and len(frame) == 26
     assert all(sorted(row) == ["distances", "ids"] and i not in row["ids"] for i, row in enumerate(frame["neighbors"]))
+    vectors = Encoder.load(model).encode(frame["text"].tolist())
     nearest = frame["neighbors"][0]
-    assert list(nearest["distances"]) == sorted(nearest["distances"]) and max(nearest["ids"]) < 26
-    for wrong, says in ((["--data", str(page)], "an atlas takes 20 to"), (["--data", "no.csv"], "no.csv: No such"),
-                        (["--out", str(data)], "ends in .html")):
-        done = me5("atlas", "--model", str(model), "--out", str(page), *wrong)
-        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert nearest["distances"] == pytest.approx(1 - vectors[nearest["ids"]] @ vectors[0], abs=1e-5)
+    assert list(nearest["distances"]) == sorted(nearest["distances"])
+    few = tmp_path / "few.csv"
+    few.write_text("en,de\none,eins\n", encoding="utf8")
+    for wrong, says in (({"data": str(few)}, "2 texts in 2 columns"), ({"data": "no.csv"}, "no.csv: No such file"),
+                        ({"out": data}, "which ends in .html"), ({"out": None}, "say what to write")):
+        with pytest.raises(Me5Error, match=says):
+            atlas_command(str(model), **{"data": str(data), "out": page} | wrong)
     assert "word 0" in data.read_text("utf8")
 
 
 def test_the_file_of_a_page_is_the_frame_of_a_notebook():
     vectors = space(3, 8)
     texts = {code: [f"{code} {m}" for m in range(8)] for code in ("de", "en", "fr")}
-    shown = atlas.explorer({"m": vectors}, texts, [atlas.lay_out_map(vectors, "m", method="PCA")])
+    maps = [atlas.lay_out_map(vectors, "m", method="PCA")]
+    shown = atlas.explorer(vectors, texts, maps)
     assert len(repr(shown)) < 100 and "srcdoc=" in shown._repr_html_() and "<script" not in shown._repr_html_()
-    assert json.dumps(atlas.page_data({"m": vectors}, texts, []), allow_nan=False)
+    assert json.dumps(atlas.page_data(vectors, texts, maps), allow_nan=False)

@@ -3,11 +3,17 @@
 import csv
 import html
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
 import zipfile
+from contextlib import suppress
 
 import pytest
-from conftest import me5
+from conftest import ROOT, me5
 from test_bundle import tree
 from test_run import loads_from_elsewhere
 
@@ -180,3 +186,62 @@ def test_the_quick_experiment_ran_every_arm_under_every_seed(smoke_run):
     results = json.loads((base / "results.json").read_text("utf8"))
     assert len(results["arms"]) == 4 and len(list((base / "arms").iterdir())) == 4 * len(results["seeds"])
     assert all(0 <= arm["near-misses"]["mean"] <= 1 for arm in results["arms"])
+
+
+# The atlas, from three places -----------------------------------------------------------------------------------------
+
+
+def use_atlas(frame):
+    """Search, choose and go to another map, as a reader does; a text that was chosen, from what the page shows."""
+    frame.locator("#query").fill("DEUTSCH")
+    frame.locator("#hits button").first.click()
+    frame.locator("#chosen table").wait_for()
+    frame.locator("#method").select_option("PCA")
+    assert " by PCA. Of a text’s 5 nearest neighbours " in frame.locator("#note").text_content()
+    ranks = frame.locator("#chosen td:last-child").all_text_contents()
+    assert len(ranks) == 24 and all(1 <= int(rank) <= 10 for rank in ranks)
+    return frame.locator("#chosen h2").first.text_content()
+
+
+def test_the_exported_page_has_the_atlas_at_work(smoke_run, browser):
+    heard, page = [], browser.new_page(offline=True)
+    page.on("console", lambda message: heard.append(message.text))
+    page.on("pageerror", lambda error: heard.append(str(error)))
+    page.goto((smoke_run[1] / "notebooks" / "10.html").as_uri())
+    assert "deutsch" in use_atlas(page.frame_locator("iframe")).lower() and heard == []
+
+
+def test_in_jupyterlab_itself_the_atlas_is_at_work(smoke_run, unplugged, browser, tmp_path):
+    book = json.loads(next(io.asset("notebooks").glob("10_*.ipynb")).read_text("utf8"))
+    last = next(i for i, cell in enumerate(book["cells"]) if "atlas.explorer(" in "".join(cell["source"]))
+    parameters = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    parameters["source"] = ["".join(parameters["source"]).replace('"tiny"', '"smoke"').replace(
+        'OUT: str = ""', f"OUT: str = {str(smoke_run[1])!r}")]
+    book["cells"] = book["cells"][: last + 1]
+    (tmp_path / "10.ipynb").write_text(json.dumps(book), encoding="utf8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join((str(ROOT), unplugged["PYTHONPATH"]))
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}",
+               "--IdentityProvider.token=t", "--LabApp.news_url=None"]
+    url, heard = f"http://127.0.0.1:{port}", []
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | unplugged | {"PYTHONPATH": path},
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as lab:  # fmt: skip
+        try:
+            for _ in range(120):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                time.sleep(0.5)
+            page = browser.new_page(viewport={"width": 1400, "height": 900})
+            page.on("request", lambda request: heard.append(request.url))
+            page.goto(f"{url}/lab/tree/10.ipynb?token=t")
+            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=120_000)
+            page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+            page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+            frame = page.frame_locator("iframe[title^='The atlas']")
+            frame.locator("#query").wait_for(timeout=300_000)
+            assert "deutsch" in use_atlas(frame).lower()
+        finally:
+            lab.terminate()
+    assert heard and [where for where in heard if not where.startswith((url, "data:", "blob:"))] == []

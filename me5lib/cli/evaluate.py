@@ -199,9 +199,9 @@ def atlas_command(
     spaces = {name: atlas.encoded(open_model(name), texts) for name in filter(None, (model, against))}
     maps = atlas.lay_out_maps(spaces, seed)
     if out:
-        io.put_text(out, atlas.explorer(spaces, texts, maps).html)
+        io.put_text(out, atlas.explorer(spaces[model], texts, maps).html)
     if parquet:
-        atlas.write_points(parquet, next(iter(spaces.values())), texts, maps[0])
+        atlas.write_points(parquet, spaces[model], texts, maps[0])
     print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in (out, parquet) if path), sep="\n")
 
 

@@ -2,7 +2,7 @@
 
     maps = lay_out_maps({"me5-small-q4": vectors}, seed=0)  # UMAP and PCA, with language means and without
     draw_maps(maps[:1], languages, scripts)                 # a picture
-    explorer({"me5-small-q4": vectors}, texts, maps)        # a page: in a notebook an iframe; `.html` for a file
+    explorer(vectors, texts, maps)                          # a page: in a notebook an iframe; `.html` for a file
 
 `vectors` [languages, meanings, width] in the order of `sorted(texts)`, NaN where `texts` has "". A map shows
 neighbourhoods, not distances, and loses some: how much, each says with 95 % intervals over meanings, the layout held.
@@ -187,23 +187,20 @@ class Page:
                 f'border: 0" srcdoc="{html.escape(self.html)}"></iframe>')
 
 
-def explorer(spaces: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[str]], maps: Sequence[Map]) -> Page:
-    """The page on which `maps` of `spaces` are explored; cosines, ranks and neighbours are those of the first space.
+def explorer(vectors: np.ndarray, texts: Mapping[str, Sequence[str]], maps: Sequence[Map]) -> Page:
+    """The page on which `maps` are explored; cosines, ranks and neighbours are those of `vectors`, the first map's.
 
     The data lie in it as gzipped JSON in base64: no text can end a script, and a page takes a quarter of the bytes.
     """
-    content = json.dumps(page_data(spaces, texts, maps), ensure_ascii=False).encode("utf8")
+    content = json.dumps(page_data(vectors, texts, maps), ensure_ascii=False).encode("utf8")
     packed = base64.b64encode(gzip.compress(content, mtime=0)).decode()
     template = (io.PACKAGE / "lessons" / "atlas.html").read_text("utf8")
     return Page(template.replace("{{ data }}", packed))
 
 
-def page_data(
-    spaces: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[str]], maps: Sequence[Map]
-) -> dict[str, Any]:
+def page_data(vectors: np.ndarray, texts: Mapping[str, Sequence[str]], maps: Sequence[Map]) -> dict[str, Any]:
     """What the page's script reads. A text's id is its language's place times the meanings, plus its meaning's;
     cosines are in thousandths."""
-    first, vectors = next(iter(spaces.items()))
     languages, names = sorted(texts), Locale("en").languages
     cosines, ranks = translations(vectors)
     thousandths = np.rint(1000 * np.nan_to_num(cosines)).astype(int)
@@ -212,7 +209,7 @@ def page_data(
     for text, others, squares in zip(ids, *found, strict=True):
         near[text] = list(zip(ids[others].tolist(), np.rint(1000 - 500 * squares).astype(int).tolist(), strict=True))
     return {
-        "first": first, "meanings": vectors.shape[1], "k": K, "palette": PALETTE, "shades": SHADES,
+        "first": maps[0].title, "meanings": vectors.shape[1], "k": K, "palette": PALETTE, "shades": SHADES,
         "languages": [[code, names.get(code.partition("-")[0], code), *kin(code)] for code in languages],
         "texts": [text for code in languages for text in texts[code]],
         "maps": [{"model": laid.title, "method": laid.method, "centred": laid.centred, "note": laid.note,
@@ -264,11 +261,9 @@ def encoded(opened: Opened, texts: Mapping[str, Sequence[str]]) -> np.ndarray:
     """Vectors [languages, meanings, width] of `texts` by language, NaN where a text is ""; kept in the cache."""
     rows = np.array([texts[code] for code in sorted(texts)], dtype=object)
     here = rows != ""
-    with tqdm(total=sum(map(len, set(rows[here]))), desc=f"encode by {opened.name}", unit=" characters") as bar:
-        identity = {"name": opened.name, "revision": opened.revision}
-        encoder = CachedEncoder(opened.encoder, io.cache() / "atlas", identity, opened.dtype, seen=bar.update)
-        with io.ticking(bar.refresh):
-            found = encoder.encode(rows[here].tolist(), "" if opened.instruct else QUERY)
+    identity = {"name": opened.name, "revision": opened.revision}
+    encoder = CachedEncoder(opened.encoder, io.cache() / "atlas", identity, opened.dtype)
+    found = encoder.encode(rows[here].tolist(), "" if opened.instruct else QUERY, progress=True)  # a bar a chunk
     vectors = np.full((*rows.shape, found.shape[1]), np.nan, dtype=np.float32)
     vectors[here] = found
     return vectors

@@ -44,7 +44,7 @@ def synthetic_page(file: Path) -> None:
     texts = {code: [" ".join(rng.choice(words, 30)) for _ in range(60)] for code in codes}
     maps = [atlas.Map(name, method, removed, rng.normal(size=(108, 60, 2)), *[Interval(0.5, 0.4, 0.6)] * 5)
             for name in spaces for method in atlas.METHODS for removed in (False, True)]
-    file.write_text(atlas.explorer(spaces, texts, maps).html, encoding="utf8")
+    file.write_text(atlas.explorer(spaces["first"], texts, maps).html, encoding="utf8")
 
 
 def main() -> None:
