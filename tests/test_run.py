@@ -87,7 +87,7 @@ BUSY = """import sys
 for i in range(101): print(f"\\rtrained {i} %", end="", flush=True)
 for i in range(4): print(f"warning {i}", file=sys.stderr, flush=True)
 from tqdm.auto import tqdm
-for i in tqdm(range(3)): pass"""
+for i in (*tqdm(range(3)), *tqdm(iter("abc"))): pass"""
 WHO = """import os, sys
 for name, value in (("who", sys.executable), ("cache", os.environ["ME5_CACHE"]), ("set", SET),
                     ("offline", os.environ["HF_HUB_OFFLINE"]), ("teacher", lesson.scale.finetune.teacher)):

@@ -61,7 +61,7 @@ def main() -> None:
         for _ in range(3):
             page, start = browser.new_page(offline=True, viewport={"width": 1280, "height": 860}), time.perf_counter()
             page.goto(file.resolve().as_uri(), wait_until="commit")
-            page.wait_for_function("() => typeof data === 'object' && visible && !asked", polling="raf")
+            page.wait_for_function("() => typeof visible === 'object' && !asked", polling="raf")
             first = time.perf_counter() - start
             page.wait_for_function("!morph")
             hover = page.evaluate(HOVER, 1)
