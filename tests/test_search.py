@@ -23,15 +23,9 @@ def brute(queries, passages, k):
     return [sorted(range(len(passages)), key=lambda j: (-float(query @ passages[j]), j))[:k] for query in queries]
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    monkeypatch.setattr(search, "BLOCK_QUERIES", 4)
-    monkeypatch.setattr(search, "BLOCK_PASSAGES", 64)
-
-
 @pytest.mark.parametrize(("q", "p", "k"), [(5, 40, 7), (9, 40, 40), (3, 4, 10), (1, 1, 1), (6, 700, 2), (6, 700, 30),
                                            (0, 5, 2), (9, 65, 4), (9, 64, 4)])
-def test_top_k_is_exact_across_blocks(q, p, k):
+def test_top_k_is_exact(q, p, k):
     queries, passages = unit(q), unit(p)
     rows, scores = search.top_k(queries, passages, k)
     assert rows.shape == scores.shape == (q, min(k, p)) and rows.tolist() == brute(queries, passages, k)
