@@ -1,5 +1,6 @@
 """`me5 evaluate`: a model on tables of the paper or on mteb's tasks, by the paper's protocol; what a run will take.
-`me5 atlas`: a page on which its space is explored. `me5 calibrate`: what its cosines mean.
+`me5 atlas`: a page on which its space is explored. `me5 calibrate`: what its cosines mean. `me5 diagnose`: what is
+wrong with a run.
 
 A killed run is gone on with by the same command. Results lie under --out in mteb's format (see `evaluate.runs`).
 """
@@ -174,6 +175,17 @@ def calibrate_command(
     if out:
         io.put_text(Path(out).expanduser(), table.to_csv(index=False))
     print(*unused, *calibrate.lines(table), sep="\n")
+
+
+def diagnose_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of one of its stages.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for diagnosis.md, .json, .png (default: RUN).")] = None,
+) -> None:
+    """What is wrong with a run: poor languages, weak retrieval, idle instructions; the suspected cause, what to try."""
+    from me5lib.lessons import diagnose
+
+    folder = run.expanduser()
+    print(*diagnose.write(diagnose.diagnose(folder), out or folder), sep="\n")
 
 
 def atlas_command(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import NamedTuple
@@ -153,6 +154,13 @@ class Mixture:
         """Stream → rows drawn from it in all `steps` steps; divided by its rows it is the number of passes."""
         return {self.streams[i]: n for source, own in self._members.items()
                 for i, n in zip(own.tolist(), self._dealt(source, self.steps).tolist(), strict=True)}
+
+    def languages(self) -> Counter[str]:
+        """Language → rows drawn of it in all `steps` steps."""
+        found: Counter[str] = Counter()
+        for stream, rows in self.totals().items():
+            found[stream.language] += rows
+        return found
 
     def _refuse_nonsense(self) -> None:
         if not self.streams:

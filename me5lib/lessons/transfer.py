@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -90,9 +89,7 @@ class Transfer(Lab):
     def left_out(self, arm: Arm, seed: int) -> dict[str, int]:
         """The languages that an arm does not see, with the rows that the full mixture draws of them: of the control in
         a random order, each taken if it still fits."""
-        drawn: Counter[str] = Counter()
-        for stream, rows in self.corpus.mixture(self.scale, seed).totals().items():
-            drawn[stream.language] += rows
+        drawn = self.corpus.mixture(self.scale, seed).languages()
         own = {language: drawn[language] for language in sorted(drawn) if arm.own and family_of(language) == arm.own}
         if arm.role != "control":
             return own

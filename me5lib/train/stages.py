@@ -50,7 +50,7 @@ from me5lib.train.monitor import watch
 from me5lib.train.teacher import TRAINED, teacher_fingerprint
 
 Rows = Sequence[Pair] | Sequence[Labelled]
-BUDGET = "budget.json"
+BUDGET, RANDOM = "budget.json", "random weights"
 LOOKS = 10  # ours: evaluations during stage 1
 FIRST_BUDGET = 2**20  # ours: padded tokens tried first on a GPU; halved until they fit
 TEXTS_PER_PIECE = 3  # ours: training texts read for each piece of the vocabulary
@@ -152,7 +152,7 @@ def _trained(
 def _identity(start: Path | str | None) -> str:
     """What tells one start from another. Raises `Me5Error` for a model that cannot be had."""
     if start is None:
-        return "random weights"
+        return RANDOM
     ref = resolve(start)
     if ref.kind != "folder":
         return pinned(ref)

@@ -118,11 +118,10 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("runs/left-out"))
     options.add_argument("--json", type=Path, default=io.asset("notebooks") / "results" / "left_out.json")
     asked, scale = options.parse_args(), config.load("tiny")
-    corpus, drawn, folder = open_corpus(scale), Counter(), asked.out / "vectors"
+    corpus, folder = open_corpus(scale), asked.out / "vectors"
+    drawn = corpus.mixture(scale, 0).languages()
     rows = offline_table.standard_rows(scale, 0, asked.run, corpus)
     models = {name: rows[name] for name in ROWS if name in rows}
-    for stream, n in corpus.mixture(scale, 0).totals().items():
-        drawn[stream.language] += n
     sets = left_out.parallel_sets(corpus)
     (about,), *scored = measure_scores(models, sets, drawn, folder)
     bias, matrices = measure_bias(models, sets, corpus.task("xquad").sets, folder)
