@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -176,10 +177,10 @@ def finetuned(run: Run, folder: Path) -> diagnose.Stage:
                 fingerprint=run.name)  # fmt: skip
     if instructs:
         view.__dict__.update(prefixes=lambda source: ("", ""), prompts=instruct_prompts())
-    tuned = upper.copy()
-    stages.start_encoder = lambda *_: tuned  # trained in place
-    done = stages.finetune(scale, run.seed, folder, start="me5-small-q4", teacher=False, negatives=kind, corpus=view,
-                           evaluate=lambda *_: {}, progress=False)  # fmt: skip
+    tuned = upper.copy()  # trained in place
+    with mock.patch.object(stages, "start_encoder", lambda *_: tuned):
+        done = stages.finetune(scale, run.seed, folder, start="me5-small-q4", teacher=False, negatives=kind,
+                               corpus=view, evaluate=lambda *_: {}, progress=False)  # fmt: skip
     groups = list(labelled.read_groups(done / labelled.GROUPS).values())
     return diagnose.Stage(tuned.eval(), upper, corpus, groups=groups)
 
