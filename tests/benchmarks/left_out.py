@@ -5,7 +5,8 @@
 Bitext accuracy, hubness and language probe on UDHR (by people), held-out strings (people) and GSM with its numbers
 masked (machines, most); accuracy on intents; what they go with; the languages of the hits in pools of all languages.
 Writes what notebook 10 shows, with the coordinates of the measurement. Vectors stay under --out: it goes on where it
-was stopped. The real model reads some three million tokens: half an hour of one core in bf16.
+was stopped. The real model reads some three million tokens: a quarter of an hour of one core that has bf16,
+and as long for the rest.
 """
 
 from __future__ import annotations
@@ -103,11 +104,10 @@ def measure_bias(models: Any, sets: Any, xquad: Any, folder: Path) -> tuple[pd.D
         for name, pool in pools.items():
             for key, part in biases(encode_of(row, folder), *pool).items():
                 rows.append((name, model, key, "all", *part["own"], part["chance"]))
-                if model == REAL:
+                if model == REAL and name != "udhr":
                     rows += [(name, model, key, code, *part["matrix"][i, i], None) for i, code in enumerate(pool[0])]
                     table = (1000 * part["matrix"]).round().astype(int)
-                    matrices |= {"udhr": {}, "gsm": {f"gsm, {key}": table[..., 0].tolist()},
-                                 "xquad": {f"xquad, {key}": table.tolist()}}[name]  # fmt: skip
+                    matrices[f"{name}, {key}"] = (table if name == "xquad" else table[..., 0]).tolist()
     return pd.DataFrame(rows, columns=["set", "model", "vectors", "name", "own", "low", "high", "chance"]), matrices
 
 
