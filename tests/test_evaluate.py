@@ -61,8 +61,8 @@ def test_a_plan_of_everything_says_what_it_assumes(tmp_path):
 
 
 @pytest.mark.parametrize(("line", "words"), [
-    ("--model= --tasks SciFact", "--table and --tasks evaluate a model: name one with --model"),
-    ("", "say what to evaluate the model on: --table 3, 4, 5 or all, or --tasks"),
+    ("--model= --tasks SciFact", "--table, --tasks and --suite evaluate a model: name one with --model"),
+    ("", "say what to evaluate the model on: --table 3, 4, 5 or all, --suite lowres, or --tasks"),
     ("--tasks SciFact --protocol papr", "unknown protocol 'papr': choose one of paper, mteb"),
     ("--tasks SciFact --dtype int8", "unknown dtype 'int8': choose one of fp32, bf16, fp16"),
     ("--table 7", "--table 7: the tables that can be measured are 3, 4 and 5; or say all"),

@@ -52,9 +52,10 @@ def evaluate_command(
         _offline_tables(scale, seed, overrides, out)
         return
     if not model:
-        raise Me5Error("--table and --tasks evaluate a model: name one with --model, a hub id or a folder")
+        raise Me5Error("--table, --tasks and --suite evaluate a model: name one with --model, a hub id or a folder")
     if not (table or tasks or suite):
-        raise Me5Error("say what to evaluate the model on: --table 3, 4, 5 or all, or --tasks with mteb's names")
+        raise Me5Error("say what to evaluate the model on: --table 3, 4, 5 or all, --suite lowres, or --tasks "
+                       "with mteb's names")
     for name, value, known in (("protocol", protocol, ("paper", "mteb")), ("dtype", dtype, ("fp32", "bf16", "fp16"))):
         if value not in known:
             raise Me5Error(f"unknown {name} {value!r}: choose one of {', '.join(known)}")

@@ -13,6 +13,7 @@ of scales are ours, set on ten runs of known cause and judged on others: tests/b
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,8 @@ from me5lib.train.search import DenseIndex, Pool, margin_ratio_of
 NAMED = 0.4  # score from which on a cause is named
 STRINGS, SAMPLED, OF_A_POOL, TWINS = 60, 300, 40, 150  # of a language; rows looked at, of them of one pool; of a set
 LONGEST = 96  # tokens of a text
+ALT = ("Every symptom (square) and every piece of evidence (dot), with its interval, between where all is well and "
+       "where it is as ill as can be told; in orange, of a cause that is named.")
 ASKED, _, BETWEEN = instruct("\0", "").partition("\0")  # stands before an instruction, and between it and the query
 
 
@@ -229,17 +232,25 @@ def write(found: Sequence[Suspect], folder: Path) -> list[str]:
         for kind, (what, value, well, ill) in (("symptom", one.symptom), *(("evidence", own) for own in one.evidence)):
             lines.append(f"  - {kind}: {what}: {value.mean:.2f} ({value.low:.2f} to {value.high:.2f}; well {well:g}, "
                          f"ill {ill:g})")
-    io.put_text(folder / "diagnosis.md", "\n".join(["# Diagnosis", "", *lines, ""]))
+    page = ["# Diagnosis", "", *lines, "", f"![{ALT}](diagnosis.png)", ""]
+    io.put_text(folder / "diagnosis.md", "\n".join(page))
     io.put_json(folder / "diagnosis.json", [one._asdict() | {"score": one.score} for one in found])
     figures.keep(picture(found), folder / "diagnosis.png",
-                 "What each suspect of a run weighs, from 0 (as where all is well) to 1: its symptom, the strongest "
-                 "evidence of its cause, and the score of both; a framed score names the cause.")
+                 ALT)
     return [*lines, f"diagnosis.md, .json and .png: {folder}"]
 
 
 def picture(found: Sequence[Suspect]) -> Figure:
-    """Weights and scores of the suspects, the likeliest on top."""
-    cells = [[one.symptom.weight, max(own.weight for own in one.evidence), one.score] for one in found]
-    return figures.number_table(cells, [f"{one.stage}: {one.cause}" for one in found],
-                                ["symptom", "evidence", "score"], f"named from {NAMED} on",
-                                outlined=[(i, 2) for i, one in enumerate(found) if one.score >= NAMED])
+    """Where every measure lies between well (0) and ill (1), with its interval; in orange, a suspect that is named."""
+    rows = [(one, own) for one in reversed(found) for own in (*reversed(one.evidence), one.symptom)]
+    figure, axis = figures.canvas(8, 1 + 0.5 * len(rows))
+    for y, (one, own) in enumerate(rows):
+        at, low, high = np.clip((np.array(own.value) - own.well) / (own.ill - own.well), -0.5, 1.5)
+        axis.plot([low, high], [y, y], color=(colour := figures.COLOURS[one.score >= NAMED]))
+        axis.plot(at, y, "s" if own is one.symptom else "o", color=colour)
+    words = [f"{one.stage}, {'symptom' if own is one.symptom else 'evidence'} of {one.cause}:\n"
+             + textwrap.shorten(own.what, 60, placeholder=" …") for one, own in rows]  # fmt: skip
+    axis.set_yticks(range(len(rows)), words, fontsize=8)
+    axis.axvspan(0, 1, color=figures.GREY, alpha=0.15, linewidth=0)
+    axis.set(xlim=(-0.6, 1.6), xticks=[0, 1], xticklabels=["well", "ill"], ylim=(-0.7, len(rows) - 0.3))
+    return figure
