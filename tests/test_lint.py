@@ -100,7 +100,7 @@ def test_a_faulty_file_comes_on_no_card_and_is_made_again_on_demand(made, tmp_pa
     change, words = FAULTS[0]
     path, task = planted(made, tmp_path, "MockRetrievalTask", change), [retrieval.MockRetrievalTask()]
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}"):
-        model._result_entries(tmp_path, opened())
+        model._result_rows(tmp_path, opened())
     before = path.read_bytes()
     with pytest.raises(Me5Error, match=rf"result file {path} .*{words}.*add --again to replace it"):
         runs.evaluate(opened(), task, tmp_path)

@@ -43,8 +43,8 @@ from me5lib.train.search import DenseIndex, Pool, margin_ratio_of
 NAMED = 0.4  # score from which on a cause is named
 STRINGS, SAMPLED, OF_A_POOL, TWINS = 60, 300, 40, 150  # of a language; rows looked at, of them of one pool; of a set
 LONGEST = 96  # tokens of a text
-ALT = ("Every symptom (square) and every piece of evidence (dot), with its interval, between where all is well and "
-       "where it is as ill as can be told; in orange, of a cause that is named.")
+ALT = ("Symptoms (squares) and evidence (dots) with intervals, between where all is well and as ill as can be told; in "
+       "orange, of a cause that is named.")
 ASKED, _, BETWEEN = instruct("\0", "").partition("\0")  # stands before an instruction, and between it and the query
 
 
