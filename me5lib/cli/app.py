@@ -125,9 +125,10 @@ def experiment_command(
 ) -> None:
     """Experiments: of each a pilot and the sealed plan, then every arm with intervals, a table and a figure."""
     from me5lib.lessons import experiments
+    from me5lib.lessons.labs import Lab
 
     for name in dict.fromkeys(names):
-        cfg = config.load(scale or ("random" if name in ("stages", "transfer") else "tiny"), overrides)
+        cfg = config.load(scale or experiments.LABS.get(name, Lab).runs_at, overrides)
         plan, base = experiments.planned(name, cfg, seeds, suite), experiments.home(cfg, out)
         if not cfg.offline and not yes:
             print("\n".join(plan.lines()), flush=True)

@@ -162,6 +162,7 @@ def calibrate_command(
     from me5lib.device import best_device, precision
     from me5lib.evaluate import calibrate
     from me5lib.model.encoder import Encoder
+    from me5lib.model.text import QUERY
 
     if data:
         file = userdata.read_corpus(data, query=query_column, passage=passage_column, language=language_column,
@@ -169,7 +170,7 @@ def calibrate_command(
         rows, prefixes, unused = file.rows, file.prefixes(), file.reasons()
     else:
         rows = calibrate.heldout_pairs(open_corpus(config.load(scale)).task("heldout").sets)
-        prefixes, unused = ("query: ", "query: "), []
+        prefixes, unused = (QUERY, QUERY), []
     encoder = Encoder.load(model).to(best_device())
     table = calibrate.calibrate(encoder, rows, prefixes, precision=precision(encoder.device).name,
                                 progress=sys.stderr.isatty())

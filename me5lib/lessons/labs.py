@@ -75,6 +75,7 @@ class Lab:
     metrics: tuple[str, ...]  # the first one primary
     positive: tuple[str, str, str]  # the positive control: arm, the one that it must lead under every seed, metric
     seeds = 5
+    runs_at = "tiny"  # the scale, unless another is asked for
     hub = False  # whether it runs at a scale of the hub
     trains = ("train", "finetune")  # stages of the scale: texts are read as far as in training
     values: Mapping[str, Any] = {}  # its own settings of the last of these stages
@@ -140,7 +141,7 @@ class Stages(Lab):
     question = "do two stages (pairs, then labelled examples) beat one?"
     metrics = ("dev", "gsm", "xquad")
     positive = ("two stages", "untrained", "")
-    hub = True
+    hub, runs_at = True, "random"
 
     @classmethod
     def arms(cls, scale: Scale, teacher: bool = False) -> tuple[Arm, ...]:

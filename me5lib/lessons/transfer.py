@@ -60,7 +60,7 @@ class Transfer(Lab):
     positive = ("random for Slavic", "without Slavic", "Slavic")
     trains = ("train",)
     values = {"steps": 70, "warmup": 7}  # ours: half a minute a model on one thread
-    seeds = 3
+    seeds, runs_at = 3, "random"
 
     @classmethod
     def arms(cls, scale: Scale, teacher: bool = False) -> tuple[Arm, ...]:
