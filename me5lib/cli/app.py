@@ -27,7 +27,7 @@ def packs_command(
     export: Annotated[Path | None, typer.Option(help="Copy the packs to this folder, for --from.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="Take the packs from such a folder, offline.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Only say what there is, and what is in the cache.")] = False,
-    only: Annotated[str, typer.Option(help="Names of data cards, as me5-small-q4,gsm (default: all).")] = "",
+    only: Annotated[str, typer.Option(help="Data cards, as me5-small-q4,gsm (default: all but baselines).")] = "",
 ) -> None:
     """Download the offline packs (about 400 MB, once), verified; what is there stays."""
     from me5lib.data import cards

