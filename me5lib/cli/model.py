@@ -1,4 +1,4 @@
-"""`me5 export`: a checkpoint as others load it, checked, with a model card.
+"""`me5 export`: a checkpoint as others load it, checked, with a model card. `me5 encode`: the vectors of a file.
 
 The folder holds safetensors, JSON, a README and, with --onnx, `onnx/model.onnx`. Before it takes its place,
 sentence-transformers, transformers and onnxruntime each load it and encode texts of many scripts; where one of them
@@ -8,18 +8,23 @@ gives another vector than me5 (by more than 1e-4), nothing is written. Cost: sec
 from __future__ import annotations
 
 import re
+import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from me5lib.cli import split_names
+from me5lib.cli import ScaleName, split_names
+from me5lib.cli.train import Encoding
+from me5lib.config import RELEASED
 from me5lib.io import Me5Error
 from me5lib.model import card as model_card
 from me5lib.model.card import About, CitedSource
 
 if TYPE_CHECKING:
     from me5lib.evaluate.models import Opened
+    from me5lib.model.encoder import Encoder
 
 
 def export_command(
@@ -32,8 +37,16 @@ def export_command(
     data: Annotated[str, typer.Option(help="Data cards it was trained on (default: as the folder says).")] = "",
     license: Annotated[str, typer.Option(help="Its licence, as the hub writes it: mit, apache-2.0 …")] = "",
     instruction: Annotated[str, typer.Option(help="Of an instruct model: the prompt of queries.")] = "",
+    languages: Annotated[str, typer.Option(help="Cut the vocabulary to what texts in these use, as en,de,sw.")] = "",
+    text: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="With --languages: plain text whose "
+                                             "tokens stay, too; may be given again.")] = [],  # noqa: B006
+    scale: ScaleName = "tiny",
 ) -> None:
-    """Write a model for sentence-transformers, transformers and ONNX, checked, with a model card."""
+    """Write a model for sentence-transformers, transformers and ONNX, checked, with a model card.
+
+    With --languages the packs' training texts (of --scale) and --text choose the tokens; what a text loses is measured
+    on the packs' evaluation texts.
+    """
     if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / "modules.json").is_file())):
         raise Me5Error(f"{to} exists and is no earlier export: choose another --to")
     if to.exists() and to.resolve() == Path(model).expanduser().resolve():
@@ -51,8 +64,67 @@ def export_command(
     about = about_model(opened, model, name or to.name, data, license, instruction)._replace(onnx=onnx)
     if results is not None:
         about = about._replace(results=_result_rows(results, opened))
-    print(export_model(opened.encoder.encoder, to, about))
+    encoder = opened.encoder.encoder
+    if languages or text:
+        encoder, about = _cut(encoder, about, split_names(languages), text, scale)
+    print(export_model(encoder, to, about))
     print(f"{about.name}: {to}")
+
+
+def encode_command(
+    file: Annotated[Path, typer.Argument(help="Texts: lines (.txt), .jsonl, .csv or .parquet.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write; a killed command goes on.")],
+    model: Annotated[str, typer.Option(help="A checkpoint folder, a hub id, or me5-small-q4.")] = RELEASED[0],
+    revision: Annotated[str, typer.Option(help="Commit, branch or tag of a hub id.")] = "",
+    prefix: Annotated[str, typer.Option(help="query, passage, or any text; an instruct model's passages have "
+                                             "none.")] = "passage",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, binary (at the median) or binary-zero.")] = "fp32",
+    column: Annotated[str, typer.Option(help="The column of texts; .txt has none.")] = "text",
+    encoding: Encoding = "utf8",
+) -> None:
+    """Write the vectors of a file's texts, in up to a 32nd of the bytes, with what they were made with."""
+    from me5lib.data.userdata import read_texts
+    from me5lib.device import best_device
+    from me5lib.device import precision as computed
+    from me5lib.evaluate import models, vectors
+    from me5lib.model.text import PASSAGE, QUERY
+
+    texts = read_texts(file, column, encoding)
+    opened = models.open_model(model, revision=revision, dtype=computed(best_device()).name)
+    before = {"query": QUERY, "passage": PASSAGE}.get(prefix, prefix)
+    vectors.write_vectors(opened, texts, before, precision, out, progress=sys.stderr.isatty())
+    print(f"{len(texts):,} vectors ({precision}): {out}")
+
+
+def _cut(encoder: Encoder, about: About, names: list[str], files: list[Path], scale: str) -> tuple[Encoder, About]:
+    """The encoder cut to the tokens of languages and of the lines of `files`, with its card; prints what is lost."""
+    import pandas as pd
+
+    from me5lib import config
+    from me5lib.data.corpus import evaluation_texts, open_corpus
+    from me5lib.data.text import resolve_language
+    from me5lib.model import shrink
+
+    codes = {name: resolve_language(name) for name in names}
+    if wrong := [name for name, code in codes.items() if code is None] or ["''"] * (not codes):
+        raise Me5Error(f"{wrong[0]} is no language: write --languages as en,sw,zh-hant")
+    corpus = open_corpus(config.load(scale))
+    chosen = {code: corpus.training_texts(code) for code in codes.values()}
+    if (bare := [code for code, texts in chosen.items() if not texts]) and not files:
+        raise Me5Error(f"the packs have no text in {', '.join(bare)}: give some with --text FILE")
+    lines = (line for path in files for line in path.open(encoding="utf8", errors="replace"))
+    single = shrink.characters(encoder, chosen.values())
+    cut = shrink.cut_vocabulary(encoder.copy(), chain(about.prompts.values(), single, *chosen.values(), lines))
+    tests = {key: texts for key, texts in evaluation_texts(corpus).items() if key[1] in chosen}
+    if tests:
+        changed = 100 * pd.DataFrame(shrink.dropped_shares(encoder, cut, tests)).T["changed"].unstack(0)
+        print("texts with a token that was dropped, of those that evaluate (they chose none), per cent:",
+              changed.to_string(float_format="{:.1f}".format, na_rep=""), sep="\n")
+    tokens = len(encoder.tokenizer), len(cut.tokenizer)
+    sizes = [(4 * each.backbone.num_parameters() + len(each.tokenizer.backend_tokenizer.to_str(pretty=True).encode()))
+             / 1e6 for each in (encoder, cut)]  # fmt: skip
+    print(f"from {tokens[0]:,} tokens to {tokens[1]:,}, from {sizes[0]:.0f} MB to {sizes[1]:.0f}")
+    return cut, about._replace(cut_to=tuple(chosen), tokens_of=tokens)
 
 
 def about_model(opened: Opened, model: str, name: str, data: str = "", license: str = "",
@@ -80,7 +152,7 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
         tables = (1, 2, None) if opened.instruct else (1, 2)  # of the paper; an instruct model has its own mixture too
         names = names or [each for each, about in cards.hub().items() if by_authors and about.paper
                           and about.paper.table in tables]
-    in_four_bits = getattr(encoder.backbone.config, "derived_from", "") in (released.NAME, released.TUNED)
+    in_four_bits = getattr(encoder.backbone.config, "derived_from", "").startswith(released.NAME)
     if in_four_bits:
         base, license = released.HUB_ID, license or "mit"
     return About(

@@ -198,6 +198,17 @@ class Corpus(cards.CardTexts):
                              and tuple(shard.columns) == TRANSLATIONS for row in shard.take(np.arange(shard.rows)))
         return [english for english, _ in rows], [text for _, text in rows]
 
+    def training_texts(self, language: str) -> dict[str, None]:
+        """Every text of a language that a stage trains on, once, in a fixed order; English: of all translations."""
+        found: dict[str, None] = {}
+        for (_, own), shard in self.shards.items():
+            translated = tuple(shard.columns) == TRANSLATIONS
+            if own == language or (language == "en" and translated):
+                sides = shard.read(np.arange(shard.rows))
+                found |= dict.fromkeys(itertools.chain(*([sides[language != "en"]] if translated else sides)))
+        rows = (row for row in self.labelled() if row.language == language)
+        return found | dict.fromkeys(text for row in rows for text in (row.query, *row.positives, *row.negatives))
+
     def task(self, name: str) -> Bitext | Retrieval | Classification:
         """The evaluation material of that name, one of `task_names`."""
         if name not in self.task_names:

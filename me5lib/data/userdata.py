@@ -395,6 +395,16 @@ def read_table(path: Path, encoding: str = "utf8") -> tuple[str, str, FileRows]:
     return kind, unit, rows
 
 
+def read_texts(path: Path, column: str = "text", encoding: str = "utf8") -> list[str]:
+    """The lines of a .txt file; of any other (`read_table`) the texts in a column, a row each. Raises `Me5Error`."""
+    if path.suffix.lower() == ".txt":
+        return _decode(path, encoding).removesuffix("\n").replace("\r\n", "\n").split("\n")
+    _, unit, rows = read_table(path, encoding)
+    if wrong := next((number for number, row in rows if not isinstance(row.get(column), str)), None):
+        raise Me5Error(f"{path}: {unit} {wrong} has no text in the column {column!r}: name another with --column")
+    return [row[column] for _, row in rows]
+
+
 def _decode(path: Path, encoding: str) -> str:
     """The text of a file. Raises `Me5Error` that names the line which is not in this encoding."""
     try:

@@ -46,12 +46,15 @@ class About(NamedTuple):
     sources: tuple[CitedSource, ...] = ()
     results: tuple[tuple[str, str, int, str], ...] = ()  # `result_rows`
     onnx: bool = False
+    cut_to: tuple[str, ...] = ()  # languages that its vocabulary was cut to
+    tokens_of: tuple[int, int] = (0, 0)  # tokens before and after the cut
     notice: str = ""  # what the licence of the weights asks to be passed on
 
 
 def render(about: About) -> str:
     """The whole card: metadata between two lines of dashes, then Markdown."""
-    spoken = {code.partition("-")[0].lower() for source in about.sources for code in source.languages}
+    trained = {code.partition("-")[0].lower() for source in about.sources for code in source.languages}
+    spoken = {code.partition("-")[0] for code in about.cut_to} or trained
     codes = sorted(code for code in spoken if re.fullmatch("[a-z]{2,3}", code))  # what the hub takes for a language
     datasets = dict.fromkeys(repository for source in about.sources for repository in source.repositories)
     data = ModelCardData(
@@ -62,7 +65,7 @@ def render(about: About) -> str:
     )  # fmt: skip
     start = f"`{about.base_model}`" if about.base_model else about.start or "a backbone that is not stated"
     card = ModelCard.from_template(
-        data, template_str=TEMPLATE.read_text(encoding="utf8"), about=about, start=start, count=len(codes),
+        data, template_str=TEMPLATE.read_text(encoding="utf8"), about=about, start=start, count=len(trained),
         query=about.prompts["query"], document=about.prompts["document"],
         cell=lambda text: " ".join(text.split()).replace("|", "\\|"), shown=lambda text: text.replace("\n", "\\n"),
     )  # fmt: skip

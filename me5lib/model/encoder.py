@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 
     def trained_further(self) -> Encoder:
         """Itself; where it came in 4 bits, its configuration says from now on that it was trained since."""
-        if getattr(self.backbone.config, "derived_from", "") == released.NAME:
+        if getattr(self.backbone.config, "derived_from", "") in (released.NAME, released.CUT):
             self.backbone.config.derived_from = released.TUNED
         return self
 

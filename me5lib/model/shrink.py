@@ -4,6 +4,8 @@
     encoder = cut_vocabulary(encoder, texts)              # all that `texts` use: each of them keeps its vector
     encoder = cut_vocabulary(encoder, texts, 62_000)      # the commonest: a text with a rarer piece is spelt otherwise
 
+    dropped_shares(whole, encoder, {"de": texts})         # how many of other texts had a piece that is gone
+
 Of mE5-small's 118 million weights 96 million are the table of its 250,037 tokens, most of which a language never needs.
 Cost: each text is tokenised once.
 """
@@ -11,8 +13,9 @@ Cost: each text is tokenised once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,9 @@ import torch
 from tokenizers import Tokenizer
 
 from me5lib.io import Me5Error
-from me5lib.model import text
+from me5lib.model import released, text
 from me5lib.model.encoder import WINDOW, Encoder
+from me5lib.pairs import script
 
 
 def lower_layers(encoder: Encoder, layers: int) -> Encoder:
@@ -34,7 +38,7 @@ def lower_layers(encoder: Encoder, layers: int) -> Encoder:
     return encoder
 
 
-def cut_vocabulary(encoder: Encoder, texts: Sequence[str], size: int = 0) -> Encoder:
+def cut_vocabulary(encoder: Encoder, texts: Iterable[str], size: int = 0) -> Encoder:
     """`encoder` with the pieces that `texts` and the prefixes use, the `size` commonest (0: all), changed in place.
 
     Special tokens, the prefixes and every single character of a piece in use stay in any case. A text whose pieces all
@@ -46,9 +50,9 @@ def cut_vocabulary(encoder: Encoder, texts: Sequence[str], size: int = 0) -> Enc
     state, table = json.loads(encoder.tokenizer.backend_tokenizer.to_str()), encoder.backbone.get_input_embeddings()
     if (kind := state["model"]["type"]) != "Unigram":
         raise Me5Error(f"a vocabulary of the kind {kind} cannot be cut: choose a model with XLM-R's, as mE5 has")
-    counts = np.zeros(len(encoder.tokenizer), np.int64)
-    for start in range(0, len(texts), WINDOW):  # the ids of all at once would take gigabytes
-        used = chain.from_iterable(encoder.tokenize(texts[start : start + WINDOW]))
+    left, counts = iter(texts), np.zeros(len(encoder.tokenizer), np.int64)
+    while window := list(islice(left, WINDOW)):  # the ids of all at once would take gigabytes
+        used = chain.from_iterable(encoder.tokenize(window))
         counts += np.bincount(np.fromiter(used, np.int64), minlength=len(counts))
     always = chain.from_iterable(encoder.tokenize([text.QUERY, text.PASSAGE]))
     kept = sorted(_kept(state, counts, size).union(always))
@@ -57,7 +61,29 @@ def cut_vocabulary(encoder: Encoder, texts: Sequence[str], size: int = 0) -> Enc
     rows = table.weight.detach()[torch.tensor(kept)].clone()
     encoder.backbone.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows, freeze=False))
     encoder.backbone.config.vocab_size = len(kept)
+    if getattr(encoder.backbone.config, "derived_from", "") == released.NAME:
+        encoder.backbone.config.derived_from = released.CUT
     return encoder
+
+
+def characters(encoder: Encoder, texts: Iterable[Iterable[str]]) -> list[str]:
+    """The pieces of one character: signs and marks, and letters of a script that one in a hundred of the first thousand
+    (ours) of any of `texts` is in: with them among the texts of a cut, no word in such a script gets an `<unk>`."""
+    used = [Counter(script([text]) for text in islice(own, 1_000)) for own in texts]
+    scripts = {name for own in used for name, times in own.items() if 100 * times >= own.total()} | {"none"}
+    return [piece for piece in encoder.tokenizer.get_vocab() if len(piece) == 1 and script(piece) in scripts]
+
+
+def dropped_shares(before: Encoder, after: Encoder, texts: Mapping[Any, Sequence[str]]) -> dict[Any, dict[str, float]]:
+    """By key of `texts`: how many there are, the share `changed`, which have a token that the cut `after` lost (all
+    others keep their vectors), and the share of such `tokens` among all."""
+    names, stayed = before.tokenizer.convert_ids_to_tokens(range(len(before.tokenizer))), after.tokenizer.get_vocab()
+    lost, found = np.array([name not in stayed for name in names]), {}
+    for key, own in texts.items():
+        hits = [lost[ids] for ids in before.tokenize(own)]
+        found[key] = {"texts": len(own), "changed": float(np.mean([hit.any() for hit in hits])),
+                      "tokens": float(np.concatenate(hits).mean())}
+    return found
 
 
 def _kept(state: dict[str, Any], counts: np.ndarray, size: int) -> set[int]:
