@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from me5lib import config
 from me5lib.cli import model as command
 from me5lib.data import cards
+from me5lib.data.corpus import open_corpus
 from me5lib.evaluate.models import E5, Opened, fingerprint_of
 from me5lib.io import Me5Error
 from me5lib.model import card
@@ -168,6 +169,24 @@ def test_what_is_told_goes_onto_the_card(encoder, tmp_path):
     assert loaded.data.datasets[0] == "slone/nllb-200-10M-sample" and "CLDR" not in loaded.text
     prompts = json.loads((tmp_path / "mine" / "config_sentence_transformers.json").read_text("utf8"))["prompts"]
     assert prompts == {"query": "Instruct: Find poems\nQuery: ", "passage": "", "document": ""}
+
+
+def test_a_vocabulary_is_cut_to_languages_and_a_file_and_the_card_says_so(stage, encoder, tmp_path):
+    (tmp_path / "own.txt").write_text("永和九年\nZitronenöl", encoding="utf8")
+    options = {"model": str(stage), "to": tmp_path / "cut", "scale": "smoke"}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        command.export_command(**options, languages="de, fi", text=[tmp_path / "own.txt"])
+    cut, corpus = Encoder.load(tmp_path / "cut"), open_corpus(config.load("smoke"))
+    texts = [*corpus.training_texts("de")[:99], *corpus.training_texts("fi")[-99:], "永和九年", "Zitronenöl"]
+    assert len(cut.tokenizer) < len(encoder.tokenizer) / 2 and "Zypern" in corpus.training_texts("de")
+    np.testing.assert_allclose(cut.encode(texts), encoder.encode(texts), atol=1e-6)
+    loaded = ModelCard.load(tmp_path / "cut" / "README.md")
+    sizes = f"from {len(encoder.tokenizer):,} tokens to {len(cut.tokenizer):,}"
+    assert loaded.data.language == ["multilingual", "de", "fi"] and sizes in " ".join(loaded.text.split())
+    assert sizes in printed.getvalue() and re.search(r"\nde +\d+\.\d.*\nfi +", printed.getvalue())
+    assert corpus.training_texts("en") and "Cyprus" in corpus.training_texts("en")
+    with pytest.raises(Me5Error, match=r"no text in xx .*add some, --text FILE"):
+        command.export_command(**options, languages="de,xx")
 
 
 def test_measured_results_of_this_very_model_come_onto_its_card(stage, tmp_path):

@@ -1,14 +1,17 @@
 """A smaller model out of a larger one: the vectors that must stay, and what becomes of rare words."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from me5lib.io import Me5Error
+from me5lib.io import PACKAGE, Me5Error
 from me5lib.model import text
 from me5lib.model.encoder import Encoder
-from me5lib.model.shrink import cut_vocabulary, lower_layers
+from me5lib.model.released import CUT, NAME
+from me5lib.model.shrink import characters, cut_vocabulary, dropped_shares, lower_layers
 from me5lib.model.text import QUERY, fast_tokenizer, train_tokenizer
 
 TEXTS = ["the house is old", "der Hund schläft", "дом стоит", "the old dog sleeps in the house", "家 と 犬"] * 30
@@ -54,6 +57,31 @@ def test_the_commonest_pieces_stay_and_the_rest_is_spelt(tokenizer):
     assert all(3 not in ids for ids in rare), "no <unk>: each character of the texts has a piece of its own"
     assert [cut.tokenizer.decode(ids, skip_special_tokens=True) for ids in rare] == RARE
     assert sum(map(len, rare)) > sum(map(len, before.tokenize(RARE)))
+
+
+def test_real_texts_that_lost_no_token_are_cut_as_before_and_the_shares_say_how_many_did(packs):
+    """XLM-R's own pieces; of our sentences in three scripts every second one chooses, the others test."""
+    rows = map(json.loads, (PACKAGE / "instruct" / "synthetic-v1.jsonl").read_text("utf8").splitlines())
+    texts = {code: [] for code in ("de", "hi", "th", "ja")}
+    for row in rows:
+        texts.get(row["language"], []).extend([row["query"], row["positive"]])
+    whole = encoder_of(Encoder.load(NAME).tokenizer, 1)
+    whole.max_tokens, whole.backbone.config.derived_from = 10_000, NAME  # no text is too long for its tokens
+    chosen = [texts[code][::2] for code in ("de", "hi", "th")]
+    single = characters(whole, chosen)
+    cut = cut_vocabulary(whole.copy(), iter([*sum(chosen, []), *single]))
+    shares, known, unknown = dropped_shares(whole, cut, texts), cut.tokenizer.get_vocab(), 0
+    for code, own in texts.items():
+        before, after = ([each.tokenizer.convert_ids_to_tokens(ids) for ids in each.tokenize(own)]
+                         for each in (whole, cut))  # fmt: skip
+        kept = [known.keys() >= set(pieces) for pieces in before]
+        assert all((one == other) == stays for one, other, stays in zip(before, after, kept, strict=True))
+        assert shares[code] == {"texts": len(own), "changed": pytest.approx(1 - np.mean(kept)), "tokens": pytest.approx(
+            np.mean([piece not in known for pieces in before for piece in pieces]))}  # fmt: skip
+        unknown += sum(pieces.count("<unk>") for pieces in after) if code != "ja" else 0
+    assert 0.1 < shares["de"]["changed"] < 0.9 and shares["ja"]["changed"] > 0.9 and not unknown
+    assert {"ß", "€", "ษ", "ॐ"} <= known.keys() and not {"字", "한"} & known.keys()
+    assert (whole.backbone.config.derived_from, cut.backbone.config.derived_from) == (NAME, CUT)
 
 
 def test_lower_layers_are_those_of_the_model(tokenizer):

@@ -75,25 +75,21 @@ def encode_command(
     file: Annotated[Path, typer.Argument(help="Texts: lines (.txt), .jsonl, .csv or .parquet.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write; a killed command goes on.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder, a hub id, or me5-small-q4.")] = RELEASED[0],
-    revision: Annotated[str, typer.Option(help="Commit, branch or tag of a hub id.")] = "",
-    prefix: Annotated[str, typer.Option(help="query, passage, or any text; an instruct model's passages have "
-                                             "none.")] = "passage",
+    prefix: Annotated[str, typer.Option(help="query, passage, or text to put before each.")] = "passage",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8, binary (at the median) or binary-zero.")] = "fp32",
     column: Annotated[str, typer.Option(help="The column of texts; .txt has none.")] = "text",
     encoding: Encoding = "utf8",
 ) -> None:
     """Write the vectors of a file's texts, in up to a 32nd of the bytes, with what they were made with."""
+    from me5lib import device
     from me5lib.data.userdata import read_texts
-    from me5lib.device import best_device
-    from me5lib.device import precision as computed
     from me5lib.evaluate import models, vectors
     from me5lib.model.text import PASSAGE, QUERY
 
-    texts = read_texts(file, column, encoding)
-    opened = models.open_model(model, revision=revision, dtype=computed(best_device()).name)
-    before = {"query": QUERY, "passage": PASSAGE}.get(prefix, prefix)
-    vectors.write_vectors(opened, texts, before, precision, out, progress=sys.stderr.isatty())
-    print(f"{len(texts):,} vectors ({precision}): {out}")
+    texts, before = read_texts(file, column, encoding), {"query": QUERY, "passage": PASSAGE}.get(prefix, prefix)
+    opened = models.open_model(model, dtype=device.precision(device.best_device()).name)
+    vectors.write_vectors(opened, texts, before, precision, out, sys.stderr.isatty())
+    print(f"{len(texts):,} vectors, {precision}: {out}")
 
 
 def _cut(encoder: Encoder, about: About, names: list[str], files: list[Path], scale: str) -> tuple[Encoder, About]:
@@ -102,21 +98,16 @@ def _cut(encoder: Encoder, about: About, names: list[str], files: list[Path], sc
 
     from me5lib import config
     from me5lib.data.corpus import evaluation_texts, open_corpus
-    from me5lib.data.text import resolve_language
     from me5lib.model import shrink
 
-    codes = {name: resolve_language(name) for name in names}
-    if wrong := [name for name, code in codes.items() if code is None] or ["''"] * (not codes):
-        raise Me5Error(f"{wrong[0]} is no language: write --languages as en,sw,zh-hant")
     corpus = open_corpus(config.load(scale))
-    chosen = {code: corpus.training_texts(code) for code in codes.values()}
+    chosen = {code: corpus.training_texts(code) for code in names}
     if (bare := [code for code, texts in chosen.items() if not texts]) and not files:
-        raise Me5Error(f"the packs have no text in {', '.join(bare)}: give some with --text FILE")
+        raise Me5Error(f"the packs have no text in {', '.join(bare)} (codes as en, sw, zh-hant): add some, --text FILE")
     lines = (line for path in files for line in path.open(encoding="utf8", errors="replace"))
     single = shrink.characters(encoder, chosen.values())
     cut = shrink.cut_vocabulary(encoder.copy(), chain(about.prompts.values(), single, *chosen.values(), lines))
-    tests = {key: texts for key, texts in evaluation_texts(corpus).items() if key[1] in chosen}
-    if tests:
+    if tests := {key: texts for key, texts in evaluation_texts(corpus).items() if key[1] in chosen}:
         changed = 100 * pd.DataFrame(shrink.dropped_shares(encoder, cut, tests)).T["changed"].unstack(0)
         print("texts with a token that was dropped, of those that evaluate (they chose none), per cent:",
               changed.to_string(float_format="{:.1f}".format, na_rep=""), sep="\n")

@@ -198,16 +198,13 @@ class Corpus(cards.CardTexts):
                              and tuple(shard.columns) == TRANSLATIONS for row in shard.take(np.arange(shard.rows)))
         return [english for english, _ in rows], [text for _, text in rows]
 
-    def training_texts(self, language: str) -> dict[str, None]:
-        """Every text of a language that a stage trains on, once, in a fixed order; English: of all translations."""
-        found: dict[str, None] = {}
-        for (_, own), shard in self.shards.items():
-            translated = tuple(shard.columns) == TRANSLATIONS
-            if own == language or (language == "en" and translated):
-                sides = shard.read(np.arange(shard.rows))
-                found |= dict.fromkeys(itertools.chain(*([sides[language != "en"]] if translated else sides)))
-        rows = (row for row in self.labelled() if row.language == language)
-        return found | dict.fromkeys(text for row in rows for text in (row.query, *row.positives, *row.negatives))
+    def training_texts(self, language: str) -> list[str]:
+        """Every text of a language that a stage trains on, once; English: of all languages' translations, too."""
+        texts = (column for (_, own), shard in self.shards.items() if language in (own, "en")
+                 for name, column in zip(shard.columns, shard.read(np.arange(shard.rows)), strict=True)
+                 if language == ("en" if name == "english" else own))
+        rows = ((row.query, *row.positives, *row.negatives) for row in self.labelled() if row.language == language)
+        return list(dict.fromkeys(itertools.chain(*texts, *rows)))
 
     def task(self, name: str) -> Bitext | Retrieval | Classification:
         """The evaluation material of that name, one of `task_names`."""
