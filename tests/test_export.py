@@ -181,7 +181,7 @@ def test_a_vocabulary_is_cut_to_languages_and_a_file_and_the_card_says_so(stage,
     assert len(cut.tokenizer) < len(encoder.tokenizer) / 2 and "Zypern" in corpus.training_texts("de")
     np.testing.assert_allclose(cut.encode(texts), encoder.encode(texts), atol=1e-6)
     loaded = ModelCard.load(tmp_path / "cut" / "README.md")
-    sizes = f"from {len(encoder.tokenizer):,} tokens to {len(cut.tokenizer):,}"
+    sizes = f"{len(encoder.tokenizer):,} tokens to {len(cut.tokenizer):,}"
     assert loaded.data.language == ["multilingual", "de", "fi"] and sizes in " ".join(loaded.text.split())
     assert sizes in printed.getvalue() and re.search(r"\nde +\d+\.\d.*\nfi +", printed.getvalue())
     assert corpus.training_texts("en") and "Cyprus" in corpus.training_texts("en")

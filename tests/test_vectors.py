@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sentence_transformers.util.quantization import quantize_embeddings, semantic_search_faiss
+from sentence_transformers.util.quantization import quantize_embeddings
 from typer.testing import CliRunner
 
 from me5lib import config
@@ -25,8 +25,7 @@ BARE = [text.replace("\ud800", "\ufffd") for text in TEXTS]
 
 
 class Stub:
-    """Unit vectors of 24 dimensions from prefix and text, not centred, as E5's are not; counts its batches, and kills
-    its process at one of them."""
+    """Unit vectors of 24 dimensions, not centred, as E5's are not; kills its process at a certain batch."""
 
     def __init__(self, dies=0):
         self.batches, self.dies = 0, dies
@@ -61,31 +60,25 @@ def test_the_file_holds_what_sentence_transformers_makes_and_the_search_finds_th
         precision, quantize_embeddings(centred, "binary"))  # fmt: skip
     np.testing.assert_array_equal(stored(file), expected, strict=True)
     assert pq.read_table(file)["text"].to_pylist() == BARE and pq.ParquetFile(file).num_row_groups == 6
-    rows, scores = search(file, ASKED, 5)
-    if precision.startswith("binary"):  # their own search with rescoring, in the centred space
-        hits, _ = semantic_search_faiss(ASKED - (FULL - centred)[0], quantize_embeddings(centred, "ubinary"),
-                                        corpus_precision="ubinary", top_k=5, rescore_multiplier=4)  # fmt: skip
-        best = [[hit["score"] for hit in own] for own in hits]
-    else:
-        low, high = FULL.min(axis=0), FULL.max(axis=0)
-        back = (expected + 128.0) * ((high - low) / 255) + low if precision == "int8" else expected
-        best = -np.sort(-ASKED @ back.T.astype(np.float32), axis=1)[:, :5]
+    asked, held = ASKED - (FULL - centred)[0], expected
+    if precision.startswith("binary"):  # of every row what the query has above the thresholds, where its bit is 1
+        held = np.unpackbits(expected.view(np.uint8) ^ 128, axis=1)
+    elif precision == "int8":
+        held = (expected + 128.0) * (np.ptp(FULL, axis=0) / 255) + FULL.min(axis=0)
+    best = -np.sort(-asked @ held.T.astype(np.float32), axis=1)[:, :5]
+    rows, scores = search(file, ASKED, 5, rescore_multiplier=200)
     np.testing.assert_allclose(scores, best, rtol=1e-4)
+    np.testing.assert_allclose((asked[:, None] * held[rows]).sum(axis=2), best, rtol=1e-4)
     assert search(file, ASKED, 1000)[0].shape == (8, len(TEXTS))
-
-
-def test_ranges_come_from_all_over_the_file_and_what_is_beyond_them_is_clipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "CALIBRATION", 10)
-    write_vectors(MODEL, TEXTS, "p: ", "int8", tmp_path / "v.parquet")
-    expected = quantize_embeddings(FULL, "int8", calibration_embeddings=FULL[::51])
-    np.testing.assert_array_equal(stored(tmp_path / "v.parquet"), expected)
-    assert (expected == 127).sum() > 50
 
 
 def test_a_killed_command_goes_on_and_nothing_but_the_same_is_written_over(tmp_path, monkeypatch):
     monkeypatch.setattr(vectors, "CALIBRATION", 10)
     straight, killed = tmp_path / "straight.parquet", tmp_path / "killed.parquet"
     write_vectors(MODEL, TEXTS, "p: ", "int8", straight)
+    expected = quantize_embeddings(FULL, "int8", calibration_embeddings=FULL[::51])  # from all over the file
+    np.testing.assert_array_equal(stored(straight), expected)
+    assert (expected == 127).sum() > 50, "what is beyond the ranges is clipped"
     if not (child := os.fork()):
         write_vectors(MODEL._replace(encoder=Stub(dies=4)), TEXTS, "p: ", "int8", killed)  # in its third group
     assert os.waitpid(child, 0)[1] == signal.SIGKILL and not killed.exists()
@@ -97,11 +90,10 @@ def test_a_killed_command_goes_on_and_nothing_but_the_same_is_written_over(tmp_p
     for end in ("", ".json"):
         assert killed.with_name(killed.name + end).read_bytes() == straight.with_name(straight.name + end).read_bytes()
     write_vectors(MODEL._replace(encoder=None), TEXTS, "p: ", "int8", killed)  # encodes nothing
-    for model, texts, prefix, precision, words in (
-            (MODEL._replace(revision="r2"), TEXTS, "p: ", "int8", "other revision"),
-            (MODEL, TEXTS[1:], "p: ", "int8", "other rows, texts"), (MODEL, TEXTS, "p: ", "int4", "one of fp32")):
+    for model, own, way, words in ((MODEL._replace(revision="r2"), TEXTS, "int8", "other revision"),
+                                   (MODEL, TEXTS[1:], "int8", "other rows, texts"), (MODEL, TEXTS, "int4", "of fp32")):
         with pytest.raises(Me5Error, match=words):
-            write_vectors(model, texts, prefix, precision, killed)
+            write_vectors(model, own, "p: ", way, killed)
     killed.with_name("killed.parquet.json").unlink()
     for use in (lambda: write_vectors(MODEL, TEXTS, "p: ", "int8", killed), lambda: search(killed, ASKED)):
         with pytest.raises(Me5Error, match="choose another --out|is not there"):
@@ -123,7 +115,6 @@ def test_the_command_reads_lines_and_columns_and_refuses_in_one_line(tmp_path):
     assert done.exit_code == 0 and "3 vectors, fp32" in done.output, done.output
     expected = encoder.encode(["eins", "", "\u2028zwei"])
     np.testing.assert_allclose(stored(tmp_path / "v.parquet"), expected, atol=5e-3)  # bf16 where a processor has it
-    about = json.loads((tmp_path / "v.parquet.json").read_text("utf8"))
-    assert (about["model"], about["prefix"], about["rows"]) == ("me5/model", "query: ", 3)
+    assert json.loads((tmp_path / "v.parquet.json").read_text("utf8"))["model"] == "me5/model"
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 2 and "has other prefix: choose another --out" in done.output

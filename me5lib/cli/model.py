@@ -37,16 +37,13 @@ def export_command(
     data: Annotated[str, typer.Option(help="Data cards it was trained on (default: as the folder says).")] = "",
     license: Annotated[str, typer.Option(help="Its licence, as the hub writes it: mit, apache-2.0 …")] = "",
     instruction: Annotated[str, typer.Option(help="Of an instruct model: the prompt of queries.")] = "",
-    languages: Annotated[str, typer.Option(help="Cut the vocabulary to what texts in these use, as en,de,sw.")] = "",
+    languages: Annotated[str, typer.Option(help="Cut the vocabulary to what the packs' training texts "
+                                                  "in these use, as en,de,sw.")] = "",
     text: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="With --languages: plain text whose "
                                              "tokens stay, too; may be given again.")] = [],  # noqa: B006
     scale: ScaleName = "tiny",
 ) -> None:
-    """Write a model for sentence-transformers, transformers and ONNX, checked, with a model card.
-
-    With --languages the packs' training texts (of --scale) and --text choose the tokens; what a text loses is measured
-    on the packs' evaluation texts.
-    """
+    """Write a model for sentence-transformers, transformers and ONNX, checked, with a model card."""
     if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / "modules.json").is_file())):
         raise Me5Error(f"{to} exists and is no earlier export: choose another --to")
     if to.exists() and to.resolve() == Path(model).expanduser().resolve():
@@ -106,16 +103,19 @@ def _cut(encoder: Encoder, about: About, names: list[str], files: list[Path], sc
         raise Me5Error(f"the packs have no text in {', '.join(bare)} (codes as en, sw, zh-hant): add some, --text FILE")
     lines = (line for path in files for line in path.open(encoding="utf8", errors="replace"))
     single = shrink.characters(encoder, chosen.values())
-    cut = shrink.cut_vocabulary(encoder.copy(), chain(about.prompts.values(), single, *chosen.values(), lines))
+    texts = chain(about.prompts.values(), single, *chosen.values(), lines)
+    cut = shrink.cut_vocabulary(encoder.copy(), texts).trained_further()
     if tests := {key: texts for key, texts in evaluation_texts(corpus).items() if key[1] in chosen}:
         changed = 100 * pd.DataFrame(shrink.dropped_shares(encoder, cut, tests)).T["changed"].unstack(0)
         print("texts with a token that was dropped, of those that evaluate (they chose none), per cent:",
               changed.to_string(float_format="{:.1f}".format, na_rep=""), sep="\n")
-    tokens = len(encoder.tokenizer), len(cut.tokenizer)
-    sizes = [(4 * each.backbone.num_parameters() + len(each.tokenizer.backend_tokenizer.to_str(pretty=True).encode()))
-             / 1e6 for each in (encoder, cut)]  # fmt: skip
-    print(f"from {tokens[0]:,} tokens to {tokens[1]:,}, from {sizes[0]:.0f} MB to {sizes[1]:.0f}")
-    return cut, about._replace(cut_to=tuple(chosen), tokens_of=tokens)
+    tokens, sizes = [len(each.tokenizer) for each in (encoder, cut)], [  # of weights in fp32, and of tokenizer.json
+        4e-6 * each.backbone.num_parameters() + 1e-6 * len(each.tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+        for each in (encoder, cut)]  # fmt: skip
+    said = (f"The vocabulary was cut to what texts in {', '.join(chosen) or 'a file'} use: {tokens[0]:,} tokens to "
+            f"{tokens[1]:,}, {sizes[0]:.0f} MB to {sizes[1]:.0f}. A text whose every token stayed keeps its vector.")
+    print(said)
+    return cut, about._replace(cut_to=tuple(chosen), notice=f"{said}\n\n{about.notice}")
 
 
 def about_model(opened: Opened, model: str, name: str, data: str = "", license: str = "",

@@ -3,17 +3,15 @@
     write_vectors(open_model("me5-small-q4"), texts, "passage: ", "int8", Path("vectors.parquet"))
     rows, scores = search(Path("vectors.parquet"), query_vectors, k=10)
 
-A Parquet file of `text` and `vector`, in order; `int8` and `binary` by sentence-transformers' `quantize_embeddings`. A
-manifest beside it (`vectors.parquet.json`) names model, prefix, precision, rows and the `calibration`: of int8 least
-and greatest of each dimension, of binary its median (a question of XQuAD then keeps 7.1 of mE5-small's ten nearest, at
-0 it keeps 4.4), of binary-zero 0. Memory: texts and `GROUP` vectors; in a search all. Disk till the end: fp32 besides.
+The numbers are sentence-transformers'. A manifest beside the file (`vectors.parquet.json`) says how they were made, and
+their `calibration`: of int8 the range of each dimension, of binary its median (a question of XQuAD then keeps 7.1 of
+mE5-small's ten nearest, at 0 it keeps 4.4), of binary-zero 0. While it is written, fp32 vectors lie on the disk, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +26,7 @@ from me5lib.model.text import clean
 from me5lib.train.search import top_k
 
 PRECISIONS = ("fp32", "fp16", "int8", "binary", "binary-zero")
-GROUP = 16_384  # rows (ours): 25 MB of fp32 at 384 dimensions
+GROUP = 16_384  # rows of vectors in memory (ours): 25 MB at 384 dimensions
 CALIBRATION = 4_096  # texts, evenly spaced, that ranges and medians are taken from (ours)
 
 
@@ -43,11 +41,10 @@ def quantise(vectors: np.ndarray, precision: str, calibration: np.ndarray) -> np
     """Vectors fp32 [n, width] in a `precision`: [n, width], of binary int8 [n, width / 8]."""
     from sentence_transformers.util.quantization import quantize_embeddings
 
-    if precision == "int8":
-        return quantize_embeddings(vectors, "int8", ranges=calibration)
-    if precision.startswith("binary"):
-        return quantize_embeddings(vectors - calibration, "binary")
-    return vectors.astype(np.float16 if precision == "fp16" else np.float32)
+    if precision in ("fp32", "fp16"):
+        return vectors.astype(np.float16 if precision == "fp16" else np.float32)
+    about_zero = vectors if precision == "int8" else vectors - calibration
+    return quantize_embeddings(about_zero, precision.removesuffix("-zero"), ranges=calibration)
 
 
 def write_vectors(opened: Opened, texts: list[str], prefix: str, precision: str, out: Path, bar: bool = False) -> None:
@@ -59,53 +56,48 @@ def write_vectors(opened: Opened, texts: list[str], prefix: str, precision: str,
     mark = hashlib.blake2b("\0".join(texts).encode("utf8"), digest_size=8).hexdigest()
     about = model | {"dtype": opened.dtype, "prefix": prefix, "precision": precision, "rows": len(texts), "texts": mark}
     beside, parts = out.with_name(f"{out.name}.json"), out.with_name(f".{out.name}.parts")
-    with io.locked(out.with_name(f".{out.name}.lock")), tqdm(total=sum(map(len, texts)), unit_scale=True, desc="encode",
-                                                             unit=" letters", disable=not bar) as shown:  # fmt: skip
+
+    def _write(path: Path) -> None:
+        writer = None
+        for start in range(0, len(texts), GROUP):
+            group = texts[start : start + GROUP]
+            codes = quantise(encoder.encode(group, prefix), precision, calibration)
+            held = pa.FixedSizeListArray.from_arrays(codes.ravel(), codes.shape[1])
+            table = pa.table({"text": group, "vector": held})
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+        writer.close()
+
+    with (io.locked(out.with_name(f".{out.name}.lock")),
+          tqdm(total=sum(map(len, texts)), desc="encode", unit=" letters", unit_scale=True, disable=not bar) as shown):
         known = io.read_json(beside, {"rows": 0} if out.exists() else {})
         if known and (other := [name for name, value in about.items() if known.get(name) != value]):
             raise Me5Error(f"{out} has other {', '.join(other)}: choose another --out, or delete it and {beside.name}")
         if not out.exists():
             encoder = CachedEncoder(opened.encoder, parts, model, opened.dtype, seen=shown.update)
-            sample = encoder.encode(texts[:: -(-len(texts) // CALIBRATION)], prefix)
-            io.put_json(beside, about := about | {"calibration": calibrate(sample, precision).tolist()})
-            io.put(out, lambda path: _write(path, encoder, texts, about))
+            calibration = calibrate(encoder.encode(texts[:: -(-len(texts) // CALIBRATION)], prefix), precision)
+            io.put_json(beside, about | {"calibration": calibration.tolist()})
+            io.put(out, _write)
         io.remove(parts)
-
-
-def _write(path: Path, encoder: CachedEncoder, texts: list[str], about: dict[str, Any]) -> None:
-    calibration, writer = np.array(about["calibration"], np.float32), None
-    for start in range(0, len(texts), GROUP):
-        group = texts[start : start + GROUP]
-        codes = quantise(encoder.encode(group, about["prefix"]), about["precision"], calibration)
-        held = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), codes.shape[1])
-        table = pa.table({"text": group, "vector": held})
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table)
-    writer.close()
 
 
 def search(file: Path, queries: np.ndarray, k: int = 10, rescore_multiplier: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """The `k` best rows of each query (unit vectors, fp32 [Q, width]) by what is stored: (rows, scores), [Q, ≤ k].
 
-    Of binary: of the `k` × `rescore_multiplier` rows whose bits are likest the query's, those with the greatest sum of
-    what the query has above the thresholds where their bits are 1 (no cosine). Raises `Me5Error` without a manifest.
+    Of binary sentence-transformers takes the `k` × `rescore_multiplier` rows whose bits are likest, then sums what the
+    query has above the thresholds where bits are 1 (no cosine). Raises `Me5Error` without a manifest.
     """
     if not (about := io.read_json(file.with_name(f"{file.name}.json"), {})):
         raise Me5Error(f"{file}.json is not there, the manifest of `me5 encode`: put it beside the file")
     held = pq.read_table(file, columns=["vector"])["vector"].combine_chunks()
-    codes, calibration = held.flatten().to_numpy(zero_copy_only=False), np.array(about["calibration"], np.float32)
-    codes = codes.reshape(len(held), -1)
+    codes = held.flatten().to_numpy(zero_copy_only=False).reshape(len(held), -1)
+    calibration = np.array(about["calibration"], np.float32)
     if about["precision"] == "int8":
         codes = (codes + np.float32(128)) * ((calibration[1] - calibration[0]) / 255) + calibration[0]
     if not about["precision"].startswith("binary"):
         return top_k(queries, codes, k)
-    import faiss
+    from sentence_transformers.util.quantization import semantic_search_faiss
 
-    asked, bits = (each.view(np.uint8) ^ 128 for each in (quantise(queries, about["precision"], calibration), codes))
-    index = faiss.IndexBinaryFlat(8 * bits.shape[1])
-    index.add(bits)
-    rows = index.search(asked, min(k * rescore_multiplier, len(bits)))[1]
-    ones = np.unpackbits(bits[rows], axis=-1)[..., : queries.shape[1]]
-    scores = np.einsum("qd,qkd->qk", queries - calibration, ones)
-    order = np.argsort(-scores, kind="stable")[:, :k]
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    hits, _ = semantic_search_faiss(queries - calibration, codes.view(np.uint8) ^ 128, corpus_precision="ubinary",
+                                    top_k=min(k, len(codes)), rescore_multiplier=rescore_multiplier)  # fmt: skip
+    return tuple(np.array([[hit[name] for hit in own] for own in hits]) for name in ("corpus_id", "score"))

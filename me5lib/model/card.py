@@ -47,8 +47,7 @@ class About(NamedTuple):
     results: tuple[tuple[str, str, int, str], ...] = ()  # `result_rows`
     onnx: bool = False
     cut_to: tuple[str, ...] = ()  # languages that its vocabulary was cut to
-    tokens_of: tuple[int, ...] = ()  # tokens before and after the cut
-    notice: str = ""  # what the licence of the weights asks to be passed on
+    notice: str = ""  # how its vocabulary was cut; what the licence of the weights asks to be passed on
 
 
 def render(about: About) -> str:

@@ -85,8 +85,8 @@ class Encoder(nn.Module):
         return cls(*save_load.read_model(model)).eval()
 
     def trained_further(self) -> Encoder:
-        """Itself; where it came in 4 bits, its configuration says from now on that it was trained since."""
-        if getattr(self.backbone.config, "derived_from", "") in (released.NAME, released.CUT):
+        """Itself; where it came in 4 bits, its configuration says from now on that it was trained or cut since."""
+        if getattr(self.backbone.config, "derived_from", "") == released.NAME:
             self.backbone.config.derived_from = released.TUNED
         return self
 

