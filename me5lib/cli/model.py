@@ -110,7 +110,7 @@ def _cut(encoder: Encoder, about: About, names: list[str], files: list[Path], sc
         print("texts with a token that was dropped, of those that evaluate (they chose none), per cent:",
               changed.to_string(float_format="{:.1f}".format, na_rep=""), sep="\n")
     tokens, sizes = [len(each.tokenizer) for each in (encoder, cut)], [  # of weights in fp32, and of tokenizer.json
-        4e-6 * each.backbone.num_parameters() + 1e-6 * len(each.tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+        4e-6 * each.backbone.num_parameters() + len(each.tokenizer.backend_tokenizer.to_str(pretty=True).encode()) / 1e6
         for each in (encoder, cut)]  # fmt: skip
     said = (f"The vocabulary was cut to what texts in {', '.join(chosen) or 'a file'} use: {tokens[0]:,} tokens to "
             f"{tokens[1]:,}, {sizes[0]:.0f} MB to {sizes[1]:.0f}. A text whose every token stayed keeps its vector.")
