@@ -2,11 +2,12 @@
 
     encoder = Encoder.load("runs/tiny/seed-0/stage1")
     vectors = encoder.encode(["How do I pay?"], QUERY)      # fp32 [1, width]
+    encoder = FastEncoder.load("me5-small-q4")              # for reading alone: see there
 
 `encode` is for reading (texts, no gradient), `tokenize` + `forward` for training (ids, with gradient). Both sort the
-texts by length and cut them into pieces of equal padded size before the backbone sees them: padding is most of the work
-otherwise. Pooling and norm are done in fp32 whatever the backbone's dtype: at τ = 0.01 a cosine error of 4e-3 is 0.4 of
-a logit.
+texts by length and cut them into pieces of equal padded size before the backbone sees them: padding is most of the
+work otherwise. A BERT (XLM-R is one) is read on a CPU by `model.fast`. Pooling and norm are done in fp32 whatever the
+backbone's dtype: at τ = 0.01 a cosine error of 4e-3 is 0.4 of a logit.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -24,16 +27,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from me5lib import config
-from me5lib.model import released, save_load
+from me5lib.io import Me5Error, give_back
+from me5lib.model import fast, released, save_load, text
+from me5lib.model.fast import HALVES, PRECISIONS
 from me5lib.model.text import QUERY, clean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-VERSION = 1  # of the vectors; raise it with any change by which equal weights and texts give others, here or in `text`
+VERSION = 2  # of the vectors; raise it with any change by which equal weights and texts give others, here or in `text`
 CPU_PIECE = 2_048  # padded tokens that go through the backbone together: what fits a core's cache (measured; ours)
 GPU_PIECE = 65_536  # on a GPU, launches cost more than padding (ours)
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WINDOW = 16_384  # texts that `encode` holds in tokens at a time
 
 
@@ -49,6 +53,7 @@ class Encoder(nn.Module):
         words = backbone.get_input_embeddings()
         if words.padding_idx not in (None, tokenizer.pad_token_id):
             words.padding_idx = None  # mE5-small's configuration names `<s>`, which torch would then never train (ours)
+        self._packed: tuple[Any, fast.Weights | None] = None, None  # what they were packed of; `_weights`
 
     @property
     def width(self) -> int:
@@ -108,12 +113,7 @@ class Encoder(nn.Module):
     def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of cleaned `prefix + text` with `<s>` and `</s>`, at most `max_tokens` (None: the encoder's)."""
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
-        raw = self.tokenizer.backend_tokenizer
-        if raw.truncation is not None or raw.padding is not None:  # left over from whoever saved it
-            raw.no_truncation()
-            raw.no_padding()
-        ids = [encoding.ids for encoding in raw.encode_batch_fast([prefix + text for text in clean(texts)])]
-        return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
+        return shortened(text.cut_by(self.tokenizer.backend_tokenizer, [prefix + each for each in clean(texts)]), limit)
 
     def forward(self, ids: Sequence[Sequence[int]], token_budget: int | None = None,
                 advance: Callable[[int], object] = lambda texts: None) -> Tensor:  # fmt: skip
@@ -165,20 +165,33 @@ class Encoder(nn.Module):
                max_tokens: int | None = None, precision: str = "fp32", progress: bool = False) -> np.ndarray:
         """Vectors of `prefix + text`, fp32 [n, width], in the order of `texts`; no gradient, no dropout.
 
-        `precision`: "fp32", "bf16" or "fp16" (autocast of the backbone; vectors then agree to about 1e-3).
-        Raises ValueError as `text.clean` does.
+        `precision`: "fp32"; "bf16" or "fp16" (vectors then agree to about 1e-3); "int8", of a BERT on a CPU (about
+        5e-4 of a cosine). Raises ValueError as `text.clean` does, and for a precision that is not to be had.
         """
-        if isinstance(texts, str):
-            raise ValueError("texts is one string: pass a list of texts")
-        texts = clean(texts)
-        vectors = np.empty((len(texts), self.width), dtype=np.float32)
-        compute = self.forward if normalise else self.pool
-        bar = tqdm(total=len(texts), disable=not progress, unit=" texts", desc="encode")
-        with self._inference(precision), bar:
-            for start in range(0, len(texts), WINDOW):
-                ids = self.tokenize(texts[start : start + WINDOW], prefix, max_tokens)
-                vectors[start : start + WINDOW] = compute(ids, advance=bar.update).cpu().numpy()
-        return vectors
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        weights = self._weights(precision)
+        if weights is None and precision == "int8":
+            raise ValueError("precision 'int8' is for a BERT, as mE5 is, on a CPU with fbgemm: choose bf16")
+        with nullcontext() if weights else self._inference(precision):
+            compute = self.pool if weights is None else partial(pooled, weights)
+            return encode_with(compute, partial(self.tokenize, prefix=prefix, max_tokens=max_tokens), texts, self.width,
+                               normalise, progress)
+
+    def _weights(self, precision: str) -> fast.Weights | None:
+        """The weights as `fast` reads them, packed anew where one of them has changed; None where it cannot."""
+        parts = dict(self.backbone.named_parameters())
+        if self.device.type != "cpu" or fast.PLACES not in parts or (precision == "int8" and not fast.int8_here()):
+            return None
+        state = precision, [(part.data_ptr(), part._version) for part in parts.values()]
+        if state != self._packed[0]:
+            config, weights = self.backbone.config.to_dict(), None
+            if fast.packable(config) and self.backbone.dtype == torch.float32:
+                sample = self.tokenize(fast.calibration()) if precision == "int8" else ()
+                with torch.inference_mode():
+                    weights = fast.pack(parts.__getitem__, config, precision, sample)
+            self._packed = state, weights
+        return self._packed[1]
 
     @contextlib.contextmanager
     def _inference(self, precision: str) -> Iterator[None]:
@@ -187,8 +200,6 @@ class Encoder(nn.Module):
         On a CPU, what goes from layer to layer is in half precision too: autocast alone leaves it in fp32 and casts it
         before every product, 1.24 of the time (measured).
         """
-        if precision not in HALVES and precision != "fp32":
-            raise ValueError(f"precision {precision!r}: choose one of fp32, {', '.join(HALVES)}")
         half, was_training, handle = HALVES.get(precision), self.training, None
         embeddings = getattr(self.backbone, "embeddings", None)  # not of every backbone: T5 has none of that name
         if half is not None and self.device.type == "cpu" and embeddings is not None:
@@ -201,6 +212,72 @@ class Encoder(nn.Module):
             self.train(was_training)
             if handle is not None:
                 handle.remove()
+
+
+class FastEncoder:
+    """An encoder that only reads, on a CPU: `Encoder.encode` without transformers, a gradient, or weights in fp32.
+
+    Its vectors, of one precision, are those of `Encoder.encode`; its table stays where and as it lies on the disk.
+    """
+
+    def __init__(self, weights: fast.Weights, cut: Callable[[list[str]], list[list[int]]], max_tokens: int) -> None:
+        self.weights, self.cut, self.max_tokens = weights, cut, max_tokens
+        self.width = weights.positions.shape[1]
+
+    @classmethod
+    def load(cls, model: str | Path, precision: str = "int8") -> FastEncoder:
+        """Of a folder, a hub id or `me5-small-q4`, in one of `PRECISIONS`.
+
+        Raises `Me5Error` as `save_load.read_model` does, and for a model that is no BERT.
+        """
+        parts = save_load.read_parts(model)
+        if parts is None or precision not in PRECISIONS or (precision == "int8" and not fast.int8_here()):
+            raise Me5Error(f"{model} cannot be read so, in {precision}: use Encoder.load")
+        cut = text.cutter(parts.tokenizer)
+        rows = parts.config["vocab_size"]
+        if rows in text.VOCABULARIES:
+            text.check_golden(cut, f"the tokenizer of {model}")
+        sample = shortened(cut(fast.calibration()), parts.max_tokens)
+        with torch.inference_mode():
+            weights = fast.pack(parts.part, parts.config, precision, sample, parts.look_up)
+        give_back()
+        return cls(weights, cut, parts.max_tokens)
+
+    def tokenize(self, texts: Sequence[str], prefix: str = "", max_tokens: int | None = None) -> list[list[int]]:
+        """As `Encoder.tokenize`."""
+        limit = min(max_tokens or self.max_tokens, self.max_tokens)
+        return shortened(self.cut([prefix + each for each in clean(texts)]), limit)
+
+    def encode(self, texts: Sequence[str], prefix: str = QUERY, *, normalise: bool = True,
+               max_tokens: int | None = None, progress: bool = False) -> np.ndarray:
+        """As `Encoder.encode`, in the precision that it was loaded in."""
+        return encode_with(partial(pooled, self.weights), partial(self.tokenize, prefix=prefix, max_tokens=max_tokens),
+                           texts, self.width, normalise, progress)
+
+
+def encode_with(compute: Callable[..., Tensor], tokenize: Callable[[list[str]], list[list[int]]], texts: Sequence[str],
+                width: int, normalise: bool, progress: bool) -> np.ndarray:  # fmt: skip
+    """fp32 [n, width]: what `compute` makes of the ids of `texts`, `WINDOW` of them at a time, under a bar."""
+    if isinstance(texts, str):
+        raise ValueError("texts is one string: pass a list of texts")
+    texts = clean(texts)
+    vectors = np.empty((len(texts), width), dtype=np.float32)
+    with torch.inference_mode(), tqdm(total=len(texts), disable=not progress, unit=" texts", desc="encode") as bar:
+        for start in range(0, len(texts), WINDOW):
+            means = compute(tokenize(texts[start : start + WINDOW]), advance=bar.update)
+            means = nn.functional.normalize(means, dim=-1) if normalise else means
+            vectors[start : start + WINDOW] = means.cpu().numpy()
+    return vectors
+
+
+def pooled(weights: fast.Weights, ids: Sequence[Sequence[int]], advance: Callable[[int], object]) -> Tensor:
+    """`fast.pool` of all rows of ids, in pieces of `CPU_PIECE`."""
+    return fast.pool(weights, ids, by_length([len(row) for row in ids], CPU_PIECE), advance)
+
+
+def shortened(rows: Sequence[list[int]], limit: int) -> list[list[int]]:
+    """Rows of ids of at most `limit`: the last one, `</s>`, stays."""
+    return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
 
 
 def average_pool(hidden: Tensor, mask: Tensor) -> Tensor:

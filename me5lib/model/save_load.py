@@ -20,8 +20,18 @@ from safetensors import SafetensorError
 
 from me5lib import io
 from me5lib.io import Me5Error
-from me5lib.model import released, text
-from me5lib.model.resolve import SMALL_FILES, first_line, model_folder, readable_files, resolve, snapshot
+from me5lib.model import fast, released, text
+from me5lib.model.resolve import (
+    SMALL_FILES,
+    ModelFiles,
+    ModelRef,
+    first_line,
+    model_folder,
+    read_model_json,
+    readable_files,
+    resolve,
+    snapshot,
+)
 from me5lib.model.text import PASSAGE, QUERY
 
 if TYPE_CHECKING:
@@ -105,12 +115,7 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     ref = resolve(model)
     if ref.kind == "released":
         return released.load_released()
-    folder = model_folder(ref)
-    files = readable_files(ref, folder)
-    if ref.kind == "hub":
-        snapshot(ref.name, folder.name, (*SMALL_FILES, "*.safetensors"))
-        if not any(files.backbone.glob("*.safetensors")):  # some models of the hub, MiniLM among them, have none
-            snapshot(ref.name, folder.name, ("*pytorch_model*",))
+    files = _files(ref)
     backbone, tokenizer = _from_pretrained(files.backbone, _loader(files.config, ref.name), ref.name)
     if tokenizer.pad_token_id is None:
         raise Me5Error(f"the tokenizer of {ref.name} has no padding token: mE5 needs XLM-R's")
@@ -119,9 +124,41 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
         raise Me5Error(f"the tokenizer of {ref.name} has {len(tokenizer)} tokens and its table {rows} rows: the table "
                        "was not resized; take the tokenizer that its weights were saved with")
     if rows in text.VOCABULARIES:
-        text.check_golden(tokenizer, f"the tokenizer of {ref.name}")
+        text.check_golden(lambda texts: tokenizer(texts)["input_ids"], f"the tokenizer of {ref.name}")
     limit = files.settings.get("max_seq_length") or NO_LIMIT
     return backbone, tokenizer, min(positions(backbone), tokenizer.model_max_length, limit)
+
+
+def read_parts(model: str | Path) -> fast.Parts | None:
+    """The same for `fast.pack`, without transformers; None for what only `read_model` reads. Raises as that does."""
+    ref = resolve(model)
+    if ref.kind == "released":
+        return released.packed_parts()
+    files = _files(ref)
+    weights, cut = files.backbone / "model.safetensors", files.backbone / "tokenizer.json"
+    if not (fast.packable(files.config) and weights.is_file() and cut.is_file()):
+        return None
+    try:
+        opened = safetensors.safe_open(weights, "pt")
+        if released.WORDS not in opened.keys():  # noqa: SIM118  # of a model with a head: its names have a prefix
+            return None
+    except (OSError, SafetensorError) as error:
+        raise Me5Error(f"{weights} cannot be read ({first_line(error)}): make it again, or fetch it again") from None
+    first = files.config["pad_token_id"] + 1 if "roberta" in files.config["model_type"] else 0
+    limits = (files.config["max_position_embeddings"] - first, files.settings.get("max_seq_length") or NO_LIMIT,
+              read_model_json(files.backbone / "tokenizer_config.json", {}).get("model_max_length") or NO_LIMIT)
+    return fast.Parts(opened.get_tensor, files.config, cut, int(min(limits)))
+
+
+def _files(ref: ModelRef) -> ModelFiles:
+    """The files of a folder's or the hub's model, its weights fetched. Raises as `readable_files` does."""
+    folder = model_folder(ref)
+    files = readable_files(ref, folder)
+    if ref.kind == "hub":
+        snapshot(ref.name, folder.name, (*SMALL_FILES, "*.safetensors"))
+        if not any(files.backbone.glob("*.safetensors")):  # some models of the hub, MiniLM among them, have none
+            snapshot(ref.name, folder.name, ("*pytorch_model*",))
+    return files
 
 
 def _from_pretrained(folder: Path, loader: type, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
