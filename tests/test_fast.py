@@ -100,7 +100,7 @@ def test_the_released_model_is_read_in_four_bits(packs, texts):  # noqa: F811
     encoder, read = Encoder.load("me5-small-q4"), FastEncoder.load("me5-small-q4", "fp32")
     assert read.max_tokens == 512 and read.width == 384
     np.testing.assert_allclose(read.encode(texts[:20]), encoder.encode(texts[:20]), atol=1e-6)
-    full, int8 = encoder.encode(texts[2:20]), FastEncoder.load("me5-small-q4").encode(texts[2:20])
+    full, int8 = encoder.encode(texts[2:20]), FastEncoder.load("me5-small-q4", "int8").encode(texts[2:20])
     assert (full * int8).sum(axis=1).min() > 0.999
 
 

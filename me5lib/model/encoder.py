@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from me5lib import config
+from me5lib.device import precision as native
 from me5lib.io import Me5Error, give_back
 from me5lib.model import fast, released, save_load, text
 from me5lib.model.fast import HALVES, PRECISIONS
@@ -225,12 +226,12 @@ class FastEncoder:
         self.width = weights.positions.shape[1]
 
     @classmethod
-    def load(cls, model: str | Path, precision: str = "int8") -> FastEncoder:
-        """Of a folder, a hub id or `me5-small-q4`, in one of `PRECISIONS`.
+    def load(cls, model: str | Path, precision: str = "") -> FastEncoder:
+        """Of a folder, a hub id or `me5-small-q4`, in one of `PRECISIONS` ("": as `device.precision` says of the CPU).
 
         Raises `Me5Error` as `save_load.read_model` does, and for a model that is no BERT.
         """
-        parts = save_load.read_parts(model)
+        precision, parts = precision or native(torch.device("cpu")).name, save_load.read_parts(model)
         if parts is None or precision not in PRECISIONS or (precision == "int8" and not fast.int8_here()):
             raise Me5Error(f"{model} cannot be read so, in {precision}: use Encoder.load")
         cut = text.cutter(parts.tokenizer)

@@ -1,11 +1,11 @@
 """Reading on a CPU: a BERT's forward pass over tokens without padding, its matrices packed for it, down to int8.
 
-    weights = pack(state, config, "int8", encoder.tokenize(CALIBRATION))
+    weights = pack(state, config, "int8", encoder.tokenize(calibration()))
     means = pool(weights, ids, pieces)               # fp32 [texts, width], before the L2 norm
 
 A step is nothing but torch's own kernels, called on all tokens of a piece at once; only attention sees padding. In
 int8 a weight's scale is its output channel's, an activation's its token's, so that no text changes another's vector.
-Wide input channels are brought down first (SmoothQuant, arXiv 2211.10438, equation 4), by what `CALIBRATION` shows of
+Wide input channels are brought down first (SmoothQuant, arXiv 2211.10438, equation 4), by what `calibration` shows of
 them. What each precision costs in quality, language by language, is in notebook 10; in time, in
 tests/benchmarks/LOG.md.
 """
