@@ -41,11 +41,12 @@ def test_int8_is_near_fp32_and_a_text_does_not_change_its_neighbours(wide, texts
     np.testing.assert_allclose(alone, fast_[::40], atol=1e-6)
 
 
-def test_trained_weights_are_packed_anew(wide):
+@pytest.mark.parametrize("fused", [True, False])
+def test_trained_weights_are_packed_anew(wide, fused):
     for precision in ("fp32", "int8"):
         before = wide.encode(["a text"], precision=precision)
         assert np.array_equal(before, wide.encode(["a text"], precision=precision))
-        optimizer = torch.optim.AdamW(wide.backbone.encoder.parameters(), lr=0.05)
+        optimizer = torch.optim.AdamW(wide.backbone.encoder.parameters(), lr=0.05, fused=fused)
         (1 - wide(wide.tokenize(["a text"]))[0, 0]).backward()
         optimizer.step()
         after = wide.encode(["a text"], precision=precision)

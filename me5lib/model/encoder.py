@@ -184,7 +184,8 @@ class Encoder(nn.Module):
         parts = dict(self.backbone.named_parameters())
         if self.device.type != "cpu" or fast.PLACES not in parts or (precision == "int8" and not fast.int8_here()):
             return None
-        state = precision, [(part.data_ptr(), part._version) for part in parts.values()]
+        # a fused optimiser leaves no trace in the version of what it changes, but it changes every number
+        state = precision, [(each.data_ptr(), each._version, each.flatten()[0].item()) for each in parts.values()]
         if state != self._packed[0]:
             config, weights = self.backbone.config.to_dict(), None
             if fast.packable(config) and self.backbone.dtype == torch.float32:

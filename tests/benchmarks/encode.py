@@ -209,7 +209,7 @@ def report(names: list[str], speed: dict, single: dict, cold: dict, batches: dic
               f"{np.quantile(centred, 0.01):.4f}; nearest the same {np.mean(nearest(full) == nearest(own)):.4f}")
     for name, rows in cold.items():
         seconds, added = np.median(rows, axis=0)
-        print(f"{name}: {seconds:.2f} s ({min(rows)[0]:.2f}–{max(rows)[0]:.2f}) to the first vector, {added:.0f} MB more")
+        print(f"{name}: {seconds:.2f} s ({min(rows)[0]:.2f}–{max(rows)[0]:.2f}) to a vector, {added:.0f} MB more")
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
