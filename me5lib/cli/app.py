@@ -148,5 +148,6 @@ def experiment_command(
 for _command in (data.fetch_command, data.verify_released_command, packs_command, run_command, train.pretrain_command,
                  train.finetune_command, train.mine_command, train.teach_command, experiment_command,
                  data.synthesise_command, model.export_command, model.encode_command, evaluate.evaluate_command,
-                 evaluate.atlas_command, evaluate.calibrate_command, evaluate.diagnose_command, report_command):
+                 evaluate.atlas_command, evaluate.calibrate_command, evaluate.cost_command, evaluate.diagnose_command,
+                 report_command):
     app.command(_command.__name__.removesuffix("_command").replace("_", "-"))(_command)

@@ -1,6 +1,6 @@
 """`me5 evaluate`: a model on tables of the paper or on mteb's tasks, by the paper's protocol; what a run will take.
-`me5 atlas`: a page on which its space is explored. `me5 calibrate`: what its cosines mean. `me5 diagnose`: what is
-wrong with a run.
+`me5 cost`: its speed, memory and disk, and what fewer bits cost in quality. `me5 atlas`: a page on which its space is
+explored. `me5 calibrate`: what its cosines mean. `me5 diagnose`: what is wrong with a run.
 
 A killed run is gone on with by the same command. Results lie under --out in mteb's format (see `evaluate.runs`).
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from me5lib.evaluate.models import Opened
 
 LONG = 1.0  # hours above which a run wants --yes (ours)
+SPEED = "Quality against speed of each model and runtime; the line joins those that no other beats in both."
 
 
 def evaluate_command(
@@ -177,6 +178,40 @@ def calibrate_command(
     if out:
         io.put_text(Path(out).expanduser(), table.to_csv(index=False))
     print(*unused, *calibrate.lines(table), sep="\n")
+
+
+def cost_command(
+    models: Annotated[list[str], typer.Argument(help="Models.")] = [*config.RELEASED, *config.ENGLISH],  # noqa: B006
+    out: Annotated[str, typer.Option(help="Folder to write (default: runs/cost, or under ME5_OUT).")] = "",
+    texts: Annotated[int, typer.Option(min=40, help="To encode, of mean 60 tokens in 20 languages.")] = 2_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of a model and runtime.")] = 7,
+    runtimes: Annotated[str, typer.Option(help="Such as fp32,int8,onnx int8 (default: all that run here).")] = "",
+    quality: Annotated[bool, typer.Option("--quality", help="What bits cost in quality, by language.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="base and large too: true shape, random weights.")] = False,
+) -> None:
+    """Speed, memory and disk by model and runtime; what fewer bits of arithmetic, vectors, weights cost in quality."""
+    from me5lib.data import packs
+    from me5lib.data.corpus import open_corpus
+    from me5lib.evaluate import efficiency, quantised
+    from me5lib.lessons import figures
+
+    if set(config.ENGLISH).intersection(models):
+        packs.fetch(config.ENGLISH)
+    folder = Path(out).expanduser().resolve() if out else io.run_folder("cost", 0).parent
+    corpus, chosen = open_corpus(config.load("tiny")), split_names(runtimes) or efficiency.runtimes()
+    if quality:
+        table = quantised.qualities(models, corpus, chosen, folder / "vectors")
+        content, told = efficiency.record(folder, quality=table), quantised.losers(table)
+    else:
+        models = [*models, *(efficiency.RANDOM if plan else ())]
+        kept = efficiency.measure(models, chosen, corpus.task("gsm").sets, texts, folder, rounds)
+        told = efficiency.frame(kept, folder)
+        content = efficiency.record(folder, costs=told, storage=efficiency.storage(384))
+    print(told.to_string(index=False, float_format="{:.4g}".format))
+    if places := efficiency.points(content, "fastapi-en"):
+        figures.keep(figures.pareto(places, "English texts a second", "reciprocal rank, FastAPI"), folder / "cost.png",
+                     SPEED)
+    print(f"cost.json: {folder}")
 
 
 def diagnose_command(

@@ -183,7 +183,7 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
     dev = [Question(row, fact_meaning(row)) for row in corpus.labelled("dev")]
     gsm = [Search(texts, english, np.eye(len(texts), dtype=bool), (QUERY, QUERY), english)
            for english, texts in corpus.task("gsm").sets.values()]
-    return {"dev": row_searches(dev), "gsm": gsm, "xquad": _across(corpus.task("xquad").sets)}
+    return {"dev": row_searches(dev), "gsm": gsm, "xquad": across(corpus.task("xquad").sets)}
 
 
 def row_searches(questions: Iterable[Question]) -> list[Search]:
@@ -211,7 +211,7 @@ def fact_meaning(row: Labelled) -> str:
     return f"{row.source}: {key}"
 
 
-def _across(sets: Mapping[str, Any]) -> list[Search]:
+def across(sets: Mapping[str, Any]) -> list[Search]:
     """Questions of each language against the documents of each other one; a document, language apart, is a meaning."""
     found = []
     for one, other in itertools.permutations(sets, 2):
@@ -222,7 +222,7 @@ def _across(sets: Mapping[str, Any]) -> list[Search]:
             relevant = np.array([[name in right[query] for name in there] for query in queries])
             texts = [f"{title} {text}".strip() for title, text in sets[other].documents.values()]
             found.append(Search([sets[one].queries[query] for query in queries], texts, relevant, (QUERY, PASSAGE),
-                                [min(right[query]) for query in queries]))  # fmt: skip
+                                [min(right[query]) for query in queries], language=one))  # fmt: skip
     return found
 
 
@@ -233,13 +233,9 @@ def query_scores(tests: Mapping[str, Sequence[Search]], encoder: Encoder,
     In training's precision, of at most `max_tokens` of a text. All texts are encoded at once, each once per prefix: a
     call per language would cost three times as much.
     """
-    texts: dict[str, dict[str, None]] = defaultdict(dict)  # prefix → each text once, in order
-    for search in itertools.chain(*tests.values()):
-        for prefix, side in zip(search.prefixes, search[:2], strict=True):
-            texts[prefix] |= dict.fromkeys(side)
     options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
-    vectors = {prefix: dict(zip(own, encoder.encode(list(own), prefix, **options), strict=True))
-               for prefix, own in texts.items()}  # fmt: skip
+    vectors = {prefix: dict(zip(own, encoder.encode(own, prefix, **options), strict=True))
+               for prefix, own in texts_by_prefix(tests).items()}  # fmt: skip
     found = defaultdict(list)
     for name, parts in tests.items():
         for search in parts:
@@ -247,6 +243,15 @@ def query_scores(tests: Mapping[str, Sequence[Search]], encoder: Encoder,
                                  for prefix, side in zip(search.prefixes, search[:2], strict=True))  # fmt: skip
             found[name].append(reciprocal_ranks(queries @ passages.T, search.relevant))
     return {name: np.concatenate(ranks) for name, ranks in found.items()}
+
+
+def texts_by_prefix(tests: Mapping[str, Sequence[Search]]) -> dict[str, list[str]]:
+    """Prefix → every text that stands behind it in the tests, once, in order."""
+    texts: dict[str, dict[str, None]] = defaultdict(dict)
+    for search in itertools.chain(*tests.values()):
+        for prefix, side in zip(search.prefixes, search[:2], strict=True):
+            texts[prefix] |= dict.fromkeys(side)
+    return {prefix: list(own) for prefix, own in texts.items()}
 
 
 def query_meanings(tests: Mapping[str, Sequence[Search]]) -> dict[str, list[str]]:

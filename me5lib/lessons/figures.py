@@ -177,6 +177,20 @@ def beside(rows: dict[str, dict[str, float]], x: str, level: tuple[str, float] |
     return figure
 
 
+def pareto(points: dict[str, tuple[float, float]], x: str, y: str) -> Figure:
+    """Named points, more being better both ways; a line joins those that no other beats in both."""
+    figure, axis = canvas(7.0, 4.0)
+    front, best = [], -math.inf
+    for name, (across, up) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
+        if up > best:
+            front, best = [*front, (across, up)], up
+        axis.plot(across, up, "o", color=COLOURS[0] if (across, up) in front else GREY)
+        axis.annotate(name, (across, up), (5, 4), textcoords="offset points", fontsize=7)
+    axis.plot(*zip(*front, strict=True), color=COLOURS[0], linewidth=1)
+    axis.set(xscale="log", xlabel=x, ylabel=y)
+    return figure
+
+
 def number_table(
     values: list[list[float]], rows: list[str], columns: list[str], title: str = "",
     signed: bool = False, outlined: list[tuple[int, int]] = (), pattern: str = "{:.2f}",
