@@ -127,3 +127,31 @@ def test_a_run_and_one_of_its_stages_are_diagnosed_and_what_has_no_record_is_sai
         told = run(app, ["diagnose", str(folder)])
         assert told.exit_code == 2 and told.stderr.count("\n") == 1
         assert told.stderr.startswith(f"me5: {folder} has {why} of ")
+
+
+def padded(texts, batch=8, fixed=0, call=0.03):
+    """Seconds of a peer: what it costs to call it, and padded tokens at 2,000 a second in batches sorted by length."""
+    sizes = sorted((len(text.split()) + 3 for text in texts), reverse=True)
+    batches = [sizes[i : i + batch] for i in range(0, len(sizes), batch)]
+    return call + sum(0.03 + len(own) * (fixed or own[0]) / 2_000 for own in batches)
+
+
+@pytest.mark.parametrize(("cause", "cost"), [
+    ("", lambda texts, threads: padded(texts) / threads), ("", lambda texts, threads: padded(texts, 16) / threads),
+    ("padding", lambda texts, threads: padded(texts, fixed=512) / threads),
+    ("padding", lambda texts, threads: padded(texts, 32) / threads),
+    ("one text at a time", lambda texts, threads: sum(padded([text]) for text in texts) / threads),
+    ("loading", lambda texts, threads: padded(texts, call=3) / threads),
+    ("few threads", lambda texts, threads: padded(texts) / min(threads, 2)),
+])  # fmt: skip
+def test_a_cause_of_slow_reading_is_named(monkeypatch, cause, cost):
+    threads = [1 if cause == "few threads" else 2]
+    monkeypatch.setattr(diagnose.FastEncoder, "load", lambda *_: SimpleNamespace(encode="ours"))
+    monkeypatch.setattr(diagnose.torch, "get_num_threads", lambda: threads[0])
+    monkeypatch.setattr(diagnose.torch, "set_num_threads", lambda count: threads.__setitem__(0, count))
+    monkeypatch.setattr(diagnose.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(diagnose, "seconds", lambda encode, texts:
+                        padded(texts, 64, call=0) / 2 / threads[0] if encode == "ours" else cost(texts, threads[0]))
+    found = diagnose.slow_reading(None)
+    assert [one.cause for one in found if one.score >= diagnose.NAMED][:1] == [cause][: bool(cause)]
+    assert threads == [1 if cause == "few threads" else 2]  # as before

@@ -1,6 +1,7 @@
 """What is wrong with a run: each failure signature is measured on held-out material, and its cause looked for.
 
     found = diagnose(Path("runs/tiny/seed-0"))     # a run's folder, or that of a stage of it; the likeliest cause first
+    found = slow_reading(my_encode)                # a function texts → vectors, by whatever library
     print(*write(found, folder), sep="\\n")         # leaves diagnosis.md, .json and .png there
 
 A symptom is measured on a stage's model beside its start. Evidence of the suspected cause is in the stage's records:
@@ -13,15 +14,20 @@ of scales are ours, set on ten runs of known cause and judged on others: tests/b
 from __future__ import annotations
 
 import dataclasses
+import os
 import textwrap
-from collections.abc import Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from me5lib import config, io
+from me5lib.config import RELEASED
 from me5lib.data import cards
 from me5lib.data.corpus import SPECIAL, Corpus, only_cldr, open_corpus
 from me5lib.device import best_device, precision
@@ -33,7 +39,7 @@ from me5lib.io import Me5Error
 from me5lib.lessons import figures
 from me5lib.lessons.instructed import twin_tests
 from me5lib.lessons.run import needs_no_hub
-from me5lib.model.encoder import Encoder
+from me5lib.model.encoder import Encoder, FastEncoder
 from me5lib.model.text import QUERY, instruct
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import labelled, mining, stages
@@ -169,6 +175,54 @@ def sampled(rows: Sequence[Labelled]) -> list[Labelled]:
         if len(found) < SAMPLED:
             found += [rows[j] for j in rng.permutation(pools[i])[:OF_A_POOL]]
     return found
+
+
+def slow_reading(encode: Callable[[Sequence[str]], object], model: str = RELEASED[0], rounds: int = 3) -> list[Suspect]:
+    """Why is a function that encodes texts slow on this CPU? It is given short texts, long ones, both mixed, and one.
+
+    The symptom is its time beside that of `FastEncoder` with the same threads; evidence are its own times beside one
+    another, and with all threads. Of each the shortest of `rounds` counts. It takes as long as `encode` does for 300
+    texts, up to 150 tokens long.
+    """
+    ours, threads = FastEncoder.load(model, "fp32").encode, torch.get_num_threads()
+    short, long = ["How do I pay for it?"] * 16, ["How do I pay for it? " * 24] * 16
+    mixed = [text for both in zip(short, long, strict=True) for text in both]
+    runs = {"short": (encode, short), "long": (encode, long), "mixed": (encode, mixed), "one": (encode, short[:1]),
+            "ours": (ours, mixed), "ours, one": (ours, short[:1])}  # fmt: skip
+    took: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, (function, texts) in runs.items():
+            took[name].append(seconds(function, texts))
+        torch.set_num_threads(os.cpu_count() or threads)
+        took["all threads"].append(seconds(encode, mixed))
+        torch.set_num_threads(threads)
+    best = {name: min(own) for name, own in took.items()}
+
+    def _measure(what: str, value: float, well: float, ill: float) -> Measure:
+        return Measure(what, Interval(value, value, value), well, ill)
+
+    slower = _measure("times as long as FastEncoder takes for mixed texts", best["mixed"] / best["ours"], 2.5, 5)
+    causes = {
+        "loading": ("loading the model once", [_measure("times as long as FastEncoder takes for one text",
+                                                        best["one"] / best["ours, one"], 8, 20)]),
+        "padding": ("sorting texts by length, padding to a batch's longest",
+                    [_measure("texts of two lengths mixed, of what they take apart",
+                              best["mixed"] / (best["short"] + best["long"]), 1.25, 1.7),
+                     _measure("short texts, of what long ones take", best["short"] / best["long"], 0.35, 0.7)]),
+        "one text at a time": ("giving many texts at once", [_measure("a text among 16, of a text alone",
+                                                                      best["short"] / 16 / best["one"], 0.5, 0.8)]),
+        "few threads": ("torch.set_num_threads", [_measure("times as long as with all threads",
+                                                           best["mixed"] / best["all threads"], 1.2, 1.5)]),
+    }  # fmt: skip
+    found = [Suspect("reading", "slow inference", cause, way, slower, own) for cause, (way, own) in causes.items()]
+    return sorted(found, key=lambda one: -one.score)
+
+
+def seconds(encode: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
+    """What a call takes."""
+    start = time.perf_counter()
+    encode(texts)
+    return time.perf_counter() - start
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
