@@ -86,7 +86,8 @@ def pages_of(out):
 
 def test_their_pages_load_nothing_from_elsewhere_are_small_and_say_what_pictures_show(smoke_run):
     _, out = smoke_run
-    assert [path.stem for path in pages_of(out)] == [*(book.name for book in run.books()), "10-tables"]
+    assert [path.stem for path in pages_of(out)] == [*(book.name for book in run.books()), "10-tables",
+                                                     "10-the-paper", "10-what-it-costs"]
     for page in (out / "index.html", *pages_of(out)):
         assert loads_from_elsewhere(page.read_text("utf8")) == [], page.name
         assert page.stat().st_size <= 1_000_000, page.name
