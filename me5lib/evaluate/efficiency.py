@@ -40,6 +40,7 @@ from me5lib.model import export, fast, text
 from me5lib.model.encoder import CPU_PIECE, PRECISIONS, Encoder, FastEncoder, by_length, encode_with
 from me5lib.model.resolve import model_folder, resolve
 from me5lib.model.text import QUERY
+from me5lib.train import cost
 
 ONNX = {"onnx fp32": "model.onnx", "onnx int8": "model.int8.onnx"}  # runtime → file in <folder>/<model>/onnx
 RANDOM = {f"random {size}": size for size in ("base", "large")}  # true shape, random weights: of `--plan`
@@ -178,14 +179,18 @@ def bench_texts(sets: Mapping[str, Any], cut: Callable, count: int, languages: S
 def frame(kept: Mapping[str, Sequence[Mapping[str, float]]], folder: Path) -> pd.DataFrame:
     """A row a model and runtime: medians over its `rounds`, MB of the weights that it reads, parameters in all, and
     those that a token is multiplied by (`active`: all but the token table)."""
-    rows = []
+    def parameters(model: str) -> tuple[int, int]:
+        if model in RANDOM:
+            return cost.size(config.load(RANDOM[model]).model)[::2]
+        backbone = Encoder.load(model).backbone
+        return backbone.num_parameters(), backbone.get_input_embeddings().weight.numel()
+
+    rows, sizes = [], {model: parameters(model) for model in {key.split(" | ")[0] for key in kept}}
     for key, own in kept.items():
         model, runtime = key.split(" | ")
-        encoder = open_runtime(model, "", folder) if model in RANDOM else Encoder.load(model)
-        size, table = (sum(weight.numel() for weight in part.parameters())
-                       for part in (encoder.backbone, encoder.backbone.get_input_embeddings()))  # fmt: skip
-        rows.append({"model": model, "runtime": runtime, "rounds": len(own), "parameters": size, "active": size - table,
-                     "disk_mb": disk(model, runtime, folder) / 1e6, **pd.DataFrame(own).median()})  # fmt: skip
+        rows.append({"model": model, "runtime": runtime, "rounds": len(own), "parameters": sizes[model][0], "active":
+                     sizes[model][0] - sizes[model][1], "disk_mb": disk(model, runtime, folder) / 1e6,
+                     **pd.DataFrame(own).median()})  # fmt: skip
     return pd.DataFrame(rows)
 
 
