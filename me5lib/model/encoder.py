@@ -176,7 +176,7 @@ class Encoder(nn.Module):
             raise ValueError("precision 'int8' is for a BERT, as mE5 is, on a CPU with fbgemm: choose bf16")
         with nullcontext() if weights else self._inference(precision):
             compute = self.pool if weights is None else partial(pooled, weights)
-            return encode_with(compute, partial(self.tokenize, prefix=prefix, max_tokens=max_tokens), texts, self.width,
+            return encode_with(compute, lambda part: self.tokenize(part, prefix, max_tokens), texts, self.width,
                                normalise, progress)
 
     def _weights(self, precision: str) -> fast.Weights | None:
