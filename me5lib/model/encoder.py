@@ -239,7 +239,7 @@ class FastEncoder:
         rows = parts.config["vocab_size"]
         if rows in text.VOCABULARIES:
             text.check_golden(cut, f"the tokenizer of {model}")
-        sample = shortened(cut(fast.calibration()), parts.max_tokens)
+        sample = shortened(cut(fast.calibration()), parts.max_tokens) if precision == "int8" else ()
         with torch.inference_mode():
             weights = fast.pack(parts.part, parts.config, precision, sample, parts.look_up)
         give_back()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from me5lib.io import Me5Error
 from me5lib.model.card import About, render
 from me5lib.model.encoder import Encoder, average_pool
+from me5lib.model.fast import LOCALES
 from me5lib.model.resolve import first_line
 from me5lib.model.save_load import quiet_transformers
 
@@ -38,8 +39,6 @@ INPUTS, OUTPUTS = ("input_ids", "attention_mask"), ("token_embeddings", "sentenc
 OPSET = 18  # what torch's exporter writes without converting (ours)
 INLINE = 1_800_000_000  # bytes of weights that still fit one protobuf file of 2 GB beside the graph (ours)
 TOLERANCE = 1e-4  # of a coordinate of a unit vector; sums in another order come to some 1e-7
-LOCALES = ("en", "de", "ru", "el", "ka", "hy", "he", "ar", "fa", "ur", "hi", "bn", "ta", "te", "th", "km", "my", "am",
-           "zh", "ja", "ko")  # fmt: skip  # 19 scripts
 SIZES = (1, 5, 3, 16)  # rows of the batches, in turn: a graph that is dynamic takes any
 SIDES = ("query", "document")
 

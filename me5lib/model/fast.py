@@ -135,6 +135,11 @@ def packable(config: Mapping[str, Any]) -> bool:
             and config.get("position_embedding_type", "absolute") == "absolute" and not config.get("is_decoder"))
 
 
+def first_position(config: Mapping[str, Any]) -> int:
+    """The row of a text's first token in the table of positions: XLM-R counts from behind its padding id."""
+    return config["pad_token_id"] + 1 if "roberta" in config["model_type"] else 0
+
+
 def pack(part: Callable[[str], Tensor], config: Mapping[str, Any], precision: str, sample: Sequence[Sequence[int]] = (),
          look_up: Callable[[Tensor], Tensor] | None = None) -> Weights:  # fmt: skip
     """The weights that `part` gives by name, for `pool`; `look_up` where the table is kept in another form.
@@ -151,8 +156,7 @@ def pack(part: Callable[[str], Tensor], config: Mapping[str, Any], precision: st
     def _norm(name: str) -> Norm:
         return Norm(*_dense(name), epsilon)
 
-    first = config["pad_token_id"] + 1 if "roberta" in config["model_type"] else 0  # XLM-R's first position
-    places = part(PLACES).detach()[first:].float()
+    places = part(PLACES).detach()[first_position(config) :].float()
     places = places + part("embeddings.token_type_embeddings.weight").detach()[0].float()
     norm = Norm(*(tensor.float() for tensor in _dense("embeddings.LayerNorm")), epsilon)
     look_up = look_up or functools.partial(F.embedding, weight=part(words).detach())

@@ -144,8 +144,8 @@ def read_parts(model: str | Path) -> fast.Parts | None:
             return None
     except (OSError, SafetensorError) as error:
         raise Me5Error(f"{weights} cannot be read ({first_line(error)}): make it again, or fetch it again") from None
-    first = files.config["pad_token_id"] + 1 if "roberta" in files.config["model_type"] else 0
-    limits = (files.config["max_position_embeddings"] - first, files.settings.get("max_seq_length") or NO_LIMIT,
+    places = files.config["max_position_embeddings"] - fast.first_position(files.config)
+    limits = (places, files.settings.get("max_seq_length") or NO_LIMIT,
               read_model_json(files.backbone / "tokenizer_config.json", {}).get("model_max_length") or NO_LIMIT)
     return fast.Parts(opened.get_tensor, files.config, cut, int(min(limits)))
 
