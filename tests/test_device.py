@@ -91,6 +91,7 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.skipif(device.precision(torch.device("cpu")).name != "bf16", reason="emulated bf16 keeps nothing")
 def test_pieces_of_many_shapes_leave_no_memory_behind():
     ran = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 150  # MB; see the finding on what torch keeps
