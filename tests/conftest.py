@@ -32,11 +32,6 @@ def _no_colour():
             os.environ[name] = value
 
 
-def pytest_collection_modifyitems(items):
-    """The longest file first: last, it would have one worker while the other has nothing left."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
-
-
 @contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
     """Inside, Ctrl-C comes while a training does `step`."""
