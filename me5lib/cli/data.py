@@ -309,7 +309,7 @@ def check_command(
 
 
 def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None = None) -> None:
-    """Print what the checks say of synthetic examples, and write it beside them, with a picture (.check.json, .png).
+    """Print what the checks say of synthetic examples, and write it beside them (.check.json).
 
     Without the packs no row is held against evaluation texts, and no model reads one. `sheet`: only write one for a
     reviewer; `reviewed`: take the verdicts of such a sheet into the report.
@@ -317,7 +317,6 @@ def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None
     from me5lib.data.corpus import evaluation_texts, open_corpus
     from me5lib.instruct import quality
     from me5lib.instruct.synthetic import read_examples
-    from me5lib.lessons import data_figures, figures
     from me5lib.lessons.paper_figures import kin
     from me5lib.model.encoder import Encoder
 
@@ -329,25 +328,18 @@ def check_synthetic(path: Path, sheet: Path | None = None, reviewed: Path | None
         io.put(sheet, lambda at: quality.write_sheet(at, read_examples(path, drafts=True), lambda code: kin(code)[1]))
         print(f"{sheet}: write y or n into {', '.join(quality.VERDICTS)}, then add --reviewed {sheet}")
         return
-    verdicts, held, encode, human = quality.read_sheet(reviewed) if reviewed else {}, None, None, {}
+    verdicts, held, encode = quality.read_sheet(reviewed) if reviewed else {}, None, None
     try:
         corpus, encoder = open_corpus(config.load("tiny")), Encoder.load("me5-small-q4")
     except Me5Error as error:
         print(f"me5: looked at no evaluation texts and asked no model: {error}", file=sys.stderr)
     else:
         held, encode = evaluation_texts(corpus), partial(encoder.encode, prefix="", progress=sys.stderr.isatty())
-        for name in ("xquad", "fastapi", "intents"):
-            sets = corpus.task(name).sets
-            human[name] = [(code, query) for code, own in sets.items()
-                           for query in (own[2] if name == "intents" else own.queries.values())]
-        human["exams"] = [(row.language, row.query) for row in corpus.labelled() if row.source == "exams"]
-    report = quality.check_file(path, held, encode, human)
+    report = quality.check_file(path, held, encode)
     report = report._replace(tables=report.tables | verdicts)
     print(*report.lines(), sep="\n")
     io.put_json(path.with_suffix(".check.json"), report._asdict())
-    figures.keep(data_figures.query_lengths(report.tables), path.with_suffix(".check.png"),
-                 "Words of synthetic queries, and of queries that people wrote.")
-    print(f"{path.with_suffix('.check.json')}, {path.with_suffix('.check.png').name}")
+    print(path.with_suffix(".check.json"))
 
 
 def stage_table(stage: pd.DataFrame, most: int = 20) -> list[str]:

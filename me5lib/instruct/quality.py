@@ -16,7 +16,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, combinations
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,6 @@ from me5lib.model.text import instruct
 from me5lib.pairs import normalise, text_key
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts as they stand → unit vectors [n, d]
-Queries = Sequence[tuple[str, str]]  # language and text
 Held = Mapping[tuple[str, str], Iterable[str]]  # (task, language) → texts that evaluate
 Fault = tuple[str, int, str, str]  # rule, place of a row, its field, what is wrong with it
 
@@ -100,9 +99,8 @@ class Report(NamedTuple):
         return said
 
 
-def check_file(path: Path, held: Held | None = None, encode: Encode | None = None,
-               human: Mapping[str, Queries] | None = None) -> Report:
-    """The report on a file. `human`: queries that people wrote, by source, to be held beside the rows'."""
+def check_file(path: Path, held: Held | None = None, encode: Encode | None = None) -> Report:
+    """The report on a file."""
     rows, dials, broken, lines = {}, [], [], read_lines(path)
     for number, line in enumerate(lines, 1):
         try:
@@ -110,27 +108,21 @@ def check_file(path: Path, held: Held | None = None, encode: Encode | None = Non
             dials.append(asked if isinstance(asked := json.loads(line).get("dials"), dict) else {})
         except (ValueError, RecursionError) as error:
             broken.append(Finding(number, "", "line", str(error), line[:SHOWN]))
-    report = check_rows(list(rows.values()), held, encode, human, list(rows), dials)
+    report = check_rows(list(rows.values()), held, encode, list(rows), dials)
     return report._replace(rows=len(lines), rules=report.rules | {"schema": broken})
 
 
 def check_rows(rows: Sequence[Example], held: Held | None = None, encode: Encode | None = None,
-               human: Mapping[str, Queries] | None = None, lines: Sequence[int] = (),
-               dials: Sequence[Mapping[str, str]] = ()) -> Report:
+               lines: Sequence[int] = (), dials: Sequence[Mapping[str, str]] = ()) -> Report:
     """The report on examples; `lines`: of a file (none: they are counted from 1); `dials`: what was asked for."""
     dials = dials or [{}] * len(rows)
     rules: dict[str, list[Finding]] = {rule: [] for rule in RULES[: None if held else -1]}
     for rule, i, field, why in chain(faults(rows, dials), duplicates(rows), evaluated(rows, held or {})):
         rules[rule].append(Finding(lines[i] if lines else i + 1, rows[i].id, field, why, getattr(rows[i], field)))
-    queries = {"synthetic": [(text.language(row.language) or "", row.query) for row in rows
-                             if row.task_type == "short-long"]} | dict(human or {})
-    tables = {f"words of a query, {name}": query_words([query for _, query in own]) for name, own in queries.items()}
-    tables |= {"different pairs of words": distinct_bigrams(rows), "dials obeyed": obeyed(rows, dials)}
+    tables = {"different pairs of words": distinct_bigrams(rows), "dials obeyed": obeyed(rows, dials)}
     if encode is not None:
         encode = _once(encode)
         tables |= nearer(rows, margins(rows, encode)) | {"own instruction nearer": instruction_fit(rows, encode)}
-        tables["told apart"] = {f"{one} | {other}": told_apart(queries[one], queries[other], encode)
-                                for one, other in combinations(queries, 2)}
     return Report(len(rows), rules, tables)
 
 
@@ -251,12 +243,6 @@ def obeyed(rows: Sequence[Example], dials: Sequence[Mapping[str, str]]) -> dict[
     return {name: float(np.mean(own)) for name, own in sorted(found.items())}
 
 
-def query_words(queries: Sequence[str]) -> dict[str, float]:
-    """Percentile → words of a query."""
-    words = [count_words(query) for query in queries] or [0]
-    return {f"{at} %": float(np.percentile(words, at)) for at in (5, 25, 50, 75, 95)}
-
-
 def distinct_bigrams(rows: Sequence[Example], words: int = 500) -> dict[str, float]:
     """Language → share of different pairs of neighbouring words in the first `words` of its positives.
 
@@ -318,22 +304,6 @@ def instruction_fit(rows: Sequence[Example], encode: Encode) -> dict[str, float]
             below = cosines < cosines[np.arange(len(own)), of][:, None]
             fit[kind] = float(below.sum() / (len(own) * (len(names) - 1)))
     return fit
-
-
-def told_apart(one: Queries, other: Queries, encode: Encode) -> float:
-    """How often the text nearest to one is of its own set, both cut to their common languages and equally many of each.
-
-    0.5 where two sets are alike. Two sets that people wrote are no closer than their topics: hold it beside those.
-    """
-    groups: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list)]
-    for of, own in zip(groups, (one, other), strict=True):
-        for code, query in sorted(own, key=lambda each: split.fraction(each[1])):
-            of[code].append(query)
-    sizes = {code: min(len(own), len(groups[1][code]), 20) for code, own in groups[0].items() if code in groups[1]}
-    vectors = encode([query for of in groups for code, n in sizes.items() for query in of[code][:n]])
-    cosines, first = vectors @ vectors.T, np.arange(len(vectors)) < len(vectors) // 2
-    np.fill_diagonal(cosines, -np.inf)
-    return float((first[cosines.argmax(1)] == first).mean()) if len(vectors) else np.nan
 
 
 def _once(encode: Encode) -> Encode:

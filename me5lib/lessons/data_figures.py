@@ -5,7 +5,7 @@ Figures are made as in `figures`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 import pandas as pd
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from me5lib.data.cards import Card
-from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across, names_down
+from me5lib.lessons.figures import COLOURS, GREY, canvas, codes_across
 from me5lib.pairs import Pair
 
 
@@ -72,18 +72,6 @@ def nearest_trained(similarity: dict[str, list[float]], near: float) -> Figure:
     axis.set(xlabel="similarity to the nearest trained string (Jaccard, character trigrams)",
              ylabel="share of held-out strings")
     axis.legend(frameon=False)
-    return figure
-
-
-def query_lengths(tables: Mapping[str, Mapping[str, float]]) -> Figure:
-    """A box per source of queries, of a report's `tables`: words, with whiskers at the 5th and 95th in a hundred."""
-    title = "words of a query, "
-    found = {name.removeprefix(title): list(own.values()) for name, own in tables.items() if name.startswith(title)}
-    figure, axis = canvas(7.0, 0.9 + 0.35 * len(found))
-    boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), own, strict=True)) for own in found.values()]
-    axis.bxp(boxes, range(len(boxes)), orientation="horizontal", showfliers=False, widths=0.6)
-    names_down(axis, found)
-    axis.set(xscale="log", xlabel="words (where a script sets no spaces, two characters count as one)")
     return figure
 
 
