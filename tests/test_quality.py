@@ -13,7 +13,7 @@ from test_cli import invoke, one_line
 
 from me5lib.data.split import fraction
 from me5lib.instruct import quality
-from me5lib.instruct.synthetic import TASK_TYPES, VERSION_1, Example, read_examples
+from me5lib.instruct.synthetic import VERSION_1, Example, read_examples
 from me5lib.io import PACKAGE, Me5Error, read_json
 
 ROWS = read_examples(drafts=True)
@@ -100,39 +100,6 @@ def test_synthetic_v1_is_let_alone_but_for_what_its_report_says(report):
     assert kept["rows"] == len(ROWS)
     for rule in set(flagged) - {"evaluated"}:  # the committed report asked for more than the shelf
         assert flagged[rule] == sorted({line for line, *_ in kept["rules"][rule]}), rule
-
-
-def spoilt(rows: list[Example]) -> dict[str, tuple[list[Example], set[str]]]:
-    """A set by what is wrong with it, and the checks that should see that."""
-    by_kind = {kind: [row for row in rows if row.task_type == kind] for kind in TASK_TYPES}
-    mixed = [row._replace(instruction=other.instruction) for own in by_kind.values()
-             for row, other in zip(own, own[len(own) // 2:] + own[: len(own) // 2], strict=True)]
-    return {
-        "nothing": (rows, set()),
-        "wrong language": ([row._replace(language="vi", passage_language="vi") for row in rows], {"language"}),
-        "copied queries": ([row._replace(positive=f"{row.query} {row.positive}") for row in rows], {"copied"}),
-        "permuted instructions": (mixed, {"instruction", "nearer"}),
-        "labels as negatives": ([row._replace(negative="mixed") for row in rows], {"length"}),
-        "positive and negative exchanged": (
-            [row._replace(positive=row.negative, negative=row.positive) for row in rows], {"nearer"}),
-    }
-
-
-def test_which_check_sees_why_instructions_are_not_learnt(packs):
-    from me5lib.model.encoder import Encoder
-
-    model, vectors = Encoder.load("me5-small-q4"), {}
-
-    def encode(texts):
-        new = [text for text in texts if text not in vectors]
-        vectors.update(zip(new, model.encode(new, "") if new else (), strict=True))
-        return np.stack([vectors[text] for text in texts])
-
-    rows = sorted((row for row in ROWS if row.language == row.passage_language == "en"
-                   and row.task_type in ("short-long", "long-long")), key=lambda row: fraction(row.id))[:60]
-    seen = {what: set(quality.instruction_failures(quality.check_rows(own, encode=encode)))
-            for what, (own, _) in spoilt(rows).items()}
-    assert seen == {what: checks for what, (_, checks) in spoilt(rows).items()}
 
 
 def test_verdicts_of_a_sheet_come_back_by_family(tmp_path):

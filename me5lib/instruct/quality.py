@@ -2,7 +2,6 @@
 
     report = check_file(Path("mine.jsonl"), evaluation_texts(corpus), encode)
     print(*report.lines(), sep="\n")
-    instruction_failures(report)      # why a model that is tuned on these rows would not follow instructions
 
 Rules look at the form of a row and may filter: `report.broken()` are the lines that break one. What a model says stands
 in `tables`, by task type and language, and never filters: where the wrong text is the nearer one, above all in twins
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from me5lib.data import filters, split, text
-from me5lib.instruct.synthetic import TASK_TYPES, Example, parse_example, read_lines
+from me5lib.instruct.synthetic import Example, parse_example, read_lines
 from me5lib.io import Me5Error
 from me5lib.model.text import instruct
 from me5lib.pairs import normalise, text_key
@@ -36,7 +35,6 @@ Fault = tuple[str, int, str, str]  # rule, place of a row, its field, what is wr
 IDENTIFIED = 10  # words: in shorter texts no language is identified
 LEAST_COPY = 20  # characters: equal texts of fewer are the same words, and no copies
 SAMPLES, SHOWN = 3, 90  # printed of a rule, and characters of each
-FAILING, FITTING = 0.05, 0.6  # a larger share of faulty rows, or a worse fit, is why instructions are not learnt
 LEARNT, OTHERS = ("twins", "sts"), "all others"  # what a model that was not tuned has no reason to get right
 SHORT, LONG, LABEL, EITHER = range(1, 46), range(25, 1_500), range(1, 16), range(2, 400)
 WORDS = {"short-long": (SHORT, LONG), "long-short": (LONG, LABEL), "short-short": (SHORT, SHORT),
@@ -121,31 +119,8 @@ def check_rows(rows: Sequence[Example], held: Held | None = None, encode: Encode
         rules[rule].append(Finding(lines[i] if lines else i + 1, rows[i].id, field, why, getattr(rows[i], field)))
     tables = {"different pairs of words": distinct_bigrams(rows), "dials obeyed": obeyed(rows, dials)}
     if encode is not None:
-        encode = _once(encode)
-        tables |= nearer(rows, margins(rows, encode)) | {"own instruction nearer": instruction_fit(rows, encode)}
+        tables |= nearer(rows, margins(rows, encode))
     return Report(len(rows), rules, tables)
-
-
-FAILURES = {
-    "language": "texts in another language than the row says: mend the field, or have them written again",
-    "copied": "the query stands in its right text, which is found without the instruction: leave these out",
-    "length": "texts of another kind than the task type asks for; labels as wrong texts teach nothing: leave these out",
-    "duplicate": "the same question again: leave these out, and ask for other tasks",
-    "refusal": "the model speaks of itself: leave these out, and look at the prompt",
-    "evaluated": "evaluation texts: leave these out, or no figure on them holds",
-}
-
-
-def instruction_failures(report: Report) -> dict[str, str]:
-    """Check → why instruction tuning on such rows would not help, and what to do; empty where none sees a reason."""
-    said = {rule: f"{report.share(rule):.0%} of the rows: {why}" for rule, why in FAILURES.items()
-            if report.share(rule) > FAILING}
-    if (share := report.tables.get("negative nearer, by task type", {}).get(OTHERS, 0)) > 0.5:
-        said["nearer"] = f"in {share:.0%} of the rows the wrong text is the nearer one: are the two confused?"
-    fit = report.tables.get("own instruction nearer", {})
-    if wrong := [f"{kind} {fit[kind]:.2f}" for kind in fit if fit[kind] < FITTING]:
-        said["instruction"] = f"instructions say nothing of their rows ({', '.join(wrong)}): were they mixed up?"
-    return said
 
 
 # ── rules ──
@@ -268,9 +243,10 @@ def margins(rows: Sequence[Example], encode: Encode) -> np.ndarray:
 
     The query carries the template of the instruct model, the passages are bare.
     """
-    queries, positives, negatives = map(_once(encode), (
-        [instruct(row.instruction, row.query) for row in rows], [row.positive for row in rows],
-        [row.negative or row.positive for row in rows]))
+    texts = [instruct(row.instruction, row.query) for row in rows] + [row.positive for row in rows]
+    texts += [row.negative or row.positive for row in rows]
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # each text is read once
+    queries, positives, negatives = np.split(encode(list(place))[[place[text] for text in texts]], 3)
     return np.where([bool(row.negative) for row in rows], (queries * (positives - negatives)).sum(1), np.nan)
 
 
@@ -286,36 +262,6 @@ def nearer(rows: Sequence[Example], margin: np.ndarray) -> dict[str, dict[str, f
             codes[row.language].append(margin[i] < 0)
     return {f"negative nearer, by {name}": {key: float(np.mean(own)) for key, own in sorted(groups.items())}
             for name, groups in (("task type", kinds), ("language", codes))}
-
-
-def instruction_fit(rows: Sequence[Example], encode: Encode) -> dict[str, float]:
-    """Task type → how often a row's instruction is nearer to its query and positive than another one of the type is.
-
-    0.5 where instructions say nothing of their rows.
-    """
-    instructions, queries, positives = map(_once(encode), ([getattr(row, name) for row in rows]
-                                                           for name in ("instruction", "query", "positive")))
-    fit = {}
-    for kind in TASK_TYPES:
-        own = [i for i, row in enumerate(rows) if row.task_type == kind]
-        names, first, of = np.unique([rows[i].instruction for i in own], return_index=True, return_inverse=True)
-        if len(names) > 1:
-            cosines = (queries[own] + positives[own]) @ instructions[np.array(own)[first]].T
-            below = cosines < cosines[np.arange(len(own)), of][:, None]
-            fit[kind] = float(below.sum() / (len(own) * (len(names) - 1)))
-    return fit
-
-
-def _once(encode: Encode) -> Encode:
-    """`encode`, which keeps what it gave: each text is read once."""
-    known: dict[str, np.ndarray] = {}
-
-    def _read(texts: Sequence[str]) -> np.ndarray:
-        if new := [each for each in dict.fromkeys(texts) if each not in known]:
-            known.update(zip(new, encode(new), strict=True))
-        return np.stack([known[each] for each in texts]) if len(texts) else encode([])
-
-    return _read
 
 
 # ── what a person says ──
