@@ -230,7 +230,8 @@ def sync(path: Path) -> None:
 
 def unwritten(path: Path, error: OSError) -> Me5Error:
     """What to say when a file cannot be written."""
-    return Me5Error(f"{path} cannot be written ({error.strerror}): free some space, then run the same command to go on")
+    return Me5Error(f"{path} cannot be written ({error.strerror or error}): free some space, then run the same command "
+                    "to go on (or name another disk: ME5_CACHE, --out)")
 
 
 def write(path: Path, make: Callable[[Path], object]) -> None:

@@ -281,7 +281,7 @@ def test_a_disk_without_space_is_told_and_nothing_is_left_half_written(server, d
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(packs.os, "replace", full)
-    with pytest.raises(Me5Error, match="no space left"):
+    with pytest.raises(Me5Error, match="No space left"):
         packs.fetch()
     assert left(deck) == [".lock"]
 

@@ -140,7 +140,7 @@ def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus
                     io.remove(side)
                     io.give_back()  # most of three gigabytes
     except OSError as error:
-        raise shards.full_disk(error, folder) from None
+        raise io.unwritten(folder, error) from None
     return Corpus(folder, dial, mark)
 
 

@@ -39,8 +39,7 @@ from unearth.preparer import download_link
 
 from me5lib.data import cards
 from me5lib.data.cards import File
-from me5lib.data.shards import full_disk
-from me5lib.io import Me5Error, cache, locked, sha256
+from me5lib.io import Me5Error, cache, locked, sha256, unwritten
 
 MEMBER_BYTES = 256 << 20  # largest member that is read; the largest wanted one has about 10 MB
 TOTAL_BYTES = 2 << 30  # of all members read in one call
@@ -76,7 +75,7 @@ def fetch(names: Iterable[str] | None = None, source: Path | None = None,
                     print(f"me5: left out: {error}", file=sys.stderr)
                     del files[file.file]
     except OSError as error:
-        raise full_disk(error, folder) from None
+        raise unwritten(folder, error) from None
     return {name: folder / name for name in files}
 
 

@@ -11,7 +11,6 @@ under a millisecond and keeps no file handle (only the mapping), so hundreds of 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from me5lib.io import Me5Error, sha256
+from me5lib.io import Me5Error, sha256, unwritten
 
 MAPPED, MANIFEST = "pairs.arrow", "manifest.json"
 BLOCK = 1024  # rows that lie together, and that the plan moves together
@@ -112,7 +111,7 @@ def write_shard(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
         os.replace(side, folder)
     except OSError as error:
         shutil.rmtree(side, ignore_errors=True)
-        raise full_disk(error, folder) from None
+        raise unwritten(folder, error) from None
     return manifest
 
 
@@ -175,12 +174,3 @@ def runs(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def damaged(folder: Path, what: str) -> Me5Error:
     """The one-line error for a folder of the cache that cannot be used."""
     return Me5Error(f"{folder} is damaged ({what}): delete it and run again")
-
-
-def full_disk(error: OSError, folder: Path) -> Me5Error | OSError:
-    """The one-line error for a disk that is full or must not be written to; any other `error` comes back as it is."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return Me5Error(f"cannot write to {folder.parent} ({error.strerror}): point ME5_CACHE to a folder of yours")
-    if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return error
-    return Me5Error(f"no space left for {folder}: free some, or point ME5_CACHE to a larger disk, and run again")
