@@ -256,21 +256,17 @@ def show_command(
     out: MixtureOut = None,
     temperature: Annotated[float, typer.Option(help="Of the languages inside a source (ours: 0.5).")] = 0.5,
 ) -> None:
-    """What is built: rows and shares by source and language, wanted and built; a picture; and who is starved."""
+    """What is built: rows and shares by source and language, wanted and built; and who is starved."""
     from me5lib.data import cards, hub
-    from me5lib.lessons import data_figures, figures
 
     folder = (out or hub.built_home()).expanduser().resolve()
     table = hub.mixture_table(hub.built(folder), cards.hub(), temperature)
     if table.empty:
         raise Me5Error(f"no card is built in {folder}: me5 mixture build --card NAME")
-    stages = dict(list(table.groupby("stage", sort=False)))
-    for title, stage in stages.items():
+    for title, stage in table.groupby("stage", sort=False):
         print(title, *stage_table(stage), "", sep="\n")
-    shares = {title: stage.groupby("source").share.sum().to_dict() for title, stage in stages.items()}
-    figures.keep(data_figures.source_shares(shares), folder / "mixture.png", "Shares of the sources that are built.")
     table[table.rows > 0].to_csv(folder / "mixture.csv", index=False, lineterminator="\r\n")
-    print(f"every source and language: {folder / 'mixture.csv'}; the sources' shares: {folder / 'mixture.png'}")
+    print(f"every source and language: {folder / 'mixture.csv'}")
 
 
 @app.command("check")
