@@ -179,7 +179,7 @@ def synthesise_command(
     known = () if brainstorm else taxonomy.read_tasks(tasks or (thought if thought.is_file() else None))
     codes = tuple(code for code in split_names(languages) if taxonomy.language_name(code))
     asked = taxonomy.Plan(seed, known, codes)
-    todo, _ = synthesise.unanswered(folder, count)
+    todo = synthesise.unanswered(folder, count)
     unread = bool(endpoint) and len(todo) > MANY and not yes
     if plan or unread:
         print("\n".join(synthesise.estimate(asked, todo, settings, rate, price)))

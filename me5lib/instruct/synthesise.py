@@ -4,9 +4,9 @@
     answers.jsonl     as a batch gives them back, in the order in which they came; `custom_id` is the plan and number
     examples.jsonl    what can be read of them, by number (tasks.jsonl of a plan without tasks); README.md is its card
 
-Resume is the set difference. A number stands in sent.txt before its request is sent, an answer in its file before its
-thread takes another request: a kill costs what is in flight, one request a thread, and the next run says how many.
-Answers are read as JSON, never run. The endpoint's key comes from the environment and goes to the endpoint alone.
+Resume is the set difference. An answer stands in its file before its thread takes another request: a kill costs what is
+in flight, one request a thread. Answers are read as JSON, never run. The endpoint's key comes from the environment and
+goes to the endpoint alone.
 """
 
 from __future__ import annotations
@@ -82,11 +82,10 @@ def answers(path: Path) -> Iterator[tuple[int, int, bytes]]:
             place += len(line)
 
 
-def unanswered(folder: Path, count: int) -> tuple[list[int], int]:
-    """The numbers below `count` that have no answer, and how many of them were sent already."""
-    done, sent = {number for number, _, _ in answers(folder / "answers.jsonl")}, folder / "sent.txt"
-    todo = [number for number in range(count) if number not in done]
-    return todo, len(set(sent.read_text("utf8").split() if sent.is_file() else ()).intersection(map(str, todo)))
+def unanswered(folder: Path, count: int) -> list[int]:
+    """The numbers below `count` that have no answer."""
+    done = {number for number, _, _ in answers(folder / "answers.jsonl")}
+    return [number for number in range(count) if number not in done]
 
 
 def appended(path: Path) -> BinaryIO:
@@ -112,8 +111,6 @@ def send(lines: Iterator[dict], total: int, folder: Path, url: str, threads: int
                 with lock:
                     if (line := next(lines, None)) is None:
                         return
-                    sent.write(f"{line['custom_id'].rpartition('-')[2]}\n".encode())
-                    sent.flush()
                 found, names = _post(pool, url, line["body"])
                 with lock:
                     met.update(names)
@@ -130,7 +127,7 @@ def send(lines: Iterator[dict], total: int, folder: Path, url: str, threads: int
 
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     bar = tqdm(total=total, desc="answers", disable=None)  # where a person looks on
-    with appended(folder / "sent.txt") as sent, appended(folder / "answers.jsonl") as kept, bar:
+    with appended(folder / "answers.jsonl") as kept, bar:
         for step in (threading.Thread.start, threading.Thread.join):
             for worker in workers:
                 step(worker)
@@ -243,21 +240,19 @@ def run(plan: Plan, count: int, folder: Path, body: dict[str, Any], url: str = "
         for file in batches:
             if not file.is_file():
                 raise Me5Error(f"--answers {file}: there is no such file")
-            wanted = set(unanswered(folder, count)[0])
+            wanted = set(unanswered(folder, count))
             whose = Counter(str(json.loads(line)["custom_id"])[: -len(str(n))] for n, _, line in answers(file))
             if not whose.keys() <= {"", f"{plan.key:.6}-"}:  # bare numbers: of requests that older versions wrote
                 raise Me5Error(f"--answers {file} has answers to other requests than those of {folder}")
             yield f"{file}: {whose.total():,} answers"
             with appended(folder / "answers.jsonl") as kept:
                 kept.writelines(line.rstrip() + b"\n" for number, _, line in answers(file) if number in wanted)
-        todo, again = unanswered(folder, count)
-        if again:
-            yield f"{again} sent and not answered when the last run ended: they go again"
+        todo = unanswered(folder, count)
         if url and todo:
             chat = url.rstrip("/") + "/chat/completions"
             met = send(batch(plan, todo, body), len(todo), folder, chat, threads, timeout)
             yield "met on the way: " + (", ".join(f"{n:,} × {what}" for what, n in met.most_common(9)) or "nothing")
-            todo, _ = unanswered(folder, count)
+            todo = unanswered(folder, count)
         elif todo and body.get("model"):
             io.put(folder / "requests.jsonl", partial(write_lines, rows=batch(plan, todo, body)))
         where = f": {folder / 'requests.jsonl'}" if todo and body.get("model") and not url else ""
