@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,14 @@ def templated(rows: Sequence[Labelled]) -> list[Labelled]:
     def put(task: str, texts: Sequence[str]) -> tuple[str, ...]:
         return tuple(instruct(task, text) if text.strip() else text for text in texts)
 
+    known = {name: card.instruction or "" for name, card in cards.all_cards().items()}
     found = []
     for row in rows:
-        task = row.instruction or _card_instruction(row.source)
+        task = row.instruction or known.get(row.source, "")
         passages = task if task in (BITEXT, STS) or row.source in SYMMETRIC_SOURCES else ""
         found.append(row._replace(query=put(task, [row.query])[0], positives=put(passages, row.positives),
                                   negatives=put(passages, row.negatives), instruction=None))
     return found
-
-
-@cache
-def _card_instruction(source: str) -> str:
-    return (source in cards.card_names() and cards.load_card(source).instruction) or ""
 
 
 def instructed(scale: Scale, corpus: Any) -> tuple[Scale, Instructed]:
