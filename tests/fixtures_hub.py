@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from me5lib import config
-from me5lib.data import cards, schema
+from me5lib.data import cards
 from me5lib.io import sha256
 
 HEAD = """---
@@ -46,7 +46,7 @@ CODES = ("de", "en", "hi", "ja", "sw", "zh", "eng_Latn", "deu_Latn", "zho_Hans",
 def rows(hub: cards.Hub, n: int, seed: int) -> list[dict[str, Any]]:
     """`n` rows of `hub.columns`, the same for the same seed. A column named as a language holds codes, some illegal."""
     source = random.Random(f"{hub.repository}/{hub.files}/{seed}")
-    kinds = {name: schema.parse_type(text) for name, text in hub.columns.items()}
+    kinds = {name: cards.parse_type(text) for name, text in hub.columns.items()}
     return [{name: value(kind, source, name) for name, kind in kinds.items()} for _ in range(n)]
 
 
@@ -110,7 +110,7 @@ def write(path: Path, hub: cards.Hub, given: Iterable[dict[str, Any]]) -> None:
     """Write rows to a file of the kind that its name says: Parquet with the card's types, or (packed) JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        types = pa.schema([(name, schema.parse_type(text).type) for name, text in hub.columns.items()])
+        types = pa.schema([(name, cards.parse_type(text).type) for name, text in hub.columns.items()])
         pq.write_table(pa.Table.from_pylist(list(given), schema=types), path)
         return
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in given).encode("utf8")

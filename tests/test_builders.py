@@ -5,7 +5,7 @@ import re
 import fixtures_hub
 import pytest
 
-from me5lib.data import cards, schema
+from me5lib.data import cards
 from me5lib.data.builders import (
     BUILDERS,
     LABELLED_BUILDERS,
@@ -51,7 +51,7 @@ def test_any_row_of_a_cards_schema_gives_clean_items_or_counted_drops(name, hub)
     kept, dropped, labelled = [], set(), hub.builder in LABELLED_BUILDERS
     context = RowContext(name, hub.language or next(iter(hub.languages), "sw"), hub.options)
     for number, row in enumerate(fixtures_hub.rows(hub, 200, seed=1)):
-        assert schema.row_fault(hub.columns, row) is None
+        assert cards.row_fault(hub.columns, row) is None
         codes = {"lang1": fixtures_hub.CODES[number % 11], "lang2": fixtures_hub.CODES[number * 3 % 11]}
         row |= {column: code for column, code in codes.items() if column in row}
         before = repr(row)
@@ -213,7 +213,7 @@ def test_the_counts_of_table_2_are_the_papers():
 def of_card(name: str, row: dict, code: str = "") -> list:
     """What the first hub entry of card `name` makes of a row; the row must fit the card's columns."""
     hub = cards.load_card(name).hub[0]
-    assert schema.row_fault(hub.columns, row) is None
+    assert cards.row_fault(hub.columns, row) is None
     return list(LABELLED_BUILDERS[hub.builder](row, RowContext(name, code or hub.language or "", hub.options)))
 
 

@@ -3,22 +3,30 @@
 Two kinds. A card with `files` (or neither) is of the offline packs: its files of the package index are pinned by
 SHA-256, and the cards are the only list of what is downloaded. A card with `hub` is a source of the paper's Tables 1
 and 2: which columns of which repositories become which pairs. What the paper does not say stands under `ours`.
+
+The type of a column is a line of Arrow words: string, int64, float64, bool, `list<T>`, `struct<name: T, …>`; a `?`
+behind any of them allows null.
+
+    parse_type("list<struct<docid: string, text: string?>>")     # → pyarrow.Field
+    row_fault({"title": "string"}, {"title": None})              # "title: null"; None where nothing is wrong
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from me5lib.data import schema
 from me5lib.io import Me5Error, asset
 
+SCALARS = ("string", "int64", "float64", "bool")
+_PYTHON = {"string": str, "int64": int, "double": (float, int), "bool": bool, "list": list, "struct": Mapping}
 UNVERIFIED = "unverified"  # in `read_from`: nobody could read the page, the columns are from memory
 
 
@@ -37,7 +45,7 @@ class File(_Strict):
     registry: Literal["pip", "npm"] = "pip"  # whose settings say where it is; npm's may be missing
 
 
-ColumnType = Annotated[str, AfterValidator(lambda text: schema.parse_type(text) and text)]  # in the words of `schema`
+ColumnType = Annotated[str, AfterValidator(lambda text: parse_type(text) and text)]
 
 
 class Hub(_Strict):
@@ -189,3 +197,55 @@ def weights(sources: Iterable[str]) -> dict[str, float]:
 def hub() -> dict[str, Card]:
     """The cards of the hub sources (Tables 1 and 2, and the instruct model's two), by name."""
     return {name: card for name, card in all_cards().items() if card.hub}
+
+
+@cache
+def parse_type(text: str, name: str = "item") -> pa.Field:
+    """The field `name` of the type written as `text`. Raises ValueError for one that cannot be read."""
+    word = text.strip().removesuffix("?")
+    if inner := re.fullmatch(r"list<(.+)>", word):
+        kind = pa.list_(parse_type(inner[1]))
+    elif inner := re.fullmatch(r"struct<(.+)>", word):
+        members = (member.partition(":") for member in _members(inner[1]))
+        kind = pa.struct([parse_type(each, name.strip()) for name, _, each in members])
+    elif word in SCALARS:
+        kind = pa.type_for_alias(word)
+    else:
+        raise ValueError(f"type {text!r} cannot be read: use {', '.join(SCALARS)}, list<T>, struct<name: T, …>")
+    return pa.field(name, kind, text.strip().endswith("?"))
+
+
+def _members(text: str) -> list[str]:
+    """The members of a struct: `text`, cut at the commas that stand in no brackets."""
+    members = [""]
+    for piece in text.split(","):
+        if members[-1].count("<") > members[-1].count(">"):
+            members[-1] += f",{piece}"
+        else:
+            members.append(piece)
+    return members[1:]
+
+
+def type_fault(field: pa.Field, value: Any) -> str | None:
+    """Why `value`, as pyarrow or JSON gives it, is not of this type; None where it is."""
+    if value is None:
+        return None if field.nullable else "null"
+    word = str(field.type).partition("<")[0]
+    if not isinstance(value, _PYTHON[word]) or (isinstance(value, bool) and word != "bool"):
+        return f"not {word} but {type(value).__name__}"
+    if word == "list":
+        return next((f"{found} in it" for each in value if (found := type_fault(field.type.value_field, each))), None)
+    members = field.type if word == "struct" else ()
+    faults = ((member.name, type_fault(member, value.get(member.name))) for member in members)
+    return next((f"{name}: {found}" for name, found in faults if found), None)
+
+
+def row_fault(columns: Mapping[str, str], row: Mapping[str, Any]) -> str | None:
+    """The first column of `row` that is not as `columns` (name → type) says: "missing column title", "title: null"."""
+    for name, text in columns.items():
+        field = parse_type(text)
+        if name not in row and not field.nullable:
+            return f"missing column {name}"
+        if found := type_fault(field, row.get(name)):
+            return f"{name}: {found}"
+    return None

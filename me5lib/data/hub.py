@@ -39,7 +39,7 @@ from fsspec.utils import glob_translate
 
 from me5lib import io
 from me5lib.config import Scale, Stage
-from me5lib.data import cards, filters, schema, shards
+from me5lib.data import cards, filters, shards
 from me5lib.data.builders import NO_LANGUAGE, Builder, Drop, Row, RowContext
 from me5lib.data.mixture import Mixture, largest_remainder
 from me5lib.data.text import language as language_of
@@ -306,7 +306,7 @@ def _why_unfit(columns: Mapping[str, str], row: Row | Drop) -> str | None:
             return TOO_LARGE
     except UnicodeEncodeError:
         return "text that is not Unicode"
-    return schema.row_fault(columns, row)
+    return cards.row_fault(columns, row)
 
 
 def make_items(card: cards.Card, file: HubFile, rows: Iterator[tuple[int, Row | Drop]], known: Mapping[str, Builder],

@@ -37,7 +37,7 @@ from babel import Locale, UnknownLocaleError
 
 from me5lib import io
 from me5lib.config import Model, Scale
-from me5lib.data import builders, cards, hub, schema, shards
+from me5lib.data import builders, cards, hub, shards
 from me5lib.data.corpus import open_corpus
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
@@ -213,7 +213,7 @@ def fake_items(card: cards.Card) -> list[Pair | Labelled]:
 def fake_rows(entry: cards.Hub, language: str, most: int, seed: str) -> Iterator[dict[str, Any]]:
     """`most` rows of the entry's columns, in one of its languages (""), the same for the same seed."""
     draw = random.Random(seed)
-    kinds = {name: schema.parse_type(text).type for name, text in entry.columns.items()}
+    kinds = {name: cards.parse_type(text).type for name, text in entry.columns.items()}
     forms = SHORT if entry.builder in builders.LABELLED_BUILDERS else LONG
     for _ in range(most):
         own = language or draw.choice(sorted(TAGS))
