@@ -1,6 +1,5 @@
 """`me5 synthesise`: requests by number, an endpoint with every fault, kills, batches."""
 
-import hashlib
 import json
 import os
 import signal
@@ -90,9 +89,7 @@ def test_a_plan_says_what_it_takes_and_is_the_same_twice(tmp_path):
     refused = invoke(*command, "--endpoint", "http://127.0.0.1:9/v1")
     assert refused.exit_code == 2 and "add --yes" in refused.stderr and refused.stdout == first.stdout
     assert invoke(*command).exit_code == 0  # for a batch, without an endpoint
-    written = tmp_path / "x" / "requests.jsonl"
-    assert hashlib.sha256(written.read_bytes()).hexdigest() in first.stdout
-    for number, line in enumerate(lines(written)):
+    for number, line in enumerate(lines(tmp_path / "x" / "requests.jsonl")):
         name = f"{PLAN.key:.6}-{number}"
         assert (line["custom_id"], line["url"], line["body"]["model"]) == (name, "/v1/chat/completions", "m")
 

@@ -182,7 +182,7 @@ def synthesise_command(
     todo = synthesise.unanswered(folder, count)
     unread = bool(endpoint) and len(todo) > MANY and not yes
     if plan or unread:
-        print("\n".join(synthesise.estimate(asked, todo, settings, rate, price)))
+        print("\n".join(synthesise.estimate(asked, todo, rate, price)))
     if not plan and (unread or (todo and not model and not answers)):
         raise Me5Error("add --yes, after reading this" if unread else "which model is to answer? Say --model")
     lines = synthesise.run(asked, count, folder, settings, endpoint, threads, timeout, answers, licence)

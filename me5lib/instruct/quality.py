@@ -35,7 +35,6 @@ Fault = tuple[str, int, str, str]  # rule, place of a row, its field, what is wr
 IDENTIFIED = 10  # words: in shorter texts no language is identified
 LEAST_COPY = 20  # characters: equal texts of fewer are the same words, and no copies
 SAMPLES, SHOWN = 3, 90  # printed of a rule, and characters of each
-LEARNT, OTHERS = ("twins", "sts"), "all others"  # what a model that was not tuned has no reason to get right
 SHORT, LONG, LABEL, EITHER = range(1, 46), range(25, 1_500), range(1, 16), range(2, 400)
 WORDS = {"short-long": (SHORT, LONG), "long-short": (LONG, LABEL), "short-short": (SHORT, SHORT),
          "long-long": (LONG, LONG), "sts": (EITHER, EITHER), "bitext": (EITHER, EITHER)}  # of queries, of passages
@@ -256,9 +255,7 @@ def nearer(rows: Sequence[Example], margin: np.ndarray) -> dict[str, dict[str, f
     kinds, codes = defaultdict(list), defaultdict(list)
     for i, row in enumerate(rows):
         if row.negative:
-            kind = "twins" if i in twins else row.task_type
-            for key in (kind, OTHERS) if kind not in LEARNT else (kind,):
-                kinds[key].append(margin[i] < 0)
+            kinds["twins" if i in twins else row.task_type].append(margin[i] < 0)
             codes[row.language].append(margin[i] < 0)
     return {f"negative nearer, by {name}": {key: float(np.mean(own)) for key, own in sorted(groups.items())}
             for name, groups in (("task type", kinds), ("language", codes))}

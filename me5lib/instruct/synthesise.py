@@ -12,7 +12,6 @@ goes to the endpoint alone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -51,14 +50,11 @@ def batch(plan: Plan, numbers: Sequence[int], body: dict[str, Any]) -> Iterator[
                "body": {name: value for name, value in asked.items() if value is not None}}
 
 
-def estimate(plan: Plan, numbers: Sequence[int], body: dict, rate: float, price: Sequence[float]) -> list[str]:
+def estimate(plan: Plan, numbers: Sequence[int], rate: float, price: Sequence[float]) -> list[str]:
     """What requests will take, in words. `price`: of a million tokens read, and written."""
-    digest, signs = hashlib.sha256(), 0  # of requests.jsonl, and in its prompts
-    for line in batch(plan, numbers, body):
-        digest.update(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
-        signs += len(line["body"]["messages"][0]["content"])
-    read, written = signs / SIGNS / 1e6, len(numbers) * WRITTEN / 1e6
-    return [f"{len(numbers):,} requests, sha256 {digest.hexdigest()}",
+    read = sum(len(one.prompt) for one in requests(plan, numbers)) / SIGNS / 1e6
+    written = len(numbers) * WRITTEN / 1e6
+    return [f"{len(numbers):,} requests",
             f"estimated: {read:,.2f} M tokens to read ({SIGNS} signs each), {written:,.2f} M to write ({WRITTEN} each, "
             f"E5-mistral's mean), {written * 1e6 / rate / 3600:,.1f} hours at {rate:,.0f} a second (--rate), "
             f"{read * price[0] + written * price[1]:,.2f} at {price[0]:g} and {price[1]:g} a million (--price)"]
