@@ -455,7 +455,7 @@ def test_starved_languages_are_warned_of():
     assert share["de"] == pytest.approx(2000 / 3001) and share.sum() == pytest.approx(1)
     said = data.stage_table(table)
     assert any("starved languages" in each and "yo 0.033%" in each for each in said)
-    assert "  WARNING: toy has no rows in en" in said
+    assert "WARNING: toy has no rows in en" in said
     _, share = shares(found | {"other": {"ha": 7}}, ("toy", "other"))
     assert share["ha"] == pytest.approx(0.5) and share["de"] == pytest.approx(1000 / 3001)
     assert not any("starved" in each for each in data.stage_table(shares(found, temperature=0.0)[0]))

@@ -21,8 +21,6 @@ from me5lib.io import Me5Error
 if TYPE_CHECKING:
     import pandas as pd
 
-RATE = 20.0  # MB/s that `--plan` reckons with: ours, an assumption that is printed with its result
-ROWS_A_SECOND = 4_000  # read, built, filtered; 3,000 to 9,000 of four cards from the loopback hub, on one slow core
 MANY = 1_000  # ours: requests that may be sent unread
 SAFE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # *.model: SentencePiece, which holds no code
 
@@ -113,32 +111,30 @@ def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, 
 
 def _print_plan(pairs: dict[str, int], temperature: float) -> None:
     """A line for each card of what would be read: rows, files, GB (rows times an entry's mean bytes a row, never more
-    than a file has; a bound for a card that does not say how many rows there are), minutes."""
+    than a file has; all of each file for a card that does not say how many rows there are)."""
     from me5lib.data import cards, hub
 
-    sums = [0, 0.0, 0.0]
-    print(f"{'card':18}{'rows':>12}{'files':>7}{'GB':>9}{'minutes':>9}")
-    for card, number in ((cards.load_card(name), number) for name, number in pairs.items()):
+    together = 0.0
+    print(f"{'card':18}{'rows':>12}{'files':>7}{'GB':>9}")
+    for name, number in pairs.items():
+        card = cards.load_card(name)
         if (hub.drawing_home(card, number, temperature) / "manifest.json").is_file():
-            print(f"{card.name:18}{number:>12,}{'in the cache':>25}")
+            print(f"{name:18}{number:>12,}{'in the cache':>16}")
             continue
-        plan, rows, files, megabytes, sign = hub.plan_drawing(card, number, temperature), 0, 0, 0.0, "~"
+        plan, rows, files, gigabytes = hub.plan_drawing(card, number, temperature), 0, 0, 0.0
         for stream in plan.streams:
-            entry, due = stream[0].entry, 0
-            known = card.hub[entry].rows
-            sign = sign if known else "≤"
+            known, due = card.hub[stream[0].entry].rows, 0
             for file in stream:
-                mean = plan.bytes[entry] / known if known else file.size
-                megabytes += min(file.size, mean * (file.due - due)) / 1e6
+                mean = plan.bytes[file.entry] / known if known else file.size
+                gigabytes += min(file.size, mean * (file.due - due)) / 1e9
                 files += file.due > due
                 due = file.due
             rows += due
-        minutes = (megabytes / RATE + rows / ROWS_A_SECOND) / 60
-        print(f"{card.name:18}{rows:>12,}{files:>7}{sign:>2}{megabytes / 1e3:>7.2f}{sign:>2}{minutes:>7.1f}")
-        sums = [a + b for a, b in zip(sums, (rows, megabytes, minutes), strict=True)]
-    print(f"{'together':18}{sums[0]:>12,}{'':7}{sums[1] / 1e3:>9.2f}{sums[2]:>9.1f}")
-    print(f"Estimates from the hub's listing (~), or bounds where a card does not know its rows (≤), at {RATE:g} MB/s "
-          f"and {ROWS_A_SECOND:,} rows/s. On top come rows that filters drop, and the rest of each file's last block.")
+        print(f"{name:18}{rows:>12,}{files:>7}{gigabytes:>9.2f}")
+        together += gigabytes
+    print(f"{'together':37}{together:>9.2f}")
+    print("Estimates from the hub's listing; bounds where a card does not say how many rows there are. On top come "
+          "rows that filters drop, and the rest of each file's last block.")
 
 
 def synthesise_command(
@@ -342,21 +338,18 @@ def stage_table(stage: pd.DataFrame, most: int = 20) -> list[str]:
     """Lines of a stage of `hub.mixture_table`: its sources, `most` of its languages, and warnings."""
     from me5lib.data.hub import STARVED
 
-    lines = [f"  {'source':20}{'built':>14}{'wanted':>14}{'of it':>10}{'share':>8}{'languages':>11}"]
-    here = stage[stage.rows > 0]
-    for name, own in stage.groupby("source"):
-        rows, wanted = own.rows.sum(), own.wanted.iloc[0]
-        paper, part = (f"{wanted:,.0f}", f"{rows / wanted:.1%}") if wanted > 0 else ("unknown", "")
-        lines.append(f"  {name:20}{rows:>14,}{paper:>14}{part:>10}{own.share.sum():>8.1%}{(own.rows > 0).sum():>11}"
-                     if rows else f"  {name:20}{'not built':>14}{paper:>14}")
+    here, percent = stage[stage.rows > 0], "{:.3%}".format
+    sources = stage.groupby("source").agg(built=("rows", "sum"), wanted=("wanted", "first"), share=("share", "sum"))
+    sources["languages"] = here.groupby("source").language.count().reindex(sources.index, fill_value=0)
+    formats = {"built": lambda rows: f"{rows:,}" if rows else "not built", "wanted": "{:,.0f}".format,
+               "rows": "{:,}".format, "share": percent}
     languages = here.groupby("language")[["rows", "share"]].sum().sort_values("share", ascending=False)
-    lines.append(f"  {'language':20}{'built':>14}{'share drawn':>14}")
-    lines += [f"  {code:20}{rows:>14,}{share:>14.3%}" for code, rows, share in languages.head(most).itertuples()]
-    lines += [f"  and {len(languages) - most} more"] if len(languages) > most else []
+    lines = [table.to_string(formatters=formats, na_rep="unknown") for table in (sources, languages.head(most))]
+    lines += [f"and {len(languages) - most} more"] if len(languages) > most else []
     warnings = {f"starved languages, under {STARVED:.1%} of what is drawn (our threshold):":
                 [f"{code} {share:.3%}" for code, share in languages.share[::-1].items() if share < STARVED]}
     empty = stage[(stage.rows == 0) & stage.source.isin(here.source)]
     warnings |= {f"{name} has no rows in": own.tolist() for name, own in empty.groupby("source").language}
-    return lines + [f"  WARNING: {what} {', '.join(which[:most])}"
+    return lines + [f"WARNING: {what} {', '.join(which[:most])}"
                     + (f" and {len(which) - most} more" if len(which) > most else "")
                     for what, which in warnings.items() if which]
