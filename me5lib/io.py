@@ -217,6 +217,24 @@ def replace(beside: Path, final: Path) -> None:
     remove(old)
 
 
+@contextlib.contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends; nothing changes when it raises.
+
+    Raises `Me5Error` if the disk refuses.
+    """
+    side = folder.with_name(f".{folder.name}.part")
+    try:
+        remove(side)  # of a process that was killed
+        side.mkdir(parents=True)
+        yield side
+        replace(side, folder)
+    except OSError as error:
+        raise unwritten(folder, error) from None
+    finally:
+        shutil.rmtree(side, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Have the disk keep a file's content, or a folder's list of names."""
     if path.is_dir() and os.name == "nt":

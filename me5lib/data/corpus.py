@@ -127,20 +127,11 @@ def open_corpus(dial: config.Scale, progress: bool = True) -> Corpus | HubCorpus
         return HubCorpus(dial)
     mark = corpus_fingerprint(dial.data)
     folder = cache() / "corpus" / mark
-    side = folder.with_name(f"{mark}.part")
-    try:
-        with io.locked(folder.with_name(f"{mark}.lock"), wait=True):
-            if not (folder / "report.json").is_file():
-                io.remove(side)
-                side.mkdir()
-                try:
-                    write_corpus(dial.data, side, progress)
-                    io.rename(side, folder)
-                finally:
-                    io.remove(side)
-                    io.give_back()  # most of three gigabytes
-    except OSError as error:
-        raise io.unwritten(folder, error) from None
+    with io.locked(folder.with_name(f"{mark}.lock"), wait=True):
+        if not (folder / "report.json").is_file():
+            with io.beside(folder) as side:
+                write_corpus(dial.data, side, progress)
+            io.give_back()  # most of three gigabytes
     return Corpus(folder, dial, mark)
 
 

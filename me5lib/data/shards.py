@@ -11,9 +11,6 @@ under a millisecond and keeps no file handle (only the mapping), so hundreds of 
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from me5lib.io import Me5Error, sha256, unwritten
+from me5lib import io
+from me5lib.io import Me5Error, sha256
 
 MAPPED, MANIFEST = "pairs.arrow", "manifest.json"
 BLOCK = 1024  # rows that lie together, and that the plan moves together
@@ -94,31 +92,23 @@ def write_shard(table: pa.Table, folder: Path, seed: int = 0) -> Manifest:
     An existing shard is replaced. The same table and seed give the same files (for one version of pyarrow).
     Raises `Me5Error` when the disk is full.
     """
-    side = folder.with_name(folder.name + ".part")
-    shutil.rmtree(side, ignore_errors=True)
     # 64-bit offsets: one record batch may then pass 2 GB of text.
     fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
     table = table.combine_chunks().cast(pa.schema(fields)).take(pa.array(shuffled_rows(table.num_rows, seed)))
-    try:
-        side.mkdir(parents=True)
+    with io.beside(folder) as side:
         file = side / MAPPED
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=BLOCK)
         manifest = Manifest(table.num_rows, tuple(table.column_names), seed, {MAPPED: file.stat().st_size},
                             {MAPPED: sha256(file)})
-        (side / MANIFEST).write_text(json.dumps(manifest._asdict(), indent=1) + "\n", encoding="utf8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(side, folder)
-    except OSError as error:
-        shutil.rmtree(side, ignore_errors=True)
-        raise unwritten(folder, error) from None
+        io.write_json(side / MANIFEST, manifest._asdict(), sort_keys=False)
     return manifest
 
 
 def _open_mapped(folder: Path) -> tuple[Manifest, pa.ipc.RecordBatchFileReader]:
     """Memory-map the shard `folder`. Raises `Me5Error` when it is missing, cut short, or not what its manifest says."""
     try:
-        given = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
+        given = io.read_json(folder / MANIFEST)
         manifest = Manifest(**{**given, "columns": tuple(given["columns"])})
         if (folder / MAPPED).stat().st_size != manifest.bytes[MAPPED]:
             raise ValueError(f"{MAPPED} is not {manifest.bytes[MAPPED]} bytes long")

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -227,11 +226,9 @@ def _made_once(folder: Path, corpus: Corpus, scale: Scale, write: Callable[[Path
     """`folder`, which `write` fills, if it was not made of the same corpus and settings before."""
     known = {"corpus": corpus.fingerprint, "vocabulary": scale.model.vocabulary, "texts": TEXTS_PER_PIECE, **more}
     if io.read_json(folder / "made-with.json", None) != known:
-        beside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
-        write(beside)
-        io.write_json(beside / "made-with.json", known)
-        io.replace(beside, folder)
+        with io.beside(folder) as side:
+            write(side)
+            io.write_json(side / "made-with.json", known)
         io.give_back()
     return folder
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import shutil
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -165,15 +164,10 @@ class Teacher(CrossEncoder):
 
         `about` (JSON types) is kept in its `teacher.json`: what it was made of, and how good it is.
         """
-        beside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
-        self.encoder.save(beside / "encoder")
-        try:
-            save_file({name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}, beside / HEAD)
-            io.write_json(beside / TEACHER_JSON, {**(about or {}), "temperature": self.temperature})
-            io.replace(beside, folder)
-        except OSError as error:
-            raise io.unwritten(folder, error) from None
+        with io.beside(folder) as side:
+            self.encoder.save(side / "encoder")
+            save_file({name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}, side / HEAD)
+            io.write_json(side / TEACHER_JSON, {**(about or {}), "temperature": self.temperature})
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Teacher:
