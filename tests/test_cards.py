@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import re
-from collections import Counter
 from functools import cache
 
 import pytest
@@ -149,18 +148,6 @@ def test_counts_on_a_card_are_those_of_its_files(packs, name):
         texts = [str(value) for row in table.to_pylist() for column, value in row.items() if column != "key"]
         bad = [text for text in texts if left.search(text)]
         assert len(bad) <= len(texts) * 1e-4, (kind, bad[:5])  # nothing of markup is left in real rows
-
-
-def test_no_row_is_empty_or_english_or_twice(packs):
-    table = extracted("kolibri").tables["translations"]
-    rows = list(zip(*(table[column].to_pylist() for column in ("english", "text", "language")), strict=True))
-    assert not [row for row in rows if not row[0] or not row[1] or row[0].casefold() == row[1].casefold()]
-    assert Counter(rows).most_common(1)[0][1] == 1
-    problems = extracted("gsm").tables["parallel"].to_pylist()
-    assert len({row["language"] for row in problems}) == 108
-    english = {row["id"]: row["text"] for row in problems if row["language"] == "en"}
-    assert len(english) == 100
-    assert not [row for row in problems if row["language"] != "en" and row["text"] == english[row["id"]]]
 
 
 # The shelf that notebooks 00 and 01 search ----------------------------------------------------------------------------

@@ -280,10 +280,8 @@ def test_a_hub_out_of_reach_or_a_wrong_card_is_one_line(online, root, monkeypatc
         with pytest.raises(Me5Error, match="card toy: the hub has no own/tables at that revision for you"):
             draw(10)
         asked = len(server.requests)
-        for more, says in (("filters: {lenght: {most: 9}}\n", "filters.lenght: no such filter"),
-                           ("filters: {length: {more: 9}}\n", "filters.length.more: no such option")):
-            with pytest.raises(Me5Error, match=says):
-                draw(10, more)
+        with pytest.raises(Me5Error, match="filters.lenght: no such filter"):
+            draw(10, "filters: {lenght: {most: 9}}\n")
         assert len(server.requests) == asked
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(Me5Error, match="HF_HUB_OFFLINE is set"):
