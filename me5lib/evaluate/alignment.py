@@ -54,29 +54,9 @@ def bitext_accuracy(vectors: np.ndarray) -> np.ndarray:
     return table
 
 
-def agreement_by_language(points: np.ndarray, k: int = 5) -> np.ndarray:
-    """[languages]: share of the `k` nearest neighbours (Euclidean, over all languages) that have a text's own meaning.
-
-    `points` [languages, meanings, any width]: unit vectors, or a map's coordinates. At most 1 when `k` is at most
-    languages - 1; a random layout scores about 1 / meanings.
-    """
-    languages, meanings = points.shape[:2]
-    neighbours, _ = nearest(points.reshape(languages * meanings, -1), k)
-    own = np.tile(np.arange(meanings), languages)
-    return (own[neighbours] == own[:, None]).reshape(languages, -1).mean(axis=1)
-
-
-def language_probe(vectors: np.ndarray, seed: int = 0) -> float:
-    """Accuracy of a nearest-centroid classifier that guesses a text's language, trained on half of the meanings.
-
-    1 / languages is chance: the space no longer tells the languages apart.
-    """
-    return float(probe_by_language(vectors, seed).mean())
-
-
 def probe_by_language(vectors: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
-    """[languages]: how often `language_probe`'s classifier names a language's own texts its own; `vectors` are arrays
-    [texts, width], of equally many texts or not."""
+    """[languages]: how often a nearest-centroid classifier, trained on half of the texts, names a language's others its
+    own; 1 / languages is chance. `vectors` are arrays [texts, width], of equally many texts or not."""
     orders = [np.random.default_rng(seed).permutation(len(own)) for own in vectors]
     halves = [np.split(own[order], [len(own) // 2]) for own, order in zip(vectors, orders, strict=True)]
     centroids = np.stack([known.mean(axis=0) for known, _ in halves])

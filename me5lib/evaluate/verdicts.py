@@ -1,7 +1,7 @@
 """Verdicts on the paper's tables: expected beside measured, of one model and one run, and a log of such runs.
 
     rows = against_paper(runs.measured_values(out), table=5)    # expected | measured | delta | verdict
-    verdict_line(rows), styled(rows), markdown(rows), latex(rows), csv_text(rows)
+    verdict_line(rows), styled(rows), markdown(rows), csv_text(rows)
     log_line(out, rows, command="me5 evaluate --table 5")
 
 A value agrees when it is within `TOLERANCE` of the published one (MIRACL has one decimal: up to 0.05 is rounding). What
@@ -169,13 +169,6 @@ def markdown(rows: pd.DataFrame) -> str:
               for name, value in row.items()] for row in rows.to_dict("records")]
     lines = [list(rows.columns), ["---"] * len(rows.columns), *texts]
     return "\n".join([verdict_line(rows), "", *map(_markdown_row, lines)])
-
-
-def latex(rows: pd.DataFrame) -> str:
-    """The comparison as a LaTeX table (package booktabs) with the summary as its caption."""
-    formatters = {name: form.format for name, form in _NUMBERS.items()}
-    caption = verdict_line(rows).replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
-    return rows.to_latex(index=False, formatters=formatters, na_rep="", escape=True, caption=caption)
 
 
 def csv_text(rows: pd.DataFrame) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 from mteb.types import PromptType
 from scipy.stats import rankdata
 from sklearn.metrics import label_ranking_average_precision_score as mean_average_precision  # equal scores: at once
+from sklearn.metrics import ndcg_score  # of equal scores the mean over their orders
 from tqdm.auto import tqdm
 
 from me5lib import io
@@ -27,7 +28,6 @@ from me5lib.train.search import BM25Index
 
 VERSION = 1  # of the scores; raise it with any change here that gives other ones
 COLUMNS = ("task", "language", "direction", "subset", "score", "own_language")
-DISCOUNTS = 1 / np.log2(np.arange(2, 12))  # of the first ten places: nDCG@10
 
 
 def crossed_scores(models: Mapping[str, Any], material: Any, folder: Path) -> pd.DataFrame:
@@ -54,16 +54,16 @@ def _scores(model: Any, metadata: Any, sets: Mapping[str, Any]) -> Iterator[tupl
     """Rows of `COLUMNS`, rounded as a table's. The id of a paragraph is its language's code and its meaning."""
     spoken = getattr(model, "languages", None) or set(sets)
     of, meanings = np.array([(code, key.removeprefix(code)) for code, held in sets.items() for key in held.documents]).T
-    first_places = np.full(len(sets), 1 / len(sets))
     for language, scores in _similarities(model, metadata, sets, spoken).items():
         answers = sets[language].relevant.values()
         relevant = np.array([np.isin(meanings, [key.removeprefix(language) for key in keys]) for keys in answers])
         for other in sorted(spoken & {*of} - {language}):
             here, direction = of == other, f"{language}-{other}"
             part = np.ix_(relevant[:, here].any(axis=1), here)  # every question, but in the stand-in that smoke has
-            score = ndcg(scores[part], relevant[part]).mean()
+            score = float(ndcg_score(relevant[part], scores[part], k=10))
             yield "xquad-across", language, direction, direction, round(score, 6), None
-        score, own = mean_average_precision(relevant, scores), gain(scores, of == language, first_places).mean()
+        score = mean_average_precision(relevant, scores)
+        own = share_of_first(scores, of == language, len(sets)).mean()
         yield "xquad-pooled", language, "", language, round(score, 6), round(own, 6)
 
 
@@ -80,14 +80,8 @@ def _similarities(model: Any, metadata: Any, sets: Mapping[str, Any], spoken: An
             for language, own in asked.items()}  # fmt: skip
 
 
-def gain(scores: np.ndarray, relevant: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """The `gains` of the first places, best first, summed over each query's relevant passages: float64 [n] of `scores`
-    and `relevant` (bool) [n, m]; of equal scores the mean over their orders."""
-    above, reached = rankdata(-scores, "min", axis=1).astype(int) - 1, rankdata(-scores, "max", axis=1).astype(int)
-    total = np.pad(np.cumsum(gains), (1, scores.shape[1]), constant_values=(0, sum(gains)))
-    return ((total[reached] - total[above]) / (reached - above) * relevant).sum(axis=1)
-
-
-def ndcg(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """nDCG@10 of each query, as `gain`; each has a relevant passage."""
-    return gain(scores, relevant, DISCOUNTS) / np.cumsum(DISCOUNTS)[np.minimum(relevant.sum(axis=1), 10) - 1]
+def share_of_first(scores: np.ndarray, own: np.ndarray, places: int) -> np.ndarray:
+    """The share of the passages `own` (bool [m]) among so many first places of each query: float64 [n] of `scores`
+    [n, m]; of equal scores the mean over their orders."""
+    above, reached = rankdata(-scores, "min", axis=1) - 1, rankdata(-scores, "max", axis=1)
+    return (np.clip((places - above) / (reached - above), 0, 1) * own).sum(axis=1) / places
