@@ -28,8 +28,7 @@ def folder(tmp_path_factory):
 
 def bitext(languages: str, problems: int) -> list[Search]:
     english = [f"en {i}" for i in range(problems)]
-    return [Search([f"{code} {i}" for i in range(problems)], english, np.eye(problems, dtype=bool), ("", ""), english,
-                   language=code) for code in languages]  # fmt: skip
+    return [Search.bitext(english, [f"{code} {i}" for i in range(problems)], ("", ""), code) for code in languages]
 
 
 def test_a_language_that_loses_is_named_and_no_other():

@@ -70,17 +70,10 @@ def hubness(similarities: np.ndarray, k: int = 10) -> float:
     equally often, high where a few are near to everything (Radovanović et al. 2010). NaN where all N_k are equal."""
     from scipy.stats import skew
 
-    return float(skew(np.bincount(_top(similarities, k).ravel(), minlength=similarities.shape[1])))
+    return float(skew(np.bincount(top(similarities, k).ravel(), minlength=similarities.shape[1])))
 
 
-def hit_languages(similarities: np.ndarray, languages: np.ndarray, k: int = 10) -> np.ndarray:
-    """[queries, languages]: the share of each language among the `k` nearest texts of a query; `languages` [texts] are
-    numbers from 0, of the columns of `similarities`. A text that is not to be found has -inf."""
-    hits = languages[_top(similarities, k)]
-    return np.stack([(hits == language).mean(axis=1) for language in range(languages.max() + 1)], axis=1)
-
-
-def _top(similarities: np.ndarray, k: int) -> np.ndarray:
+def top(similarities: np.ndarray, k: int = 10) -> np.ndarray:
     """[queries, k]: the columns of the highest similarities, in no order."""
     return np.argpartition(-similarities, k - 1, axis=1)[:, :k]
 

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -156,6 +156,19 @@ class Search(NamedTuple):
     instructions: Sequence[str] = ()  # n, where it can be asked with them, too
     language: str = ""  # of the queries
 
+    @classmethod
+    def bitext(cls, english: list[str], texts: list[str], prefixes: tuple[str, str] = (QUERY, QUERY),
+               language: str = "") -> Search:  # fmt: skip
+        """Texts that look for the English ones that they translate, which say what each means."""
+        return cls(texts, english, np.eye(len(texts), dtype=bool), prefixes, english, language=language)
+
+    def scores(self, space: Mapping[str, Mapping[str, np.ndarray]], table: Callable[..., np.ndarray] = np.inner,
+               ) -> np.ndarray:  # fmt: skip
+        """[n, m]: what `table` gives for the vectors [n, width] and [m, width] of queries and passages in a `space`,
+        which is prefix → text → vector; by default cosines of unit vectors."""
+        return table(*(np.stack([space[prefix][text] for text in side])
+                       for prefix, side in zip(self.prefixes, self[:2], strict=True)))  # fmt: skip
+
     def instructed(self) -> Search:
         """With the template on its queries; where passages are queries, too, on both sides."""
         task = self.instructions[0] if self.prefixes[1] == QUERY else ""
@@ -181,8 +194,7 @@ def searches(corpus: Corpus) -> dict[str, list[Search]]:
     seen SQuAD.
     """
     dev = [Question(row, fact_meaning(row)) for row in corpus.labelled("dev")]
-    gsm = [Search(texts, english, np.eye(len(texts), dtype=bool), (QUERY, QUERY), english)
-           for english, texts in corpus.task("gsm").sets.values()]
+    gsm = [Search.bitext(*both) for both in corpus.task("gsm").sets.values()]
     return {"dev": row_searches(dev), "gsm": gsm, "xquad": across(corpus.task("xquad").sets)}
 
 
@@ -234,15 +246,10 @@ def query_scores(tests: Mapping[str, Sequence[Search]], encoder: Encoder,
     call per language would cost three times as much.
     """
     options = {"max_tokens": max_tokens, "precision": precision(encoder.device).name}
-    vectors = {prefix: dict(zip(own, encoder.encode(own, prefix, **options), strict=True))
-               for prefix, own in texts_by_prefix(tests).items()}  # fmt: skip
-    found = defaultdict(list)
-    for name, parts in tests.items():
-        for search in parts:
-            queries, passages = (np.stack([vectors[prefix][text] for text in side])
-                                 for prefix, side in zip(search.prefixes, search[:2], strict=True))  # fmt: skip
-            found[name].append(reciprocal_ranks(queries @ passages.T, search.relevant))
-    return {name: np.concatenate(ranks) for name, ranks in found.items()}
+    space = {prefix: dict(zip(own, encoder.encode(own, prefix, **options), strict=True))
+             for prefix, own in texts_by_prefix(tests).items()}  # fmt: skip
+    return {name: np.concatenate([reciprocal_ranks(part.scores(space), part.relevant) for part in parts])
+            for name, parts in tests.items() if parts}  # fmt: skip
 
 
 def texts_by_prefix(tests: Mapping[str, Sequence[Search]]) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import sparse
 
 from me5lib.data.udhr import read_declarations
-from me5lib.evaluate.alignment import hit_languages, hubness, probe_by_language, unit
+from me5lib.evaluate.alignment import hubness, probe_by_language, top, unit
 from me5lib.evaluate.baselines import Counts, tfidf_cosine
 from me5lib.evaluate.heldout import language_script
 from me5lib.evaluate.paper import load_csv
@@ -126,7 +126,8 @@ def language_bias(queries: Mapping[str, np.ndarray], texts: Mapping[str, np.ndar
         table = asked @ pool.T
         if itself:
             table[np.arange(len(table)), np.flatnonzero(place == i)] = -np.inf
-        shares.append(hit_languages(table, place))
+        hits = place[top(table)]
+        shares.append(np.stack([(hits == other).mean(axis=1) for other in range(len(texts))], axis=1))
     own, sizes = np.concatenate([share[:, i] for i, share in enumerate(shares)]), np.bincount(place)
     return {"matrix": np.array([_spans(share, meanings[code]) for code, share in zip(queries, shares, strict=True)]),
             "own": _spans(own[:, None], [meaning for code in queries for meaning in meanings[code]])[0],

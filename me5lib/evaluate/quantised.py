@@ -45,9 +45,10 @@ Answers = dict[str, tuple[np.ndarray, Sequence[str], np.ndarray]]  # language â†
 
 def material(corpus: Any) -> dict[str, list[Search]]:
     """Set â†’ searches: of a language two in `BITEXTS`, one for each other language in `xquad`."""
-    found = {name: [Search(*sides, np.eye(len(own), dtype=bool), (QUERY, QUERY), english, language=language)
-                    for language, (english, own) in corpus.task(name).sets.items()
-                    for sides in ((own, english), (english, own))] for name in BITEXTS}  # fmt: skip
+    found = {name: [test for language, (english, own) in corpus.task(name).sets.items()
+                    for test in (Search.bitext(english, own, language=language),
+                                 Search.bitext(own, english, language=language)._replace(meanings=english))]
+             for name in BITEXTS}  # fmt: skip
     found["xquad"] = heldout.across(corpus.task("xquad").sets)
     for name in ENGLISH:
         held = corpus.task(name.removesuffix("-en")).sets["en"]
@@ -114,8 +115,7 @@ def answers(tests: Sequence[Search], space: Space, table: Callable[..., np.ndarr
     """Of each language: of several searches of the same queries the mean; `exact`: only the first place counts."""
     found = defaultdict(list)
     for test in tests:
-        scores = table(*(np.stack([space[prefix][text] for text in side])
-                         for prefix, side in zip(test.prefixes, test[:2], strict=True)))  # fmt: skip
+        scores = test.scores(space, table)
         ranks = heldout.reciprocal_ranks(scores, test.relevant)
         found[test.language].append((ranks == 1 if exact else ranks, test.meanings, scores.argmax(axis=1)))
     return {language: (np.mean([own[0] for own in parts], axis=0), parts[0][1], np.stack([own[2] for own in parts]))

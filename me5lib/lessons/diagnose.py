@@ -40,7 +40,7 @@ from me5lib.lessons import figures
 from me5lib.lessons.instructed import twin_tests
 from me5lib.lessons.run import needs_no_hub
 from me5lib.model.encoder import Encoder, FastEncoder
-from me5lib.model.text import QUERY, instruct
+from me5lib.model.text import instruct
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import labelled, mining, stages
 from me5lib.train.checkpoint import stage_settings
@@ -108,8 +108,7 @@ class Stage(NamedTuple):
 def poor_languages(stage: Stage) -> tuple[Measure, list[Measure]]:
     """Do languages that were drawn least fall behind? Headroom is what the start left to gain."""
     sets = stage.corpus.task("heldout").sets
-    tests = [Search(texts[:STRINGS], english[:STRINGS], np.eye(len(texts[:STRINGS]), dtype=bool), (QUERY, QUERY), [])
-             for english, texts in sets.values()]  # fmt: skip
+    tests = [Search.bitext(*(side[:STRINGS] for side in both)) for both in sets.values()]
     before, after = stage.ranks(tests).reshape(2, len(sets), -1).mean(axis=2)
     closed = (after - before) / np.maximum(1 - before, 1e-9)
     drawn = np.array([stage.drawn.get(language, 0) for language in sets])

@@ -80,9 +80,8 @@ class Transfer(Lab):
     @cached_property
     def tests(self) -> dict[str, list[Search]]:
         """By family, every language's held-out strings among the English ones; first all of them together."""
-        found = {language: Search(texts, english, np.eye(len(texts), dtype=bool), card_prefixes("homeassistant"),
-                                  english, language=language)
-                 for language, (english, texts) in self.corpus.task("heldout").sets.items()}  # fmt: skip
+        found = {language: Search.bitext(*both, card_prefixes("homeassistant"), language)
+                 for language, both in self.corpus.task("heldout").sets.items()}
         own = {family: [found[code] for code in found if family_of(code) == family] for family in FAMILIES}
         return {self.metrics[0]: [test for tests in own.values() for test in tests], **own}
 

@@ -303,8 +303,7 @@ class Forgetting(Tuned):
     def tests(self) -> dict[str, list[Search]]:
         """Pages that were not learnt, in the target's language and in others; word problems; XQuAD; strings."""
         found = heldout.searches(self.corpus)
-        strings = [Search(texts, english, np.eye(len(texts), dtype=bool), card_prefixes("homeassistant"), english)
-                   for english, texts in watched(self.corpus).values()]
+        strings = [Search.bitext(*both, card_prefixes("homeassistant")) for both in watched(self.corpus).values()]
         return {"target": row_searches(self.pages[True]), "other languages": row_searches(self.pages[False]),
                 "gsm": found["gsm"][::4], "xquad": found["xquad"], "strings": strings}  # fmt: skip
 

@@ -42,7 +42,8 @@ def make(folder: Path, count: int) -> tuple[list[str], list[str]]:
     from me5lib.model.encoder import Encoder
 
     efficiency.write_graphs(MODEL, folder)
-    cut, sets = Encoder.load(MODEL).tokenizer.backend_tokenizer.encode, open_corpus(config.load("tiny")).task("gsm").sets
+    cut = Encoder.load(MODEL).tokenizer.backend_tokenizer.encode
+    sets = open_corpus(config.load("tiny")).task("gsm").sets
     texts = efficiency.bench_texts(sets, cut, count + 50 * QUERIES, efficiency.LANGUAGES)
     queries = [text[: cut(text, add_special_tokens=False).offsets[: SHORT - 4][-1][1]] for text in texts[count:]]
     return texts[:count], queries

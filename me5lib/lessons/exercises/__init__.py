@@ -9,8 +9,9 @@ Any other is a function from the learner's answer to None (right) or a hint, whi
     @exercise("02.2")
     def row_gradient(answer: Callable) -> str | None: …
 
-An untouched answer is `...`; an untouched function returns `...`. Solutions lie in `notebooks/solutions/`; one of them
-stands in for an answer that is not right yet where the notebook goes on with it (`own_or_solution`).
+An untouched answer, or part of one, is `...`; an untouched function returns `...`. Solutions lie in
+`notebooks/solutions/`; one of them stands in for an answer that is not right yet where the notebook goes on with it
+(`own_or_solution`).
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def verdict(name: str, answer: Any) -> CheckResult:
     """Judge `answer` without printing. Unknown names raise KeyError; a learner's error becomes a hint."""
     importlib.import_module(f"me5lib.lessons.exercises.e{name.partition('.')[0]}")
     checker = _CHECKERS[name]
-    if answer is ...:
+    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, tuple) else [answer]
+    if any(part is ... for part in parts):
         return CheckResult("open")
     try:
         hint = checker(answer)

@@ -7,14 +7,12 @@ from math import log, log10
 
 import numpy as np
 
-from me5lib.lessons.exercises import Open, attempt, exercise, hint_for, number
+from me5lib.lessons.exercises import attempt, exercise, hint_for, number
 
 
 @exercise("01.1")
 def which_prefix(answer: dict[str, str]) -> str | None:
     """Only the paragraphs of retrieval are passages."""
-    if any(value is ... for value in answer.values()):
-        raise Open
     prefixes = {name: str(value).strip().rstrip(":") for name, value in answer.items()}
     if unknown := sorted(set(prefixes.values()) - {"query", "passage"}):
         return f"there are two prefixes, 'query: ' and 'passage: '; {unknown[0]!r} is neither"
@@ -64,8 +62,6 @@ def forward_pass(function: Callable) -> str | None:
 @exercise("01.3")
 def norm_matters(answer: dict[str, bool]) -> str | None:
     """The norm moves whatever sees the vectors themselves; a cosine divides it out."""
-    if any(value is ... for value in answer.values()):
-        raise Open
     yes = {name for name, value in answer.items() if value}
     vectors = {"classification by logistic regression", "clustering by k-means"}
     if yes == vectors:
