@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from me5lib import config
 from me5lib.data.corpus import Bitext, Retrieval, RetrievalSet
 from me5lib.evaluate.heldout import mteb_tasks
 from me5lib.evaluate.models import Opened
 from me5lib.evaluate.paper import load_csv
+from me5lib.model.encoder import Encoder
+from me5lib.model.text import train_tokenizer
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -69,24 +72,9 @@ for words, log, kill in json.loads(sys.argv[1]):
 
 
 def tiny(folder: Path) -> Path:
-    """A random mE5-shaped model of one layer, 16 wide, that reads 24 bytes: the time of a test goes elsewhere."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    special = ("<s>", "<pad>", "</s>", "<unk>")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({word: i for i, word in enumerate((*special, *letters))}, [], unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    words = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", cls_token="<s>", eos_token="</s>",
-                                    sep_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=24)
-    config = BertConfig(vocab_size=len(words) + 3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=32, max_position_embeddings=24, type_vocab_size=2, pad_token_id=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    words.save_pretrained(folder)
+    """A random model of one layer, 16 wide, that reads 24 tokens: the time of a test goes elsewhere."""
+    words = train_tokenizer([f"{a}{b} {b}{a} {i}" for i, a in enumerate("klmnoprstu") for b in "aeiou"] * 4, 300)
+    Encoder.new(config.Model("random", 1, 16, 2, 32, len(words), 24), words, seed=0).save(folder)
     return folder
 
 
