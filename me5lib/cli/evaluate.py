@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from me5lib.evaluate.models import Opened
 
 LONG = 1.0  # hours above which a run wants --yes (ours)
-SPEED = "Quality against speed of each model and runtime; the line joins those that no other beats in both."
 
 
 def evaluate_command(
@@ -193,7 +192,6 @@ def cost_command(
     from me5lib.data import packs
     from me5lib.data.corpus import open_corpus
     from me5lib.evaluate import efficiency, quantised
-    from me5lib.lessons import figures
 
     if set(config.ENGLISH).intersection(models):
         packs.fetch(config.ENGLISH)
@@ -201,16 +199,14 @@ def cost_command(
     corpus, chosen = open_corpus(config.load("tiny")), split_names(runtimes) or efficiency.runtimes()
     if quality:
         table = quantised.qualities(models, corpus, chosen, folder / "vectors")
-        content, told = efficiency.record(folder, quality=table), quantised.losers(table)
+        efficiency.record(folder, quality=table)
+        told = quantised.losers(table)
     else:
         models = [*models, *(efficiency.RANDOM if plan else ())]
         kept = efficiency.measure(models, chosen, corpus.task("gsm").sets, texts, folder, rounds)
         told = efficiency.frame(kept, folder)
-        content = efficiency.record(folder, costs=told, storage=efficiency.storage(384))
+        efficiency.record(folder, costs=told, storage=efficiency.storage(384))
     print(told.to_string(index=False, float_format="{:.4g}".format))
-    if places := efficiency.points(content, "fastapi-en"):
-        figures.keep(figures.pareto(places, "English texts a second", "reciprocal rank, FastAPI"), folder / "cost.png",
-                     SPEED)
     print(f"cost.json: {folder}")
 
 

@@ -227,8 +227,8 @@ def storage(width: int, count: int = 100_000) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["stored", "bytes", "build_s", "search_ms"])
 
 
-def record(folder: Path, **frames: pd.DataFrame) -> dict[str, Any]:
-    """Put tables into `folder`/cost.json, each with where and with what it was made; the content."""
+def record(folder: Path, **frames: pd.DataFrame) -> None:
+    """Put tables into `folder`/cost.json, each with where and with what it was made."""
     processor = re.search("model name.*: (.*)", _proc("cpuinfo"))
     made = {"date": str(date.today()), "hardware": f"{os.cpu_count()} × {processor[1] if processor else 'unknown'}, "
             f"{torch.backends.cpu.get_cpu_capability()}", "threads": torch.get_num_threads(),
@@ -237,17 +237,6 @@ def record(folder: Path, **frames: pd.DataFrame) -> dict[str, Any]:
         name: made | json.loads(frame.to_json(orient="split", index=False, double_precision=4))
         for name, frame in frames.items()}  # fmt: skip
     io.put_text(folder / "cost.json", json.dumps(content))
-    return content
-
-
-def points(content: Mapping[str, Any], tests: str) -> dict[str, tuple[float, float]]:
-    """Of a cost.json: model and runtime → English texts a second, and the score of all queries of a set."""
-    costs, scores = (pd.DataFrame(content.get(name, {}).get("data"), columns=content.get(name, {}).get("columns"))
-                     for name in ("costs", "quality"))  # fmt: skip
-    score = {(row.model, row.what): row.score for row in scores.itertuples()
-             if (row.language, row.set) == ("all", tests)}  # fmt: skip
-    return {f"{row.model}, {row.runtime}": (row.english_texts_s, score[key]) for row in costs.itertuples()
-            if (key := (row.model, f"arithmetic {row.runtime}")) in score}  # fmt: skip
 
 
 if __name__ == "__main__":

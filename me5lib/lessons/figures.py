@@ -177,21 +177,6 @@ def beside(rows: dict[str, dict[str, float]], x: str, level: tuple[str, float] |
     return figure
 
 
-def pareto(points: dict[str, tuple[float, float]], x: str, y: str) -> Figure:
-    """Named points, more being better both ways; a line joins those that no other beats in both."""
-    figure, axis = canvas(7.0, 4.0)
-    front, best = [], -math.inf
-    for i, (name, (across, up)) in enumerate(sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1]))):
-        if up > best:
-            front, best = [*front, (across, up)], up
-        axis.plot(across, up, "o", color=COLOURS[0] if (across, up) in front else GREY)
-        axis.annotate(name, (across, up), (0, 7 - 20 * (i % 2)), textcoords="offset points", fontsize=7, ha="center")
-    axis.plot(*zip(*front, strict=True), color=COLOURS[0], linewidth=1)
-    axis.margins(0.12)
-    axis.set(xlabel=x, ylabel=y)
-    return figure
-
-
 def number_table(
     values: list[list[float]], rows: list[str], columns: list[str], title: str = "",
     signed: bool = False, outlined: list[tuple[int, int]] = (), pattern: str = "{:.2f}",
