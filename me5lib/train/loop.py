@@ -38,7 +38,6 @@ from me5lib.train import checkpoint
 from me5lib.train.distributed import Team
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # ours: AdamW's defaults; not published
-FAILED = "failed-step.json"
 LOGS = ("log.jsonl", "timings.jsonl")
 Evaluator = Callable[[torch.nn.Module, int], dict[str, float]]
 Row = dict[str, Any]
@@ -83,7 +82,7 @@ def train_loop(model: torch.nn.Module, prepare: Callable[[int], Work], stage: St
     With a folder, goes on from its last whole checkpoint and writes one every `save_every` steps and after the last.
     `model` is the bare one also with a team, of which every rank calls this. Ctrl-C or SIGTERM, on any rank, finishes
     the step, writes a checkpoint and raises KeyboardInterrupt or `Preempted`. Raises `Me5Error` for a checkpoint of
-    another plan, and, before any weight is touched, when the loss stops being finite (`failed-step.json` says more).
+    another plan, and, before any weight is touched, when the loss stops being finite.
     """
     device = next(model.parameters()).device
     run = run._replace(team=run.team or Team.alone(device))
@@ -114,7 +113,9 @@ def train_loop(model: torch.nn.Module, prepare: Callable[[int], Work], stage: St
             row = {"step": step, "loss": team.mean(own), "grad_norm": norm, "lr": lr, "source": work.source}
             if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
                 adamw.zero_grad(set_to_none=True)
-                raise _failed(row, own, dtype, stage, run)
+                raise Me5Error(f"the loss or its gradient is not finite at step {step} (loss {own:g}, of all processes "
+                               f"{row['loss']:g}, gradient norm {norm:g}; texts of {work.source}): lower the learning "
+                               f"rate ({stage.lr}), and go on from the last checkpoint")
             adamw.step()
             adamw.zero_grad(set_to_none=True)
             timing = _timing(time.perf_counter() - began, waited, team.mean(work.tokens), weights,
@@ -133,8 +134,6 @@ def train_loop(model: torch.nn.Module, prepare: Callable[[int], Work], stage: St
                     save(done)
                 raise _stopped(done, team, caught)
     model.eval()
-    for path in run.folder.glob(FAILED.replace(".", "*.")) if run.folder and team.main else ():
-        path.unlink()  # a step that once failed is no news any more
     io.give_back()
     return log
 
@@ -182,23 +181,6 @@ def _stopped(done: int, team: Team, caught: list[int]) -> BaseException:
     if team.main:
         print(f"SIGTERM: {said}", file=sys.stderr)
     return Preempted(128 + signal.SIGTERM)
-
-
-def _failed(row: Row, own: float, dtype: str, stage: Stage, run: RunOptions) -> Me5Error:
-    """The error of a step that is not finite; each rank writes down what it saw, its `own` loss included."""
-    what = (f"the loss or its gradient is not finite at step {row['step']} (loss {row['loss']}, gradient norm "
-            f"{row['grad_norm']}): lower the learning rate ({stage.lr})")
-    if run.folder is None:
-        return Me5Error(what)
-    rank = run.team.rank
-    path = run.folder / (FAILED.replace(".", f".rank-{rank}.") if rank else FAILED)
-    figures = {"loss": own, "loss.mean": row["loss"], "grad_norm": row["grad_norm"], "lr": row["lr"]}
-    io.put_json(path, {
-        "step": row["step"], "seed": run.seed, "rank": rank, "processes": run.team.world, "plan": run.plan,
-        "precision": dtype, "source": row["source"],
-        **{name: value if math.isfinite(value) else str(value) for name, value in figures.items()},
-    })  # fmt: skip
-    return Me5Error(f"{what}; {path} says more, the weights are those of the last checkpoint")
 
 
 def _timing(seconds: float, waited: float, tokens: float, weights: int, world: int, peak: float | None) -> Row:
