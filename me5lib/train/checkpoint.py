@@ -28,6 +28,7 @@ import me5lib
 from me5lib import io
 from me5lib.io import Me5Error, sha256
 from me5lib.model.encoder import Encoder
+from me5lib.model.resolve import pinned, resolve
 
 Terms = Mapping[str, Any] | tuple[()]
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
@@ -55,6 +56,16 @@ def conditions(device: torch.device, processes: int = 1) -> dict[str, Any]:
 def stage_settings(folder: Path) -> dict[str, Any] | None:
     """{"fingerprint", "settings"} of the stage in `folder`; None where nothing says so, or not yet."""
     return io.read_json(folder / "stage.json", None)
+
+
+def model_identity(model: Path | str) -> str:
+    """What tells a model from any other: of a stage its fingerprint, of another folder the SHA-256 of its weights, of
+    the hub `id@commit`. Raises `Me5Error` for one that cannot be had."""
+    ref = resolve(model)
+    if ref.kind != "folder":
+        return pinned(ref)
+    made = stage_settings(Path(ref.name))
+    return made["fingerprint"] if made else ",".join(map(sha256, sorted(Path(ref.name).rglob("*.safetensors"))))
 
 
 class StageDir:

@@ -20,7 +20,6 @@ Cost: `choose` holds a few times what was found; a text's key is its dearest par
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import search
+from me5lib.train.checkpoint import model_identity
 from me5lib.train.search import BM25Index, DenseIndex, Pool, SearchResult, texts_by_key
 
 SAME_TEXT, NOT_NEEDED = "same text", "not needed"  # what `choose` itself drops, before and after the filters
@@ -261,7 +261,7 @@ def mine_file(
     rows, file = read_pairs(data, encoding, **columns)
     encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
     claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()),
-                       "model": encoder_mark(encoder) if encoder else "", "columns": columns, "encoding": encoding})
+                       "model": model_identity(model) if encoder else "", "columns": columns, "encoding": encoding})
     not_used = {userdata.REASONS[why]: (len(met), file.unit, met[:5]) for why, met in file.unused_lines.items()}
     report = mine_shards(rows, out, cfg, encoder, not_used, progress)
     lines = [*file.reasons(), *report_lines(report)]
@@ -303,19 +303,6 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
         if before.get(name) != settings.get(name):
             raise Me5Error(f"{out} was begun with another {name} ({before.get(name)}, not {settings.get(name)}): "
                            "choose another --out, or delete it")
-
-
-def encoder_mark(encoder: Encoder) -> str:
-    """16 hexadecimal digits that tell a model from others: of its tensors' names, shapes and a sample of their values.
-
-    A sample, because hashing 560M weights takes longer than mining a small file.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(encoder.backbone.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // 1000)].cpu().float().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.tobytes())
-    return digest.hexdigest()
 
 
 def mine_shards(

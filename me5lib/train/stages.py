@@ -41,7 +41,7 @@ from me5lib.pairs import Labelled, Pair
 from me5lib.train import labelled as examples
 from me5lib.train import loop
 from me5lib.train import loss as losses
-from me5lib.train.checkpoint import StageDir, stage_settings
+from me5lib.train.checkpoint import StageDir, model_identity
 from me5lib.train.distributed import Team, gather, gather_relations, global_mean, local_slice, sizes
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes, card_prefixes
@@ -112,7 +112,8 @@ def finetune(
     plan = examples.SamplingPlan(rows, stage, seed, temperature, corpus.weights)
     place = StageDir(out, name, _settings(
         scale, seed, corpus, stage, plan=plan.fingerprint, negatives=negatives, teacher=teacher,
-        start=_identity(start), teacher_files=teacher_fingerprint(stage.teacher) if teacher else "",
+        start=model_identity(start) if start else RANDOM,
+        teacher_files=teacher_fingerprint(stage.teacher) if teacher else "",
     ))  # fmt: skip
     if place.finished(progress):
         return place.final
@@ -146,17 +147,6 @@ def _trained(
         place.publish(encoder)
     team.barrier()
     return place.final
-
-
-def _identity(start: Path | str | None) -> str:
-    """What tells one start from another. Raises `Me5Error` for a model that cannot be had."""
-    if start is None:
-        return RANDOM
-    ref = resolve(start)
-    if ref.kind != "folder":
-        return pinned(ref)
-    made = stage_settings(Path(ref.name))
-    return made["fingerprint"] if made else io.sha256(Path(ref.name) / "model.safetensors")
 
 
 def _settings(scale: Scale, seed: int, corpus: Corpus | HubCorpus, stage: Stage, **more: Any) -> dict[str, Any]:
