@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from me5lib.io import Me5Error
 from me5lib.model.card import About, render
 from me5lib.model.encoder import Encoder, average_pool
-from me5lib.model.fast import LOCALES
+from me5lib.model.fast import LOCALES, first_position
 from me5lib.model.resolve import first_line
 from me5lib.model.save_load import quiet_transformers
 
@@ -138,8 +138,7 @@ class Graph(nn.Module):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
         self.backbone = backbone
-        config = backbone.config
-        self.offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # XLM-R's first position
+        self.offset = first_position(backbone.config.to_dict())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """fp32 [n, tokens, width] and [n, width] of int64 [n, tokens] ids and their 0/1 mask."""

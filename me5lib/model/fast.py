@@ -174,19 +174,17 @@ def pack(part: Callable[[str], Tensor], config: Mapping[str, Any], precision: st
         if precision == "int8":
             between = attend(x, layer, piece, weights.heads)
             after = feed(between, layer)
-            layer, x = _in_int8(layer, x.abs().amax(0), between.abs().amax(0)), after
+            layer = layer._replace(
+                qkv=_quantise(layer.qkv, x.abs().amax(0)), attention_out=_quantise(layer.attention_out),
+                widen=_quantise(layer.widen, between.abs().amax(0)), narrow=_quantise(layer.narrow),
+            )  # fmt: skip
+            x = after
         weights.layers.append(layer)
     return weights
 
 
-def _in_int8(layer: Layer, attention: Tensor, feedforward: Tensor) -> Layer:
-    """`layer` in int8; the widest values seen of each channel that goes into its two halves, [width] both."""
-    return layer._replace(qkv=_quantise(layer.qkv, attention), attention_out=_quantise(layer.attention_out),
-                          widen=_quantise(layer.widen, feedforward), narrow=_quantise(layer.narrow))  # fmt: skip
-
-
 def _quantise(dense: Dense, widest: Tensor | None = None) -> Int8:
-    """In int8; with `widest` [inputs], channels are narrowed by √(their width / that of their weights)."""
+    """In int8; with `widest` [inputs], the widest values seen, channels are narrowed by √(theirs / their weights')."""
     weight, shrink = dense.weight, None
     if widest is not None:
         wide, heavy = (values.clamp(min=1e-5) for values in (widest, weight.abs().amax(0)))

@@ -10,6 +10,7 @@ Cost: 1 s and 0.5 GB to load, after 6 s once for the tokenizer, which is kept in
 
 from __future__ import annotations
 
+import functools
 import struct
 import sys
 import uuid
@@ -88,18 +89,12 @@ def packed_parts() -> fast.Parts | None:
     width = int(weights.shape["hidden_size"])
     words = weights.tensors[WORDS].reshape(-1, width // BLOCK)
 
-    def _part(name: str) -> torch.Tensor:
-        values = torch.from_numpy(_values(weights.tensors[name]))
-        if name.endswith("embeddings.weight"):
-            return values.view(-1, width)
-        rows = weights.tensors.get(name.replace(".weight", ".bias"), ())  # a matrix has as many as its bias has numbers
-        return values if "LayerNorm" in name or name.endswith(".bias") else values.view(len(rows), -1)
-
     def _look_up(ids: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(dequantise(words[ids.numpy()].ravel())).view(-1, width)
 
     about = weights.shape | {"model_type": "bert", "hidden_act": "gelu", "pad_token_id": text.SPECIAL.index("<pad>")}
-    return fast.Parts(_part, about, file, int(weights.shape["max_position_embeddings"]), _look_up)
+    longest = int(weights.shape["max_position_embeddings"])
+    return fast.Parts(functools.partial(_tensor, weights), about, file, longest, _look_up)
 
 
 def member(wheel: Path) -> bytes:
@@ -192,9 +187,14 @@ def torch_name(name: str) -> str:
     return f"{prefix}{_MODULES[module]}.{'weight' if part == 'w' else 'bias'}"
 
 
-def _values(tensor: np.ndarray) -> np.ndarray:
-    """A tensor of `FileWeights` as fp32 values of its own, flat."""
-    return dequantise(tensor) if tensor.dtype == Q4 else tensor.copy()
+def _tensor(weights: FileWeights, name: str) -> torch.Tensor:
+    """A tensor of the file, fp32."""
+    tensor = weights.tensors[name]
+    values = torch.from_numpy(dequantise(tensor) if tensor.dtype == Q4 else tensor.copy())
+    if name.endswith("embeddings.weight"):
+        return values.view(-1, int(weights.shape["hidden_size"]))
+    rows = weights.tensors.get(name.replace(".weight", ".bias"), ())  # a matrix has as many as its bias has numbers
+    return values if "LayerNorm" in name or name.endswith(".bias") else values.view(len(rows), -1)
 
 
 def _bert(weights: FileWeights) -> BertModel:
@@ -203,10 +203,7 @@ def _bert(weights: FileWeights) -> BertModel:
     config = BertConfig(**weights.shape, pad_token_id=text.SPECIAL.index("<pad>"), derived_from=NAME)
     with torch.device("meta"):
         model = BertModel(config, add_pooling_layer=False)
-    state = {}
-    for name, tensor in weights.tensors.items():
-        state[name] = torch.from_numpy(_values(tensor)).view(model.get_parameter(name).shape)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict({name: _tensor(weights, name) for name in weights.tensors}, assign=True)
     model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
     model.embeddings.token_type_ids = torch.zeros((1, config.max_position_embeddings), dtype=torch.int64)
     return model.requires_grad_().eval()
