@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from me5lib import config, device, io
+from me5lib.data import split
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
-from me5lib.pairs import Labelled, text_key
+from me5lib.pairs import Labelled
 from me5lib.train import teacher
 from me5lib.train.teacher import Teacher
 
@@ -278,7 +279,7 @@ def test_a_teacher_is_trained_judged_kept_and_loaded_again(many, tmp_path, capsy
     shown = re.search(r"teacher (\S+), its start (\S+), chance 0.125; stage 2 would listen$", said, re.M)
     assert shown and float(shown[1]) > 0.9 > float(shown[2]) + 0.2 and ", 1 no positive passage\n" in said
     made = teacher.open_teacher(str(tmp_path / "out"), CPU)
-    held = [row for row in many if text_key(row.query) < int(teacher.JUDGED_SHARE * 2**64) - 2**63]
+    held = [row for row in many if split.fraction(row.query) < teacher.JUDGED_SHARE]
     stage = config.load("smoke", settings).finetune
     scores = np.stack(teacher.score_groups(made, held, stage, lambda _: PREFIXES))
     assert 5 < len(held) < 40 and (scores.argmax(1) == 0).mean() > 0.9

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from me5lib import io
 from me5lib.config import Stage
-from me5lib.data import userdata
+from me5lib.data import split, userdata
 from me5lib.device import autocast, best_device, precision
 from me5lib.io import Me5Error, sha256
 from me5lib.model import encoder as encoders
@@ -41,7 +41,7 @@ from me5lib.model import save_load
 from me5lib.model.encoder import Encoder, average_pool, by_length, piece_tokens
 from me5lib.model.resolve import resolve, snapshot
 from me5lib.model.text import clean
-from me5lib.pairs import Labelled, text_key
+from me5lib.pairs import Labelled
 from me5lib.train import checkpoint, labelled, loop, mining
 from me5lib.train.labelled import GroupTask, Prefixes, SamplingPlan, card_prefixes, dev_groups
 from me5lib.train.loss import widen
@@ -442,9 +442,8 @@ def train_on_file(
     if out.exists():
         raise Me5Error(f"{out} is there already: choose another --out, or delete it")
     rows, faults = read_examples(data)
-    edge = int(JUDGED_SHARE * 2**64) - 2**63
-    dev = [row for row in rows if text_key(row.query) < edge]
-    train = [row for row in rows if text_key(row.query) >= edge]
+    dev = [row for row in rows if split.fraction(row.query) < JUDGED_SHARE]
+    train = [row for row in rows if split.fraction(row.query) >= JUDGED_SHARE]
     if not train or not dev:
         raise Me5Error(f"{data} has {len(rows)} examples, {len(dev)} of them held out: too few to train a teacher and "
                        "to judge it; give some dozens")
