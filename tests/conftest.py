@@ -56,6 +56,13 @@ def me5(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
                           env=os.environ | environment)
 
 
+def refused(done, *words: str) -> None:
+    """Exit code 2 and one line that holds `words`."""
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 2 and line.startswith("me5: ") and all(word in line for word in words), line
+    assert done.stdout == ""
+
+
 UNPLUGGED = """
 import socket
 local = ("127.", "localhost", "::1", "0.0.0.0")

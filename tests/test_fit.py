@@ -119,7 +119,7 @@ def test_the_dials_fit_the_file_and_say_why(corpus, start):
     told = "\n".join(tuning.setting_lines(dial))
     for key in ("steps", "batch", "lr", "hard_negatives", "near", "passage_tokens"):
         assert re.search(rf"finetune\.{key} +\S+  (ours|paper): \w", told), key
-    shorter = tuning.fit(corpus, encoder, START, steps=5, overrides=["finetune.batch=16", "finetune.lr=0.5"])
+    shorter = tuning.fit(corpus, encoder, START, overrides=["finetune.steps=5", "finetune.batch=16", "finetune.lr=0.5"])
     assert (shorter.finetune.steps, shorter.finetune.batch, shorter.finetune.lr) == (5, 16, 0.5)
     assert shorter.provenance["finetune.lr"] == ("ours", "set by hand")
     for many, batch in ((45, 8), (200, 16), (520, 64), (10_000, 64), (6, 6)):
@@ -147,7 +147,7 @@ def test_a_start_that_is_no_mE5_is_refused_and_prompts_of_its_own_are_said(start
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(corpus, start, tmp_path):
     encoder = Encoder.load(start)
-    dial = tuning.fit(corpus, encoder, START, steps=6)
+    dial = tuning.fit(corpus, encoder, START, overrides=["finetune.steps=6"])
 
     def train(out):
         return tuning.finetune_on_file(corpus, start, out, dial, progress=False)
@@ -167,8 +167,8 @@ def test_own_prefixes_are_trained_with_and_a_teacher_where_it_is_asked_for(corpu
         prefix + text for text in texts) or tokenize(self, texts, prefix, most))
     for symmetric in (False, True):
         corpus = userdata.read_corpus(tmp_path / "faq.csv", symmetric=symmetric)
-        dial = tuning.fit(corpus, Encoder.load(start), START, steps=2, teacher="trained" if symmetric else "",
-                          overrides=["finetune.query_tokens=24", "finetune.passage_tokens=32",
+        dial = tuning.fit(corpus, Encoder.load(start), START, teacher="trained" if symmetric else "",
+                          overrides=["finetune.steps=2", "finetune.query_tokens=24", "finetune.passage_tokens=32",
                                      "finetune.teacher_steps=2"])
         seen.clear()
         model = tuning.finetune_on_file(corpus, start, tmp_path / str(symmetric), dial, teacher=symmetric,

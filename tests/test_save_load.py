@@ -218,7 +218,7 @@ def test_what_would_give_other_vectors_is_refused(change, line, folder):
 
 @pytest.mark.parametrize("command", [
     ("mine", "--data", "{data}", "--out", "{out}", "--model"), ("export", "--to", "{out}", "--model"),
-    ("finetune", "--data", "{data}", "--steps", "2", "--out", "{out}", "--from"),
+    ("finetune", "--data", "{data}", "--out", "{out}", "--from"),
 ])  # fmt: skip
 def test_commands_refuse_a_model_without_tokenizer(command, folder, tmp_path):
     """A library would make one up, of five tokens: all texts would have one vector."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import interrupted_at
+from conftest import interrupted_at, refused
 from typer.testing import CliRunner
 
 from me5lib import cli, config
@@ -25,19 +25,13 @@ from me5lib.train.distributed import Team
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("train.steps=6", "train.batch=32")
 SETS = [word for dial in SMALL for word in ("--set", dial)]
+UNTRAINABLE = ("--set", "model.vocabulary=100")  # is met when the stage begins
 SBATCH = PACKAGE / "slurm" / "pretrain.sbatch"
 
 
 def run(*arguments, **environment):
     """The command in this process."""
     return CliRunner(env=environment).invoke(app, list(map(str, arguments)), catch_exceptions=False)
-
-
-def refused(done, *words):
-    """Exit code 2 and one line that holds `words`."""
-    (line,) = done.stderr.strip().splitlines()
-    assert done.exit_code == 2 and line.startswith("me5: ") and all(word in line for word in words), line
-    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(("command", "name"), [("pretrain", "workshop"), ("finetune --instruct", "large-instruct")])
@@ -92,32 +86,11 @@ def steps_of(folder):
     return [row["step"] for row in loop.read_log(folder / "stage1").steps]
 
 
-def test_resume_goes_on_and_refuses_where_there_is_nothing(unfinished, tmp_path):
-    done = run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished)
-    assert done.exit_code == 0, done.stderr
-    assert re.search(r"going on with .*step-00000[45] \([45] of 6 steps are done\)", done.stdout)
+def test_the_same_command_goes_on_with_unfinished_work_and_another_is_refused(unfinished):
+    refused(run("pretrain", "--scale", "smoke", *SETS, "--set", "train.lr=0.001", "--out", unfinished), "stage.lr")
+    done = run("pretrain", "--scale", "smoke", *SETS, "--out", unfinished)
+    assert done.exit_code == 0 and re.search(r"stage 1: steps [45] … 6", done.stdout), done.stderr
     assert steps_of(unfinished) == list(range(6))
-    refused(run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished),
-            "nothing to resume", "stage1 is finished there", "leave out --resume")
-    refused(run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", tmp_path / "new"),
-            "nothing to resume", "no checkpoint of stage1 is there")
-    refused(run("finetune", "--scale", "smoke", "--resume", "--out", unfinished), "no checkpoint of stage2 is there")
-    refused(run("finetune", "--scale", "smoke", "--scratch", "--resume", "--out", unfinished), "stage2-only")
-
-
-def test_fresh_throws_away_what_is_unfinished(unfinished):
-    other = [*SETS, "--set", "train.lr=0.001"]
-    refused(run("pretrain", "--scale", "smoke", *other, "--out", unfinished), "stage.lr")  # as without it
-    done = run("pretrain", "--scale", "smoke", *other, "--fresh", "--out", unfinished)
-    assert done.exit_code == 0 and "stage1.part is thrown away" in done.stdout
-    assert "steps 0 … 6" in done.stdout and steps_of(unfinished) == list(range(6))
-
-
-def test_resume_does_not_take_a_damaged_checkpoint_for_something(unfinished):
-    for path in (unfinished / "stage1.part" / "checkpoints").glob("*/model.safetensors"):
-        path.write_bytes(b"damaged")
-    done = run("pretrain", "--scale", "smoke", *SETS, "--resume", "--out", unfinished)
-    assert done.exit_code == 2 and "nothing to resume" in done.stderr and "is damaged" in done.stdout
 
 
 def test_other_ranks_wait_for_the_first_and_are_silent_about_what_all_meet(monkeypatch, tmp_path):
@@ -129,8 +102,8 @@ def test_other_ranks_wait_for_the_first_and_are_silent_about_what_all_meet(monke
     alone = Team.alone(torch.device("cpu"))
     monkeypatch.setattr(distributed, "join", lambda world: dataclasses.replace(alone, rank=1))
     monkeypatch.setattr(Team, "by_main", lambda team, act: act())
-    done = run("pretrain", "--scale", "smoke", "--resume", "--out", tmp_path, RANK="1")
-    assert done.exit_code == 2 and done.stderr.startswith("me5: rank 1: nothing to resume")
+    done = run("pretrain", "--scale", "smoke", *UNTRAINABLE, "--out", tmp_path, RANK="1")
+    assert done.exit_code == 2 and done.stderr.startswith("me5: rank 1: no vocabulary of 100 pieces"), done.stderr
     assert waited == [cli.FIRST_RANK] * 2
 
 
@@ -152,15 +125,13 @@ def faq(tmp_path):
 def test_options_of_a_scale_and_of_your_own_file_do_not_mix(faq):
     refused(run("finetune", "--from", "x"), "--from", "belong to --data FILE")
     refused(run("finetune", "--query-column", "x"), "belong to --data FILE")
-    refused(run("finetune", "--steps", 3), "--set finetune.steps=100")
+    refused(run("finetune", "--epochs", 3), "--set finetune.steps=100")
     refused(run("finetune", "--instruction", "x"), "--instruction", "belong to --data FILE")
     refused(run("finetune", "--scale", "smoke", "--instruct", "--scratch"), "starts from stage 1")
     refused(run(*faq, "--instruct"), "--instruction")
     refused(run(*faq, "--scale", "base"), "--scale does not go with --data")
     refused(run(*faq, "--scratch"), "--scratch does not go with --data")
     refused(run(*faq, "--dry-run"), "--dry-run does not go with --data")
-    refused(run(*faq, "--steps", 3, "--epochs", 2), "leave one of them out")
-    refused(run(*faq, "--plan", "--epochs", 0), "must be above zero")
     refused(run(*faq, "--passage-column", "answer"), "no column 'answer'", "'query', 'positive'")
 
 
@@ -172,14 +143,15 @@ def test_the_plan_of_your_own_file_trains_nothing(faq, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_your_own_file_is_resumed_or_begun_anew_like_a_stage(faq, tmp_path):
+def test_your_own_file_is_gone_on_with_like_a_stage(faq, tmp_path):
+    four, five = (["--set", f"finetune.steps={n}"] for n in (4, 5))
     with interrupted_at(1):
-        done = run(*faq, "--steps", 4)
+        done = run(*faq, *four)
     assert done.exit_code == 130 and "the same command goes on" in done.stderr
-    refused_text = run(*faq, "--steps", 5).stderr
+    refused_text = run(*faq, *five).stderr
     assert "model.part is unfinished work with other settings" in refused_text and "stage.steps" in refused_text
-    done = run(*faq, "--steps", 4, "--resume")
-    assert done.exit_code == 0 and re.search(r"going on with .*\(2 of 4 steps are done\)", done.stdout), done.stderr
+    done = run(*faq, *four)
+    assert done.exit_code == 0 and "model: steps 2 … 4" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "model")
 
 
@@ -189,7 +161,7 @@ def test_instructions_of_a_scale_and_of_your_own_file(unfinished, faq, tmp_path)
         done = run(*command, *smoke)
         assert done.exit_code == 0, done.stderr
     assert "passes over the data: cldr-facts" in done.stdout and (unfinished / "instruct" / "stage.json").is_file()
-    done = run(*faq, "--steps", 1, "--instruction", "Find it")
+    done = run(*faq, "--set", "finetune.steps=1", "--instruction", "Find it")
     assert done.exit_code == 0, done.stderr
     prompts = json.loads((tmp_path / "out" / "model" / "config_sentence_transformers.json").read_text("utf8"))
     assert prompts["prompts"] == {"query": "Instruct: Find it\nQuery: ", "passage": "", "document": ""}
@@ -213,14 +185,14 @@ def launched(launcher, *arguments, **environment):
 
 
 @pytest.mark.parametrize(("launcher", "line", "words"), [
-    ("torchrun", "--scale base", "--plan"),  # met before the processes know of each other
-    ("accelerate", "--scale smoke --resume --processes 2", "nothing to resume"),  # met by the first one, together
+    ("torchrun", ["--scale", "base"], "--plan"),  # met before the processes know of each other
+    ("accelerate", ["--scale", "smoke", *UNTRAINABLE], "no vocabulary of 100"),  # met by the first one, together
 ])
 def test_a_mistake_under_a_launcher_is_said_once_even_if_the_first_rank_is_late(launcher, line, words, tmp_path):
     late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(2)\n"
     (tmp_path / "sitecustomize.py").write_text(late, encoding="utf8")
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    done = launched(launcher, "pretrain", *line.split(), "--out", tmp_path / "out", PYTHONPATH=path)
+    done = launched(launcher, "pretrain", *line, "--out", tmp_path / "out", PYTHONPATH=path)
     assert done.returncode != 0 and done.stderr.count("me5: ") == 1 and words in done.stderr, done.stderr[-3000:]
 
 

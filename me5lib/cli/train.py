@@ -13,7 +13,6 @@ launch make a 1 of each).
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +37,6 @@ Tokens = Annotated[float | None, typer.Option(min=1, help="Tokens of a pair that
                                               "an example with its negatives; default: half of the most).")]
 Use = Annotated[float | None, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that --plan reckons with.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Start a long run (every scale of the hub) without asking.")]
-Resume = Annotated[bool | None, typer.Option("--resume/--fresh", help="Only go on with unfinished work, or throw it "
-                                             "away and begin anew (default: go on where there is some, else begin).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Rehearse a scale of the hub: offline, random weights, "
                                                         "made-up rows, minutes.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Refuse to start with another number of processes.")]
@@ -52,8 +49,7 @@ Encoding = Annotated[str, typer.Option(help="How the file is encoded.")]
 
 def pretrain_command(
     scale: AnyScale = "tiny", seed: Seed = 0, overrides: Set = [], out: Out = "", plan: Plan = False,  # noqa: B006
-    tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None, dry_run: DryRun = False,
-    processes: Processes = None,
+    tokens: Tokens = None, use: Use = None, yes: Yes = False, dry_run: DryRun = False, processes: Processes = None,
     sbatch_sample: Annotated[bool, typer.Option("--sbatch-sample", help="Print a job script for Slurm.")] = False,
 ) -> None:
     """Stage 1: contrastive pre-training on pairs."""
@@ -61,8 +57,7 @@ def pretrain_command(
         print((PACKAGE / "slurm" / "pretrain.sbatch").read_text(encoding="utf8"), end="")
         return
     cfg = config.load(scale, overrides)
-    if not _instead("stage1", cfg, seed, out, plan, tokens, use, yes, dry_run, processes):
-        _make_stage("stage1", cfg, seed, out, resume, processes)
+    _make_stage("stage1", cfg, seed, out, plan, tokens, use, yes, dry_run, processes)
 
 
 def finetune_command(
@@ -70,8 +65,8 @@ def finetune_command(
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights: into stage2-only.")] = False,
     instruct: Annotated[bool, typer.Option("--instruct", help="With instructions, and synthetic examples: into "
                                                               "instruct; large-instruct does no other.")] = False,
-    plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, resume: Resume = None,
-    dry_run: DryRun = False, processes: Processes = None,
+    plan: Plan = False, tokens: Tokens = None, use: Use = None, yes: Yes = False, dry_run: DryRun = False,
+    processes: Processes = None,
     start: Annotated[str, typer.Option("--from", help=f"With --data: the model to start from, a hub id or a folder "
                                                       f"(default: {START}).")] = "",
     data: Annotated[str, typer.Option(help="Train on your own file: .csv, .jsonl or .parquet, of queries and their "
@@ -83,88 +78,81 @@ def finetune_command(
     instruction: Annotated[str, typer.Option(help="With --data: train an instruct model, whose queries begin with "
                                                   "this, as 'Given a question, retrieve its answer'.")] = "",
     epochs: Annotated[float | None, typer.Option(help="With --data: passes over it (default: 2).")] = None,
-    steps: Annotated[int | None, typer.Option(help="With --data: steps, instead of --epochs.")] = None,
     teacher: Annotated[str, typer.Option(help="With --data: learn from a cross-encoder too: the hub id of one, or "
                                               "`trained`, a small one of your own (default: none).")] = "",
 ) -> None:
     """Stage 2: supervised fine-tuning of the stage-1 checkpoint, or of any mE5 on your own file (--data)."""
     if not data:
-        of_file = (start, query_column, passage_column, negative_columns, language_column, epochs, steps, teacher)
+        of_file = (start, query_column, passage_column, negative_columns, language_column, epochs, teacher)
         if symmetric or encoding != "utf8" or any(value not in ("", None) for value in (instruction, *of_file)):
-            raise Me5Error("--from, --epochs, --steps, --teacher, --instruction and the columns belong to --data FILE; "
+            raise Me5Error("--from, --epochs, --teacher, --instruction and the columns belong to --data FILE; "
                            "a scale's own dials are set as --set finetune.steps=100")
         cfg = config.load(scale, overrides)
         instruct |= "synthetic" in cfg.data.labelled  # such rows are read with their instructions or not at all
         if scratch and instruct:
             raise Me5Error("--scratch does not go with instructions: that stage starts from stage 1, as in the paper")
         name = "instruct" if instruct else "stage2-only" if scratch else "stage2"
-        if not _instead(name, cfg, seed, out, plan, tokens, use, yes, dry_run, processes):
-            _make_stage(name, cfg, seed, out, resume, processes)
+        _make_stage(name, cfg, seed, out, plan, tokens, use, yes, dry_run, processes)
         return
     scaled = scale != "tiny"
     if wrong := "--scratch" * scratch or "--dry-run" * dry_run or "--instruct" * instruct or "--scale" * scaled:
         raise Me5Error(f"{wrong} does not go with --data: its dials are shown by --plan; an --instruction is another")
     from me5lib.data import userdata
     from me5lib.model.save_load import instruct_prompts
-    from me5lib.train import fit
 
-    fit.check_length(epochs, steps)
     columns = {"query": query_column, "passage": passage_column, "negatives": split_names(negative_columns),
                "language": language_column}
     corpus = userdata.read_corpus(data, **columns, encoding=encoding, symmetric=symmetric)
     if instruction:
         corpus = dataclasses.replace(corpus, instruction=instruction, prompts=instruct_prompts(instruction))
-    settings = {"epochs": epochs, "steps": steps, "overrides": overrides, "teacher": teacher}
-    _tune_on_file(corpus, start or START, settings, seed, out, plan, resume, processes)
+    settings = {"epochs": epochs, "overrides": overrides, "teacher": teacher}
+    _tune_on_file(corpus, start or START, settings, seed, out, plan, processes)
 
 
-def _instead(name: str, cfg: config.Scale, seed: int, out: str, plan: bool, tokens: float | None, use: float | None,
-             yes: bool, dry_run: bool, processes: int | None) -> bool:
-    """Say what a stage will take, or rehearse it, and whether that was asked for; refuse a long one without --yes."""
-    command, stage = io.STAGES[name], cfg.train if name == "stage1" else cfg.finetune
+def _make_stage(name: str, cfg: config.Scale, seed: int, out: str, plan: bool, tokens: float | None, use: float | None,
+                yes: bool, dry_run: bool, processes: int | None) -> None:  # fmt: skip
+    """Train stage1, stage2, stage2-only or instruct of a scale, or say what it will take, or rehearse it, as was asked
+    for. Raises `Me5Error` for a long one without --yes."""
+    from me5lib.instruct.template import instructed
+
+    stage, start = cfg.train if name == "stage1" else cfg.finetune, None
     if plan:
         from me5lib.train.cost import USE, estimate
 
         if speaks():
             print(*estimate(cfg, name, tokens, use or USE).lines(), sep="\n")
-    elif dry_run:
-        from me5lib.instruct.template import instructed
+        return
+    if dry_run:
         from me5lib.train.dry_run import rehearse
 
         folder = io.run_folder(cfg.name, seed, out) / "dry-run"
         with _launched(processes) as team:
             rehearse(cfg, seed, folder, name, team, lambda line: _say(team, line), instructed)
-    elif not cfg.offline and not yes:
+        return
+    if not cfg.offline and not yes:
         raise Me5Error(f"scale {cfg.name} trains {cfg.model.backbone} for {stage.steps:,} steps of {stage.batch:,}: "
-                       f"look at `me5 {command} --scale {cfg.name} --plan`, then add --yes; or choose smoke or tiny")
-    return plan or dry_run
-
-
-def _make_stage(name: str, cfg: config.Scale, seed: int, out: str, resume: bool | None, processes: int | None) -> None:
-    """Train stage1, stage2, stage2-only or instruct of a scale."""
-    folder, start = io.out(cfg.name, seed, out), None
+                       f"look at `me5 {io.STAGES[name]} --scale {cfg.name} --plan`, then add --yes; or choose smoke or "
+                       "tiny")
+    folder = io.out(cfg.name, seed, out)
     if name in ("stage2", "instruct"):
         from me5lib.lessons.lesson import Lesson
 
         start = Lesson("", cfg, seed, folder).checkpoint("stage1")
     with _launched(processes) as team:
         from me5lib.data.corpus import open_corpus
-        from me5lib.instruct.template import instructed
         from me5lib.train import stages
 
         more = {"team": team, "progress": team.main}
+        if name == "instruct":
+            corpus = team.main_process_first(lambda: open_corpus(cfg, team.main))
+            cfg, more["corpus"] = instructed(cfg, corpus)
         if name == "stage1":
-            _resume_or_begin(team, folder, name, cfg.train.steps, resume)
             _say(team, stages.pretrain(cfg, seed, folder, **more))
         else:
-            _resume_or_begin(team, folder, name, cfg.finetune.steps, resume)
-            if instructs := name == "instruct":
-                corpus = team.main_process_first(lambda: open_corpus(cfg, team.main))
-                cfg, more["corpus"] = instructed(cfg, corpus)
-            _say(team, stages.finetune(cfg, seed, folder, start=start, name=name, teacher=not instructs, **more))
+            _say(team, stages.finetune(cfg, seed, folder, start=start, name=name, teacher=name != "instruct", **more))
 
 
-def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict, seed: int, out: str, plan: bool, resume: bool | None,
+def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict, seed: int, out: str, plan: bool,
                   processes: int | None) -> None:
     """Fine-tune on one's own file: choose the settings, train, and compare before with after on the dev split."""
     from me5lib.device import precision
@@ -182,7 +170,6 @@ def _tune_on_file(corpus: OwnCorpus, model: str, settings: dict, seed: int, out:
         folder = io.out(f"own-{corpus.name}", seed, out)  # a file may be called tiny, too
         if team.main:
             _say(team, f"data card: {corpus.write(folder / 'data')}")
-        _resume_or_begin(team, folder, fit.NAME, cfg.finetune.steps, resume)
         tuned = fit.finetune_on_file(corpus, start, folder, cfg, seed=seed, teacher=bool(settings["teacher"]),
                                      team=team, progress=team.main)
         if team.main:
@@ -206,26 +193,6 @@ def _launched(processes: int | None) -> Iterator[Team]:
         distributed.leave()
         raise
     distributed.leave()
-
-
-def _resume_or_begin(team: Team, folder: Path, name: str, steps: int, resume: bool | None) -> None:
-    """Before training: with --resume, that there is a checkpoint to go on with; with --fresh, that there is none."""
-    from me5lib.train import checkpoint
-
-    def _checked() -> None:
-        part = folder / f"{name}.part"
-        if resume is False and part.exists():
-            print(f"{part} is thrown away")
-            shutil.rmtree(part)
-        elif resume:
-            last = checkpoint.latest(part / "checkpoints")
-            if last is None:
-                done = (folder / name / "config.json").is_file()
-                why = f"{name} is finished there" if done else f"no checkpoint of {name} is there"
-                raise Me5Error(f"nothing to resume in {folder} ({why}): leave out --resume")
-            print(f"going on with {last} ({checkpoint.read_state(last)['step']:,} of {steps:,} steps are done)")
-
-    team.by_main(_checked)
 
 
 def _say(team: Team, *lines: object) -> None:

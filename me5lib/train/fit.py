@@ -51,29 +51,24 @@ def open_start(model: str | Path, say: Callable[[str], object] = print) -> str |
     return folder if ref.kind == "folder" else pinned(ref)
 
 
-def check_length(epochs: float | None, steps: int | None) -> None:
-    """Raise `Me5Error` for a training of no length, of an endless one, or of two."""
-    if epochs is not None and steps is not None:
-        raise Me5Error("--epochs and --steps say the same: leave one of them out")
-    if not 0 < (1 if epochs is None else epochs) < math.inf or (steps is not None and steps < 1):
-        raise Me5Error("--epochs and --steps must be above zero, and not endless")
-
-
-def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None = None, steps: int | None = None,
-        overrides: Sequence[str] = (), teacher: str = "") -> Scale:
+def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None = None, overrides: Sequence[str] = (),
+        teacher: str = "") -> Scale:
     """The settings for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
 
-    `teacher` is for the setting of that name: "trained", the hub id of a cross-encoder, or "" for none.
-    Raises `Me5Error` for an unknown setting, and for one that says nothing about one's own file.
+    `epochs` (None: the paper's) decide the steps where no override does; `teacher` is for the setting of that name:
+    "trained", the hub id of a cross-encoder, or "" for none. Raises `Me5Error` for an unknown setting, and for one that
+    says nothing about one's own file.
     """
-    check_length(epochs, steps)
+    epochs = EPOCHS if epochs is None else epochs
+    if not 0 < epochs < math.inf:
+        raise Me5Error("--epochs must be above zero, and not endless")
     by_hand = [override.partition("=")[0] for override in overrides]
     base = config.load("base", overrides)  # refuses what is no setting, or no value
     if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:
         raise Me5Error(f"{idle[0]} decides nothing with --data: set finetune.… or data.language_temperature")
     fixed = {name: getattr(base.finetune, name) for key in by_hand for room, _, name in [key.partition(".")]
              if room == "finetune"}
-    chosen = _fitting_values(corpus, encoder, EPOCHS if epochs is None else epochs, steps, fixed)
+    chosen = _fitting_values(corpus, encoder, epochs, fixed)
     if teacher:
         chosen["teacher"] = (teacher, "ours", "asked for")
     chosen = {key: value for key, value in chosen.items() if key not in fixed}
@@ -90,18 +85,17 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
     return dataclasses.replace(base, name=corpus.name, data=data, model=shape, finetune=stage, provenance=told)
 
 
-def _fitting_values(corpus: OwnCorpus, encoder: Encoder, epochs: float, steps: int | None,
+def _fitting_values(corpus: OwnCorpus, encoder: Encoder, epochs: float,
                     fixed: dict) -> dict[str, tuple[Any, str, str]]:
     """The stage's settings, from the file's size, the lengths of its texts, the model's size and the `fixed` ones."""
     rows = corpus.labelled()
     batch = fixed.get("batch") or batch_for(len(rows))
-    many = fixed.get("steps") or steps or math.ceil(epochs * len(rows) / batch)
+    many = fixed.get("steps") or math.ceil(epochs * len(rows) / batch)
     query, passage = _longest(corpus, encoder)
     pool = len({text_key(text) for row in rows for text in (*row.positives, *row.negatives)})
     like = min({384: "small", 768: "base", 1024: "large"}.items(), key=lambda one: abs(one[0] - encoder.width))[1]
     return {
-        "steps": (many, "ours", "set by hand" if steps else
-                  f"{epochs:g} epochs of {len(rows):,} examples (the paper: 2)"),
+        "steps": (many, "ours", f"{epochs:g} epochs of {len(rows):,} examples (the paper: 2)"),
         "batch": (batch, "ours", f"at most {MOST_BATCH} for a CPU, and so that an epoch has some steps"),
         "lr": (config.load(like).finetune.lr, "paper", "stage 2 of the model of this width (its batch was 512)"),
         "warmup": (many // 10, "ours", "a tenth of the steps"),
