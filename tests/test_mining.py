@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from conftest import refused
 from typer.testing import CliRunner
 
 from me5lib import config, io
 from me5lib.cli import OneLineErrors
 from me5lib.cli import train as commands
-from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import PASSAGE, QUERY, train_tokenizer
 from me5lib.pairs import Labelled, text_key
@@ -87,8 +87,6 @@ def test_what_is_like_a_positive_is_dropped_however_it_scores():
     copied = [sum(f"copy {i}" in texts for i, texts in enumerate(choose(found, rows, pool, 3, filters)[0]))
               for filters in ({}, {"margin": relative_margin(found, 0.95)}, {"near": near_positive(found)})]
     assert copied == [30, 0, 0]
-    with pytest.raises(Me5Error, match="margin_ratio=True"):
-        near_positive(by_hand(SCORES, 0.9))
 
 
 def test_own_negatives_come_first_and_are_not_mined_again():
@@ -178,11 +176,6 @@ def rows_of(out):
 
 def files(out):
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
-
-
-def refused(done, *words):
-    (line,) = done.stderr.strip().splitlines()
-    assert done.exit_code == 2 and line.startswith("me5: ") and all(word in line for word in words), line
 
 
 @pytest.mark.parametrize(("options", "near"), [((), mining.DEFAULT_NEAR), (("--near", 0), None), (("--near", 2), 2.0),

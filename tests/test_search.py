@@ -59,8 +59,6 @@ def test_dense_scores_the_best_positive():
     found = search.dense(query, [[4, 7]], DenseIndex(vectors), depth=3)
     assert found.rows[0].tolist() == np.argsort(-(vectors @ query[0]))[:3].tolist()
     assert found.positive[0] == pytest.approx(max(query[0] @ vectors[4], query[0] @ vectors[7]))
-    with pytest.raises(Me5Error, match="the query 'b' has no positive"):
-        pool.positives(Labelled("b", (), (), "s", "en"))
 
 
 def test_the_margin_ratio_against_its_formula():

@@ -87,9 +87,7 @@ def relative_margin(results: SearchResult, share: float) -> np.ndarray:
 
 def near_positive(results: SearchResult, highest: float = DEFAULT_NEAR) -> np.ndarray:
     """Candidates that are like a positive, a copy, an edit or a translation of the answer, however they score with the
-    query: `SearchResult.margin_ratio` above `highest`."""
-    if results.margin_ratio is None:
-        raise Me5Error("near_positive needs the candidates' likeness to the positives: dense(…, margin_ratio=True)")
+    query: `SearchResult.margin_ratio`, of `search.dense(…, margin_ratio=True)`, above `highest`."""
     return results.margin_ratio > highest
 
 
