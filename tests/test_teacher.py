@@ -241,14 +241,6 @@ def test_two_that_write_the_same_block_at_once_do_no_harm(tmp_path, monkeypatch)
     assert [np.load(path).tolist() for path in tmp_path.iterdir()] == [truth(KEPT).tolist()]
 
 
-def test_a_folder_that_cannot_be_written_is_said_in_one_line_before_the_teacher_works(tmp_path):
-    (tmp_path / "file").write_text("", encoding="utf8")
-    made = Counting()
-    with pytest.raises(Me5Error, match="file cannot be written"):
-        block(tmp_path / "file", made)
-    assert not made.scored
-
-
 # ---- me5 teach -------------------------------------------------------------------------------------------------------
 
 

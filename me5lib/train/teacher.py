@@ -279,17 +279,13 @@ def block_scores(
     """`score_pairs`, read from `folder` where they are kept there, else put there.
 
     A file is named by all that a score depends on, and renamed into place: two processes that score a block at once do
-    no harm. Raises `Me5Error` for a folder that cannot be written, before the teacher works for nothing.
+    no harm. Raises `Me5Error` for a folder that cannot be written.
     """
     key = {"version": f"{VERSION}.{encoders.VERSION}", "teacher": {**teacher.identity, "limits": lengths},
            "pairs": pairs}  # fmt: skip
     path = folder / f"{checkpoint.fingerprint(key)}.npy"
     scores = io.read_array(path, np.float32, len(pairs), 1, f"its {len(pairs):,} pairs are scored again")
     if scores is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise io.unwritten(folder, error) from None
         scores = score_pairs(pairs, teacher, lengths)
         io.put_array(path, scores, uuid.uuid4().hex)
     return scores
