@@ -112,11 +112,28 @@ def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     Raises `Me5Error`, one line, for what cannot be had or read, and for what would give other vectors than its makers
     mean: see `resolve.readable_files`; a tokenizer that is not XLM-R's where the table has its rows.
     """
+    from transformers import AutoTokenizer
+
     ref = resolve(model)
     if ref.kind == "released":
         return released.load_released()
     files = _files(ref)
-    backbone, tokenizer = _from_pretrained(files.backbone, _loader(files.config, ref.name), ref.name)
+    folder, loader = files.backbone, _loader(files.config, ref.name)
+    with quiet_transformers():
+        try:
+            backbone, report = loader.from_pretrained(
+                str(folder), dtype="float32", output_loading_info=True,
+                use_safetensors=any(folder.glob("*.safetensors")) or None,
+            )  # fmt: skip
+            parts = sorted(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+            tokenizer = text.shared_tokenizer(parts, lambda: AutoTokenizer.from_pretrained(str(folder)))
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+            raise Me5Error(f"{ref.name} cannot be read ({first_line(error)}): make it again, or fetch it again"
+                           ) from None  # fmt: skip
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
+        raise Me5Error(f"the checkpoint {ref.name} lacks weights ({missing[0]} …): make it again")
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # the layer over the first token, which average pooling never asks for
     if tokenizer.pad_token_id is None:
         raise Me5Error(f"the tokenizer of {ref.name} has no padding token: mE5 needs XLM-R's")
     rows = backbone.get_input_embeddings().num_embeddings
@@ -159,25 +176,6 @@ def _files(ref: ModelRef) -> ModelFiles:
         if not any(files.backbone.glob("*.safetensors")):  # some models of the hub, MiniLM among them, have none
             snapshot(ref.name, folder.name, ("*pytorch_model*",))
     return files
-
-
-def _from_pretrained(folder: Path, loader: type, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    from transformers import AutoTokenizer
-
-    only_safe = any(folder.glob("*.safetensors")) or None
-    with quiet_transformers():
-        try:
-            backbone, report = loader.from_pretrained(str(folder), dtype="float32", output_loading_info=True,
-                                                      use_safetensors=only_safe)
-            files = sorted(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
-            tokenizer = text.shared_tokenizer(files, lambda: AutoTokenizer.from_pretrained(str(folder)))
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-            raise Me5Error(f"{name} cannot be read ({first_line(error)}): make it again, or fetch it again") from None
-    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
-        raise Me5Error(f"the checkpoint {name} lacks weights ({missing[0]} …): make it again")
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None  # the layer over the first token, which average pooling never asks for
-    return backbone, tokenizer
 
 
 def _loader(config: dict[str, Any], name: str) -> type:

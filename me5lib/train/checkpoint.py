@@ -30,7 +30,6 @@ from me5lib.io import Me5Error, sha256
 from me5lib.model.encoder import Encoder
 from me5lib.model.resolve import pinned, resolve
 
-Terms = Mapping[str, Any] | tuple[()]
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
 MANIFEST, STATE, OPTIMISER = "manifest.json", "state.json", "optimiser.safetensors"
 
@@ -131,7 +130,8 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def save_checkpoint(
-    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, plan: str, terms: Terms = ()
+    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, plan: str,
+    terms: Mapping[str, Any] | tuple[()] = (),
 ) -> Path:
     """Write the checkpoint before `step` (steps 0 … step − 1 are done) and forget all but the last `KEEP`.
 
