@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from me5lib.io import PACKAGE, Me5Error
 
 RELEASED = ("me5-small-q4",)  # models that come out of the package index (`model.released`)
-ENGLISH = ("e5-small", "minilm-l6")  # and two that it is held against, for costs (`model.english`)
+ENGLISH = ("e5-small", "minilm-l6")  # and two that it is held against, for costs
 UNTRAINED = "untrained"  # in place of a model's name: random weights of the scale's shape
 BY_HAND = "set by hand"  # why an overridden value is what it is
 

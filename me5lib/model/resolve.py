@@ -1,7 +1,7 @@
 """Which model a name means, where its files are, and what its JSON files say of it before its weights are read.
 
     resolve("me5-small-q4")                           # released: out of the package index (`model.released`)
-    resolve("e5-small"), resolve("minilm-l6")         # folder: unpacked in the cache (`model.english`)
+    resolve("e5-small"), resolve("minilm-l6")         # folder: unpacked in the cache (likewise)
     resolve("runs/tiny/seed-0/stage2")                # folder: what exists, or looks like a path
     resolve("intfloat/multilingual-e5-small")         # hub: anything else; "multilingual-e5-small" means the same
 
@@ -50,7 +50,7 @@ def resolve(model: str | Path, revision: str = "") -> ModelRef:
             raise Me5Error(f"{name} is a released model, which has no revisions: leave the revision out")
         return ModelRef("released", name)
     if isinstance(model, str) and model in ENGLISH:
-        from me5lib.model.english import unpacked
+        from me5lib.model.released import unpacked
 
         return ModelRef("folder", str(unpacked(model)))
     try:
