@@ -206,7 +206,7 @@ SINCE = {"base.modules.transformer.Transformer": (5, 4), "sentence_transformer.m
 
 
 def test_the_least_sentence_transformers_has_the_classes_that_our_folders_name():
-    files = save_load.sentence_transformers_files(8)
+    files = save_load.sentence_transformers_files(8, {})
     named = {module["type"].removeprefix("sentence_transformers.") for module in files["modules.json"]}
     said = {re.search(r"sentence-transformers>=(\d+)\.(\d+)", (ROOT / name).read_text("utf8")).groups()
             for name in ("pyproject.toml", "environment.yml")}

@@ -83,27 +83,15 @@ def write_model(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, m
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def sentence_transformers_files(width: int, prompts: Mapping[str, str] = PROMPTS) -> dict[str, object]:
+def sentence_transformers_files(width: int, prompts: Mapping[str, str]) -> dict[str, Any]:
     """The JSON files that make a transformers folder a sentence-transformers model: file name → content.
 
-    Written by hand: its `save_pretrained` would load the weights a second time, and import for seconds.
+    Kept as a file: its `save_pretrained` would load the weights a second time, and import for seconds.
     """
-    package = "sentence_transformers"
-    modules = (
-        ("", f"{package}.base.modules.transformer.Transformer"),
-        ("1_Pooling", f"{package}.sentence_transformer.modules.pooling.Pooling"),
-        ("2_Normalize", f"{package}.base.modules.normalize.Normalize"),
-    )
-    read = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-    return {
-        "modules.json": [{"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(modules)],
-        "sentence_bert_config.json": {"transformer_task": "feature-extraction", "modality_config": read,
-                                      "module_output_name": "token_embeddings"},
-        "1_Pooling/config.json": {"embedding_dimension": width, "pooling_mode": "mean", "include_prompt": True},
-        "2_Normalize/config.json": {f"module_{way}_name": "sentence_embedding" for way in ("input", "output")},
-        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "prompts": dict(prompts),
-                                              "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    }  # fmt: skip
+    files = io.read_json(io.PACKAGE / "model" / "sentence_transformers.json")
+    files["1_Pooling/config.json"]["embedding_dimension"] = width
+    files["config_sentence_transformers.json"]["prompts"] = dict(prompts)
+    return files
 
 
 def read_model(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
