@@ -124,7 +124,7 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     from me5lib.data import cards
     from me5lib.evaluate.models import E5, KNOWN
     from me5lib.model import released, save_load
-    from me5lib.model.resolve import read_model_files, resolve
+    from me5lib.model.resolve import read_model_files, resolve, stage_settings
 
     if not isinstance(opened.encoder, E5):
         raise Me5Error(f"{opened.name} is no E5: me5 exports models with average pooling and prefixes or instructions")
@@ -133,7 +133,7 @@ def about_model(opened: Opened, model: str, name: str, data: str = "", license: 
     prompts = save_load.instruct_prompts(instruction or save_load.INSTRUCTION) if opened.instruct else save_load.PROMPTS
     encoder, names = opened.encoder.encoder, split_names(data)
     if (ref := resolve(model)).kind == "folder":
-        base, start = model_card.base_of(model_card.stage_record(Path(ref.name)).get("settings", {}))
+        base, start = model_card.base_of(stage_settings(Path(ref.name)).get("settings", {}))
         names = names or model_card.trained_on(Path(ref.name))
         if opened.instruct and not instruction:
             prompts = prompts | read_model_files(Path(ref.name)).prompts

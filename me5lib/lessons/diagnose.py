@@ -40,10 +40,10 @@ from me5lib.lessons import figures
 from me5lib.lessons.instructed import twin_tests
 from me5lib.lessons.run import needs_no_hub
 from me5lib.model.encoder import Encoder, FastEncoder
+from me5lib.model.resolve import stage_settings
 from me5lib.model.text import instruct
 from me5lib.pairs import Labelled, text_key
 from me5lib.train import labelled, mining, stages
-from me5lib.train.checkpoint import stage_settings
 from me5lib.train.search import DenseIndex, Pool, margin_ratio_of
 
 NAMED = 0.4  # score from which on a cause is named

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from huggingface_hub import ModelCard, ModelCardData
 
 from me5lib.io import PACKAGE, Me5Error
-from me5lib.model.resolve import read_model_json
+from me5lib.model.resolve import stage_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,15 +84,6 @@ def result_rows(measured: pd.DataFrame) -> tuple[tuple[str, str, int, str], ...]
                  for (task, split, metric, protocol, dtype), values in ways)
 
 
-def stage_record(folder: Path) -> dict[str, Any]:
-    """What a stage's folder says of how it was made: `fingerprint` and `settings`; {} where it does not say."""
-    path = folder / "stage.json"
-    stage: dict[str, Any] = read_model_json(path, {})
-    if stage and not (isinstance(stage.get("settings"), dict) and "fingerprint" in stage):
-        raise Me5Error(f"{path} cannot be read: make the checkpoint again, or delete that file")
-    return stage
-
-
 def base_of(settings: dict[str, Any]) -> tuple[str, str]:
     """The hub id that a stage's weights come from, or what else they come from: `(base model, words for the card)`."""
     start, at, _ = str(settings.get("start", "")).partition("@")
@@ -105,11 +96,12 @@ def base_of(settings: dict[str, Any]) -> tuple[str, str]:
 
 def trained_on(folder: Path) -> list[str]:
     """Names of the data cards that a stage was trained on; first those of the stage beside it that it went on from."""
-    stage = stage_record(folder)
+    stage = stage_settings(folder)
     settings = stage.get("settings", {})
     data, start = settings.get("data", {}), settings.get("start")
     if start is None:
         return list(data.get("sources", []))
     beside = (path.parent for path in sorted(folder.resolve().parent.glob("*/stage.json")))
-    first = [name for other in beside if stage_record(other).get("fingerprint") == start for name in trained_on(other)]
+    first = [name for other in beside if stage_settings(other).get("fingerprint") == start
+             for name in trained_on(other)]
     return list(dict.fromkeys([*first, *data.get("labelled", [])]))

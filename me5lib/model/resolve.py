@@ -140,6 +140,16 @@ def read_model_json(path: Path, otherwise: T) -> T:
         raise Me5Error(f"{path} cannot be read ({first_line(error)}): make the model's folder again") from None
 
 
+def stage_settings(folder: Path) -> dict[str, Any]:
+    """What a stage's folder says of how it was made: `fingerprint` and `settings`; {} where it does not say, or not
+    yet. Raises `Me5Error` where that cannot be read."""
+    path = folder / "stage.json"
+    stage: dict[str, Any] = read_model_json(path, {})
+    if stage and not (isinstance(stage.get("settings"), dict) and "fingerprint" in stage):
+        raise Me5Error(f"{path} cannot be read: make the checkpoint again, or delete that file")
+    return stage
+
+
 class ModelFiles(NamedTuple):
     """What a model's JSON files say of it; those of sentence-transformers may be absent."""
 

@@ -28,7 +28,7 @@ import me5lib
 from me5lib import io
 from me5lib.io import Me5Error, sha256
 from me5lib.model.encoder import Encoder
-from me5lib.model.resolve import pinned, resolve
+from me5lib.model.resolve import pinned, resolve, stage_settings
 
 KEEP = 2  # ours: the last one, and the one before in case the last is damaged
 MANIFEST, STATE, OPTIMISER = "manifest.json", "state.json", "optimiser.safetensors"
@@ -50,11 +50,6 @@ def conditions(device: torch.device, processes: int = 1) -> dict[str, Any]:
 
 
 # ---- a stage ---------------------------------------------------------------------------------------------------------
-
-
-def stage_settings(folder: Path) -> dict[str, Any] | None:
-    """{"fingerprint", "settings"} of the stage in `folder`; None where nothing says so, or not yet."""
-    return io.read_json(folder / "stage.json", None)
 
 
 def model_identity(model: Path | str) -> str:
@@ -108,11 +103,9 @@ class StageDir:
 
     def _changes(self, made: dict[str, Any]) -> str:
         """The settings that differ, as `stage.lr, stage.steps`."""
-        old, new = (
-            {".".join(filter(None, (group, name))): value for group, values in settings.items()
-             for name, value in (values if isinstance(values, dict) else {"": values}).items()}
-            for settings in (made["settings"], self.settings)
-        )  # fmt: skip
+        import pandas as pd
+
+        old, new = (pd.json_normalize(settings).to_dict("records")[0] for settings in (made["settings"], self.settings))
         return ", ".join(sorted(name for name in old | new if old.get(name) != new.get(name)))
 
 

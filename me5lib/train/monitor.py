@@ -23,6 +23,7 @@ from me5lib.data.corpus import Corpus
 from me5lib.device import precision
 from me5lib.io import STAGES, Me5Error
 from me5lib.model.encoder import Encoder
+from me5lib.model.resolve import stage_settings
 from me5lib.pairs import script
 from me5lib.train import checkpoint
 from me5lib.train import loss as losses
@@ -103,8 +104,8 @@ def attach(out: Path, name: str = "stage1", *, scale: str = "SCALE", seed: int =
     Raises `Me5Error` naming the command that starts it where there is neither (`scale` and `seed` are for its words).
     """
     final, part = out / name, out / f"{name}.part"
-    made, making = checkpoint.stage_settings(final), checkpoint.stage_settings(part)
-    finished = made is not None and (final / "config.json").is_file()
+    made, making = stage_settings(final), stage_settings(part)
+    finished = bool(made) and (final / "config.json").is_file()
     if not making and not finished:
         raise Me5Error(f"there is no {name} in {out}, finished or begun: start it with "
                        f"`me5 {STAGES.get(name, 'finetune')} --scale {scale} --seed {seed} --out {out}`")
