@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from me5lib import config
 from me5lib.device import precision as native
+from me5lib.device import seeded
 from me5lib.io import Me5Error, give_back
 from me5lib.model import fast, released, save_load, text
 from me5lib.model.fast import HALVES, PRECISIONS
@@ -80,8 +81,7 @@ class Encoder(nn.Module):
             max_position_embeddings=shape.max_tokens, pad_token_id=tokenizer.pad_token_id, type_vocab_size=1,
             hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             backbone = BertModel(config, add_pooling_layer=False)
         return cls(backbone, tokenizer, shape.max_tokens)
 

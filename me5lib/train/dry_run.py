@@ -32,13 +32,13 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
-import torch
 from babel import Locale, UnknownLocaleError
 
 from me5lib import io
 from me5lib.config import Model, Scale
 from me5lib.data import builders, cards, hub, shards
 from me5lib.data.corpus import open_corpus
+from me5lib.device import seeded
 from me5lib.io import Me5Error
 from me5lib.model.encoder import Encoder
 from me5lib.model.text import train_tokenizer
@@ -106,8 +106,7 @@ def write_backbone(shape: Model, texts: list[str], folder: Path) -> None:
     """A backbone of this shape with random weights, and a small tokenizer, as a repository of the hub has them."""
     from transformers import AutoModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         model = AutoModel.from_config(cost.configuration(shape), add_pooling_layer=False)
     Encoder(model, train_tokenizer(texts, VOCABULARY), shape.max_tokens).save(folder)
 
@@ -186,7 +185,10 @@ def fill_cache(scale: Scale, say: Say) -> list[str]:
             io.put_json(place / shards.MANIFEST, about)
         for code in sorted({item.language for item in items}):
             rows = [item for item in items if item.language == code]
-            shards.write_shard(_shard_table(rows), place / code / "part-00000")
+            columns = ["query", "passage"] if isinstance(rows[0], Pair) else ["query", "positives", "negatives"]
+            columns += ["instruction"] if any(getattr(row, "instruction", None) for row in rows) else []
+            table = pa.table({column: [getattr(row, column) for row in rows] for column in columns})
+            shards.write_shard(table, place / code / "part-00000")
             streams[name, code] = len(rows)
         for item in items:
             sides = [item.passage] if isinstance(item, Pair) else [*item.positives, *item.negatives]
@@ -244,10 +246,3 @@ def territories(language: str) -> list[str]:
     except (UnknownLocaleError, ValueError):
         distinct = []
     return distinct if len(distinct) > 20 else territories("en")
-
-
-def _shard_table(rows: Sequence[Pair] | Sequence[Labelled]) -> pa.Table:
-    """The columns of a shard of one language."""
-    names = ["query", "passage"] if isinstance(rows[0], Pair) else ["query", "positives", "negatives"]
-    names += ["instruction"] if any(getattr(row, "instruction", None) for row in rows) else []
-    return pa.table({name: [getattr(row, name) for row in rows] for name in names})

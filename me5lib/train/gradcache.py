@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from me5lib.device import seeded
 from me5lib.io import Me5Error
 
 Ids = Sequence[Sequence[int]]
@@ -102,14 +103,6 @@ def mix(*parts: int) -> int:
     """One 63-bit seed out of several integers, the same on every machine."""
     text = ",".join(str(int(part)) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=8).digest(), "little") >> 1
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` inside the block; outside, everybody's own go on as if nothing had been."""
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def padding_share(lengths: Sequence[int], cut: Iterable[Sequence[int]]) -> float:

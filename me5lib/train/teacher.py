@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from me5lib import io
 from me5lib.config import Stage
 from me5lib.data import split, userdata
-from me5lib.device import autocast, best_device, precision
+from me5lib.device import autocast, best_device, precision, seeded
 from me5lib.io import Me5Error, sha256
 from me5lib.model import encoder as encoders
 from me5lib.model import save_load
@@ -134,8 +134,7 @@ class Teacher(CrossEncoder):
         super().__init__(encoder.tokenizer, encoder.max_tokens)
         self.encoder, self.temperature = encoder.copy(), temperature
         self.encoder.choose_attention()  # as for training, also where it scores
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             first, last = nn.Linear(4 * encoder.width, encoder.width), nn.Linear(encoder.width, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
