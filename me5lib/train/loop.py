@@ -38,7 +38,6 @@ from me5lib.train import checkpoint
 from me5lib.train.distributed import Team
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # ours: AdamW's defaults; not published
-LOGS = ("log.jsonl", "timings.jsonl")
 Evaluator = Callable[[torch.nn.Module, int], dict[str, float]]
 Row = dict[str, Any]
 
@@ -225,7 +224,7 @@ def _begin_log(run: RunOptions, begins: Row) -> TrainingLog:
     if run.folder is None or not run.team.main:
         return TrainingLog([], [])
     start, runs = begins["step"], run.folder / "run.json"
-    for path in (run.folder / file for file in LOGS):
+    for path in (run.folder / file for file in ("log.jsonl", "timings.jsonl")):
         kept = [row for row in _log_rows(path)
                 if (row["evaluate"]["step"] <= start if "evaluate" in row else row["step"] < start)]
         io.put_text(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -195,9 +195,14 @@ class _Tiled(torch.autograd.Function):
             if (lost := hit.squeeze(1) < NEGLIGIBLE).any():  # too small to take the logarithm of
                 loss[lost] = of_tile[lost].logsumexp(1, keepdim=True) - right[lost]
             total += loss.double().sum()
-            if gradients:
-                _add_gradient(gradients[0][part], gradients[1], share, target[part], anchor, candidates)
-                gradients[0][part] /= temperature
+            if gradients:  # d loss / d logit is the share, less one at the target
+                torch.threshold_(share, NEGLIGIBLE, 0)
+                own, others = gradients[0][part], gradients[1]
+                torch.mm(share, candidates, out=own)
+                others.addmm_(share.T, anchor)
+                own -= candidates[target[part]]
+                others.index_add_(0, target[part], anchor, alpha=-1)
+                own /= temperature
         ctx.save_for_backward(*gradients)
         return total.to(logits.dtype)
 
@@ -206,17 +211,6 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, times what comes from above: a scalar, for the rows' losses were summed."""
         return *(gradient * upstream for gradient in ctx.saved_tensors), None, None, None, None, None
-
-
-def _add_gradient(
-    own: Tensor, others: Tensor, shares: Tensor, target: Tensor, anchor: Tensor, candidates: Tensor
-) -> None:
-    """d loss / d logit is the share, less one at the target: pulled back to the anchors (`own`) and the candidates."""
-    torch.threshold_(shares, NEGLIGIBLE, 0)
-    torch.mm(shares, candidates, out=own)
-    others.addmm_(shares.T, anchor)
-    own -= candidates[target]
-    others.index_add_(0, target, anchor, alpha=-1)
 
 
 def widen(vectors: Tensor) -> Tensor:

@@ -315,7 +315,15 @@ def mine_shards(
     starts = {start: out / f"shard-{i:05}.json" for i, start in enumerate(range(0, len(rows), QUERIES_A_SHARD))}
     missing = [start for start, path in starts.items() if not path.is_file()]
     kept = out / "passages.npy"  # until all shards are mined
-    vectors = _vectors(pools, kept, encoder, progress) if missing and encoder else {}
+    vectors = {}
+    if missing and encoder:
+        texts = [text for pool in pools.values() for text in pool.texts]
+        every = io.read_array(kept, np.float32, len(texts), 2, f"its {len(texts):,} passages are encoded again")
+        if every is None:
+            every = encoder.encode(texts, PASSAGE, progress=progress)
+            io.put_array(kept, every)
+        ends = np.cumsum([len(pool.texts) for pool in pools.values()])
+        vectors = dict(zip(pools, np.split(every, ends[:-1]), strict=True))
 
     @functools.cache  # made once, for all shards
     def open_pool(key: PoolKey) -> tuple[Pool, DenseIndex | BM25Index]:
@@ -334,14 +342,3 @@ def mine_shards(
     report = merge([MiningReport(*map(one.get, MiningReport._fields)) for one in made])
     io.put_json(out / "report.json", report._asdict() | {"not_used": not_used})
     return report
-
-
-def _vectors(pools: Mapping[PoolKey, Pool], path: Path, encoder: Encoder, progress: bool) -> dict[PoolKey, np.ndarray]:
-    """The vectors of every pool's passages, fp32 [P, d]; they are kept at `path`."""
-    texts = [text for pool in pools.values() for text in pool.texts]
-    vectors = io.read_array(path, np.float32, len(texts), 2, f"its {len(texts):,} passages are encoded again")
-    if vectors is None:
-        vectors = encoder.encode(texts, PASSAGE, progress=progress)
-        io.put_array(path, vectors)
-    ends = np.cumsum([len(pool.texts) for pool in pools.values()])
-    return dict(zip(pools, np.split(vectors, ends[:-1]), strict=True))

@@ -200,18 +200,6 @@ def top_k(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray
     """
     import faiss
 
-    refuse_vectors(queries, passages)
-    k = min(k, len(passages))
-    if not k or not len(queries):
-        return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    sides = (np.ascontiguousarray(side, np.float32) for side in (queries, passages))
-    scores, rows = faiss.knn(*sides, k, metric=faiss.METRIC_INNER_PRODUCT)
-    order = np.lexsort((rows, -scores))  # faiss gives equal scores from the highest row down
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-
-
-def refuse_vectors(queries: np.ndarray, passages: np.ndarray) -> None:
-    """Raise `Me5Error` for vectors of different width, and for one that is not finite."""
     if queries.shape[1] != passages.shape[1]:
         raise Me5Error(f"queries have {queries.shape[1]} dimensions and passages {passages.shape[1]}: "
                        "encode both with one model")
@@ -220,3 +208,10 @@ def refuse_vectors(queries: np.ndarray, passages: np.ndarray) -> None:
         if len(bad):
             raise Me5Error(f"the vector of {name} {bad[0]} is not finite ({len(bad)} of {len(vectors)} are not): "
                            "mend or leave out its text, or encode in fp32")
+    k = min(k, len(passages))
+    if not k or not len(queries):
+        return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    sides = (np.ascontiguousarray(side, np.float32) for side in (queries, passages))
+    scores, rows = faiss.knn(*sides, k, metric=faiss.METRIC_INNER_PRODUCT)
+    order = np.lexsort((rows, -scores))  # faiss gives equal scores from the highest row down
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
