@@ -7,7 +7,7 @@ import torch
 
 from me5lib.io import Me5Error
 from me5lib.pairs import Pair
-from me5lib.train.gradcache import GraphMeter, cached_step, fitting_budget, mix, padding_share, pieces, seeded
+from me5lib.train.gradcache import GraphMeter, cached_step, fitting_budget, mix, pieces, seeded
 from me5lib.train.loss import info_nce, make_batch
 
 TEXTS, WIDTH, BUDGET = 24, 16, 60
@@ -140,13 +140,6 @@ def test_pieces_cover_every_text_once_sorted_and_within_the_budget():
     many = [len(row) for row in tokens(300)]
     sizes = [len(piece) * max(many[i] for i in piece) for piece in pieces(many, 64)]
     assert max(sizes) <= 64 and sum(sizes) / len(sizes) > 48  # within the budget, and using it
-
-
-def test_padding_share_counts_empty_positions():
-    assert padding_share([1, 3], [[0, 1]]) == pytest.approx(2 / 6)
-    assert padding_share([1, 3], [[0], [1]]) == 0.0
-    lengths = [len(row) for row in tokens(200)]
-    assert padding_share(lengths, pieces(lengths, 200)) < padding_share(lengths, [range(200)]) / 3
 
 
 def test_replay_keeps_the_graph_of_one_piece():

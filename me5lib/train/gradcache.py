@@ -105,12 +105,6 @@ def mix(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=8).digest(), "little") >> 1
 
 
-def padding_share(lengths: Sequence[int], cut: Iterable[Sequence[int]]) -> float:
-    """Share of the positions given to the encoder that hold no token, when each piece is padded to its longest."""
-    padded = sum(len(piece) * max(lengths[i] for i in piece) for piece in cut if piece)
-    return 1 - sum(lengths) / padded
-
-
 class GraphMeter:
     """Counts the bytes that autograd keeps for the backward pass: `with GraphMeter(parameters).watch() as meter: …`.
 
