@@ -114,7 +114,7 @@ def test_piece_and_window_sizes_bound_what_is_held_and_change_nothing(encoder, t
         assert budget == 1 or max(seen) <= budget
     handle.remove()
     told = []
-    encoder(ids, 200, told.append)
+    encoder.pool(ids, 200, told.append)
     assert sum(told) == len(ids) and max(told) < len(ids) / 2  # so a bar moves piece by piece
     monkeypatch.setattr(module, "WINDOW", 7)
     np.testing.assert_allclose(encoder.encode(texts[::-1]), whole[::-1], atol=1e-6)

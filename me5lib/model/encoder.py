@@ -116,10 +116,9 @@ class Encoder(nn.Module):
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         return shortened(text.cut_by(self.tokenizer.backend_tokenizer, [prefix + each for each in clean(texts)]), limit)
 
-    def forward(self, ids: Sequence[Sequence[int]], token_budget: int | None = None,
-                advance: Callable[[int], object] = lambda texts: None) -> Tensor:  # fmt: skip
+    def forward(self, ids: Sequence[Sequence[int]], token_budget: int | None = None) -> Tensor:
         """Unit vectors, fp32 [n, width], of n rows of token ids, in their order and with gradient, in one graph."""
-        return nn.functional.normalize(self.pool(ids, token_budget, advance), dim=-1)
+        return nn.functional.normalize(self.pool(ids, token_budget), dim=-1)
 
     def pool(self, ids: Sequence[Sequence[int]], token_budget: int | None = None,
              advance: Callable[[int], object] = lambda texts: None) -> Tensor:  # fmt: skip

@@ -258,8 +258,19 @@ def mine_file(
         raise Me5Error("--near compares vectors: it goes with --by dense only")
     rows, file = read_pairs(data, encoding, **columns)
     encoder = Encoder.load(model).to(best_device()) if cfg.by == "dense" else None
-    claim_folder(out, {**cfg._asdict(), "data": io.sha256(data.expanduser()),
-                       "model": model_identity(model) if encoder else "", "columns": columns, "encoding": encoding})
+    settings = {**cfg._asdict(), "data": io.sha256(data.expanduser()), "columns": columns, "encoding": encoding,
+                "model": model_identity(model) if encoder else ""}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / "settings.json").is_file():
+            io.put_json(out / "settings.json", settings)
+        before = io.read_json(out / "settings.json")
+    except (OSError, ValueError) as error:
+        raise Me5Error(f"cannot write to {out} ({' '.join(str(error).split())[:120]}): choose another --out") from None
+    for name in before | settings:
+        if before.get(name) != settings.get(name):
+            raise Me5Error(f"{out} was begun with another {name} ({before.get(name)}, not {settings.get(name)}): "
+                           "choose another --out, or delete it")
     not_used = {userdata.REASONS[why]: (len(met), file.unit, met[:5]) for why, met in file.unused_lines.items()}
     report = mine_shards(rows, out, cfg, encoder, not_used, progress)
     lines = [*file.reasons(), *report_lines(report)]
@@ -285,22 +296,6 @@ def read_pairs(path: Path, encoding: str = "utf8", **columns: Any) -> tuple[list
         raise Me5Error("; ".join([f"{path} has no query with a positive passage: nothing can be mined",
                                   *file.reasons()]))
     return list(rows.values()), file
-
-
-def claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """The folder with its settings. Raises `Me5Error` where other ones were begun there, or it cannot be written."""
-    path = out / "settings.json"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            io.put_json(path, settings)
-        before = io.read_json(path)
-    except (OSError, ValueError) as error:
-        raise Me5Error(f"cannot write to {out} ({' '.join(str(error).split())[:120]}): choose another --out") from None
-    for name in before | settings:
-        if before.get(name) != settings.get(name):
-            raise Me5Error(f"{out} was begun with another {name} ({before.get(name)}, not {settings.get(name)}): "
-                           "choose another --out, or delete it")
 
 
 def mine_shards(

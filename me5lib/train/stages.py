@@ -46,7 +46,7 @@ from me5lib.train.distributed import Team, gather, gather_relations, global_mean
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes, card_prefixes
 from me5lib.train.monitor import watch
-from me5lib.train.teacher import TRAINED, teacher_fingerprint
+from me5lib.train.teacher import teacher_fingerprint
 
 Rows = Sequence[Pair] | Sequence[Labelled]
 BUDGET, RANDOM = "budget.json", "random weights"
@@ -97,12 +97,9 @@ def finetune(
     A `corpus` also says its texts' prefixes, its sources' weights, the model's prompts (`cards.CardTexts`).
     From random weights the learning rate is stage 1's (ours: stage 2's own would leave them nearly as they were).
     """
-    stage, most = scale.finetune, scale.model.max_tokens
+    stage = scale.finetune
     if negatives not in NEGATIVE_KINDS:
         raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(NEGATIVE_KINDS)}")
-    if teacher and stage.teacher == TRAINED and stage.query_tokens + stage.passage_tokens > most:
-        raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
-                       f"must be at most model.max_tokens, {most}")
     team = team or Team.alone()
     corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
     stage = stage if start else dataclasses.replace(stage, lr=scale.train.lr)
@@ -163,10 +160,8 @@ def start_encoder(
     scale: Scale, seed: int, out: Path, corpus: Corpus | HubCorpus, stage: Stage, team: Team, start: Path | str | None
 ) -> Encoder:
     """The encoder that a stage starts from, on the team's device, with the stage's switches that save memory."""
-    def make() -> Encoder:
-        return initial_encoder(scale, seed, out, corpus) if start is None else Encoder.load(start).trained_further()
-
-    encoder = team.main_process_first(make).to(team.device)
+    encoder = team.main_process_first(lambda: initial_encoder(scale, seed, out, corpus) if start is None
+                                      else Encoder.load(start).trained_further()).to(team.device)
     if stage.gradient_checkpointing:
         encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     encoder.freeze(stage.frozen)
