@@ -174,11 +174,10 @@ def pack(part: Callable[[str], Tensor], config: Mapping[str, Any], precision: st
         if precision == "int8":
             between = attend(x, layer, piece, weights.heads)
             after = feed(between, layer)
-            layer = layer._replace(
+            layer, x = layer._replace(
                 qkv=_quantise(layer.qkv, x.abs().amax(0)), attention_out=_quantise(layer.attention_out),
                 widen=_quantise(layer.widen, between.abs().amax(0)), narrow=_quantise(layer.narrow),
-            )  # fmt: skip
-            x = after
+            ), after  # fmt: skip
         weights.layers.append(layer)
     return weights
 

@@ -4,7 +4,6 @@
     encoder = cut_vocabulary(encoder, texts)              # all that `texts` use: each of them keeps its vector
     encoder = cut_vocabulary(encoder, texts, 62_000)      # the commonest: a text with a rarer piece is spelt otherwise
 
-
 Of mE5-small's 118 million weights 96 million are the table of its 250,037 tokens, most of which a language never needs.
 Cost: each text is tokenised once.
 """
