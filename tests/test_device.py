@@ -60,11 +60,6 @@ def test_a_model_by_name_runs_on_the_gpu(run, gpu, monkeypatch):
     assert gpu == ["cuda"]
 
 
-def test_the_precision_is_a_property_of_the_machine_and_says_why():
-    first, second = device.precision(torch.device("cpu")), device.precision(torch.device("cpu"))
-    assert first == second and first.name in {"bf16", "fp32"} and "CPU" in first.reason
-
-
 @pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp32")])
 def test_a_gpu_without_bf16_takes_fp32(monkeypatch, native, name):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
