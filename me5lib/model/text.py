@@ -11,7 +11,7 @@ stored bare; the prefix is put on here, last. Token ids decide vectors, and a wr
 
 An own vocabulary is a unigram model with XLM-R's normaliser and layout, trained by sentencepiece on one thread because
 the trainer of `tokenizers` gives another vocabulary at every run. 100,000 interface strings make 32,000 pieces in about
-ten seconds on one core.
+ten seconds on one core. XLM-R's character map is derived from sentencepiece's in three, once a process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import functools
 import hashlib
 import io
 import json
-import lzma
 import re
 import struct
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,11 +52,18 @@ ROLES = {
     "model_input_names": ["input_ids", "attention_mask"],  # one segment: no token types
 }  # fmt: skip
 VOCABULARIES = range(250_002, 250_049)  # rows of the embedding tables of XLM-R, Multilingual-MiniLM and mE5
-CHARSMAP = PACKAGE / "model" / "xlmr_charsmap.xz"  # MIT licence, as all of XLM-R
 GOLDEN = PACKAGE / "model" / "golden_ids.jsonl"  # sentences of ours, and the ids that mE5's own tokenizer gives them
+# Characters that Unicode gained after XLM-R's map was made: XLM-R leaves them alone, today's map folds some of them.
+_LATER = (
+    (0x061C, 0x061C), (0x32FF, 0x32FF), (0xA7F1, 0xA7F4), (0xAB69, 0xAB69), (0x105C0, 0x105FF), (0x10780, 0x107BA),
+    (0x11380, 0x113FF), (0x11900, 0x1195F), (0x16100, 0x1613F), (0x16D40, 0x16D7F), (0x1CCD6, 0x1CCF9),
+    (0x1E030, 0x1E06D), (0x1F16C, 0x1F16C), (0x1F23B, 0x1F23B), (0x1FBF0, 0x1FBF9),
+)  # fmt: skip
 SEGMENTER_VERSION = 1  # raise it when what is derived of a tokenizer changes
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # sentencepiece's types of a piece
 _in_use: WeakValueDictionary[bytes, PreTrainedTokenizerFast] = WeakValueDictionary()
+_JOINER = {"\u200d": " "}  # XLM-R's map makes a space of the zero-width joiner; today's keeps it
+_RULES_SHA256 = "e85b175040c3dcd9120ff1fe2fbe630f7abfcd22267d6c763cfc5390374c7849"
 
 
 def instruct(task: str, query: str) -> str:
@@ -251,10 +258,8 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
     counts = Counter(chain.from_iterable(sample))
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocabulary // 3]
     letters = [character for character, count in common if count > 1 and not character.isspace()]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample), model_writer=model, minloglevel=2, model_type="unigram", vocab_size=vocabulary,
-        hard_vocab_limit=False, num_threads=1, shuffle_input_sentence=False,
+    return _sentencepiece_model(
+        sample, model_type="unigram", vocab_size=vocabulary, num_threads=1, shuffle_input_sentence=False,
         character_coverage=0.98,  # the least that sentencepiece takes; `required_chars` adds the rest
         required_chars="".join(dict.fromkeys([*letters, ":"])),  # every prefix ends with one
         byte_fallback=True,
@@ -264,13 +269,67 @@ def _train_unigram(sample: list[str], vocabulary: int) -> bytes:
         **dict(zip(("bos_piece", "pad_piece", "eos_piece", "unk_piece"), SPECIAL, strict=True)),
         max_sentence_length=4 * TRAINING_CHARS,  # bytes, so that none is skipped
     )  # fmt: skip
+
+
+def _sentencepiece_model(sample: list[str], **options: Any) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sample), model_writer=model, minloglevel=2,
+                                             hard_vocab_limit=False, **options)
     return model.getvalue()
 
 
+@functools.cache
 def charsmap() -> bytes:
-    """XLM-R's character map, as the normaliser `Precompiled` of `tokenizers` takes it: out of its own tokenizer.json.
+    """XLM-R's character map, as the normaliser `Precompiled` of `tokenizers` takes it.
 
-    It is sentencepiece's `nmt_nfkc` as it was in 2019. Today's folds characters that Unicode gained since, and keeps
-    the zero-width joiner, of which XLM-R makes a space.
+    It is sentencepiece's `nmt_nfkc` as it was in 2019. Today's differs only in rules that name a character that Unicode
+    gained later, and in the joiner: without those and with the joiner it has XLM-R's 224,711 rules exactly, whose hash
+    is held. Raises `Me5Error` otherwise.
     """
-    return lzma.decompress(CHARSMAP.read_bytes())
+    today = _read_map(_compiled(normalization_rule_name="nmt_nfkc"))
+    later = {chr(code) for first, last in _LATER for code in range(first, last + 1)}
+    rules = {source: target for source, target in today.items() if later.isdisjoint(source)} | _JOINER
+    if hashlib.sha256(json.dumps(sorted(rules.items())).encode("ascii")).hexdigest() != _RULES_SHA256:
+        raise Me5Error(f"XLM-R's character map cannot be had from that of sentencepiece {sentencepiece.__version__}: "
+                       "install the version of constraints.txt")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rules.tsv"
+        rows = [[" ".join(f"{ord(letter):X}" for letter in text) for text in rule] for rule in rules.items()]
+        file.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="ascii")
+        return _compiled(normalization_rule_tsv=str(file))
+
+
+def _compiled(**normaliser: str) -> bytes:
+    """The character map that sentencepiece's trainer compiles into a model, here one of next to no text.
+
+    Of its protobuf message, field 1 of the normaliser is its name, field 2 the map: its length, seven bits a byte with
+    the lowest first, and its bytes.
+    """
+    content, size = _sentencepiece_model(["a b"] * 8, vocab_size=8, **normaliser), 0
+    start, end = re.search(rb"\n.(nmt_nfkc|user_defined)\x12([\x80-\xff]*[\0-\x7f])", content, re.DOTALL).span(2)
+    for byte in reversed(content[start:end]):
+        size = size << 7 | byte & 0x7F
+    return content[end : end + size]
+
+
+def _read_map(charsmap: bytes) -> dict[str, str]:
+    """Source → target of every rule of a compiled map: a double-array trie of UTF-8 bytes, and the targets behind it.
+
+    A unit (uint32) of the trie: bits 0–7 its label, bit 8 whether a rule ends here, bits 10–31 how far its children
+    lie (shifted by 8 more where bit 9 is set). The first child of an end holds where its target begins.
+    """
+    (size,) = struct.unpack_from("<I", charsmap)
+    units, targets = np.frombuffer(charsmap[4 : 4 + size], "<u4"), charsmap[4 + size :]
+    children = (units >> 10) << ((units & 0x200) >> 6)  # how far those of each unit lie from it
+    labels, rules, level = np.arange(1, 256, dtype=np.uint32), {}, [(children[0], b"")]
+    while level:  # a level of the trie at a time: a byte longer each
+        at = np.array([place for place, _ in level], np.uint32)[:, None] ^ labels
+        parents, label = np.nonzero(units[np.minimum(at, len(units) - 1)] & 0x800000FF == labels)
+        at = at[parents, label]
+        below, ends = at ^ children[at], (units[at] & 0x100).astype(bool)
+        sources = [level[parent][1] + bytes((byte + 1,)) for parent, byte in zip(parents, label, strict=True)]
+        for i in np.flatnonzero(ends):
+            start = units[below[i]] & 0x7FFFFFFF
+            rules[sources[i].decode("utf8")] = targets[start : targets.index(b"\0", start)].decode("utf8")
+        level = list(zip(below, sources, strict=True))
+    return rules
