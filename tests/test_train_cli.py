@@ -132,6 +132,7 @@ def test_options_of_a_scale_and_of_your_own_file_do_not_mix(faq):
     refused(run(*faq, "--scale", "base"), "--scale does not go with --data")
     refused(run(*faq, "--scratch"), "--scratch does not go with --data")
     refused(run(*faq, "--dry-run"), "--dry-run does not go with --data")
+    refused(run(*faq, "--plan", "--epochs", 0), "must be above zero")
     refused(run(*faq, "--passage-column", "answer"), "no column 'answer'", "'query', 'positive'")
 
 

@@ -99,7 +99,9 @@ def finetune_command(
         raise Me5Error(f"{wrong} does not go with --data: its dials are shown by --plan; an --instruction is another")
     from me5lib.data import userdata
     from me5lib.model.save_load import instruct_prompts
+    from me5lib.train import fit
 
+    fit.passes(epochs)
     columns = {"query": query_column, "passage": passage_column, "negatives": split_names(negative_columns),
                "language": language_column}
     corpus = userdata.read_corpus(data, **columns, encoding=encoding, symmetric=symmetric)

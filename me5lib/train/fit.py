@@ -51,6 +51,14 @@ def open_start(model: str | Path, say: Callable[[str], object] = print) -> str |
     return folder if ref.kind == "folder" else pinned(ref)
 
 
+def passes(epochs: float | None) -> float:
+    """`epochs`, by default the paper's. Raises `Me5Error` for a training of no length, and for an endless one."""
+    epochs = EPOCHS if epochs is None else epochs
+    if not 0 < epochs < math.inf:
+        raise Me5Error("--epochs must be above zero, and not endless")
+    return epochs
+
+
 def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None = None, overrides: Sequence[str] = (),
         teacher: str = "") -> Scale:
     """The settings for this file and this model, each with its reason; `overrides` as `finetune.lr=1e-5`.
@@ -59,9 +67,7 @@ def fit(corpus: OwnCorpus, encoder: Encoder, start: str, *, epochs: float | None
     "trained", the hub id of a cross-encoder, or "" for none. Raises `Me5Error` for an unknown setting, and for one that
     says nothing about one's own file.
     """
-    epochs = EPOCHS if epochs is None else epochs
-    if not 0 < epochs < math.inf:
-        raise Me5Error("--epochs must be above zero, and not endless")
+    epochs = passes(epochs)
     by_hand = [override.partition("=")[0] for override in overrides]
     base = config.load("base", overrides)  # refuses what is no setting, or no value
     if idle := [key for key in by_hand if not key.startswith("finetune.") and key != "data.language_temperature"]:

@@ -46,7 +46,7 @@ from me5lib.train.distributed import Team, gather, gather_relations, global_mean
 from me5lib.train.gradcache import cached_step, fitting_budget, mix
 from me5lib.train.labelled import NEGATIVE_KINDS, Prefixes, card_prefixes
 from me5lib.train.monitor import watch
-from me5lib.train.teacher import teacher_fingerprint
+from me5lib.train.teacher import TRAINED, teacher_fingerprint
 
 Rows = Sequence[Pair] | Sequence[Labelled]
 BUDGET, RANDOM = "budget.json", "random weights"
@@ -97,9 +97,12 @@ def finetune(
     A `corpus` also says its texts' prefixes, its sources' weights, the model's prompts (`cards.CardTexts`).
     From random weights the learning rate is stage 1's (ours: stage 2's own would leave them nearly as they were).
     """
-    stage = scale.finetune
+    stage, most = scale.finetune, scale.model.max_tokens
     if negatives not in NEGATIVE_KINDS:
         raise Me5Error(f"unknown negatives {negatives!r}: choose one of {', '.join(NEGATIVE_KINDS)}")
+    if teacher and stage.teacher == TRAINED and stage.query_tokens + stage.passage_tokens > most:
+        raise Me5Error(f"the teacher reads query and passage together: finetune.query_tokens + finetune.passage_tokens "
+                       f"must be at most model.max_tokens, {most}")
     team = team or Team.alone()
     corpus = corpus or team.main_process_first(lambda: open_corpus(scale, progress))
     stage = stage if start else dataclasses.replace(stage, lr=scale.train.lr)
